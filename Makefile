@@ -1,0 +1,55 @@
+# VAR Edge: every step is one command. `make help` lists them.
+
+MODEL     ?= var_d16
+PRECISION ?= fp32
+PYTHON3   ?= python3
+
+PYTHON    := .venv/bin/python
+INSTALLED := .venv/.installed
+BUNDLE    := build/$(MODEL)/$(PRECISION)
+
+DEMO_BUNDLE := build/var_demo/fp32
+DEMO_LABELS := 0,1,2,3,4,5,6,7
+
+# Where the weights come from; with none of the three the exporter looks in $VAR_CHECKPOINTS, then on the model hub.
+WEIGHTS := $(if $(RANDOM_WEIGHTS),--random-weights $(RANDOM_WEIGHTS))
+WEIGHTS += $(if $(VAR_CHECKPOINT),--var-checkpoint $(VAR_CHECKPOINT))
+WEIGHTS += $(if $(VAE_CHECKPOINT),--vae-checkpoint $(VAE_CHECKPOINT))
+
+.PHONY: help setup demo onnx lint test test-full clean
+.DEFAULT_GOAL := help
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## make .venv and install the project with its export and development tools
+
+$(INSTALLED): pyproject.toml
+	@test -x $(PYTHON) || $(PYTHON3) -m venv .venv
+	@echo "installing VAR Edge and what it needs into .venv (minutes the first time)"
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[export,dev]'
+	@touch $@
+
+demo: $(DEMO_BUNDLE)/manifest.json ## export the demo model and draw eight of its classes: build/demo.png
+	@$(PYTHON) -m runtime.generate --bundle $(DEMO_BUNDLE) --label $(DEMO_LABELS) --seed 0 --out build/demo.png
+
+$(DEMO_BUNDLE)/manifest.json: $(INSTALLED) $(wildcard export/*.py export/*/*.py export/recipes/var_demo.toml \
+                              examples/demo_model/weights/*)
+	@$(PYTHON) -m export --model var_demo --precision fp32 --out $(DEMO_BUNDLE)
+
+onnx: $(INSTALLED) ## export MODEL=var_d16 PRECISION=fp32 [VAR_CHECKPOINT=F VAE_CHECKPOINT=F | RANDOM_WEIGHTS=SEED]
+	@$(PYTHON) -m export --model $(MODEL) --precision $(PRECISION) $(strip $(WEIGHTS)) --out $(BUNDLE)
+
+lint: $(INSTALLED) ## check style and types
+	@$(PYTHON) -m ruff check --quiet .
+	@$(PYTHON) -m mypy --no-error-summary
+
+test: lint ## check style and types, run the tests (no download, no GPU)
+	@$(PYTHON) -m pytest -q
+
+test-full: lint ## the same with the full-size d16 checks: minutes and gigabytes
+	@$(PYTHON) -m pytest -q -m ''
+
+clean: ## remove what was built, keep .venv
+	@rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
