@@ -1,0 +1,199 @@
+"""Every ONNX graph of a bundle: what it computes, and the names, dtypes and shapes of its inputs and outputs.
+
+This is the one place that names tensors; everyone else reads them from here or from the manifest. Symbolic axes: B batch,
+2B conditional then unconditional half, L tokens of the scale, L_next tokens of the next one, S tokens of all earlier ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.model import VAR, VQVAE, sampler
+from export.model.quantizer import PHI_COUNT, PHI_RATIO
+from export.model.transformer import HEAD_SIZE
+from export.recipe import Recipe
+from runtime.manifest import Tensor as TensorSpec
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph to export: `module` maps `inputs` to `outputs`, in this order."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def all_graphs(recipe: Recipe, var: VAR, vqvae: VQVAE) -> Iterator[Graph]:
+    """The graphs of a bundle, in the order of their use."""
+    yield condition(recipe, var)
+    yield transformer(recipe, var)
+    yield bridge(recipe, var, vqvae)
+    yield decoder(recipe, vqvae)
+    yield encoder(recipe, vqvae)
+
+
+def condition(recipe: Recipe, var: VAR) -> Graph:
+    return Graph("condition", Condition(var), (TensorSpec("labels", "int64", ("B",)),), _conditioning(recipe, 1))
+
+
+def transformer(recipe: Recipe, var: VAR) -> Graph:
+    x, modulation, head_modulation = (
+        TensorSpec("x", "float32", ("L", "2B", recipe.width)),
+        *_conditioning(recipe, 1)[:2],
+    )
+    past = [TensorSpec(name, "float32", ("S", "2B", recipe.heads, HEAD_SIZE)) for name in _kv_names("past", recipe)]
+    new = [TensorSpec(name, "float32", ("L", "2B", recipe.heads, HEAD_SIZE)) for name in _kv_names("new", recipe)]
+    logits = TensorSpec("logits", "float32", ("L", "2B", recipe.vocab_size))
+    return Graph("transformer", Step(var), (x, modulation, head_modulation, *past), (logits, *new))
+
+
+def bridge(recipe: Recipe, var: VAR, vqvae: VQVAE) -> Graph:
+    pixels = recipe.grid**2
+    f_hat = ("B", recipe.code_size, recipe.grid, recipe.grid)
+    inputs = (
+        TensorSpec("logits", "float32", ("L", "2B", recipe.vocab_size)),
+        TensorSpec("f_hat", "float32", f_hat),
+        TensorSpec("uniforms", "float32", ("B", "L")),
+        TensorSpec("guidance", "float32", (1,)),
+        TensorSpec("top_k", "int64", (1,)),
+        TensorSpec("top_p", "float32", (1,)),
+        TensorSpec("keep", "bool", ("B", "L")),
+        TensorSpec("kept_tokens", "int32", ("B", "L")),
+        TensorSpec("upsample", "float32", ("L", pixels)),
+        TensorSpec("phi", "int64", (1,)),
+        TensorSpec("downsample", "float32", (pixels, "L_next")),
+        TensorSpec("next_positions", "int64", ("L_next",)),
+    )
+    outputs = (
+        TensorSpec("drawn", "int32", ("B", "L")),
+        TensorSpec("tokens", "int32", ("B", "L")),
+        TensorSpec("f_hat_out", "float32", f_hat),
+        TensorSpec("x_next", "float32", ("L_next", "2B", recipe.width)),
+    )
+    return Graph("bridge", Bridge(var, vqvae), inputs, outputs)
+
+
+def decoder(recipe: Recipe, vqvae: VQVAE) -> Graph:
+    f_hat = TensorSpec("f_hat", "float32", ("B", recipe.code_size, recipe.grid, recipe.grid))
+    return Graph("decoder", Decoder(vqvae), (f_hat,), (_image(recipe),))
+
+
+def encoder(recipe: Recipe, vqvae: VQVAE) -> Graph:
+    tokens = TensorSpec("tokens", "int32", ("B", recipe.tokens))
+    return Graph("encoder", Encoder(vqvae), (_image(recipe),), (tokens,))
+
+
+def _conditioning(recipe: Recipe, first_tokens: int) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
+    return (
+        TensorSpec("modulation", "float32", (recipe.depth, 6, "2B", recipe.width)),
+        TensorSpec("head_modulation", "float32", (2, "2B", recipe.width)),
+        TensorSpec("x", "float32", (first_tokens, "2B", recipe.width)),
+    )
+
+
+def _kv_names(prefix: str, recipe: Recipe) -> list[str]:
+    return [f"{prefix}_{kind}_{block:02d}" for kind in "kv" for block in range(recipe.depth)]
+
+
+def _image(recipe: Recipe) -> TensorSpec:
+    return TensorSpec("image", "uint8", ("B", recipe.image_size, recipe.image_size, 3))
+
+
+class Condition(nn.Module):
+    """Labels to everything that is constant over the scales, and the input of the first one."""
+
+    def __init__(self, var: VAR):
+        super().__init__()
+        self.var = var
+
+    def forward(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        unconditional = labels.clamp_min(self.var.recipe.num_classes)  # labels are at most that; no shape arithmetic
+        return self.var.condition(torch.cat((labels, unconditional)))  # (2B,)
+
+
+class Step(nn.Module):
+    """One scale of the transformer, its K/V flattened into one argument list: all k, then all v."""
+
+    def __init__(self, var: VAR):
+        super().__init__()
+        self.var = var
+
+    def forward(self, x: Tensor, modulation: Tensor, head_modulation: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        depth = self.var.recipe.depth
+        logits, new_k, new_v = self.var(x, modulation, head_modulation, past[:depth], past[depth:])
+        return logits, *new_k, *new_v
+
+
+class Bridge(nn.Module):
+    """Everything between two steps: guidance, sampling, codebook, f_hat, the next input.
+
+    What differs from scale to scale comes in as data: both resizes as matrices over flattened maps, the number of the phi
+    convolution, the positions of the next tokens. So one graph serves all scales.
+    """
+
+    def __init__(self, var: VAR, vqvae: VQVAE):
+        super().__init__()
+        self.var = var
+        self.vqvae = vqvae
+
+    def forward(
+        self,
+        logits: Tensor,
+        f_hat: Tensor,
+        uniforms: Tensor,
+        guidance: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        keep: Tensor,
+        kept_tokens: Tensor,
+        upsample: Tensor,
+        phi: Tensor,
+        downsample: Tensor,
+        next_positions: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        weights = sampler.filtered(sampler.guided(logits, guidance), top_k, top_p)  # (L, B, V)
+        drawn = sampler.drawn(weights, uniforms.T).T.to(torch.int32)  # (B, L)
+        tokens = torch.where(keep, kept_tokens, drawn)
+        codes = self.vqvae.quantize.embedding(tokens).transpose(1, 2)  # (B, Z, L)
+        f_hat = f_hat + self._phi((codes @ upsample).unflatten(2, f_hat.shape[2:]), phi)
+        features = (f_hat.flatten(2) @ downsample).permute(2, 0, 1)  # (L_next, B, Z)
+        x_next = self.var.embed(features, self.var.positions().index_select(0, next_positions))  # (L_next, B, C)
+        return drawn, tokens, f_hat, torch.cat((x_next, x_next), dim=1)
+
+    def _phi(self, h: Tensor, index: Tensor) -> Tensor:
+        """h (B, Z, P, P) -> phi of that index: all four are computed, as engines want convolutions with constant weights."""
+        phis = self.vqvae.quantize.quant_resi.qresi_ls
+        weight, bias = torch.cat([phi.weight for phi in phis]), torch.cat([phi.bias for phi in phis])
+        convolved = F.conv2d(h, weight, bias, padding=1).unflatten(1, (PHI_COUNT, -1))  # (B, 4, Z, P, P)
+        return (1 - PHI_RATIO) * h + PHI_RATIO * convolved.index_select(1, index).squeeze(1)
+
+
+class Decoder(nn.Module):
+    """f_hat to the picture as bytes."""
+
+    def __init__(self, vqvae: VQVAE):
+        super().__init__()
+        self.vqvae = vqvae
+
+    def forward(self, f_hat: Tensor) -> Tensor:
+        image = self.vqvae.decode(f_hat).clamp(-1, 1) * 0.5 + 0.5  # (B, 3, H, W)
+        return (image.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
+
+
+class Encoder(nn.Module):
+    """A picture as bytes to the tokens of all scales, one after the other."""
+
+    def __init__(self, vqvae: VQVAE):
+        super().__init__()
+        self.vqvae = vqvae
+
+    def forward(self, image: Tensor) -> Tensor:
+        pixels = image.to(torch.float32).permute(0, 3, 1, 2) / 255 * 2 - 1
+        return torch.cat(self.vqvae.encode(pixels), dim=1).to(torch.int32)

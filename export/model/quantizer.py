@@ -1,0 +1,97 @@
+"""Multi-scale residual quantizer: tokens of every scale to and from the feature map f_hat (Tian et al., 2024, algorithms 1 and 2)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export.recipe import Recipe
+
+PHI_COUNT = 4  # convolutions shared by all scales
+PHI_RATIO = 0.5  # phi(h) = (1 - ratio) h + ratio conv(h)
+
+
+def phi_indices(scale_count: int) -> list[int]:
+    """Which of the four phi convolutions each scale uses: the one whose tick is nearest to k / (K - 1).
+
+    Float64 and this way of writing the ticks decide the ties, as in the published code.
+    """
+    ticks = np.linspace(1 / 3 / PHI_COUNT, 1 - 1 / 3 / PHI_COUNT, PHI_COUNT)
+    return [int(np.argmin(np.abs(ticks - k / (scale_count - 1)))) for k in range(scale_count)]
+
+
+def bicubic_matrix(source: int, target: int) -> Tensor:
+    """(target, source): bicubic resize of one axis (align_corners false, a = -0.75, no antialias); the identity if equal."""
+    return _resize_matrix(source, target, mode="bicubic", align_corners=False)
+
+
+def area_matrix(source: int, target: int) -> Tensor:
+    """(target, source): area resize (adaptive average) of one axis."""
+    return _resize_matrix(source, target, mode="area")
+
+
+def _resize_matrix(source: int, target: int, **mode: object) -> Tensor:
+    if source == target:
+        return torch.eye(target)
+    # A separable resize is a matrix product per axis; the interpolation of unit rows is its matrix.
+    # Both axes are resized from a map that is constant along the second, whose weights sum to one.
+    unit = torch.eye(source, dtype=torch.float64).view(source, 1, source, 1).expand(-1, -1, -1, source)
+    resized = nn.functional.interpolate(unit, size=(target, target), **mode)  # type: ignore[arg-type]
+    return resized[:, 0, :, 0].T.contiguous().float()
+
+
+def resize(maps: Tensor, matrix: Tensor) -> Tensor:
+    """maps (B, Z, p, p), matrix (q, p) -> (B, Z, q, q)."""
+    return matrix @ maps @ matrix.T
+
+
+class PhiBank(nn.Module):
+    """The four phi convolutions, side by side."""
+
+    def __init__(self, code_size: int):
+        super().__init__()
+        self.qresi_ls = nn.ModuleList(nn.Conv2d(code_size, code_size, 3, padding=1) for _ in range(PHI_COUNT))
+
+
+class Quantizer(nn.Module):
+    """Codebook and phi convolutions."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        self.recipe = recipe
+        self.embedding = nn.Embedding(recipe.vocab_size, recipe.code_size)
+        self.quant_resi = PhiBank(recipe.code_size)
+        self.phi = phi_indices(len(recipe.patch_nums))
+
+    def contribution(self, k: int, codes: Tensor) -> Tensor:
+        """What scale k adds to f_hat: codes (B, Z, p, p) -> (B, Z, P, P)."""
+        upsampled = resize(codes, bicubic_matrix(codes.shape[-1], self.recipe.grid).to(codes))
+        convolution = self.quant_resi.qresi_ls[self.phi[k]]
+        return (1 - PHI_RATIO) * upsampled + PHI_RATIO * convolution(upsampled)
+
+    def lookup(self, tokens: Tensor) -> Tensor:
+        """tokens (B, p²) -> codes (B, Z, p, p)."""
+        side = round(tokens.shape[1] ** 0.5)
+        return self.embedding(tokens).transpose(1, 2).unflatten(2, (side, side))
+
+    def nearest(self, features: Tensor) -> Tensor:
+        """features (B, Z, p, p) -> tokens (B, p²): the nearest code by Euclidean distance, the first on a tie."""
+        flat = features.flatten(2).transpose(1, 2)  # (B, p², Z)
+        codebook = self.embedding.weight  # (V, Z)
+        distance = (flat**2).sum(-1, keepdim=True) + (codebook**2).sum(-1) - 2 * (flat @ codebook.T)
+        return distance.argmin(-1)
+
+    def tokenize(self, features: Tensor) -> list[Tensor]:
+        """features (B, Z, P, P) of a picture -> tokens (B, p²) per scale."""
+        tokens, rest = [], features
+        for k, side in enumerate(self.recipe.patch_nums):
+            tokens.append(self.nearest(resize(rest, area_matrix(self.recipe.grid, side).to(rest))))
+            rest = rest - self.contribution(k, self.lookup(tokens[k]))
+        return tokens
+
+    def next_features(self, k: int, f_hat: Tensor) -> Tensor:
+        """f_hat (B, Z, P, P) -> features (L, B, Z) that the input of scale k is embedded from."""
+        side = self.recipe.patch_nums[k]
+        small = resize(f_hat, area_matrix(self.recipe.grid, side).to(f_hat))  # (B, Z, p, p)
+        return small.flatten(2).permute(2, 0, 1)

@@ -1,0 +1,75 @@
+"""Guidance and sampling in operations that every inference engine has: no sort, no TopK, no random numbers inside.
+
+Top-k and top-p are both thresholds on the logit, each found by bisection.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LOWEST = -104.0  # exp(-104) is 0 in float32: what lies lower below the largest logit is never drawn
+ROUNDS = 30  # halvings of an interval of at most 104: finer than float32 resolves logits
+BLOCK = 64  # a cumulative sum over V is one over blocks of 64 and one over their totals
+
+
+def guided(logits: Tensor, guidance: Tensor) -> Tensor:
+    """Classifier-free guidance: logits (L, 2B, V), guidance (1,) -> (L, B, V)."""
+    conditional, unconditional = logits.unflatten(1, (2, -1)).unbind(1)  # each (L, B, V)
+    return (1 + guidance) * conditional - guidance * unconditional
+
+
+def filtered(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Unnormalised probabilities after top-k, then top-p: exp(logit - max), and 0 for what is removed.
+
+    logits (..., V), top_k (1,) int64, top_p (1,); 0 keeps all. Equal logits are kept or removed together. Top-p keeps the
+    smallest set whose share of what top-k left is at least top_p.
+    """
+    relative = (logits - logits.amax(-1, keepdim=True)).clamp_min(LOWEST)  # (..., V), at most 0
+    vocabulary = logits.shape[-1]
+    wanted = torch.where(top_k > 0, top_k, vocabulary).to(logits.dtype)
+
+    kept = relative >= _highest_threshold(relative, None, wanted)
+    weights = relative.exp() * kept
+    share = torch.where(top_p > 0, top_p, 2.0)  # 2: more than there is, so all are kept
+    mass = share * weights.sum(-1, keepdim=True)
+    return weights * (relative >= _highest_threshold(relative, weights, mass))
+
+
+def _highest_threshold(values: Tensor, weights: Tensor | None, wanted: Tensor) -> Tensor:
+    """The highest threshold (..., 1) at or above which values weigh at least `wanted`; the lowest value if all weigh less.
+
+    values (..., V), at most 0; weights (..., V), or None to count.
+    """
+    low = values.amin(-1, keepdim=True)
+    step = low * -0.5
+    for _ in range(ROUNDS):
+        above = (values >= low + step).to(values.dtype)
+        weight = (above if weights is None else above * weights).sum(-1, keepdim=True)
+        low = low + step * (weight >= wanted)
+        step = step * 0.5
+    return low
+
+
+def drawn(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """The first index whose cumulative weight exceeds uniform x total, never one with weight 0, nor past the last kept one.
+
+    weights (..., V) unnormalised, uniforms (...) in [0, 1) -> (...) int64.
+    """
+    vocabulary = weights.shape[-1]
+    index = torch.arange(vocabulary)
+    cumulative = cumulative_sum(weights)
+    kept = weights > 0
+    exceeds = kept & (cumulative > uniforms.unsqueeze(-1) * cumulative[..., -1:])
+    first = torch.where(exceeds, index, vocabulary).amin(-1)
+    last_kept = torch.where(kept, index, 0).amax(-1)
+    return torch.minimum(first, last_kept)
+
+
+def cumulative_sum(weights: Tensor) -> Tensor:
+    """(..., V) -> (..., V), as products with triangular matrices; V is a multiple of 64."""
+    blocks = weights.unflatten(-1, (-1, BLOCK))  # (..., V/64, 64)
+    count = weights.shape[-1] // BLOCK
+    within = blocks @ torch.ones(BLOCK, BLOCK).triu()
+    before = within[..., -1] @ torch.ones(count, count).triu(1)  # (..., V/64): total of all earlier blocks
+    return (within + before.unsqueeze(-1)).flatten(-2)

@@ -1,0 +1,178 @@
+"""The VAR transformer with explicit keys and values in and out. Parameter names are those of the published checkpoints.
+
+Tensors are token-major, x (L, B, C) and K/V (S, B, H, 64), so that appending to the KV cache is writing behind it.
+B counts conditional and unconditional halves together (2B columns during guided generation).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.recipe import Recipe
+
+HEAD_SIZE = 64
+MAX_LOG_SCALE = math.log(100)  # ceiling of the learnt attention temperature, with attn_l2_norm
+
+
+class Attention(nn.Module):
+    """Self-attention over the tokens of this scale and, through the cache, of all earlier ones."""
+
+    def __init__(self, width: int, heads: int, l2_norm: bool):
+        super().__init__()
+        self.heads = heads
+        self.l2_norm = l2_norm
+        if l2_norm:
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
+        self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("zero_k_bias", torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self, x: Tensor, past_k: Tensor, past_v: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x (L, B, C), past (S, B, H, 64), mask (L, S + L) added to the scores -> out (L, B, C), new k and v (L, B, H, 64)."""
+        bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
+        qkv = F.linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3 * self.heads, HEAD_SIZE))
+        q, k, v = qkv.chunk(3, dim=2)  # each (L, B, H, 64)
+        if self.l2_norm:
+            temperature = self.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp().view(self.heads, 1)
+            q = F.normalize(q, dim=-1) * temperature
+            k = F.normalize(k, dim=-1)
+        else:
+            q = q * (0.25 / math.sqrt(HEAD_SIZE))
+        all_k = torch.cat((past_k, k))  # (S + L, B, H, 64)
+        all_v = torch.cat((past_v, v))
+        scores = q.permute(1, 2, 0, 3) @ all_k.permute(1, 2, 3, 0)  # (B, H, L, S + L)
+        if mask is not None:
+            scores = scores + mask
+        out = scores.softmax(dim=-1) @ all_v.permute(1, 2, 0, 3)  # (B, H, L, 64)
+        return self.proj(out.permute(2, 0, 1, 3).flatten(2)), k, v
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """One transformer block, modulated by AdaLN. With shared AdaLN it only owns an offset, `ada_gss`."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        width = recipe.width
+        self.attn = Attention(width, recipe.heads, recipe.attn_l2_norm)
+        self.ffn = FeedForward(width)
+        if recipe.shared_aln:
+            self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, width))
+        else:
+            self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def modulation(self, condition: Tensor, shared: Tensor | None) -> Tensor:
+        """condition (B, C), shared (B, 6C) or None -> (B, 6, C): gamma1, gamma2, scale1, scale2, shift1, shift2."""
+        if shared is not None:
+            return shared.unflatten(-1, (6, -1)) + self.ada_gss[0]
+        return self.ada_lin(condition).unflatten(-1, (6, -1))
+
+    def forward(
+        self, x: Tensor, modulation: Tensor, past_k: Tensor, past_v: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x (L, B, C), modulation (6, B, C) with 1 added to the scales -> x, new k and v (L, B, H, 64)."""
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(0)  # each (B, C)
+        attended, k, v = self.attn(normalized(x) * scale1 + shift1, past_k, past_v, mask)
+        x = x + gamma1 * attended
+        x = x + gamma2 * self.ffn(normalized(x) * scale2 + shift2)
+        return x, k, v
+
+
+class HeadNorm(nn.Module):
+    """AdaLN before the classifier head."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+
+class VAR(nn.Module):
+    """Next-scale prediction transformer (Tian et al., 2024, section 3), inference first.
+
+    `condition` runs once per image, `forward` once per scale, `embed` turns the picture so far into the next input.
+    """
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        width = recipe.width
+        self.recipe = recipe
+        self.word_embed = nn.Linear(recipe.code_size, width)
+        self.class_emb = nn.Embedding(recipe.num_classes + 1, width)
+        self.pos_start = nn.Parameter(torch.zeros(1, recipe.scales[0].tokens, width))
+        self.pos_1LC = nn.Parameter(torch.zeros(1, recipe.tokens, width))
+        self.lvl_embed = nn.Embedding(len(recipe.patch_nums), width)
+        if recipe.shared_aln:
+            self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.blocks = nn.ModuleList(Block(recipe) for _ in range(recipe.depth))
+        self.head_nm = HeadNorm(width)
+        self.head = nn.Linear(width, recipe.vocab_size)
+
+    def positions(self) -> Tensor:
+        """(T, C): position plus scale embedding of every token."""
+        levels = [self.lvl_embed.weight[k].expand(scale.tokens, -1) for k, scale in enumerate(self.recipe.scales)]
+        return self.pos_1LC[0] + torch.cat(levels)
+
+    def condition(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What depends on the label alone.
+
+        labels (B,) int64 -> modulation (depth, 6, B, C) and head modulation (2, B, C), both with 1 added to their scales,
+        and the input of the first scale x (1, B, C).
+        """
+        condition = self.class_emb(labels)  # (B, C)
+        shared = self.shared_ada_lin(condition) if self.recipe.shared_aln else None
+        per_block = torch.stack([block.modulation(condition, shared) for block in self.blocks])  # (depth, B, 6, C)
+        one = torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0, 0.0]).view(6, 1, 1)
+        modulation = per_block.transpose(1, 2) + one
+        head = self.head_nm.ada_lin(condition).unflatten(-1, (2, -1)).transpose(0, 1)
+        head_modulation = head + torch.tensor([1.0, 0.0]).view(2, 1, 1)
+        first = self.recipe.scales[0].tokens
+        x = condition + (self.pos_start[0] + self.positions()[:first]).unsqueeze(1)  # (1, B, C)
+        return modulation, head_modulation, x
+
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        head_modulation: Tensor,
+        past_k: Sequence[Tensor],
+        past_v: Sequence[Tensor],
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """One scale: x (L, B, C), past (S, B, H, 64) per block -> logits (L, B, V), new k and v (L, B, H, 64) per block.
+
+        `mask` (L, S + L) is for training, where all scales pass at once; within one scale every token sees all others.
+        """
+        new_k, new_v = [], []
+        for i, block in enumerate(self.blocks):
+            x, k, v = block(x, modulation[i], past_k[i], past_v[i], mask)
+            new_k.append(k)
+            new_v.append(v)
+        scale, shift = head_modulation.unbind(0)  # (B, C)
+        return self.head(normalized(x) * scale + shift), new_k, new_v
+
+    def embed(self, features: Tensor, positions: Tensor) -> Tensor:
+        """features (L, B, Z) of the picture so far, positions (L, C) -> input of the next scale (L, B, C)."""
+        return self.word_embed(features) + positions.unsqueeze(1)
+
+
+def normalized(x: Tensor) -> Tensor:
+    """LayerNorm over channels without affine parameters: AdaLN brings them."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)

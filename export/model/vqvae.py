@@ -1,0 +1,176 @@
+"""The VQVAE around the quantizer: encoder and decoder (the VQGAN architecture of Esser et al., 2021)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.model.quantizer import Quantizer
+from export.recipe import Recipe
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResnetBlock(nn.Module):
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__()
+        self.norm1 = group_norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = group_norm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        if channels_in != channels_out:
+            self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over the pixels of a map."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        q, k, v = self.qkv(self.norm(x)).view(batch, 3, channels, height * width).unbind(1)  # each (B, c, HW)
+        weights = ((q.transpose(1, 2) @ k) * channels**-0.5).softmax(dim=-1)  # (B, HW, HW)
+        out = v @ weights.transpose(1, 2)  # (B, c, HW)
+        return x + self.proj_out(out.view(batch, channels, height, width))
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only, as the checkpoints were trained
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each followed by attention at the lowest one, then a resize."""
+
+    def __init__(self, channels: list[int], attention: bool):
+        super().__init__()
+        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in zip(channels, channels[1:]))
+        self.attn = nn.ModuleList(AttentionBlock(c) for c in channels[1:] if attention)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[i](x)
+        return x
+
+
+class Middle(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels)
+        self.attn_1 = AttentionBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        widths = [recipe.ch * m for m in recipe.ch_mult]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(3, recipe.ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        channels = recipe.ch
+        for i, width in enumerate(widths):
+            level = Level([channels] + [width] * recipe.num_res_blocks, attention=i == last)
+            if i != last:
+                level.downsample = Downsample(width)
+            self.down.append(level)
+            channels = width
+        self.mid = Middle(channels)
+        self.norm_out = group_norm(channels)
+        self.conv_out = nn.Conv2d(channels, recipe.code_size, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for level in self.down:
+            h = level(h)
+            if hasattr(level, "downsample"):
+                h = level.downsample(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        widths = [recipe.ch * m for m in recipe.ch_mult]
+        last = len(widths) - 1
+        channels = widths[last]
+        self.conv_in = nn.Conv2d(recipe.code_size, channels, 3, padding=1)
+        self.mid = Middle(channels)
+        levels = []
+        for i in range(last, -1, -1):
+            level = Level([channels] + [widths[i]] * (recipe.num_res_blocks + 1), attention=i == last)
+            if i != 0:
+                level.upsample = Upsample(widths[i])
+            levels.append(level)
+            channels = widths[i]
+        self.up = nn.ModuleList(reversed(levels))  # checkpoints number the levels from the finest
+        self.norm_out = group_norm(channels)
+        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            h = level(h)
+            if hasattr(level, "upsample"):
+                h = level.upsample(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class VQVAE(nn.Module):
+    """Pictures to multi-scale tokens and back."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__()
+        self.encoder = Encoder(recipe)
+        self.decoder = Decoder(recipe)
+        self.quantize = Quantizer(recipe)
+        self.quant_conv = nn.Conv2d(recipe.code_size, recipe.code_size, 3, padding=1)
+        self.post_quant_conv = nn.Conv2d(recipe.code_size, recipe.code_size, 3, padding=1)
+
+    def features(self, image: Tensor) -> Tensor:
+        """image (B, 3, H, W) in [-1, 1] -> features (B, Z, P, P) before quantization."""
+        return self.quant_conv(self.encoder(image))
+
+    def decode(self, f_hat: Tensor) -> Tensor:
+        """f_hat (B, Z, P, P) -> image (B, 3, H, W), in [-1, 1] but for overshoot that the caller clamps."""
+        return self.decoder(self.post_quant_conv(f_hat))
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        """image (B, 3, H, W) in [-1, 1] -> tokens (B, p²) per scale."""
+        return self.quantize.tokenize(self.features(image))
+
+    def decode_tokens(self, tokens: list[Tensor]) -> Tensor:
+        """tokens (B, p²) per scale -> image (B, 3, H, W), not clamped."""
+        f_hat = torch.stack([self.quantize.contribution(k, self.quantize.lookup(t)) for k, t in enumerate(tokens)])
+        return self.decode(f_hat.sum(0))
