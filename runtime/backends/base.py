@@ -1,0 +1,52 @@
+"""What the scale loop asks of an inference engine."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from ..sampling import Sampling
+
+
+class Backend(Protocol):
+    """The stages of one batch of pictures: `begin`, `step` for scale 0, 1 … K - 1, then `decode`.
+
+    Between these calls everything (keys and values, f_hat, the next input) stays where the engine keeps it.
+    Only what the other methods return travels to numpy, so what nobody asks for costs nothing.
+    """
+
+    name: str
+
+    def begin(self, labels: np.ndarray) -> None:
+        """Starts a batch. `labels` (B,) int64."""
+
+    def step(
+        self,
+        k: int,
+        uniforms: np.ndarray,
+        guidance: float,
+        sampling: Sampling,
+        keep: np.ndarray | None = None,
+        kept_tokens: np.ndarray | None = None,
+    ) -> None:
+        """Draws the tokens of scale k and adds them to f_hat.
+
+        `uniforms` (B, L) float32. Where `keep` (B, L) bool is true, `kept_tokens` (B, L) int32 replace the
+        tokens drawn.
+        """
+
+    def drawn(self, k: int) -> np.ndarray:
+        """(B, L) int32: what scale k, already stepped, drew."""
+
+    def tokens(self, k: int) -> np.ndarray:
+        """(B, L) int32: the same after `keep`."""
+
+    def logits(self) -> np.ndarray:
+        """(L, 2B, V) float32 of the latest step, before guidance: B columns with label, then B without."""
+
+    def decode(self) -> np.ndarray:
+        """(B, H, W, 3) uint8: the pictures as f_hat is after the latest step."""
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """(N, T) int32: the tokens of pictures (N, H, W, 3) uint8. Raises BundleError without an encoder."""

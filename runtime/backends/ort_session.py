@@ -1,0 +1,75 @@
+"""One ONNX Runtime session: opened, checked against the manifest, bound to arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from ..errors import BundleError
+from ..manifest import Graph
+
+ORT_TYPES = {
+    "tensor(float)": "float32",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+
+
+class Session:
+    """A graph of a bundle, ready to run. Raises BundleError if the file is not what the manifest says."""
+
+    def __init__(self, bundle: Path, graph: Graph, threads: int | None) -> None:
+        self._path = bundle / graph.file
+        try:
+            self._session = ort.InferenceSession(
+                self._path, _options(threads), providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            reason = str(error).splitlines()[0]
+            raise BundleError(
+                f"{self._path}: ONNX Runtime {ort.__version__} cannot load it: {reason}"
+            ) from None
+        self._inputs = {tensor.name: ORT_TYPES.get(tensor.type) for tensor in self._session.get_inputs()}
+        self._outputs = {tensor.name: ORT_TYPES.get(tensor.type) for tensor in self._session.get_outputs()}
+        self._agree("manifest", {tensor.name: tensor.dtype for tensor in graph.inputs}, self._inputs)
+        self._agree("manifest", {tensor.name: tensor.dtype for tensor in graph.outputs}, self._outputs)
+
+    def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> Callable[[], None]:
+        """A call that runs the graph on these C-contiguous arrays, reading and writing them where they are.
+
+        Raises BundleError if the graph has other inputs or outputs.
+        """
+        self._agree("runtime", {name: array.dtype.name for name, array in inputs.items()}, self._inputs)
+        self._agree("runtime", {name: array.dtype.name for name, array in outputs.items()}, self._outputs)
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, _in_place(array))
+        for name, array in outputs.items():
+            binding.bind_ortvalue_output(name, _in_place(array))
+        return partial(self._session.run_with_iobinding, binding)
+
+    def _agree(self, other: str, expected: Mapping[str, str], found: Mapping[str, str | None]) -> None:
+        if differing := sorted(dict(expected.items() ^ found.items())):
+            raise BundleError(
+                f"{self._path}: {', '.join(differing)}: the graph and the {other} differ in name or dtype;"
+                " export the bundle again"
+            )
+
+
+def _in_place(array: np.ndarray) -> ort.OrtValue:
+    # From an array with gaps ONNX Runtime would make a copy, and write its results into that.
+    assert array.flags.c_contiguous
+    return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _options(threads: int | None) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0  # 0: one per physical core
+    options.log_severity_level = 4  # errors come back as exceptions
+    return options

@@ -1,0 +1,44 @@
+"""What every command does the same way: its errors, and its progress bar."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ParamSpec
+
+from .errors import VarEdgeError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+P = ParamSpec("P")
+
+
+def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Turns an expected error into one line on stderr and exit code 1, Ctrl-C into exit code 130."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (VarEdgeError, OSError) as error:
+            print(f"Error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except MemoryError:
+            print("Error: out of memory; draw fewer pictures at a time", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    return run
+
+
+def progress_bar() -> Progress:
+    """A bar on stderr, gone when done; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    return Progress(console=console, transient=True, disable=not console.is_terminal)

@@ -1,0 +1,220 @@
+"""The manifest: what a bundle says about itself. This is its schema, for exporter and runtime alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import BundleError
+from .files import sha256, whole_file
+from .strict import parse
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+WEIGHTS = "weights.safetensors"
+REQUIRED_GRAPHS = ("condition", "transformer", "bridge", "decoder")
+DTYPES = ("float32", "int64", "int32", "uint8", "bool")
+SYMBOLS = ("B", "2B", "L", "S", "p", "p_next", "L_next")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The recipe's values, under the names the recipe gives them."""
+
+    name: str
+    depth: int
+    width: int
+    heads: int
+    vocab_size: int
+    code_size: int
+    num_classes: int
+    patch_nums: tuple[int, ...]
+    image_size: int
+    ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    shared_aln: bool
+    attn_l2_norm: bool
+
+    @property
+    def grid(self) -> int:
+        """Side P of the last token map, and of f_hat."""
+        return self.patch_nums[-1]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens T of all scales together."""
+        return sum(side * side for side in self.patch_nums)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One token map. `upsample` and `downsample` name matrices in the weight file."""
+
+    side: int
+    tokens: int
+    offset: int
+    phi: int
+    upsample: str  # its codes to the last grid
+    downsample: str | None  # f_hat to its input; none at the first scale
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a graph; a string in the shape is a size that changes from call to call."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX file, with its inputs and outputs in the graph's order."""
+
+    file: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class File:
+    """Size in bytes and hexadecimal SHA-256."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> File:
+        return cls(path.stat().st_size, sha256(path))
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the bundle came from."""
+
+    created: str
+    source: dict[str, Any]
+    tools: dict[str, str]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json` of a bundle."""
+
+    schema_version: int
+    model: Model
+    precision: str
+    classes: str | None
+    scales: tuple[Scale, ...]
+    graphs: dict[str, Graph]
+    files: dict[str, File]
+    provenance: Provenance
+
+    @classmethod
+    def load(cls, bundle: Path, verify: bool = True) -> Manifest:
+        """The manifest of the directory `bundle`, after checking it and the files it lists.
+
+        Without `verify` the files' sizes are still checked, their SHA-256 is not. Raises BundleError.
+        """
+        path = bundle / FILE_NAME
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise BundleError(f"{bundle}: no {FILE_NAME}, so not a bundle; make onnx makes one") from None
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: cannot be read: {error}") from None
+        version = document.get("schema_version") if isinstance(document, dict) else None
+        if version != SCHEMA_VERSION:
+            raise BundleError(
+                f"{path}: expected schema_version {SCHEMA_VERSION}, found {version}; export the bundle again"
+            )
+        manifest = parse(cls, document, str(path))
+        manifest.check(str(path))
+        manifest.check_files(bundle, verify)
+        return manifest
+
+    def write(self, bundle: Path) -> None:
+        """Writes `manifest.json` into `bundle`. Raises BundleError if it contradicts itself."""
+        path = bundle / FILE_NAME
+        self.check(str(path))
+        with whole_file(path) as file:
+            file.write(self.to_json().encode())
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    def check(self, where: str) -> None:
+        """Raises BundleError unless the values fit each other; `where` begins the message."""
+        self._check_model(where)
+        self._check_scales(where)
+        self._check_names(where)
+
+    def check_files(self, bundle: Path, verify: bool = True) -> None:
+        """Raises BundleError unless every file is there, with its size and, if `verify`, its SHA-256."""
+        for name, expected in self.files.items():
+            path = bundle / name
+            if not path.is_file():
+                raise BundleError(f"{path}: missing; copy the whole bundle again")
+            if (size := path.stat().st_size) != expected.size:
+                raise BundleError(
+                    f"{path}: expected {expected.size} bytes, found {size}; copy the whole bundle again"
+                )
+            if verify and (digest := sha256(path)) != expected.sha256:
+                raise BundleError(
+                    f"{path}: altered: expected SHA-256 {expected.sha256:.12}…, found {digest:.12}…;"
+                    " copy the whole bundle again"
+                )
+
+    def _check_model(self, where: str) -> None:
+        model = self.model
+        sizes = [value for value in dataclasses.astuple(model) if type(value) is int]
+        _expect(
+            min([*sizes, *model.patch_nums, *model.ch_mult]) > 0, f"{where}.model", "sizes from 1 up", sizes
+        )
+        sides = list(model.patch_nums)
+        growing = len(sides) > 1 and sides == sorted(set(sides))
+        _expect(growing, f"{where}.model.patch_nums", "two or more growing sides", sides)
+        image_size = model.grid * 2 ** (len(model.ch_mult) - 1)
+        for key, size in {"width": 64 * model.heads, "image_size": image_size}.items():
+            found = getattr(model, key)
+            _expect(found == size, f"{where}.model.{key}", f"{size}, as the other sizes say", found)
+
+    def _check_scales(self, where: str) -> None:
+        sides = self.model.patch_nums
+        found: object = [scale.side for scale in self.scales]
+        _expect(found == list(sides), f"{where}.scales", f"the sides {list(sides)}", found)
+        offset = 0
+        for k, scale in enumerate(self.scales):
+            found, expected = (scale.tokens, scale.offset), (scale.side**2, offset)
+            _expect(found == expected, f"{where}.scales[{k}]", f"tokens, offset {expected}", found)
+            downsample = "null" if k == 0 else "the name of a tensor"
+            agrees = (scale.downsample is None) == (k == 0)
+            _expect(agrees, f"{where}.scales[{k}].downsample", downsample, scale.downsample)
+            offset += scale.tokens
+
+    def _check_names(self, where: str) -> None:
+        for name in self.files:
+            plain = name not in ("", ".", "..", FILE_NAME) and not {"/", "\\"} & set(name)
+            _expect(plain, f"{where}.files", "plain names of other files", name)
+        missing = [name for name in REQUIRED_GRAPHS if name not in self.graphs]
+        _expect(not missing, f"{where}.graphs", ", ".join(missing), list(self.graphs))
+        for used in (WEIGHTS, self.classes, *(graph.file for graph in self.graphs.values())):
+            listed = used is None or used in self.files
+            _expect(listed, f"{where}.files", f"{used}, which the bundle uses", list(self.files))
+        for key, graph in self.graphs.items():
+            for tensor in graph.inputs + graph.outputs:
+                place = f"{where}.graphs.{key}: {tensor.name}"
+                _expect(tensor.dtype in DTYPES, place, f"a dtype out of {', '.join(DTYPES)}", tensor.dtype)
+                for size in tensor.shape:
+                    known = size in SYMBOLS if isinstance(size, str) else size > 0
+                    _expect(known, place, f"numbers from 1 up or {', '.join(SYMBOLS)} in its shape", size)
+
+
+def _expect(holds: bool, where: str, expected: str, found: object) -> None:
+    if not holds:
+        raise BundleError(f"{where}: expected {expected}; found {found}")

@@ -1,0 +1,178 @@
+"""The scale loop: labels and a seed become pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .backends import create
+from .backends.base import Backend
+from .classes import ClassNames
+from .errors import SettingsError
+from .manifest import Manifest
+from .sampling import BATCH, Sampling
+from .uniforms import check_seed, uniforms
+
+Maps = list[np.ndarray]  # K arrays (N, p*p), one for each scale
+Kept = tuple[Maps, Maps]  # masks and tokens
+
+
+@dataclass(frozen=True)
+class Result:
+    """N pictures, and the K token maps they are made of."""
+
+    images: np.ndarray  # (N, H, W, 3) uint8
+    tokens: Maps  # (N, p*p) int32
+    drawn: Maps  # (N, p*p) int32: before `kept_tokens` were put in; `tokens` itself if nothing was kept
+
+
+@dataclass(frozen=True)
+class ScaleView:
+    """What `on_scale` may look at. Computed when asked for, and valid only until the callback returns."""
+
+    index: int
+    side: int
+    pictures: range  # which of the N pictures this turn draws
+    guidance: float
+    backend: Backend
+
+    def tokens(self) -> np.ndarray:
+        """(B, p*p) int32"""
+        return self.backend.tokens(self.index)
+
+    def logits(self) -> np.ndarray:
+        """(B, p*p, V) float32, after guidance and before filtering."""
+        conditional, unconditional = np.split(self.backend.logits().swapaxes(0, 1), 2)  # (B, L, V) each
+        t = np.float32(self.guidance)
+        return (1 + t) * conditional - t * unconditional
+
+    def preview(self) -> np.ndarray:
+        """(B, H, W, 3) uint8: the pictures as they are after this scale. Costs a run of the decoder."""
+        return self.backend.decode()
+
+
+class Pipeline:
+    """A loaded bundle.
+
+    `verify=False` skips the SHA-256 of its files; `threads` None leaves their number to the backend. Raises
+    BundleError if the bundle is damaged, SettingsError.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        backend: str = "auto",
+        threads: int | None = None,
+        verify: bool = True,
+    ) -> None:
+        path = Path(bundle)
+        self.manifest = Manifest.load(path, verify)
+        self.classes = ClassNames.load(path, self.manifest)
+        self.backend = create(backend, path, self.manifest, threads)
+
+    def generate(
+        self,
+        labels: Sequence[int | str],
+        seed: int = 0,
+        cfg: float = Sampling.cfg,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        keep: Sequence[np.ndarray] | None = None,
+        kept_tokens: Sequence[np.ndarray] | None = None,
+        batch: int = BATCH,
+        on_scale: Callable[[ScaleView], None] | None = None,
+    ) -> Result:
+        """Draws one picture for each label: a number (`num_classes` is "no class") or a class name.
+
+        Picture i is drawn with `seed` + i, `batch` pictures at a time, and does not depend on the others.
+        Where `keep`, K masks (N or 1, p*p) bool, is true, `kept_tokens`, K maps (N or 1, p*p) int32, replace
+        the tokens drawn. `on_scale` is called after every scale of every turn; to stop, raise from it. Raises
+        SettingsError.
+        """
+        numbers = np.array(self.classes.labels(labels), np.int64)  # (N,)
+        sampling = Sampling(cfg, top_k, top_p)
+        sampling.check(self.manifest.model.vocab_size)
+        if not len(numbers):
+            raise SettingsError("labels: expected at least one")
+        if batch < 1:
+            raise SettingsError(f"batch: expected 1 or more, found {batch}")
+        check_seed(seed, len(numbers))
+        kept = self._check_kept(keep, kept_tokens, len(numbers))
+
+        images, tokens, drawn = [], [], []
+        for start in range(0, len(numbers), batch):
+            pictures = range(len(numbers))[start : start + batch]
+            self._draw(pictures, numbers, seed, sampling, kept, on_scale)
+            images.append(self.backend.decode())
+            tokens.append([self.backend.tokens(k) for k in range(len(self.manifest.scales))])
+            if kept:
+                drawn.append([self.backend.drawn(k) for k in range(len(self.manifest.scales))])
+        all_tokens = _join(tokens)
+        return Result(np.concatenate(images), all_tokens, _join(drawn) if kept else all_tokens)
+
+    def encode(self, images: np.ndarray) -> Maps:
+        """The K token maps (N, p*p) int32 of pictures (N, H, W, 3) uint8.
+
+        Raises SettingsError, or BundleError if the bundle has no encoder.
+        """
+        side = self.manifest.model.image_size
+        if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
+            expected = f"(N, {side}, {side}, 3) uint8"
+            raise SettingsError(f"images: expected {expected}, found {images.shape} {images.dtype}")
+        ends = [scale.offset + scale.tokens for scale in self.manifest.scales]
+        return np.split(self.backend.encode(images), ends[:-1], axis=1)
+
+    def _draw(
+        self,
+        pictures: range,
+        labels: np.ndarray,
+        seed: int,
+        sampling: Sampling,
+        kept: Kept | None,
+        on_scale: Callable[[ScaleView], None] | None,
+    ) -> None:
+        """One turn: the scales of these pictures, coarse to fine."""
+        scales = self.manifest.scales
+        rows = slice(pictures.start, pictures.stop)
+        draws = [uniforms(seed + i, [scale.tokens for scale in scales]) for i in pictures]
+        self.backend.begin(labels[rows])
+        for k, (scale, *draw) in enumerate(zip(scales, *draws, strict=True)):
+            guidance = sampling.guidance(k, len(scales))
+            keep, kept_tokens = (None, None) if kept is None else (part[k][rows] for part in kept)
+            self.backend.step(k, np.stack(draw), guidance, sampling, keep, kept_tokens)
+            if on_scale:
+                on_scale(ScaleView(k, scale.side, pictures, guidance, self.backend))
+
+    def _check_kept(
+        self, keep: Sequence[np.ndarray] | None, kept_tokens: Sequence[np.ndarray] | None, count: int
+    ) -> Kept | None:
+        """Both with N rows, or None. Raises SettingsError."""
+        if keep is None and kept_tokens is None:
+            return None
+        if keep is None or kept_tokens is None:
+            raise SettingsError("keep, kept_tokens: expected both or neither")
+        masks = self._rows(keep, "keep", "bool", count)
+        maps = self._rows(kept_tokens, "kept_tokens", "int32", count)
+        last = self.manifest.model.vocab_size - 1
+        for k, tokens in enumerate(maps):
+            if tokens.min() < 0 or tokens.max() > last:
+                raise SettingsError(f"kept_tokens[{k}]: expected tokens from 0 to {last}")
+        return masks, maps
+
+    def _rows(self, arrays: Sequence[np.ndarray], name: str, dtype: str, count: int) -> Maps:
+        scales = self.manifest.scales
+        if len(arrays) != len(scales):
+            raise SettingsError(f"{name}: expected {len(scales)} arrays, one a scale, found {len(arrays)}")
+        for k, (array, scale) in enumerate(zip(arrays, scales, strict=True)):
+            if array.dtype != dtype or array.shape not in ((count, scale.tokens), (1, scale.tokens)):
+                expected = f"({count} or 1, {scale.tokens}) {dtype}"
+                raise SettingsError(f"{name}[{k}]: expected {expected}, found {array.shape} {array.dtype}")
+        return [np.broadcast_to(array, (count, array.shape[1])) for array in arrays]
+
+
+def _join(turns: list[Maps]) -> Maps:
+    return [np.concatenate(maps) for maps in zip(*turns, strict=True)]

@@ -1,0 +1,32 @@
+"""The settings of a generation, with their defaults."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .errors import SettingsError
+
+BATCH = 8  # pictures drawn together
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: guidance strength, then two filters (0 switches either filter off)."""
+
+    cfg: float = 4.0
+    top_k: int = 900
+    top_p: float = 0.95
+
+    def check(self, vocab_size: int) -> None:
+        """Raises SettingsError for a value outside its range."""
+        if not (math.isfinite(self.cfg) and self.cfg >= 0):
+            raise SettingsError(f"cfg: expected a finite number from 0 up, found {self.cfg}")
+        if not 0 <= self.top_k <= vocab_size:
+            raise SettingsError(f"top_k: expected 0 (all) to {vocab_size}, found {self.top_k}")
+        if not 0 <= self.top_p <= 1:
+            raise SettingsError(f"top_p: expected 0 (all) to 1, found {self.top_p}")
+
+    def guidance(self, scale: int, scales: int) -> float:
+        """Guidance t, growing from 0 to `cfg`; logits become (1 + t) * conditional - t * unconditional."""
+        return self.cfg * scale / (scales - 1)

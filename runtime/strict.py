@@ -1,0 +1,53 @@
+"""JSON into frozen dataclasses, refusing what they do not declare."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .errors import BundleError
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], value: Any, where: str) -> T:
+    """Parsed JSON as a `kind`: dataclass, int, str, bool, Any, a union of these, tuple[X, ...], dict[str, X].
+
+    Raises BundleError, naming the place as `where.key[2]`, for an unknown key, a missing key or a wrong type.
+    """
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(kind, value, where)
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is tuple and isinstance(value, list):
+        return tuple(parse(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))  # type: ignore[return-value]
+    if origin is dict and isinstance(value, dict):
+        return {key: parse(args[1], item, f"{where}.{key}") for key, item in value.items()}  # type: ignore[return-value]
+    allowed = args if origin in (Union, types.UnionType) else (kind,)
+    if kind is Any or type(value) in allowed:  # not isinstance: true is no integer
+        return value
+    raise BundleError(f"{where}: expected {_name(kind)}, found {value!r:.60}")
+
+
+def _parse_dataclass(kind: type[T], value: Any, where: str) -> T:
+    if not isinstance(value, dict):
+        raise BundleError(f"{where}: expected an object, found {value!r:.60}")
+    hints = get_type_hints(kind)
+    if unknown := sorted(value.keys() - hints.keys()):
+        raise BundleError(f"{where}: unknown key(s) {', '.join(unknown)}")
+    if missing := sorted(hints.keys() - value.keys()):
+        raise BundleError(f"{where}: missing key(s) {', '.join(missing)}")
+    return kind(**{key: parse(hint, value[key], f"{where}.{key}") for key, hint in hints.items()})
+
+
+def _name(kind: Any) -> str:
+    names: dict[Any, str] = {
+        int: "an integer",
+        str: "a string",
+        bool: "true or false",
+        type(None): "null",
+        tuple: "a list",
+        dict: "an object",
+    }
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return " or ".join(names[get_origin(kind) or kind] for kind in kinds)

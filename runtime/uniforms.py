@@ -1,0 +1,29 @@
+"""The random numbers of a picture: one uniform per token, the same on every machine and in every language."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .errors import SettingsError
+
+
+def uniforms(seed: int, counts: Sequence[int]) -> list[np.ndarray]:
+    """The uniforms in [0, 1) of the picture `seed`, scale after scale: `counts[k]` float32 each.
+
+    They are the uint32 words of the Philox4x64-10 counter generator with key `seed`, the low word of each 64
+    bits first, shifted right by 8 and multiplied by 2**-24. Spelt out, because numpy promises to keep a bit
+    generator's stream, but not what `Generator.random` makes of it.
+    """
+    total = sum(counts)
+    raw = np.random.Philox(key=seed).random_raw((total + 1) // 2)  # uint64
+    words = raw.astype("<u8").view("<u4")[:total]
+    values = (words >> 8).astype(np.float32) * np.float32(2**-24)
+    return np.split(values, np.cumsum(counts)[:-1])
+
+
+def check_seed(seed: int, pictures: int) -> None:
+    """Raises SettingsError unless `seed`, `seed` + 1 … one for each picture fit into 64 bits."""
+    if not 0 <= seed <= 2**64 - pictures:
+        raise SettingsError(f"seed: expected 0 to 2**64 - {pictures} for {pictures} picture(s), found {seed}")
