@@ -128,16 +128,16 @@ class _Batch:
         }
         cache_shape = (model.tokens, columns, model.heads, model.width // model.heads)  # (T, 2B, H, 64)
         names = [f"{kind}_{block:02}" for kind in "kv" for block in range(model.depth)]
-        caches = {name: np.empty(cache_shape, np.float32) for name in names}
+        self.caches = {name: np.empty(cache_shape, np.float32) for name in names}
         self._condition = sessions["condition"].bind({"labels": self.labels}, {**modulation, "x": x[:1]})
         self._stages = []
         for k, scale in enumerate(scales):
             start, end = scale.offset, scale.offset + scale.tokens
             transformer = sessions["transformer"].bind(
                 {"x": x[: scale.tokens], **modulation}
-                | {f"past_{name}": cache[:start] for name, cache in caches.items()},
+                | {f"past_{name}": cache[:start] for name, cache in self.caches.items()},
                 {"logits": self.logits[: scale.tokens]}
-                | {f"new_{name}": cache[start:end] for name, cache in caches.items()},
+                | {f"new_{name}": cache[start:end] for name, cache in self.caches.items()},
             )
             bridge = sessions["bridge"].bind(
                 {

@@ -1,0 +1,20 @@
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.toy import write_bundle
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that draws in a millisecond. Shared: a test that alters it works on a copy."""
+    folder = tmp_path_factory.mktemp("toy") / "bundle"
+    write_bundle(folder)
+    return folder
+
+
+@pytest.fixture
+def own_bundle(tmp_path: Path) -> Path:
+    """The same, to alter."""
+    write_bundle(tmp_path / "bundle")
+    return tmp_path / "bundle"

@@ -1,0 +1,82 @@
+"""Users type names: a name must find its class, and a wrong one must lead to the right one."""
+
+from pathlib import Path
+
+import pytest
+
+import runtime
+from runtime import BundleError, SettingsError
+from runtime.classes import ClassNames
+from runtime.manifest import Manifest
+
+IMAGENET = Path(runtime.__file__).parent / "classes" / "imagenet.txt"
+
+
+@pytest.fixture(scope="module")
+def imagenet() -> ClassNames:
+    lines = IMAGENET.read_text(encoding="utf-8").splitlines()
+    return ClassNames(len(lines), tuple(tuple(line.split(", ")) for line in lines))
+
+
+def test_imagenet_is_in_the_standard_order(imagenet: ClassNames) -> None:
+    assert imagenet.num_classes == 1000
+    landmarks = {
+        0: "tench",
+        207: "golden retriever",
+        388: "giant panda",
+        980: "volcano",
+        999: "toilet tissue",
+    }
+    assert {label: imagenet.names[label][0] for label in landmarks} == landmarks
+
+
+@pytest.mark.parametrize(
+    ("wanted", "label"),
+    [
+        (207, 207),
+        ("207", 207),
+        (1000, 1000),
+        ("golden retriever", 207),
+        ("Golden Retriever", 207),
+        (" volcano ", 980),
+        ("Tinca tinca", 0),  # a synonym
+        ("toilet paper", 999),
+        ("golden r", 207),  # a beginning
+        ("goldfish", 1),
+    ],
+)
+def test_label(imagenet: ClassNames, wanted: int | str, label: int) -> None:
+    assert imagenet.label(wanted) == label
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (1001, r"expected 0 to 1000 \(1000 means no class\), found 1001"),
+        (-1, "found -1"),
+        ("1001", "found 1001"),
+        ("crane", r"134 \(crane\), 517 \(crane\); give the number"),
+        ("maillot", r"638 \(maillot\), 639 \(maillot\)"),
+        ("black", r"may be .* or \d+ more; give the number"),
+        ("golden retreiver", r"did you mean 207 \(golden retriever\)"),
+        ("xyzzyx", "no class has this name; --list-classes"),
+        ("", "no class has this name"),
+    ],
+)
+def test_label_errors_say_what_may_be_meant(imagenet: ClassNames, wanted: int | str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        imagenet.label(wanted)
+
+
+def test_bundle_without_names_takes_numbers_only() -> None:
+    names = ClassNames(10)
+    assert names.labels([3, "10"]) == [3, 10]
+    with pytest.raises(SettingsError, match="has no class names; give a number"):
+        names.label("tench")
+
+
+def test_file_with_another_number_of_classes(own_bundle: Path) -> None:
+    manifest = Manifest.load(own_bundle)
+    (own_bundle / "classes.txt").write_text("tench\n")
+    with pytest.raises(BundleError, match="expected 5 lines, one for each class, found 1"):
+        ClassNames.load(own_bundle, manifest)

@@ -1,0 +1,129 @@
+"""The command: its files, its one line, and one clear line for every mistake."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import runtime.pipeline
+from runtime import Pipeline
+from runtime.generate import main
+
+
+def generate(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_one_picture(toy_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "picture.png"
+    result = generate(
+        "--bundle", toy_bundle, "--label", "golden retriever", "--seed", 3, "--top-k", 5, "--out", out
+    )
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith(f"{out}: 1 picture(s) in ")
+    assert "with onnxruntime" in result.output
+    expected = Pipeline(toy_bundle).generate([4], seed=3, top_k=5).images[0]
+    assert np.array_equal(np.asarray(Image.open(out)), expected)
+
+
+def test_dump_holds_the_whole_generation(toy_bundle: Path, tmp_path: Path) -> None:
+    out, dump = tmp_path / "picture.png", tmp_path / "trace.npz"
+    labels = ["--label", "1, 2", "--label", "tench"]
+    result = generate(
+        "--bundle",
+        toy_bundle,
+        *labels,
+        "--top-k",
+        5,
+        "--batch",
+        2,
+        "--out",
+        out,
+        "--dump",
+        dump,
+        "--dump-logits",
+    )
+    assert result.exit_code == 0, result.output
+    trace = np.load(dump)
+    expected = Pipeline(toy_bundle).generate([1, 2, 0], top_k=5)
+    names = [f"{kind}_{k}" for kind in ("tokens", "logits") for k in range(3)]
+    assert sorted(trace.files) == sorted(["image", *names])
+    assert np.array_equal(trace["image"], expected.images)
+    for k, tokens in enumerate(expected.tokens):
+        assert np.array_equal(trace[f"tokens_{k}"], tokens)
+        assert trace[f"logits_{k}"].shape == (*tokens.shape, 16)
+        assert trace[f"logits_{k}"].dtype == np.float32
+
+
+def test_list_classes(toy_bundle: Path) -> None:
+    result = generate("--bundle", toy_bundle, "--list-classes")
+    assert result.exit_code == 0
+    assert result.output.splitlines()[0].split(maxsplit=1) == ["0", "tench, Tinca tinca"]
+    assert len(result.output.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--label", "6"], 1, "label: expected 0 to 5"),
+        (["--label", "1,"], 1, "label ''"),
+        (["--label", "gold fish"], 1, "did you mean 1 (goldfish)?"),
+        (["--label", "1", "--top-k", "17"], 1, "top_k: expected"),
+        (["--label", "1", "--top-k", "5", "--seed", "-1"], 1, "seed: expected"),
+        (["--label", "1", "--out", "picture.jpg"], 1, "ends in .png"),
+        (["--label", "1", "--out", "missing/picture.png"], 1, "there is no folder"),
+        (["--label", "1", "--dump", "trace.npy"], 1, "ends in .npz"),
+        (["--label", "1", "--bundle", "missing"], 1, "not a bundle"),
+        (["--label", "1", "--dump-logits"], 2, "--dump-logits needs --dump"),
+        (["--label", "1", "--backend", "cuda"], 2, "'cuda' is not one of"),
+        ([], 2, "Missing option '--label'"),
+    ],
+)
+def test_mistakes(
+    toy_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = generate("--bundle", toy_bundle, *arguments)
+    assert result.exit_code == code
+    assert message in result.stderr
+    if code == 1:
+        assert result.stderr.startswith("Error: ")
+        assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_altered_file(own_bundle: Path, tmp_path: Path) -> None:
+    with (own_bundle / "bridge.onnx").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x00")
+    result = generate("--bundle", own_bundle, "--label", "1", "--out", tmp_path / "picture.png")
+    assert result.exit_code == 1
+    assert "bridge.onnx: altered" in result.stderr
+
+
+def test_interrupt_leaves_no_file(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(runtime.pipeline.Pipeline, "generate", interrupted)
+    result = generate("--bundle", toy_bundle, "--label", "1", "--out", tmp_path / "picture.png")
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_waits_for_no_library() -> None:
+    code = "import sys, runtime.generate as g; g.main(['--help'], standalone_mode=False); print(*sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "--list-classes" in output
+    assert not {"numpy", "onnxruntime", "PIL", "rich"} & set(output.splitlines()[-1].split())

@@ -1,0 +1,199 @@
+"""The scale loop on toy graphs: right rows, right order, nothing stale, whatever the batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import BundleError, Pipeline, SettingsError
+from runtime.pipeline import Result, ScaleView
+from runtime.sampling import Sampling
+from tests.runtime.toy import NUM_CLASSES, SIDES, V, reference
+
+LABELS = [0, 1, 5, 3, 4, 1, 2]
+SETTINGS = {"seed": 7, "cfg": 2.0, "top_k": 3, "top_p": 0.5}
+
+
+@pytest.fixture
+def pipeline(toy_bundle: Path) -> Pipeline:
+    return Pipeline(toy_bundle)
+
+
+def assert_equal(first: Result, second: Result) -> None:
+    assert np.array_equal(first.images, second.images)
+    for a, b in zip(first.tokens + first.drawn, second.tokens + second.drawn, strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_pictures_are_those_of_the_reference(pipeline: Pipeline, batch: int) -> None:
+    result = pipeline.generate(LABELS, batch=batch, **SETTINGS)
+    assert result.images.shape == (7, 6, 6, 3)
+    assert result.images.dtype == np.uint8
+    assert [(maps.shape, maps.dtype) for maps in result.tokens] == [((7, p * p), np.int32) for p in SIDES]
+    for i, label in enumerate(LABELS):
+        maps, image = reference(label, 7 + i, cfg=2.0, filters=1.5)
+        assert all(np.array_equal(result.tokens[k][i], maps[k]) for k in range(len(SIDES)))
+        assert np.array_equal(result.images[i], image)
+
+
+def test_a_second_run_sees_nothing_of_the_first(pipeline: Pipeline) -> None:
+    first = pipeline.generate([1, 2], **SETTINGS)
+    pipeline.generate([3, 4, 5], seed=9, top_k=2)
+    keep = [np.ones((1, p * p), bool) for p in SIDES]
+    kept = [mask.astype(np.int32) for mask in keep]
+    pipeline.generate([3, 4], keep=keep, kept_tokens=kept, top_k=2)
+    assert_equal(pipeline.generate([1, 2], **SETTINGS), first)
+
+
+def test_a_callback_that_raises_stops_the_run_and_no_more(pipeline: Pipeline) -> None:
+    def stop(view: ScaleView) -> None:
+        if view.index == 1:
+            raise KeyboardInterrupt
+
+    first = pipeline.generate([1, 2], **SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.generate([3, 4], top_k=2, on_scale=stop)
+    assert_equal(pipeline.generate([1, 2], **SETTINGS), first)
+
+
+def test_kept_tokens_replace_what_was_drawn(pipeline: Pipeline) -> None:
+    keep = [np.arange(p * p)[None] % 2 == 0 for p in SIDES]  # (1, p*p): the same for both pictures
+    kept = [np.full((2, p * p), 11, np.int32) for p in SIDES]
+    result = pipeline.generate([1, 2], keep=keep, kept_tokens=kept, batch=1, **SETTINGS)
+    for k, mask in enumerate(keep):
+        assert (result.tokens[k][:, mask[0]] == 11).all()
+        assert np.array_equal(result.tokens[k][:, ~mask[0]], result.drawn[k][:, ~mask[0]])
+    assert any((drawn != 11).any() for drawn in result.drawn)
+
+
+def test_keeping_everything_drawn_changes_nothing(pipeline: Pipeline) -> None:
+    free = pipeline.generate([1, 2], **SETTINGS)
+    keep = [np.ones_like(maps, bool) for maps in free.tokens]
+    assert_equal(pipeline.generate([1, 2], keep=keep, kept_tokens=free.tokens, **SETTINGS), free)
+
+
+def test_views_show_each_scale_of_each_turn(pipeline: Pipeline) -> None:
+    seen: list[tuple[int, int, range]] = []
+    tokens: dict[int, list[np.ndarray]] = {}
+    previews: list[np.ndarray] = []
+
+    def on_scale(view: ScaleView) -> None:
+        seen.append((view.index, view.side, view.pictures))
+        tokens.setdefault(view.index, []).append(view.tokens())
+        assert view.logits().shape == (len(view.pictures), view.side**2, V)
+        previews.append(view.preview())
+
+    result = pipeline.generate([1, 2, 3], batch=2, on_scale=on_scale, **SETTINGS)
+    assert seen == [(k, p, turn) for turn in (range(0, 2), range(2, 3)) for k, p in enumerate(SIDES)]
+    assert all(np.array_equal(np.concatenate(tokens[k]), result.tokens[k]) for k in range(len(SIDES)))
+    assert np.array_equal(np.concatenate([previews[2], previews[5]]), result.images)
+    assert not np.array_equal(previews[0], previews[1])
+
+
+def test_logits_are_guided(pipeline: Pipeline) -> None:
+    # Without filters the toy bridge draws the largest logit, guided as the view guides it.
+    def on_scale(view: ScaleView) -> None:
+        assert np.array_equal(view.logits().argmax(axis=2), view.tokens())
+
+    pipeline.generate([1, 2], cfg=3.0, top_k=0, on_scale=on_scale)
+
+
+def test_keys_and_values_are_written_behind_the_past(pipeline: Pipeline) -> None:
+    # One cache per block, no copy: read back from the arrays that the graphs were given.
+    pipeline.generate([1], **SETTINGS)
+    maps, _ = reference(1, 7, cfg=2.0, filters=1.5)
+    assert sum(map(len, maps)) == 14
+    caches = pipeline.backend._batch.caches  # type: ignore[attr-defined]
+    assert [cache.shape for cache in caches.values()] == [(14, 2, 1, 64)] * 4
+    x = caches["v_00"] * 2  # the toy's values are half of x, its keys sin(x) and cos(x)
+    assert np.allclose(caches["k_00"], np.sin(x), atol=1e-6)
+    assert np.allclose(caches["k_01"], np.cos(x), atol=1e-6)
+    assert np.allclose(x[0, :, 0, 0], np.sin([1, NUM_CLASSES]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"labels": []}, "labels: expected at least one"),
+        ({"labels": [6]}, "label: expected 0 to 5"),
+        ({"labels": ["cranes"]}, "did you mean 2"),
+        ({"cfg": float("nan")}, "cfg: expected a finite number"),
+        ({"cfg": -1.0}, "cfg: expected a finite number"),
+        ({"top_k": 17}, "top_k: expected 0 .* to 16, found 17"),
+        ({"top_k": -1}, "top_k: expected 0"),
+        ({"top_p": 1.5}, "top_p: expected 0 .* to 1, found 1.5"),
+        ({"top_p": float("nan")}, "top_p: expected"),
+        ({"batch": 0}, "batch: expected 1 or more"),
+        ({"seed": -1}, "seed: expected 0"),
+        ({"seed": 2**64 - 1, "labels": [1, 2]}, "seed: expected 0"),
+        ({"keep": []}, "keep, kept_tokens: expected both or neither"),
+        ({"keep": [], "kept_tokens": []}, "keep: expected 3 arrays"),
+    ],
+)
+def test_wrong_settings(pipeline: Pipeline, settings: dict, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        pipeline.generate(**{"labels": [1], "top_k": 2, **settings})
+
+
+@pytest.mark.parametrize(
+    ("keep_dtype", "tokens_dtype", "token", "rows", "message"),
+    [
+        (np.uint8, np.int32, 0, 1, r"keep\[0\]: expected \(2 or 1, 1\) bool"),
+        (bool, np.int64, 0, 1, r"kept_tokens\[0\]: expected \(2 or 1, 1\) int32"),
+        (bool, np.int32, V, 1, r"kept_tokens\[0\]: expected tokens from 0 to 15"),
+        (bool, np.int32, -1, 2, r"kept_tokens\[0\]: expected tokens from 0 to 15"),
+        (bool, np.int32, 0, 3, r"keep\[0\]: .* found \(3, 1\)"),
+    ],
+)
+def test_wrong_kept_tokens(
+    pipeline: Pipeline, keep_dtype: type, tokens_dtype: type, token: int, rows: int, message: str
+) -> None:
+    keep = [np.zeros((rows, p * p), keep_dtype) for p in SIDES]
+    kept = [np.full((rows, p * p), token, tokens_dtype) for p in SIDES]
+    with pytest.raises(SettingsError, match=message):
+        pipeline.generate([1, 2], keep=keep, kept_tokens=kept, top_k=2)
+
+
+def test_guidance_grows_from_nothing_to_cfg() -> None:
+    assert [Sampling(cfg=4.0).guidance(k, 3) for k in range(3)] == [0, 2, 4]
+
+
+def test_bundle_without_encoder(pipeline: Pipeline) -> None:
+    with pytest.raises(BundleError, match="no encoder"):
+        pipeline.encode(np.zeros((1, 6, 6, 3), np.uint8))
+    with pytest.raises(SettingsError, match=r"images: expected \(N, 6, 6, 3\) uint8"):
+        pipeline.encode(np.zeros((1, 7, 6, 3), np.uint8))
+
+
+def test_unknown_backend_and_threads(toy_bundle: Path) -> None:
+    with pytest.raises(SettingsError, match="backend: expected one of auto, onnxruntime"):
+        Pipeline(toy_bundle, backend="cuda")
+    with pytest.raises(SettingsError, match="threads: expected 1 or more"):
+        Pipeline(toy_bundle, threads=0)
+
+
+def test_graph_and_manifest_must_agree(own_bundle: Path) -> None:
+    text = (own_bundle / "manifest.json").read_text()
+    (own_bundle / "manifest.json").write_text(text.replace('"kept_tokens"', '"old_tokens"'))
+    with pytest.raises(
+        BundleError, match=r"bridge.onnx: kept_tokens, old_tokens: the graph and the manifest"
+    ):
+        Pipeline(own_bundle)
+
+
+def test_damaged_graph_is_a_bundle_error(own_bundle: Path) -> None:
+    size = (own_bundle / "decoder.onnx").stat().st_size
+    (own_bundle / "decoder.onnx").write_bytes(b"\xff" * size)
+    with pytest.raises(BundleError, match=r"decoder.onnx: ONNX Runtime .* cannot load it") as error:
+        Pipeline(own_bundle, verify=False)
+    assert "\n" not in str(error.value)
+
+
+def test_the_device_needs_neither_torch_nor_onnx() -> None:
+    code = "import sys, runtime.pipeline, runtime.generate, runtime.trace; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "onnxruntime" not in loaded.split()  # loaded by the backend that needs it
+    assert not {"torch", "onnx", "onnxscript"} & set(loaded.split())
