@@ -36,8 +36,10 @@ class ClassNames:
             return f"no class names; labels are 0 to {self.num_classes - 1}"
         return "\n".join(f"{label:4} {', '.join(names)}" for label, names in enumerate(self.names))
 
-    def labels(self, wanted: Sequence[int | str]) -> list[int]:
-        """The label of each entry: a number, or a name (see `label`). Raises SettingsError."""
+    def labels(self, wanted: int | str | Sequence[int | str]) -> list[int]:
+        """The label of each entry, or of the only one: see `label`. Raises SettingsError."""
+        if isinstance(wanted, (int, str)):
+            wanted = [wanted]
         return [self.label(entry) for entry in wanted]
 
     def label(self, wanted: int | str) -> int:

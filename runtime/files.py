@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,26 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """An empty directory to fill: it takes the place of `path` when the block ends, and vanishes if it fails."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        if path.exists():
+            path.replace(replaced)
+        beside.replace(path)
+    except BaseException:
+        if replaced.exists():
+            replaced.replace(path)
+        raise
+    finally:
+        for leftover in (beside, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

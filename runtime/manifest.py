@@ -211,8 +211,8 @@ class Manifest:
                 place = f"{where}.graphs.{key}: {tensor.name}"
                 _expect(tensor.dtype in DTYPES, place, f"a dtype out of {', '.join(DTYPES)}", tensor.dtype)
                 for size in tensor.shape:
-                    known = size in SYMBOLS if isinstance(size, str) else size > 0
-                    _expect(known, place, f"numbers from 1 up or {', '.join(SYMBOLS)} in its shape", size)
+                    known = size in SYMBOLS if isinstance(size, str) else size >= 0
+                    _expect(known, place, f"numbers from 0 up or {', '.join(SYMBOLS)} in its shape", size)
 
 
 def _expect(holds: bool, where: str, expected: str, found: object) -> None:

@@ -76,7 +76,7 @@ class Pipeline:
 
     def generate(
         self,
-        labels: Sequence[int | str],
+        labels: int | str | Sequence[int | str],
         seed: int = 0,
         cfg: float = Sampling.cfg,
         top_k: int = Sampling.top_k,

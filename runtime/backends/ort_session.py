@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from ..errors import BundleError
+from ..errors import BundleError, VarEdgeError
 from ..manifest import Graph
 
 ORT_TYPES = {
@@ -31,10 +30,8 @@ class Session:
                 self._path, _options(threads), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            reason = str(error).splitlines()[0]
-            raise BundleError(
-                f"{self._path}: ONNX Runtime {ort.__version__} cannot load it: {reason}"
-            ) from None
+            reason = f"ONNX Runtime {ort.__version__} cannot load it: {_one_line(error)}"
+            raise BundleError(f"{self._path}: {reason}") from None
         self._inputs = {tensor.name: ORT_TYPES.get(tensor.type) for tensor in self._session.get_inputs()}
         self._outputs = {tensor.name: ORT_TYPES.get(tensor.type) for tensor in self._session.get_outputs()}
         self._agree("manifest", {tensor.name: tensor.dtype for tensor in graph.inputs}, self._inputs)
@@ -43,7 +40,7 @@ class Session:
     def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> Callable[[], None]:
         """A call that runs the graph on these C-contiguous arrays, reading and writing them where they are.
 
-        Raises BundleError if the graph has other inputs or outputs.
+        Raises BundleError if the graph has other inputs or outputs. The call raises VarEdgeError.
         """
         self._agree("runtime", {name: array.dtype.name for name, array in inputs.items()}, self._inputs)
         self._agree("runtime", {name: array.dtype.name for name, array in outputs.items()}, self._outputs)
@@ -52,7 +49,14 @@ class Session:
             binding.bind_ortvalue_input(name, _in_place(array))
         for name, array in outputs.items():
             binding.bind_ortvalue_output(name, _in_place(array))
-        return partial(self._session.run_with_iobinding, binding)
+
+        def run() -> None:
+            try:
+                self._session.run_with_iobinding(binding)
+            except RuntimeError as error:
+                raise VarEdgeError(f"{self._path}: ONNX Runtime failed: {_one_line(error)}") from None
+
+        return run
 
     def _agree(self, other: str, expected: Mapping[str, str], found: Mapping[str, str | None]) -> None:
         if differing := sorted(dict(expected.items() ^ found.items())):
@@ -60,6 +64,10 @@ class Session:
                 f"{self._path}: {', '.join(differing)}: the graph and the {other} differ in name or dtype;"
                 " export the bundle again"
             )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _in_place(array: np.ndarray) -> ort.OrtValue:

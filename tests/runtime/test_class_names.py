@@ -71,6 +71,7 @@ def test_label_errors_say_what_may_be_meant(imagenet: ClassNames, wanted: int | 
 def test_bundle_without_names_takes_numbers_only() -> None:
     names = ClassNames(10)
     assert names.labels([3, "10"]) == [3, 10]
+    assert names.labels("3") == names.labels(3) == [3]
     with pytest.raises(SettingsError, match="has no class names; give a number"):
         names.label("tench")
 

@@ -96,10 +96,10 @@ def test_mistakes(
     monkeypatch.chdir(tmp_path)
     result = generate("--bundle", toy_bundle, *arguments)
     assert result.exit_code == code
-    assert message in result.stderr
+    assert message in result.output
     if code == 1:
-        assert result.stderr.startswith("Error: ")
-        assert result.stderr.count("\n") == 1
+        assert result.output.startswith("Error: ")
+        assert result.output.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -109,7 +109,7 @@ def test_altered_file(own_bundle: Path, tmp_path: Path) -> None:
         file.write(b"\x00")
     result = generate("--bundle", own_bundle, "--label", "1", "--out", tmp_path / "picture.png")
     assert result.exit_code == 1
-    assert "bridge.onnx: altered" in result.stderr
+    assert "bridge.onnx: altered" in result.output
 
 
 def test_interrupt_leaves_no_file(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_interrupt_leaves_no_file(toy_bundle: Path, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(runtime.pipeline.Pipeline, "generate", interrupted)
     result = generate("--bundle", toy_bundle, "--label", "1", "--out", tmp_path / "picture.png")
-    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+    assert (result.exit_code, result.output) == (130, "interrupted\n")
     assert not list(tmp_path.iterdir())
 
 

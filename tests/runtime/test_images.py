@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from runtime import SettingsError
-from runtime.files import check_target, whole_file
+from runtime.files import check_target, whole_directory, whole_file
 from runtime.images import GAP, grid, write_png
 
 
@@ -36,6 +36,20 @@ def test_a_file_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
         file.write(b"half")
         raise ZeroDivisionError
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_directory_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    with whole_directory(path) as folder:
+        (folder / "file").write_text("old")
+    with pytest.raises(ZeroDivisionError), whole_directory(path) as folder:
+        (folder / "file").write_text("half")
+        raise ZeroDivisionError
+    assert (path / "file").read_text() == "old"
+    with whole_directory(path) as folder:
+        (folder / "other").write_text("new")
+    assert [file.name for file in path.iterdir()] == ["other"]
     assert list(tmp_path.iterdir()) == [path]
 
 

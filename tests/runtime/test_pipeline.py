@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime import BundleError, Pipeline, SettingsError
+from runtime import BundleError, Pipeline, SettingsError, VarEdgeError
+from runtime.backends.ort_session import Session
+from runtime.manifest import Manifest
 from runtime.pipeline import Result, ScaleView
 from runtime.sampling import Sampling
 from tests.runtime.toy import NUM_CLASSES, SIDES, V, reference
@@ -189,6 +191,16 @@ def test_damaged_graph_is_a_bundle_error(own_bundle: Path) -> None:
     (own_bundle / "decoder.onnx").write_bytes(b"\xff" * size)
     with pytest.raises(BundleError, match=r"decoder.onnx: ONNX Runtime .* cannot load it") as error:
         Pipeline(own_bundle, verify=False)
+    assert "\n" not in str(error.value)
+
+
+def test_a_graph_that_fails_is_one_line(toy_bundle: Path) -> None:
+    graph = Manifest.load(toy_bundle).graphs["decoder"]
+    run = Session(toy_bundle, graph, threads=1).bind(
+        {"f_hat": np.zeros((1, 2, 3, 3), np.float32)}, {"image": np.zeros((1, 7, 6, 3), np.uint8)}
+    )
+    with pytest.raises(VarEdgeError, match=r"decoder.onnx: ONNX Runtime failed: .*dimensions") as error:
+        run()
     assert "\n" not in str(error.value)
 
 
