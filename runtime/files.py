@@ -29,7 +29,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """An empty directory to fill: it takes the place of `path` when the block ends, and vanishes if it fails."""
+    """An empty directory to fill: it becomes `path` when the block ends, and vanishes if it fails."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
