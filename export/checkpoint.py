@@ -78,7 +78,7 @@ def checkpoint_weights(recipe: Recipe, var_file: Path | None, vae_file: Path | N
     return Weights(readers, source)
 
 
-def random_weights(recipe: Recipe, seed: int) -> Weights:
+def formula_weights(recipe: Recipe, seed: int) -> Weights:
     """Weights by a formula over the tensors' names: any size can be tried without a download.
 
     Normal noise at the usual scale of such a layer, drawn from Philox(key = crc32(name) + seed · 2³²).

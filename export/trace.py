@@ -43,6 +43,7 @@ def trace(graph: Graph) -> ir.Model:
     onnxscript.optimizer.optimize(model, onnx_shape_inference=False)
     _inputs_to_weights(model.graph, held_back)
     common_passes.RemoveUnusedNodesPass()(model)
+    common_passes.ClearMetadataAndDocStringPass()(model)  # stack traces of this machine
     return model
 
 

@@ -17,7 +17,7 @@ FILE_NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
 REQUIRED_GRAPHS = ("condition", "transformer", "bridge", "decoder")
 DTYPES = ("float32", "int64", "int32", "uint8", "bool")
-SYMBOLS = ("B", "2B", "L", "S", "p", "p_next", "L_next")
+SYMBOLS = ("B", "2B", "L", "L_next", "S")
 
 
 @dataclass(frozen=True)

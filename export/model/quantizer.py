@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -23,22 +25,29 @@ def phi_indices(scale_count: int) -> list[int]:
 
 def bicubic_matrix(source: int, target: int) -> Tensor:
     """(target, source): bicubic resize of one axis (align_corners false, a = -0.75, no antialias); the identity if equal."""
-    return _resize_matrix(source, target, mode="bicubic", align_corners=False)
+    matrix = np.zeros((target, source))
+    for row in range(target):
+        centre = (row + 0.5) * source / target - 0.5
+        first = math.floor(centre) - 1
+        for tap in range(first, first + 4):
+            matrix[row, min(max(tap, 0), source - 1)] += _cubic(abs(centre - tap))
+    return torch.from_numpy(matrix.astype(np.float32))
+
+
+def _cubic(distance: float, a: float = -0.75) -> float:
+    """Keys' cubic convolution kernel (1981)."""
+    if distance <= 1:
+        return ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    return a * (((distance - 5) * distance + 8) * distance - 4) if distance < 2 else 0.0
 
 
 def area_matrix(source: int, target: int) -> Tensor:
-    """(target, source): area resize (adaptive average) of one axis."""
-    return _resize_matrix(source, target, mode="area")
-
-
-def _resize_matrix(source: int, target: int, **mode: object) -> Tensor:
-    if source == target:
-        return torch.eye(target)
-    # A separable resize is a matrix product per axis; the interpolation of unit rows is its matrix.
-    # Both axes are resized from a map that is constant along the second, whose weights sum to one.
-    unit = torch.eye(source, dtype=torch.float64).view(source, 1, source, 1).expand(-1, -1, -1, source)
-    resized = nn.functional.interpolate(unit, size=(target, target), **mode)  # type: ignore[arg-type]
-    return resized[:, 0, :, 0].T.contiguous().float()
+    """(target, source): area resize (adaptive average) of one axis; the identity if equal."""
+    matrix = np.zeros((target, source), np.float32)
+    for row in range(target):
+        start, end = row * source // target, -(-(row + 1) * source // target)
+        matrix[row, start:end] = 1 / (end - start)
+    return torch.from_numpy(matrix)
 
 
 def resize(maps: Tensor, matrix: Tensor) -> Tensor:

@@ -1,0 +1,69 @@
+"""python -m export: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from runtime.cli import progress_bar, reports_errors
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--model", required=True, help="Name of a recipe, or a .toml file with one.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle directory to write.")
+@click.option("--var-checkpoint", type=click.Path(path_type=Path), help="Transformer weights (.pth, .safetensors).")
+@click.option("--vae-checkpoint", type=click.Path(path_type=Path), help="VQVAE weights (.pth, .safetensors).")
+@click.option("--random-weights", metavar="SEED", type=click.IntRange(min=0), help="Instead of any checkpoint.")
+@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", help="Type of weights and arithmetic.")
+@click.option("--batches", default="1", help="Batch sizes of the static per-scale steps: 1,8")
+@reports_errors
+def main(
+    model: str,
+    out: Path,
+    var_checkpoint: Path | None,
+    vae_checkpoint: Path | None,
+    random_weights: int | None,
+    precision: str,
+    batches: str,
+) -> None:
+    """Export a VAR checkpoint to a bundle: ONNX graphs, one weight file, manifest.
+
+    Checkpoints not given are looked for beside the recipe, in $VAR_CHECKPOINTS, then on the model hub.
+    """
+    if random_weights is not None and (var_checkpoint or vae_checkpoint):
+        raise click.UsageError("--random-weights takes the place of both checkpoints; give one or the other.")
+    sizes = _batch_sizes(batches)
+
+    from export.bundle import export_bundle
+    from export.checkpoint import checkpoint_weights, formula_weights
+    from export.recipe import Recipe
+
+    recipe = Recipe.load(model)
+    if random_weights is None:
+        weights = checkpoint_weights(recipe, var_checkpoint, vae_checkpoint)
+    else:
+        weights = formula_weights(recipe, random_weights)
+    with progress_bar() as bar:
+        task = bar.add_task("starting", total=None)
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+
+        export_bundle(recipe, weights, out, sizes, {"precision": precision, "batches": list(sizes)}, progress)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    click.echo(f"{out}: {recipe.name} {precision}, {size / 1e6:.1f} MB")
+
+
+def _batch_sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        sizes = ()
+    if not sizes or sizes[0] < 1:
+        raise click.UsageError(f"--batches: expected numbers from 1 up such as 1,8, found {text!r}.")
+    return sizes
+
+
+if __name__ == "__main__":
+    main()
