@@ -66,7 +66,7 @@ class OnnxRuntimeBackend:
         batch, side = self._begun(), self._manifest.model.image_size
         f_hat = batch.f_hat_after(batch.latest)
         images = np.empty((batch.size, side, side, 3), np.uint8)
-        # One by one: together they take as long, and the activations of one at full size are memory enough.
+        # One by one: together they take as long, and hold the activations of all of them at once.
         for i in range(batch.size):
             self._sessions["decoder"].bind({"f_hat": f_hat[i : i + 1]}, {"image": images[i : i + 1]})()
         return images

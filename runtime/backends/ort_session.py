@@ -79,5 +79,9 @@ def _in_place(array: np.ndarray) -> ort.OrtValue:
 def _options(threads: int | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0  # 0: one per physical core
+    # The graphs take turns: idle threads of one session that keep spinning take the cores of the next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # A pattern is remembered for every shape, here for every scale: memory for no speed.
+    options.enable_mem_pattern = False
     options.log_severity_level = 4  # errors come back as exceptions
     return options
