@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +67,13 @@ def main(
     if dump:
         check_target(dump, ".npz")
     wanted = [label.strip() for group in labels for label in group.split(",")]
-    pipeline = Pipeline(bundle, backend, threads, verify)
-    start = time.perf_counter()
-    result, logits = _generate(pipeline, wanted, dump_logits, settings)
-    seconds = time.perf_counter() - start
+    with progress_bar() as bar:
+        task = bar.add_task("loading", total=None)
+        pipeline = Pipeline(bundle, backend, threads, verify)
+        bar.update(task, description="drawing", total=len(wanted) * pipeline.manifest.model.tokens)
+        start = time.perf_counter()
+        result, logits = _generate(pipeline, wanted, settings, dump_logits, partial(bar.advance, task))
+        seconds = time.perf_counter() - start
     write_png(out, grid(result.images))
     if dump:
         write_trace(dump, result, logits)
@@ -76,22 +81,24 @@ def main(
 
 
 def _generate(
-    pipeline: Pipeline, labels: list[str], keep_logits: bool, settings: dict[str, Any]
+    pipeline: Pipeline,
+    labels: list[str],
+    settings: dict[str, Any],
+    with_logits: bool,
+    advance: Callable[[float], None],
 ) -> tuple[Result, list[np.ndarray]]:
-    """The pictures and, if wanted, the K arrays of logits (N, p*p, V), behind a progress bar."""
+    """The pictures and, if wanted, K arrays of logits (N, p*p, V). `advance` hears of every token drawn."""
     import numpy as np
 
     logits: list[list[np.ndarray]] = [[] for _ in pipeline.manifest.scales]  # per scale, per turn
-    with progress_bar() as progress:
-        task = progress.add_task("drawing", total=len(labels) * pipeline.manifest.model.tokens)
 
-        def on_scale(view: ScaleView) -> None:
-            if keep_logits:
-                logits[view.index].append(view.logits())
-            progress.update(task, advance=len(view.pictures) * view.side**2)
+    def on_scale(view: ScaleView) -> None:
+        if with_logits:
+            logits[view.index].append(view.logits())
+        advance(len(view.pictures) * view.side**2)
 
-        result = pipeline.generate(labels, on_scale=on_scale, **settings)
-    return result, [np.concatenate(turns) for turns in logits] if keep_logits else []
+    result = pipeline.generate(labels, on_scale=on_scale, **settings)
+    return result, [np.concatenate(turns) for turns in logits] if with_logits else []
 
 
 if __name__ == "__main__":
