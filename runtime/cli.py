@@ -26,7 +26,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             print(f"Error: {error}", file=sys.stderr)
             sys.exit(1)
         except MemoryError:
-            print("Error: out of memory; draw fewer pictures at a time", file=sys.stderr)
+            print("Error: out of memory", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

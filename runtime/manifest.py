@@ -161,9 +161,7 @@ class Manifest:
             if not path.is_file():
                 raise BundleError(f"{path}: missing; copy the whole bundle again")
             if (size := path.stat().st_size) != expected.size:
-                raise BundleError(
-                    f"{path}: expected {expected.size} bytes, found {size}; copy the whole bundle again"
-                )
+                raise BundleError(f"{path}: expected {expected.size} bytes, found {size}; copy the whole bundle again")
             if verify and (digest := sha256(path)) != expected.sha256:
                 raise BundleError(
                     f"{path}: altered: expected SHA-256 {expected.sha256:.12}…, found {digest:.12}…;"
@@ -173,9 +171,7 @@ class Manifest:
     def _check_model(self, where: str) -> None:
         model = self.model
         sizes = [value for value in dataclasses.astuple(model) if type(value) is int]
-        _expect(
-            min([*sizes, *model.patch_nums, *model.ch_mult]) > 0, f"{where}.model", "sizes from 1 up", sizes
-        )
+        _expect(min([*sizes, *model.patch_nums, *model.ch_mult]) > 0, f"{where}.model", "sizes from 1 up", sizes)
         sides = list(model.patch_nums)
         growing = len(sides) > 1 and sides == sorted(set(sides))
         _expect(growing, f"{where}.model.patch_nums", "two or more growing sides", sides)

@@ -100,9 +100,7 @@ class _Batch:
     keys and values are the first rows of caches for all T tokens, and the new ones go right behind them.
     """
 
-    def __init__(
-        self, size: int, manifest: Manifest, sessions: dict[str, Session], constants: list[Arrays]
-    ) -> None:
+    def __init__(self, size: int, manifest: Manifest, sessions: dict[str, Session], constants: list[Arrays]) -> None:
         model, scales = manifest.model, manifest.scales
         rows, columns = scales[-1].tokens, 2 * size
         self.size = size

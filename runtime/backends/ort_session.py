@@ -26,9 +26,7 @@ class Session:
     def __init__(self, bundle: Path, graph: Graph, threads: int | None) -> None:
         self._path = bundle / graph.file
         try:
-            self._session = ort.InferenceSession(
-                self._path, _options(threads), providers=["CPUExecutionProvider"]
-            )
+            self._session = ort.InferenceSession(self._path, _options(threads), providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             reason = f"ONNX Runtime {ort.__version__} cannot load it: {_one_line(error)}"
             raise BundleError(f"{self._path}: {reason}") from None

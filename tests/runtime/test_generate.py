@@ -22,9 +22,7 @@ def generate(*arguments: object) -> Result:
 
 def test_one_picture(toy_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "picture.png"
-    result = generate(
-        "--bundle", toy_bundle, "--label", "golden retriever", "--seed", 3, "--top-k", 5, "--out", out
-    )
+    result = generate("--bundle", toy_bundle, "--label", "golden retriever", "--seed", 3, "--top-k", 5, "--out", out)
     assert result.exit_code == 0, result.output
     assert result.output.startswith(f"{out}: 1 picture(s) in ")
     assert "with onnxruntime" in result.output

@@ -11,9 +11,7 @@ from runtime.files import check_target, whole_directory, whole_file
 from runtime.images import GAP, grid, write_png
 
 
-@pytest.mark.parametrize(
-    ("count", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (5, 2, 3), (8, 3, 3), (9, 3, 3)]
-)
+@pytest.mark.parametrize(("count", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (5, 2, 3), (8, 3, 3), (9, 3, 3)])
 def test_grid_holds_every_picture(count: int, rows: int, columns: int) -> None:
     images = np.arange(count * 4 * 6 * 3, dtype=np.uint8).reshape(count, 4, 6, 3)
     sheet = grid(images)

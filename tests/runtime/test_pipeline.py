@@ -180,9 +180,7 @@ def test_unknown_backend_and_threads(toy_bundle: Path) -> None:
 def test_graph_and_manifest_must_agree(own_bundle: Path) -> None:
     text = (own_bundle / "manifest.json").read_text()
     (own_bundle / "manifest.json").write_text(text.replace('"kept_tokens"', '"old_tokens"'))
-    with pytest.raises(
-        BundleError, match=r"bridge.onnx: kept_tokens, old_tokens: the graph and the manifest"
-    ):
+    with pytest.raises(BundleError, match=r"bridge.onnx: kept_tokens, old_tokens: the graph and the manifest"):
         Pipeline(own_bundle)
 
 

@@ -173,11 +173,7 @@ def reference(label: int, seed: int, cfg: float, filters: float) -> tuple[list[n
         if k + 1 < len(SIDES):
             following = sum(q * q for q in SIDES[: k + 1])
             features = f_hat @ matrices[f"down.{k + 1}"]
-            x = (
-                np.sin(features + following + np.arange(len(features)))[:, None]
-                .repeat(2, 1)
-                .astype(np.float32)
-            )
+            x = np.sin(features + following + np.arange(len(features)))[:, None].repeat(2, 1).astype(np.float32)
         assert len(maps[-1]) == p * p
     image = np.tile(f_hat.reshape(3, 3), (2, 2)).astype(np.uint8)
     return maps, image[..., None].repeat(3, 2)
@@ -201,8 +197,7 @@ def _tensors(values: list[onnx.ValueInfoProto]) -> tuple[Tensor, ...]:
             value.name,
             onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
             tuple(
-                names.get(size.dim_param, size.dim_param) or size.dim_value
-                for size in value.type.tensor_type.shape.dim
+                names.get(size.dim_param, size.dim_param) or size.dim_value for size in value.type.tensor_type.shape.dim
             ),
         )
         for value in values
