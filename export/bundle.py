@@ -1,4 +1,4 @@
-"""A checkpoint becomes a bundle: ONNX graphs, one weight file and the manifest, in a directory that is whole or not there."""
+"""A checkpoint becomes a bundle: ONNX graphs, one weight file and the manifest, in a directory whole or not there."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def export_bundle(
 ) -> None:
     """Writes the bundle directory `out`, replacing a bundle that is there.
 
-    `batches` are the batch sizes that the static per-scale steps are specialised for; all other graphs take any. `options`
-    go into the provenance. Raises SettingsError, CheckpointError, OSError.
+    `batches` are the batch sizes that the static per-scale steps are specialised for; all other graphs take any.
+    `options` go into the provenance. Raises SettingsError, CheckpointError, OSError.
     """
     _check_target(out, recipe)
     traced = list(_trace_all(recipe, progress))
@@ -80,10 +80,10 @@ Traced = tuple[Graph, ir.Model, dict[str, Expression]]
 
 
 def _trace_all(recipe: Recipe, progress: Progress) -> Iterator[Traced]:
-    models = empty_models(recipe)
-    for model in models:
-        model.to_empty(device="cpu")  # addresses without memory: tracing looks at no value
-    graphs = list(all_graphs(recipe, *models))
+    var, vqvae = empty_models(recipe)
+    var.to_empty(device="cpu")  # addresses without memory: tracing looks at no value
+    vqvae.to_empty(device="cpu")
+    graphs = list(all_graphs(recipe, var, vqvae))
     for i, graph in enumerate(graphs):
         progress(f"tracing {graph.name}", i, len(graphs))
         model = trace(graph)
@@ -105,7 +105,7 @@ def _weight_entries(traced: Sequence[Traced], weights: Weights) -> Iterator[Entr
                 seen[name] = key
                 shape = model.graph.initializers[name].shape
                 assert shape is not None
-                yield Entry(name, "F32", tuple(int(axis) for axis in shape), compute(expression))
+                yield Entry(name, "F32", tuple(shape.numpy()), compute(expression))
 
 
 def _resize_entries(recipe: Recipe) -> Iterator[Entry]:
@@ -182,7 +182,8 @@ def _model(recipe: Recipe) -> manifest.Model:
 def _scales(recipe: Recipe) -> tuple[manifest.Scale, ...]:
     phi = phi_indices(len(recipe.scales))
     return tuple(
-        manifest.Scale(*scale, phi[k], _upsample(k), _downsample(k) if k else None) for k, scale in enumerate(recipe.scales)
+        manifest.Scale(*scale, phi[k], _upsample(k), _downsample(k) if k else None)
+        for k, scale in enumerate(recipe.scales)
     )
 
 
@@ -200,9 +201,14 @@ def _check_target(out: Path, recipe: Recipe) -> None:
     """Raises SettingsError if the bundle could not be written there. Asked before the work."""
     if out.exists() and not (out / manifest.FILE_NAME).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"--out {out}: exists and is no bundle; choose another directory or remove it")
-    parent = next(folder for folder in (out.absolute().parent, *out.absolute().parents) if folder.is_dir())
-    needed = sum(tensor.numel() * 4 for model in empty_models(recipe) for tensor in model.state_dict().values())
-    if (free := shutil.disk_usage(parent).free) < needed * 1.02:
+    parent = next(folder for folder in out.absolute().parents if folder.is_dir())
+    needed = weight_bytes(recipe) * 1.02  # and the graphs
+    if (free := shutil.disk_usage(parent).free) < needed:
         raise SettingsError(
-            f"--out {out}: the bundle needs {needed * 1.02 / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB free; free some space"
+            f"--out {out}: the bundle needs {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB; free some space"
         )
+
+
+def weight_bytes(recipe: Recipe) -> int:
+    """Bytes of all weights of VAR and VQVAE in float32."""
+    return sum(4 * tensor.numel() for model in empty_models(recipe) for tensor in model.state_dict().values())

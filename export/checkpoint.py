@@ -1,4 +1,4 @@
-"""Where weights come from: published checkpoint files, found or downloaded, or a formula. Tensors are read one at a time."""
+"""Where weights come from: published checkpoint files, found or downloaded, or a formula. Read tensor by tensor."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def checkpoint_weights(recipe: Recipe, var_file: Path | None, vae_file: Path | N
     """The weights in the two checkpoint files; those not given are looked for (see `find`). Raises CheckpointError."""
     readers: dict[str, Callable[[], np.ndarray]] = {}
     source: dict[str, Any] = {}
-    for kind, file, model in zip(("var", "vae"), (var_file, vae_file), empty_models(recipe)):
+    for kind, file, model in zip(("var", "vae"), (var_file, vae_file), empty_models(recipe), strict=True):
         path = find(recipe, kind, file)
         tensors = read_file(path)
         check(path, {name: shape for name, (shape, _) in tensors.items()}, model, recipe)
@@ -110,7 +110,7 @@ def _formula(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def find(recipe: Recipe, kind: str, given: Path | None) -> Path:
-    """The checkpoint file of `kind` (var or vae): given, shipped with the recipe, in $VAR_CHECKPOINTS, or from the model hub.
+    """The checkpoint file of `kind` (var or vae): given, shipped with the recipe, in $VAR_CHECKPOINTS, or from the hub.
 
     Raises CheckpointError, saying where the file was looked for.
     """
@@ -139,16 +139,9 @@ def _download(hub: str, name: str, looked: str, help_text: str) -> Path:
 
     try:
         return Path(hf_hub_download(hub, name))
-    except (OSError, ValueError, RuntimeError) as error:  # what the hub and its transports raise; httpx's are none of these
-        reason = error
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpcore", "requests", "huggingface_hub"):
-            raise
-        reason = error
-    first_line = (str(reason).splitlines() or [""])[0]
-    raise CheckpointError(
-        f"{name}: {looked}, and not to be had from the model hub {hub} ({type(reason).__name__}: {first_line:.120}); {help_text}"
-    ) from None
+    except Exception as error:  # the hub client passes on whatever its transport raises
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.120}"
+    raise CheckpointError(f"{name}: {looked}, and the model hub {hub} does not give it ({reason}); {help_text}")
 
 
 Tensors = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]

@@ -40,8 +40,8 @@ class Expression:
 def fold(model: ir.Model) -> dict[str, Expression]:
     """Cuts every maximal expression over valueless initializers out of `model`.
 
-    Returns what each valueless initializer that is left stands for, by name. A cut expression is named after its largest
-    weight and its last operation, such as `head.weight.transpose`.
+    Returns what each valueless initializer that is left stands for, by name. A cut expression is named after its
+    largest weight and its last operation, such as `head.weight.transpose`.
     """
     graph = model.graph
     weights = {value for value in graph.initializers.values() if value.const_value is None}
@@ -82,7 +82,8 @@ def _cut(value: ir.Value, weights: set[ir.Value]) -> tuple[str, Expression]:
             copied = ir.Value(name=original.name, type=original.type, shape=original.shape)
         elif original.const_value is not None:
             tensor = ir.tensor(original.const_value.numpy())
-            copied = ir.Value(name=f"constant_{len(constants)}", const_value=tensor, type=original.type, shape=tensor.shape)
+            copied = ir.Value(name=f"constant_{len(constants)}", const_value=tensor, type=original.type)
+            copied.shape = original.shape
             constants.append(copied)
         else:
             node = original.producer()
@@ -100,7 +101,7 @@ def _cut(value: ir.Value, weights: set[ir.Value]) -> tuple[str, Expression]:
     result.type, result.shape = value.type, value.shape
     inputs = [copies[operand] for operand in operands]
     graph = ir.Graph(inputs, [result], nodes=nodes, initializers=constants, opset_imports={"": 20}, name="expression")
-    largest = max(operands, key=lambda operand: math.prod(operand.shape.numpy()))
+    largest = max(operands, key=lambda operand: math.prod(operand.shape.numpy() if operand.shape else ()))
     last = nodes[-1].op_type.lower()
     names = tuple(str(operand.name) for operand in operands)
     return f"{largest.name}.{last}", Expression(names, ir.Model(graph, ir_version=10))

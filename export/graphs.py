@@ -1,7 +1,8 @@
 """Every ONNX graph of a bundle: what it computes, and the names, dtypes and shapes of its inputs and outputs.
 
-This is the one place that names tensors; everyone else reads them from here or from the manifest. Symbolic axes: B batch,
-2B conditional then unconditional half, L tokens of the scale, L_next tokens of the next one, S tokens of all earlier ones.
+This is the one place that names tensors; everyone else reads them from here or from the manifest. Symbolic axes:
+B batch, 2B conditional then unconditional half, L tokens of the scale, L_next tokens of the next one, S tokens of all
+earlier ones.
 """
 
 from __future__ import annotations
@@ -134,8 +135,8 @@ class Step(nn.Module):
 class Bridge(nn.Module):
     """Everything between two steps: guidance, sampling, codebook, f_hat, the next input.
 
-    What differs from scale to scale comes in as data: both resizes as matrices over flattened maps, the number of the phi
-    convolution, the positions of the next tokens. So one graph serves all scales.
+    What differs from scale to scale comes in as data: both resizes as matrices over flattened maps, the number of the
+    phi convolution, the positions of the next tokens. So one graph serves all scales.
     """
 
     def __init__(self, var: VAR, vqvae: VQVAE):
@@ -168,9 +169,9 @@ class Bridge(nn.Module):
         return drawn, tokens, f_hat, torch.cat((x_next, x_next), dim=1)
 
     def _phi(self, h: Tensor, index: Tensor) -> Tensor:
-        """h (B, Z, P, P) -> phi of that index: all four are computed, as engines want convolutions with constant weights."""
-        phis = self.vqvae.quantize.quant_resi.qresi_ls
-        weight, bias = torch.cat([phi.weight for phi in phis]), torch.cat([phi.bias for phi in phis])
+        """h (B, Z, P, P) -> phi of that index. All four are computed: engines want constant convolution weights."""
+        phis = self.vqvae.quantize.phis()
+        weight, bias = (torch.cat([getattr(phi, name) for phi in phis]) for name in ("weight", "bias"))
         convolved = F.conv2d(h, weight, bias, padding=1).unflatten(1, (PHI_COUNT, -1))  # (B, 4, Z, P, P)
         return (1 - PHI_RATIO) * h + PHI_RATIO * convolved.index_select(1, index).squeeze(1)
 
@@ -195,6 +196,6 @@ class Encoder(nn.Module):
         self.vqvae = vqvae
 
     def forward(self, image: Tensor) -> Tensor:
-        # Contiguous: for channels-last maps PyTorch's GroupNorm on the CPU is off by up to 4e-3, enough for other tokens.
+        # Contiguous: of channels-last maps PyTorch's GroupNorm on the CPU is off by 4e-3, enough for other tokens.
         pixels = image.to(torch.float32).permute(0, 3, 1, 2).contiguous() / 255 * 2 - 1
         return torch.cat(self.vqvae.encode(pixels), dim=1).to(torch.int32)

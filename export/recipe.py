@@ -1,9 +1,10 @@
-"""A recipe: the hyper-parameters that turn a checkpoint into a model, read from `recipes/NAME.toml` or any TOML file."""
+"""A recipe: the hyper-parameters that make a model of a checkpoint, from `recipes/NAME.toml` or any TOML file."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -84,7 +85,9 @@ class Recipe:
         path = Path(name_or_path) if name_or_path.endswith(".toml") else RECIPES / f"{name_or_path}.toml"
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
-            raise SettingsError(f"--model: no recipe {name_or_path!r}; known are {known}, or give the path of a .toml file")
+            raise SettingsError(
+                f"--model: no recipe {name_or_path!r}; known are {known}, or give the path of a .toml file"
+            )
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -110,20 +113,20 @@ class Recipe:
         return recipe
 
     def _check(self, path: Path) -> None:
-        sides = self.patch_nums
-        rules = {
-            "patch_nums: expected at least two growing sides that start at 1": len(sides) >= 2
-            and sides[0] == 1
-            and all(a < b for a, b in zip(sides, sides[1:])),
-            "depth, ch, num_classes, num_res_blocks, code_size: expected positive numbers": min(
-                self.depth, self.ch, self.num_classes, self.num_res_blocks, self.code_size
-            )
-            > 0,
-            "ch: expected a multiple of 32 (GroupNorm has 32 groups)": self.ch % 32 == 0 and min(self.ch_mult) > 0,
-            "vocab_size: expected a positive multiple of 64 (the sampler's cumulative sum works in blocks of 64)": self.vocab_size > 0
-            and self.vocab_size % 64 == 0,
-        }
-        for rule, holds in rules.items():
+        sizes = (self.depth, self.ch, self.num_classes, self.num_res_blocks, self.code_size, *self.ch_mult)
+        growing = all(a < b for a, b in pairwise(self.patch_nums))
+        for holds, rule in (
+            (min(sizes) > 0, "expected sizes from 1 up"),
+            (
+                len(self.patch_nums) > 1 and self.patch_nums[0] == 1 and growing,
+                "patch_nums: expected 1 and growing sides",
+            ),
+            (self.ch % 32 == 0, "ch: expected a multiple of 32, the groups of GroupNorm"),
+            (
+                self.vocab_size > 0 and self.vocab_size % 64 == 0,
+                "vocab_size: expected a multiple of 64, for the sampler",
+            ),
+        ):
             if not holds:
                 raise SettingsError(f"{path}: {rule}")
 

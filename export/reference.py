@@ -1,7 +1,7 @@
 """The whole generation in PyTorch, written for reading: what every bundle and engine is compared against.
 
-It shares the modules with the exported graphs, but resizes by interpolation, filters by sorting and sums in float64, where
-the graphs use matrices, bisection and block sums.
+It shares the modules with the exported graphs, but resizes by interpolation, filters by sorting and sums in float64,
+where the graphs use matrices, bisection and block sums.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ def generate(
     result = Generation(np.empty(0), [], [], [])
     for k, scale in enumerate(recipe.scales):
         logits, new_k, new_v = var(x, modulation, head_modulation, past_k, past_v)  # (L, 2N, V)
-        past_k = [torch.cat(pair) for pair in zip(past_k, new_k)]
-        past_v = [torch.cat(pair) for pair in zip(past_v, new_v)]
+        past_k = [torch.cat(pair) for pair in zip(past_k, new_k, strict=True)]
+        past_v = [torch.cat(pair) for pair in zip(past_v, new_v, strict=True)]
         t = cfg * k / (len(recipe.scales) - 1)
         guided = ((1 + t) * logits[:, :count] - t * logits[:, count:]).transpose(0, 1)  # (N, L, V)
         tokens, margins = draw(probabilities(guided, top_k, top_p), torch.from_numpy(uniforms[k]))
-        for kept, value in zip((result.tokens, result.logits, result.margins), (tokens, guided, margins)):
+        for kept, value in zip((result.tokens, result.logits, result.margins), (tokens, guided, margins), strict=True):
             kept.append(value.numpy())
         h = vqvae.quantize.lookup(tokens)  # (N, Z, p, p)
         if scale.side != recipe.grid:
             h = F.interpolate(h, size=(recipe.grid, recipe.grid), mode="bicubic")
-        phi = vqvae.quantize.quant_resi.qresi_ls[vqvae.quantize.phi[k]]
+        phi = vqvae.quantize.phis()[vqvae.quantize.phi[k]]
         f_hat = f_hat + (1 - PHI_RATIO) * h + PHI_RATIO * phi(h)
         if k + 1 < len(recipe.scales):
             following = recipe.scales[k + 1]
@@ -88,7 +88,7 @@ def probabilities(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def draw(distribution: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """distribution (..., V), uniforms (...) -> tokens (...) int64, and how far inside their intervals the uniforms lie."""
+    """distribution (..., V), uniforms (...) -> tokens (...) int64, and how far inside its interval each uniform is."""
     cumulative = distribution.cumsum(-1)
     u = uniforms.double().unsqueeze(-1) * cumulative[..., -1:]
     exceeds = (cumulative > u) & (distribution > 0)

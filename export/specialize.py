@@ -10,7 +10,7 @@ import onnx
 def specialize(model: onnx.ModelProto, sizes: Mapping[str, int], name: str) -> onnx.ModelProto:
     """A copy of `model` whose symbolic axes have the values in `sizes`, with all intermediate shapes inferred.
 
-    Nodes and weights stay as they are: traced graphs hold no shape arithmetic. Raises ValueError if an axis is left open.
+    Nodes and weights stay as they are: traced graphs hold no shape arithmetic. Raises ValueError if an axis stays open.
     """
     static = onnx.ModelProto()
     static.CopyFrom(model)

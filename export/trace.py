@@ -15,7 +15,6 @@ import onnxscript.optimizer
 import torch
 
 from export.graphs import Graph
-from runtime.manifest import Tensor as TensorSpec
 
 OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses whole
 IR_VERSION = 10  # device-side runtimes refuse newer ones
@@ -28,7 +27,7 @@ def trace(graph: Graph) -> ir.Model:
     with warnings.catch_warnings(), _quiet("torch.onnx", "torch.export", "onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore")
         examples, shapes = _examples(graph)
-        program = torch.export.export(graph.module.eval(), examples, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(graph.module.eval(), examples, dynamic_shapes=shapes, strict=False)  # type: ignore[arg-type]
         exported = torch.onnx.export(program, (), dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
     assert exported is not None
     model = exported.model
@@ -64,24 +63,23 @@ def _name_values(onnx_graph: ir.Graph, graph: Graph) -> None:
     """Gives inputs and outputs the names that `graph` declares, and all values its symbols for sizes."""
     symbols: dict[str, str] = {}
     for values, specs in ((onnx_graph.inputs, graph.inputs), (onnx_graph.outputs, graph.outputs)):
-        assert len(values) == len(specs), f"{graph.name}: {len(values)} values traced for {len(specs)} declared"
-        for value, spec in zip(values, specs):
-            symbols |= {str(traced): axis for traced, axis in zip(value.shape, spec.shape) if isinstance(axis, str)}
+        for value, spec in zip(values, specs, strict=True):
+            assert value is not None and value.shape is not None
+            axes = zip(value.shape, spec.shape, strict=True)
+            symbols |= {str(traced): axis for traced, axis in axes if isinstance(axis, str)}
             value.name = spec.name
-    for node in onnx_graph:
-        for value in (*node.inputs, *node.outputs):
-            if value is not None and value.shape is not None:
-                value.shape = ir.Shape(a if isinstance(a, int) else symbols.get(str(a), str(a)) for a in value.shape)
-    for value in list(onnx_graph.initializers.values()):
-        assert value.name is not None
-        value.name = value.name.removeprefix("var.").removeprefix("vqvae.")
+    for inner in [value for node in onnx_graph for value in (*node.inputs, *node.outputs) if value is not None]:
+        if inner.shape is not None:
+            inner.shape = ir.Shape(a if isinstance(a, int) else symbols.get(str(a), str(a)) for a in inner.shape)
+    for weight in list(onnx_graph.initializers.values()):
+        weight.name = str(weight.name).removeprefix("var.").removeprefix("vqvae.")
 
 
 def _weights_to_inputs(graph: ir.Graph, weights: set[str]) -> list[ir.Value]:
     """Makes inputs of the weights, so that no optimisation looks for their values."""
     held_back = [value for name, value in graph.initializers.items() if name in weights]
     for value in held_back:
-        del graph.initializers[value.name]
+        del graph.initializers[str(value.name)]
         value.const_value = None
         graph.inputs.append(value)
     return held_back
@@ -97,25 +95,29 @@ def _inputs_to_weights(graph: ir.Graph, held_back: list[ir.Value]) -> None:
 def static_reshapes(graph: ir.Graph) -> None:
     """Replaces computed Reshape targets by constants: 0 copies an axis of the input, -1 stands for one unknown axis."""
     for node in graph:
-        if node.op_type != "Reshape" or node.inputs[1].const_value is not None:
+        if node.op_type != "Reshape":
             continue
-        asked = node.inputs[1].producer()
-        like = asked.inputs[0] if asked is not None and asked.op_type == "Shape" else node.outputs[0]
-        source, result = node.inputs[0].shape, like.shape
-        if source is None or result is None or None in [getattr(axis, "value", 0) for axis in result]:
+        source, asked = node.inputs
+        assert source is not None and asked is not None
+        if asked.const_value is not None:
+            continue
+        maker = asked.producer()
+        like = maker.inputs[0] if maker is not None and maker.op_type == "Shape" else node.outputs[0]
+        result = like.shape if like is not None else None
+        if source.shape is None or result is None or None in [getattr(axis, "value", 0) for axis in result]:
             raise ValueError(f"{graph.name}: {node.name}: a Reshape to an unknown shape cannot be made static")
-        node.outputs[0].shape = result
         target = [
-            axis if isinstance(axis, int) else 0 if i < len(source) and axis == source[i] else -1
+            axis if isinstance(axis, int) else 0 if i < len(source.shape) and axis == source.shape[i] else -1
             for i, axis in enumerate(result)
         ]
         if target.count(-1) > 1:
-            raise ValueError(f"{graph.name}: {node.name}: {source} to {result} has more than one free axis")
+            raise ValueError(f"{graph.name}: {node.name}: {source.shape} to {result} has more than one free axis")
         shape = ir.node("Constant", [], attributes={"value": ir.tensor(target, dtype=ir.DataType.INT64)})
         shape.outputs[0].name = f"{node.name}.shape"
         graph.insert_before(node, shape)
         node.replace_input_with(1, shape.outputs[0])
         node.attributes.pop("allowzero", None)
+        node.outputs[0].shape = result
 
 
 def drop_expands(graph: ir.Graph) -> None:
@@ -123,7 +125,9 @@ def drop_expands(graph: ir.Graph) -> None:
     broadcasting = {"Add", "Sub", "Mul", "Div", "Where", "Greater", "GreaterOrEqual", "Min", "Max"}
     for node in graph:
         if node.op_type == "Expand" and all(user.op_type in broadcasting for user, _ in node.outputs[0].uses()):
-            node.outputs[0].replace_all_uses_with(node.inputs[0])
+            source = node.inputs[0]
+            assert source is not None
+            node.outputs[0].replace_all_uses_with(source)
             graph.remove(node, safe=True)
 
 
@@ -139,5 +143,5 @@ class _quiet:
             logger.setLevel(logging.ERROR)
 
     def __exit__(self, *exc: object) -> None:
-        for logger, level in zip(self.loggers, self.levels):
+        for logger, level in zip(self.loggers, self.levels, strict=True):
             logger.setLevel(level)

@@ -14,7 +14,12 @@ import onnx_ir as ir
 from runtime.files import whole_file
 
 ALIGNMENT = 4096  # of the first tensor, so that the file can be mapped page by page
-NUMPY_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I64": np.dtype("<i8"), "I32": np.dtype("<i4")}
+NUMPY_DTYPES: dict[str, np.dtype] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Multi-scale residual quantizer: tokens of every scale to and from the feature map f_hat (Tian et al., 2024, algorithms 1 and 2)."""
+"""Multi-scale residual quantizer: tokens to and from the feature map f_hat (Tian et al., 2024, algorithms 1, 2)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def phi_indices(scale_count: int) -> list[int]:
 
 
 def bicubic_matrix(source: int, target: int) -> Tensor:
-    """(target, source): bicubic resize of one axis (align_corners false, a = -0.75, no antialias); the identity if equal."""
+    """(target, source): bicubic resize of one axis (align_corners false, no antialias); the identity if equal."""
     matrix = np.zeros((target, source))
     for row in range(target):
         centre = (row + 0.5) * source / target - 0.5
@@ -73,10 +73,13 @@ class Quantizer(nn.Module):
         self.quant_resi = PhiBank(recipe.code_size)
         self.phi = phi_indices(len(recipe.patch_nums))
 
+    def phis(self) -> list[nn.Conv2d]:
+        return [phi for phi in self.quant_resi.qresi_ls if isinstance(phi, nn.Conv2d)]
+
     def contribution(self, k: int, codes: Tensor) -> Tensor:
         """What scale k adds to f_hat: codes (B, Z, p, p) -> (B, Z, P, P)."""
         upsampled = resize(codes, bicubic_matrix(codes.shape[-1], self.recipe.grid).to(codes))
-        convolution = self.quant_resi.qresi_ls[self.phi[k]]
+        convolution = self.phis()[self.phi[k]]
         return (1 - PHI_RATIO) * upsampled + PHI_RATIO * convolution(upsampled)
 
     def lookup(self, tokens: Tensor) -> Tensor:

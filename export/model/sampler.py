@@ -22,8 +22,8 @@ def guided(logits: Tensor, guidance: Tensor) -> Tensor:
 def filtered(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """Unnormalised probabilities after top-k, then top-p: exp(logit - max), and 0 for what is removed.
 
-    logits (..., V), top_k (1,) int64, top_p (1,); 0 keeps all. Equal logits are kept or removed together. Top-p keeps the
-    smallest set whose share of what top-k left is at least top_p.
+    logits (..., V), top_k (1,) int64, top_p (1,); 0 keeps all. Equal logits are kept or removed together. Top-p keeps
+    the smallest set whose share of what top-k left is at least top_p.
     """
     relative = (logits - logits.amax(-1, keepdim=True)).clamp_min(LOWEST)  # (..., V), at most 0
     vocabulary = logits.shape[-1]
@@ -37,7 +37,7 @@ def filtered(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 
 
 def _highest_threshold(values: Tensor, weights: Tensor | None, wanted: Tensor) -> Tensor:
-    """The highest threshold (..., 1) at or above which values weigh at least `wanted`; the lowest value if all weigh less.
+    """The highest threshold (..., 1) at or above which values weigh `wanted`; the lowest value if all weigh less.
 
     values (..., V), at most 0; weights (..., V), or None to count.
     """
@@ -52,7 +52,7 @@ def _highest_threshold(values: Tensor, weights: Tensor | None, wanted: Tensor) -
 
 
 def drawn(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """The first index whose cumulative weight exceeds uniform x total, never one with weight 0, nor past the last kept one.
+    """The first index whose cumulative weight exceeds uniform x total, never one of weight 0 or past the last kept.
 
     weights (..., V) unnormalised, uniforms (...) in [0, 1) -> (...) int64.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +32,17 @@ class Attention(nn.Module):
         self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
+        self.zero_k_bias: Tensor
         self.register_buffer("zero_k_bias", torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
     def forward(
         self, x: Tensor, past_k: Tensor, past_v: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (L, B, C), past (S, B, H, 64), mask (L, S + L) added to the scores -> out (L, B, C), new k and v (L, B, H, 64)."""
+        """x (L, B, C), past (S, B, H, 64), mask (L, S + L) -> out (L, B, C), new k and v (L, B, H, 64).
+
+        The mask is added to the scores: 0 or -inf.
+        """
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
         qkv = F.linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3 * self.heads, HEAD_SIZE))
         q, k, v = qkv.chunk(3, dim=2)  # each (L, B, H, 64)
@@ -133,12 +138,14 @@ class VAR(nn.Module):
     def condition(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What depends on the label alone.
 
-        labels (B,) int64 -> modulation (depth, 6, B, C) and head modulation (2, B, C), both with 1 added to their scales,
-        and the input of the first scale x (1, B, C).
+        labels (B,) int64 -> modulation (depth, 6, B, C) and head modulation (2, B, C), both with 1 added to their
+        scales, and the input of the first scale x (1, B, C).
         """
         condition = self.class_emb(labels)  # (B, C)
         shared = self.shared_ada_lin(condition) if self.recipe.shared_aln else None
-        per_block = torch.stack([block.modulation(condition, shared) for block in self.blocks])  # (depth, B, 6, C)
+        per_block = torch.stack(
+            [b.modulation(condition, shared) for b in cast("list[Block]", self.blocks)]
+        )  # (depth, B, 6, C)
         one = torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0, 0.0]).view(6, 1, 1)
         modulation = per_block.transpose(1, 2) + one
         head = self.head_nm.ada_lin(condition).unflatten(-1, (2, -1)).transpose(0, 1)
@@ -156,9 +163,9 @@ class VAR(nn.Module):
         past_v: Sequence[Tensor],
         mask: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """One scale: x (L, B, C), past (S, B, H, 64) per block -> logits (L, B, V), new k and v (L, B, H, 64) per block.
+        """One scale: x (L, B, C), past (S, B, H, 64) a block -> logits (L, B, V), new k and v (L, B, H, 64) a block.
 
-        `mask` (L, S + L) is for training, where all scales pass at once; within one scale every token sees all others.
+        `mask` (L, S + L) is for training, where all scales pass at once; within a scale every token sees all others.
         """
         new_k, new_v = [], []
         for i, block in enumerate(self.blocks):

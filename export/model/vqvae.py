@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+        return (self.nin_shortcut(x) if "nin_shortcut" in self._modules else x) + h
 
 
 class AttentionBlock(nn.Module):
@@ -66,18 +68,25 @@ class Downsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by attention at the lowest one, then a resize."""
+    """The residual blocks of a resolution, at the lowest each followed by attention, then a resize to the next."""
 
-    def __init__(self, channels: list[int], attention: bool):
+    def __init__(self, channels: list[int], attention: bool, resize: dict[str, nn.Module]):
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in zip(channels, channels[1:]))
+        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in pairwise(channels))
         self.attn = nn.ModuleList(AttentionBlock(c) for c in channels[1:] if attention)
+        self.resize = list(
+            resize
+        )  # at most one: `downsample` or `upsample`, which the checkpoints have beside the blocks
+        for name, module in resize.items():
+            self.add_module(name, module)
 
     def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
             x = block(x)
             if len(self.attn):
                 x = self.attn[i](x)
+        for name in self.resize:
+            x = self.get_submodule(name)(x)
         return x
 
 
@@ -101,10 +110,8 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         channels = recipe.ch
         for i, width in enumerate(widths):
-            level = Level([channels] + [width] * recipe.num_res_blocks, attention=i == last)
-            if i != last:
-                level.downsample = Downsample(width)
-            self.down.append(level)
+            resize: dict[str, nn.Module] = {"downsample": Downsample(width)} if i != last else {}
+            self.down.append(Level([channels] + [width] * recipe.num_res_blocks, i == last, resize))
             channels = width
         self.mid = Middle(channels)
         self.norm_out = group_norm(channels)
@@ -114,8 +121,6 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-            if hasattr(level, "downsample"):
-                h = level.downsample(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
 
@@ -129,10 +134,8 @@ class Decoder(nn.Module):
         self.mid = Middle(channels)
         levels = []
         for i in range(last, -1, -1):
-            level = Level([channels] + [widths[i]] * (recipe.num_res_blocks + 1), attention=i == last)
-            if i != 0:
-                level.upsample = Upsample(widths[i])
-            levels.append(level)
+            resize: dict[str, nn.Module] = {"upsample": Upsample(widths[i])} if i != 0 else {}
+            levels.append(Level([channels] + [widths[i]] * (recipe.num_res_blocks + 1), i == last, resize))
             channels = widths[i]
         self.up = nn.ModuleList(reversed(levels))  # checkpoints number the levels from the finest
         self.norm_out = group_norm(channels)
@@ -142,8 +145,6 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-            if hasattr(level, "upsample"):
-                h = level.upsample(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
 

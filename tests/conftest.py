@@ -1,0 +1,47 @@
+"""Bundles that many tests share, each exported once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from export.bundle import export_bundle
+from export.checkpoint import checkpoint_weights, formula_weights
+from export.recipe import Recipe
+
+DATA = Path(__file__).parent / "data"
+
+
+def _export(factory: pytest.TempPathFactory, name: str) -> Path:
+    recipe = Recipe.load(str(DATA / f"{name}.toml"))
+    out = factory.mktemp(name) / "bundle"
+    export_bundle(recipe, formula_weights(recipe, 0), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Depth 2, 256 pixels: the model of the golden cases."""
+    return _export(tmp_path_factory, "golden_d2")
+
+
+@pytest.fixture(scope="session")
+def shared_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Depth 2 with shared AdaLN and the 512-pixel grid."""
+    return _export(tmp_path_factory, "shared_d2")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Depth 1, three scales, no L2 norm of q and k."""
+    return _export(tmp_path_factory, "tiny")
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained demo model."""
+    recipe = Recipe.load("var_demo")
+    out = tmp_path_factory.mktemp("var_demo") / "bundle"
+    export_bundle(recipe, checkpoint_weights(recipe, None, None), out)
+    return out

@@ -1,0 +1,131 @@
+"""python -m export as users meet it: errors in one line, and never half a bundle."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import export.bundle
+from export.bundle import export_bundle
+from export.checkpoint import formula_weights
+from export.recipe import Recipe
+from runtime.errors import SettingsError
+from runtime.manifest import Manifest
+from tests.conftest import DATA
+
+TINY = ["--model", str(DATA / "tiny.toml"), "--random-weights", "0"]
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "export", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload]
+
+
+def refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1 or "Usage:" in result.stderr, result.stderr
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_a_bundle_is_written_with_its_provenance(tmp_path: Path) -> None:
+    result = run(*TINY, "--out", str(tmp_path / "bundle"), "--batches", "2,1")
+    assert result.returncode == 0, result.stderr
+    manifest = Manifest.load(tmp_path / "bundle")
+    assert {f"transformer_b{b}_0{k}" for b in (1, 2) for k in range(3)} < manifest.graphs.keys()
+    assert manifest.provenance.source == {"random_weights": 0}
+    assert manifest.provenance.options == {"precision": "fp32", "batches": [1, 2]}
+    assert os.listdir(tmp_path) == ["bundle"]
+
+
+def test_two_exports_differ_in_their_date_only(tmp_path: Path, tiny_bundle: Path) -> None:
+    recipe = Recipe.load(str(DATA / "tiny.toml"))
+    export_bundle(recipe, formula_weights(recipe, 0), tmp_path / "again")
+    assert Manifest.load(tmp_path / "again").files == Manifest.load(tiny_bundle).files
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--model", "var_d17", "--random-weights", "0"], ["no recipe 'var_d17'", "var_d16"]),
+        (["--model", "var_d16", "--var-checkpoint", "nothing.pth"], ["--var-checkpoint: no file nothing.pth"]),
+        ([*TINY, "--var-checkpoint", "x.pth"], ["--random-weights takes the place of both checkpoints"]),
+        ([*TINY, "--batches", "0"], ["--batches: expected numbers from 1 up"]),
+        ([*TINY, "--precision", "int3"], ["int3"]),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], parts: list[str], tmp_path: Path) -> None:
+    refused(run(*arguments, "--out", str(tmp_path / "bundle")), *parts)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    refused(run(*TINY, "--out", str(tmp_path)), "exists and is no bundle")
+    assert (tmp_path / "holiday.jpg").exists()
+
+
+def test_a_bundle_is_replaced(tmp_path: Path, tiny_bundle: Path) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    (tmp_path / "bundle" / "stale.onnx").touch()
+    recipe = Recipe.load(str(DATA / "tiny.toml"))
+    export_bundle(recipe, formula_weights(recipe, 1), tmp_path / "bundle")
+    assert Manifest.load(tmp_path / "bundle").provenance.source == {"random_weights": 1}
+    assert not (tmp_path / "bundle" / "stale.onnx").exists()
+
+
+def test_too_little_disk_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=10**8)
+    monkeypatch.setattr(export.bundle.shutil, "disk_usage", lambda _: usage)
+    recipe = Recipe.load("var_d16")
+    with pytest.raises(SettingsError, match=r"the bundle needs 1\.\d\d GB, .* has 0\.10 GB; free some space"):
+        export_bundle(recipe, formula_weights(recipe, 0), tmp_path / "bundle")
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a full disk: the write itself fails
+
+    result = run(*TINY, "--out", str(tmp_path / "bundle"), preexec_fn=small_files)
+    refused(result, "File too large")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nan_in_a_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+    import numpy as np
+
+    from export.checkpoint import CheckpointError, Weights
+
+    recipe = Recipe.load(str(DATA / "tiny.toml"))
+    good = formula_weights(recipe, 0)
+    shape = good.read("head.weight").shape
+    bad = Weights(good.readers | {"head.weight": lambda: np.full(shape, np.nan)}, good.source)
+    with pytest.raises(CheckpointError, match=r"head\.weight: holds NaN"):
+        export_bundle(recipe, bad, tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "export", *TINY, "--out", str(tmp_path / "bundle")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(4)  # somewhere in the tracing
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stderr.strip() == "interrupted"
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_is_quick() -> None:
+    """It would not be if it imported torch."""
+    code = "import sys, export.__main__ as m; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

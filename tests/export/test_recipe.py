@@ -1,0 +1,63 @@
+"""Recipes: the published sizes, and one clear message for a wrong file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from export.checkpoint import UNUSED_BUFFERS, empty_models
+from export.recipe import Recipe
+from runtime.errors import SettingsError
+from tests.conftest import DATA
+
+MILLIONS = {"var_d16": 310, "var_d20": 600, "var_d24": 1034, "var_d30": 2011, "var_d36": 2353}
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_published_sizes(name: str) -> None:
+    recipe = Recipe.load(name)
+    var, _ = empty_models(recipe)
+    parameters = sum(p.numel() for p in var.parameters()) / 1e6
+    assert abs(parameters / MILLIONS[name] - 1) < 0.02
+    assert recipe.image_size == (512 if name == "var_d36" else 256)
+    assert recipe.tokens == (2240 if name == "var_d36" else 680)
+
+
+def test_tensor_names_and_shapes_are_the_published_ones() -> None:
+    published = json.loads((DATA / "published_d16.json").read_text())
+    for kind, model in zip(("var", "vae"), empty_models(Recipe.load("var_d16")), strict=True):
+        expected = {n: shape for n, shape in published[kind].items() if n not in UNUSED_BUFFERS}
+        assert {n: list(t.shape) for n, t in model.state_dict().items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("depth = ", "not a TOML file"),
+        ("depth = 2", "missing keys ch, patch_nums"),
+        ("depht = 2", "unknown keys depht"),
+        ("depth = true", "depth: expected .*int.*, found True"),
+        ("depth = 0", "expected sizes from 1 up"),
+        ("patch_nums = [2, 4]", "patch_nums: expected 1 and growing sides"),
+        ("patch_nums = [1, 4, 4]", "patch_nums: expected 1 and growing sides"),
+        ("patch_nums = [1]", "patch_nums: expected 1 and growing sides"),
+        ("ch = 48", "ch: expected a multiple of 32"),
+        ("vocab_size = 100", "vocab_size: expected a multiple of 64"),
+    ],
+)
+def test_a_wrong_recipe_is_named(text: str, message: str, tmp_path: Path) -> None:
+    lines = (DATA / "tiny.toml").read_text().splitlines()
+    key = text.split(" ")[0]
+    if "missing" not in message:
+        text = "\n".join([*[line for line in lines if not line.startswith(f"{key} ")], text])
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        Recipe.load(str(path))
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(SettingsError, match=r"no recipe 'var_d17'; known are .*var_d16.*var_demo"):
+        Recipe.load("var_d17")
