@@ -23,11 +23,12 @@ help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## make .venv and install the project with its export and development tools
+	@echo ".venv is ready"
 
 $(INSTALLED): pyproject.toml
 	@test -x $(PYTHON) || $(PYTHON3) -m venv .venv
 	@echo "installing VAR Edge and what it needs into .venv (minutes the first time)"
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[export,dev]'
+	@$(PYTHON) -m pip install -qq --disable-pip-version-check --editable '.[export,dev]'
 	@touch $@
 
 demo: $(DEMO_BUNDLE)/manifest.json ## export the demo model and draw eight of its classes: build/demo.png
