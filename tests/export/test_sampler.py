@@ -62,7 +62,8 @@ def test_draws_have_the_filtered_distribution(bridge: BridgeSampler, top_k: int,
     frequent = expected >= 5
     observed = np.append(found[frequent], found[~frequent].sum())
     wanted = np.append(expected[frequent], expected[~frequent].sum())
-    assert chisquare(observed[wanted > 0], wanted[wanted > 0]).pvalue > 1e-3
+    if (wanted > 0).sum() > 1:  # one token alone was checked above
+        assert chisquare(observed[wanted > 0], wanted[wanted > 0]).pvalue > 1e-3
 
 
 def test_chi_square_notices_another_distribution(bridge: BridgeSampler) -> None:
