@@ -42,12 +42,13 @@ def generate(
     """Draws one picture per label; `uniforms` are K arrays (N, p²) in [0, 1)."""
     recipe, count = var.recipe, len(labels)
     both = torch.cat((torch.tensor(labels), torch.full((count,), recipe.num_classes)))
-    modulation, head_modulation, x = var.condition(both)
+    x = var.condition(both)[-1]
     empty = [torch.zeros(0, 2 * count, recipe.heads, HEAD_SIZE)] * recipe.depth
     past_k, past_v = empty, empty
     f_hat = torch.zeros(count, recipe.code_size, recipe.grid, recipe.grid)
     result = Generation(np.empty(0), [], [], [])
     for k, scale in enumerate(recipe.scales):
+        modulation, head_modulation, _ = var.condition(both)  # anew at every scale, as the published code does
         logits, new_k, new_v = var(x, modulation, head_modulation, past_k, past_v)  # (L, 2N, V)
         past_k = [torch.cat(pair) for pair in zip(past_k, new_k, strict=True)]
         past_v = [torch.cat(pair) for pair in zip(past_v, new_v, strict=True)]
