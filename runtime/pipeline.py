@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .backends import create
-from .backends.base import Backend
+from .backends.base import Backend, OnStage
 from .classes import ClassNames
 from .errors import SettingsError
 from .manifest import Manifest
@@ -85,13 +85,15 @@ class Pipeline:
         kept_tokens: Sequence[np.ndarray] | None = None,
         batch: int = BATCH,
         on_scale: Callable[[ScaleView], None] | None = None,
+        on_stage: OnStage | None = None,
     ) -> Result:
         """Draws one picture for each label: a number (`num_classes` is "no class") or a class name.
 
         Picture i is drawn with `seed` + i, `batch` pictures at a time, and does not depend on the others.
         Where `keep`, K masks (N or 1, p*p) bool, is true, `kept_tokens`, K maps (N or 1, p*p) int32, replace
-        the tokens drawn. `on_scale` is called after every scale of every turn; to stop, raise from it. Raises
-        SettingsError.
+        the tokens drawn. `on_scale` is called after every scale of every turn; to stop, raise from it.
+        `on_stage(graph, scale, seconds)` hears how long every run of a graph took; the scale of condition and
+        decoder is None. Raises SettingsError.
         """
         numbers = np.array(self.classes.labels(labels), np.int64)  # (N,)
         sampling = Sampling(cfg, top_k, top_p)
@@ -106,7 +108,7 @@ class Pipeline:
         images, tokens, drawn = [], [], []
         for start in range(0, len(numbers), batch):
             pictures = range(len(numbers))[start : start + batch]
-            self._draw(pictures, numbers, seed, sampling, kept, on_scale)
+            self._draw(pictures, numbers, seed, sampling, kept, on_scale, on_stage)
             images.append(self.backend.decode())
             tokens.append([self.backend.tokens(k) for k in range(len(self.manifest.scales))])
             if kept:
@@ -134,12 +136,13 @@ class Pipeline:
         sampling: Sampling,
         kept: Kept | None,
         on_scale: Callable[[ScaleView], None] | None,
+        on_stage: OnStage | None,
     ) -> None:
         """One turn: the scales of these pictures, coarse to fine."""
         scales = self.manifest.scales
         rows = slice(pictures.start, pictures.stop)
         draws = [uniforms(seed + i, [scale.tokens for scale in scales]) for i in pictures]
-        self.backend.begin(labels[rows])
+        self.backend.begin(labels[rows], on_stage)
         for k, (scale, *draw) in enumerate(zip(scales, *draws, strict=True)):
             guidance = sampling.guidance(k, len(scales))
             keep, kept_tokens = (None, None) if kept is None else (part[k][rows] for part in kept)

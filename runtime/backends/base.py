@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
 from ..sampling import Sampling
+
+OnStage = Callable[[str, int | None, float], None]  # graph, its scale or None, seconds
 
 
 class Backend(Protocol):
@@ -18,8 +21,11 @@ class Backend(Protocol):
 
     name: str
 
-    def begin(self, labels: np.ndarray) -> None:
-        """Starts a batch. `labels` (B,) int64."""
+    def begin(self, labels: np.ndarray, on_stage: OnStage | None = None) -> None:
+        """Starts a batch. `labels` (B,) int64.
+
+        Until the next `begin`, `on_stage` hears how long each run of a stage took, at the latest when `decode` returns.
+        """
 
     def step(
         self,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from safetensors import safe_open
 from ..errors import BundleError, SettingsError
 from ..manifest import WEIGHTS, Manifest
 from ..sampling import Sampling
+from .base import OnStage
 from .ort_session import Session
 
 GRAPHS = ("condition", "transformer", "bridge", "decoder")
@@ -30,11 +34,11 @@ class OnnxRuntimeBackend:
         self._constants = _bridge_constants(bundle, manifest)
         self._batch: _Batch | None = None
 
-    def begin(self, labels: np.ndarray) -> None:
+    def begin(self, labels: np.ndarray, on_stage: OnStage | None = None) -> None:
         if self._batch is None or self._batch.size != len(labels):
             self._batch = None  # frees the arrays of the other size first
             self._batch = _Batch(len(labels), self._manifest, self._sessions, self._constants)
-        self._batch.begin(labels)
+        self._batch.begin(labels, on_stage)
 
     def step(
         self,
@@ -67,8 +71,9 @@ class OnnxRuntimeBackend:
         f_hat = batch.f_hat_after(batch.latest)
         images = np.empty((batch.size, side, side, 3), np.uint8)
         # One by one: together they take as long, and hold the activations of all of them at once.
-        for i in range(batch.size):
-            self._sessions["decoder"].bind({"f_hat": f_hat[i : i + 1]}, {"image": images[i : i + 1]})()
+        with batch.timed("decoder", None):
+            for i in range(batch.size):
+                self._sessions["decoder"].bind({"f_hat": f_hat[i : i + 1]}, {"image": images[i : i + 1]})()
         return images
 
     def encode(self, images: np.ndarray) -> np.ndarray:
@@ -105,6 +110,7 @@ class _Batch:
         rows, columns = scales[-1].tokens, 2 * size
         self.size = size
         self.latest = -1  # the scale stepped last
+        self._on_stage: OnStage | None = None
 
         self.labels = np.empty(size, np.int64)  # (B,)
         self.guidance, self.top_p = np.empty(1, np.float32), np.empty(1, np.float32)
@@ -156,18 +162,29 @@ class _Batch:
                     "x_next": x[: len(constants[k]["next_positions"])],
                 },
             )
-            self._stages.append((transformer, bridge))
+            self._stages.append({"transformer": transformer, "bridge": bridge})
 
-    def begin(self, labels: np.ndarray) -> None:
+    def begin(self, labels: np.ndarray, on_stage: OnStage | None) -> None:
         self.latest = -1
+        self._on_stage = on_stage
         self.labels[:] = labels
         self._f_hat[0].fill(0)
-        self._condition()
+        with self.timed("condition", None):
+            self._condition()
 
     def run(self, k: int) -> None:
-        for stage in self._stages[k]:
-            stage()
+        for name, stage in self._stages[k].items():
+            with self.timed(name, k):
+                stage()
         self.latest = k
+
+    @contextmanager
+    def timed(self, stage: str, scale: int | None) -> Iterator[None]:
+        """Tells `on_stage`, if there is one, how long the block took."""
+        start = time.perf_counter()
+        yield
+        if self._on_stage:
+            self._on_stage(stage, scale, time.perf_counter() - start)
 
     def f_hat_after(self, k: int) -> np.ndarray:
         """(B, Z, P, P)"""

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -207,3 +208,22 @@ def test_the_device_needs_neither_torch_nor_onnx() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "onnxruntime" not in loaded.split()  # loaded by the backend that needs it
     assert not {"torch", "onnx", "onnxscript"} & set(loaded.split())
+
+
+def test_stage_times_name_every_graph_and_sum_to_about_the_whole(pipeline: Pipeline) -> None:
+    heard: list[tuple[str, int | None]] = []
+    spent: list[float] = []
+
+    def on_stage(stage: str, scale: int | None, seconds: float) -> None:
+        heard.append((stage, scale))
+        spent.append(seconds)
+
+    start = time.perf_counter()
+    result = pipeline.generate([1, 2, 3], batch=2, on_stage=on_stage, **SETTINGS)
+    whole = time.perf_counter() - start
+    scales = [(graph, k) for k in range(len(SIDES)) for graph in ("transformer", "bridge")]
+    assert heard == [("condition", None), *scales, ("decoder", None)] * 2  # two turns
+    assert 0 < sum(spent) < whole
+    heard.clear()
+    assert_equal(pipeline.generate([1, 2, 3], batch=2, **SETTINGS), result)
+    assert not heard  # a hook is for one call
