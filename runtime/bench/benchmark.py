@@ -1,0 +1,113 @@
+"""The whole measurement, in an order in which no part disturbs the next."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import sys
+from collections.abc import Callable
+from datetime import datetime, timezone
+from itertools import count
+from pathlib import Path
+
+from ..errors import SettingsError
+from ..jetson import Jetson
+from ..manifest import WEIGHTS, Manifest, Model
+from ..pipeline import Pipeline
+from .compare import Draw
+from .gemm import gemm_rate
+from .machine import machine
+from .measure import load, measure_batch, memory_while_drawing
+from .memory import loaded_weights
+from .report import SCHEMA_VERSION, BundleFacts, Floor, JetsonFacts, Report, Settings
+from .work import decoder_flop, transformer_flop
+
+Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
+Checkpoints = tuple[Path | None, Path | None]  # of VAR and VQVAE, where they are not to be looked for
+
+
+def check_libraries(plot: bool, pytorch: bool) -> None:
+    """Raises SettingsError if what is asked for needs a library that is not installed. Imports none."""
+    for wanted, option, library, extra in (
+        (plot, "--plot", "matplotlib", "bench"),
+        (pytorch, "--compare pytorch", "torch", "export"),
+    ):
+        if wanted and importlib.util.find_spec(library) is None:
+            raise SettingsError(f"{option}: needs {library}; pip install 'var-edge[{extra}]'")
+
+
+def benchmark(
+    bundle: Path,
+    settings: Settings,
+    checkpoints: Checkpoints = (None, None),
+    jetson: Jetson | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Report:
+    """Measures a bundle. `checkpoints` are for comparing with PyTorch. Raises VarEdgeError."""
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    host, before = machine(), jetson.state() if jetson else None  # before any work of ours
+    threads = settings.threads or host.cores
+    rate = gemm_rate(threads)
+    pipeline, loaded = load(bundle, settings)
+    progress("first runs", 0, 1)
+    # While PyTorch is not yet in this process.
+    held = {batch: memory_while_drawing(pipeline, settings, batch) for batch in settings.batches}
+    rivals, left_out = _rivals(pipeline, settings, threads, checkpoints, progress)
+    batches = []
+    for batch in settings.batches:
+        on_round = _counted(progress, f"batch of {batch}", settings.runs + 1)
+        batches.append(measure_batch(pipeline, settings, batch, held[batch], rivals, jetson, on_round))
+    module = JetsonFacts(jetson.model, before, jetson.state()) if jetson and before else None
+    rate = max(rate, gemm_rate(threads))
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        date=date,
+        command=shlex.join(["python", "-m", "runtime.bench", *sys.argv[1:]]),
+        bundle=_bundle_facts(bundle, pipeline.manifest),
+        settings=settings,
+        backend=pipeline.backend.name,
+        threads=threads,
+        machine=host,
+        load=loaded,
+        batches=tuple(batches),
+        floor=_floor(pipeline.manifest.model, rate),
+        jetson=module,
+        left_out=left_out,
+    )
+
+
+def _rivals(
+    pipeline: Pipeline, settings: Settings, threads: int, checkpoints: Checkpoints, progress: Progress
+) -> tuple[dict[str, Draw], dict[str, str]]:
+    """What to compare with, ready to run, and what is left out, with the reason."""
+    if settings.compare is None:
+        return {}, {}
+    from .pytorch import pytorch_rivals
+
+    progress("loading PyTorch", 0, 1)
+    return pytorch_rivals(pipeline.manifest, pipeline.classes.label(settings.label), settings, threads, checkpoints)
+
+
+def _bundle_facts(bundle: Path, manifest: Manifest) -> BundleFacts:
+    weights = manifest.files[WEIGHTS]
+    return BundleFacts(
+        directory=str(bundle),
+        name=manifest.model.name,
+        precision=manifest.precision,
+        source=manifest.provenance.source,
+        weights_sha256=weights.sha256,
+        weight_file_bytes=weights.size,
+        loaded_weight_bytes=loaded_weights(bundle, manifest),
+    )
+
+
+def _floor(model: Model, flop_per_second: float) -> Floor:
+    transformer, decoder = transformer_flop(model), decoder_flop(model)
+    return Floor(flop_per_second, transformer, decoder, (transformer + decoder) / flop_per_second)
+
+
+def _counted(progress: Progress, stage: str, total: int) -> Callable[[], None]:
+    """A callback that moves the bar on by one."""
+    progress(stage, 0, total)
+    done = count(1)
+    return lambda: progress(stage, next(done), total)

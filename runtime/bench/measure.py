@@ -1,0 +1,116 @@
+"""Times, memory and energy of the runtime, and the times of its rivals."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from ..backends.base import OnStage
+from ..jetson import Jetson, PowerMeter
+from ..manifest import Manifest
+from ..pipeline import Maps, Pipeline
+from .compare import Draw, RivalRuns
+from .memory import Memory, memory
+from .report import BatchTimes, Energy, Load, Settings, StageTime
+from .summary import Summary
+
+Stage = tuple[str, int | None]  # graph, scale
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: the whole, the parts that graphs had in it, and what each rail spent."""
+
+    seconds: float
+    stages: dict[Stage, float]
+    joules: dict[str, float]
+
+
+def load(bundle: Path, settings: Settings) -> tuple[Pipeline, Load]:
+    """Loads the bundle and draws a first picture. Hashing comes first, so it also brings the files into memory."""
+    hashing = None
+    if settings.verify:
+        start = time.perf_counter()
+        Manifest.load(bundle)
+        hashing = time.perf_counter() - start
+    start = time.perf_counter()
+    pipeline = Pipeline(bundle, settings.backend, settings.threads, verify=False)
+    loading, loaded = time.perf_counter() - start, memory()
+    start = time.perf_counter()
+    draw(pipeline, settings, 1)
+    return pipeline, Load(hashing, loading, time.perf_counter() - start, loaded)
+
+
+def draw(pipeline: Pipeline, settings: Settings, batch: int, on_stage: OnStage | None = None) -> Maps:
+    """Draws `batch` pictures together; their tokens."""
+    s = settings
+    result = pipeline.generate([s.label] * batch, s.seed, s.cfg, s.top_k, s.top_p, batch=batch, on_stage=on_stage)
+    return result.tokens
+
+
+def memory_while_drawing(pipeline: Pipeline, settings: Settings, batch: int) -> Memory | None:
+    """The most that a run holds between two of its graphs."""
+    held: list[Memory] = []
+
+    def on_stage(graph: str, scale: int | None, seconds: float) -> None:
+        if now := memory():
+            held.append(now)
+
+    draw(pipeline, settings, batch, on_stage)
+    return Memory(max(m.resident for m in held), max(m.peak for m in held)) if held else None
+
+
+def measure_batch(
+    pipeline: Pipeline,
+    settings: Settings,
+    batch: int,
+    held: Memory | None,
+    rivals: Mapping[str, Draw],
+    jetson: Jetson | None,
+    on_round: Callable[[], None],
+) -> BatchTimes:
+    """Times `settings.runs` rounds after one that is not timed. `on_round` hears of each."""
+    tokens = draw(pipeline, settings, batch)
+    others = [RivalRuns(name, rival, batch) for name, rival in rivals.items()]
+    on_round()
+    runs = []
+    for _ in range(settings.runs):
+        runs.append(_run(pipeline, settings, batch, jetson))
+        for other in others:
+            other.run()
+        on_round()
+    seconds = Summary.of([run.seconds for run in runs])
+    return BatchTimes(
+        batch=batch,
+        seconds=seconds,
+        pictures_per_second=batch / seconds.median,
+        stages=tuple(StageTime(*stage, median(run.stages[stage] for run in runs)) for stage in runs[0].stages),
+        outside_graphs=median(run.seconds - sum(run.stages.values()) for run in runs),
+        memory=held,
+        energy=_energy(jetson, runs, batch) if jetson else None,
+        rivals=tuple(other.against(seconds, tokens) for other in others),
+    )
+
+
+def _run(pipeline: Pipeline, settings: Settings, batch: int, jetson: Jetson | None) -> Run:
+    stages: dict[Stage, float] = defaultdict(float)
+
+    def on_stage(graph: str, scale: int | None, seconds: float) -> None:
+        stages[graph, scale] += seconds
+
+    with PowerMeter(jetson.rails) if jetson else nullcontext() as meter:
+        start = time.perf_counter()
+        draw(pipeline, settings, batch, on_stage)
+        seconds = time.perf_counter() - start
+    return Run(seconds, stages, meter.joules if meter else {})
+
+
+def _energy(jetson: Jetson, runs: list[Run], batch: int) -> Energy:
+    pictures = batch * len(runs)
+    joules = {rail.name: sum(run.joules[rail.name] for run in runs) / pictures for rail in jetson.rails}
+    return Energy(jetson.board_rail, joules)

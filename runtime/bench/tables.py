@@ -1,0 +1,146 @@
+"""A report on the terminal."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from .memory import Memory
+from .report import BatchTimes, JetsonFacts, Report
+
+GRAPHS = ("condition", "transformer", "bridge", "decoder")
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Prints the report, to standard output unless told otherwise."""
+    console = console or Console()
+    parts = [_facts(report), _latency(report), _resources(report), _graphs(report.batches), _scales(report.batches)]
+    if report.settings.compare:
+        parts.append(_comparison(report))
+    for part in parts:
+        console.print(part)
+        console.print()
+
+
+def seconds(value: float) -> str:
+    """With its unit, in three digits."""
+    factor, unit = (1, "s") if value >= 1 else (1e3, "ms") if value >= 1e-3 else (1e6, "µs")
+    scaled = value * factor
+    return f"{scaled:.0f} {unit}" if scaled >= 100 else f"{scaled:.3g} {unit}"
+
+
+def _facts(report: Report) -> RenderableType:
+    machine, bundle, load, floor = report.machine, report.bundle, report.load, report.floor
+    hashing = "not hashed" if load.hashing is None else f"{seconds(load.hashing)} hashing"
+    rate = f"{floor.flop_per_second / 1e9:.0f} GFLOP/s in float32 matrix products"
+    grid = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("bundle", f"{bundle.name} {bundle.precision}, {report.backend}, {report.threads} thread(s), {report.date}"),
+        ("processor", f"{machine.cpu}, {machine.cores} core(s), load {_load(machine.load_average)}; {rate}"),
+        ("instructions", " ".join(machine.instruction_sets) or "unknown"),
+        ("software", ", ".join([f"Python {machine.python}", *(f"{k} {v}" for k, v in machine.libraries.items())])),
+        ("Jetson", _jetson(report.jetson)),
+        ("start", f"{hashing}, {seconds(load.pipeline)} loading, {seconds(load.first_picture)} first picture"),
+    ):
+        grid.add_row(name, value)
+    return grid
+
+
+def _latency(report: Report) -> RenderableType:
+    table = _table(f"Warm runs, {report.settings.runs} of each", "batch")
+    _numbers(table, "median", "min", "max", "IQR", "pictures/s", "float32 floor")
+    for times in report.batches:
+        summary, floor = times.seconds, report.floor.seconds_per_picture * times.batch
+        spread = (seconds(value) for value in (summary.median, summary.min, summary.max, summary.iqr))
+        table.add_row(str(times.batch), *spread, f"{times.pictures_per_second:.2f}", seconds(floor))
+    return table
+
+
+def _resources(report: Report) -> RenderableType:
+    table = _table("Memory and energy" if report.jetson else "Memory", "")
+    _numbers(table, "resident", "peak", *(["joules per picture"] if report.jetson else []))
+    table.add_row("loaded", *_memory(report.load.memory))
+    for times in report.batches:
+        table.add_row(f"batch of {times.batch}", *_memory(times.memory), *(_energy(times) if report.jetson else []))
+    table.add_row("weights in use", _megabytes(report.bundle.loaded_weight_bytes))
+    return table
+
+
+def _graphs(batches: tuple[BatchTimes, ...]) -> RenderableType:
+    table = _per_batch("Median time per graph", "graph", batches, ("time", "share"))
+    for graph in GRAPHS:
+        spent = [times.spent(graph) for times in batches]
+        table.add_row(graph, *_shares(spent, batches))
+    table.add_row("outside", *_shares([times.outside_graphs for times in batches], batches))
+    return table
+
+
+def _shares(spent: list[float], batches: tuple[BatchTimes, ...]) -> list[str]:
+    pairs = zip(spent, batches, strict=True)
+    return [cell for part, times in pairs for cell in (seconds(part), f"{part / times.seconds.median:.1%}")]
+
+
+def _scales(batches: tuple[BatchTimes, ...]) -> RenderableType:
+    graphs = ("transformer", "bridge")
+    table = _per_batch("Median time per scale", "scale", batches, graphs)
+    for k in sorted({stage.scale for stage in batches[0].stages if stage.scale is not None}):
+        table.add_row(str(k), *(seconds(times.spent(graph, k)) for times in batches for graph in graphs))
+    return table
+
+
+def _per_batch(title: str, first: str, batches: tuple[BatchTimes, ...], columns: tuple[str, ...]) -> Table:
+    """A table with these columns for each batch size."""
+    table = _table(title, first)
+    _numbers(table, *(f"{name}\nbatch {times.batch}" for times in batches for name in columns))
+    return table
+
+
+def _comparison(report: Report) -> RenderableType:
+    table = _table("In turns with the runtime: how many times its time", "batch", "kind")
+    _numbers(table, "median", "ratio", "ratio per round", "other pictures")
+    for times in report.batches:
+        for rival in times.rivals:
+            ratio, differing = rival.ratio, f"{rival.differing_pictures} of {times.batch}"
+            rounds = f"{ratio.min:.2f} to {ratio.max:.2f}"
+            cells = (seconds(rival.seconds.median), f"{ratio.of_medians:.2f}", rounds, differing)
+            table.add_row(str(times.batch), rival.name, *cells)
+    table.caption = "\n".join(f"{name} not measured: {reason}" for name, reason in report.left_out.items())
+    return table
+
+
+def _jetson(jetson: JetsonFacts | None) -> str:
+    if jetson is None:
+        return "none: no clocks, temperatures or power"
+    clocks = ", ".join(f"{name} {rate / 1e6:.0f} MHz" for name, rate in jetson.after.clocks.items())
+    hottest = max(jetson.after.temperatures.values(), default=float("nan"))
+    return f"{jetson.model}, {jetson.after.power_mode or 'power mode unknown'}, {clocks}, {hottest:.0f} °C at most"
+
+
+def _energy(times: BatchTimes) -> list[str]:
+    """What the board took, or what each rail took where none feeds the whole board."""
+    joules = times.energy.joules_per_picture if times.energy else {}
+    if times.energy and times.energy.board:
+        joules = {times.energy.board: joules[times.energy.board]}
+    return [", ".join(f"{rail} {value:.2f}" for rail, value in joules.items()) or "unknown"]
+
+
+def _memory(memory: Memory | None) -> list[str]:
+    return [_megabytes(memory.resident), _megabytes(memory.peak)] if memory else ["unknown", "unknown"]
+
+
+def _load(average: float | None) -> str:
+    return "unknown" if average is None else f"{average:.1f} before"
+
+
+def _table(title: str, *columns: str) -> Table:
+    return Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
+
+
+def _numbers(table: Table, *names: str) -> None:
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.0f} MB"
