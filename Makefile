@@ -16,7 +16,12 @@ WEIGHTS := $(if $(RANDOM_WEIGHTS),--random-weights $(RANDOM_WEIGHTS))
 WEIGHTS += $(if $(VAR_CHECKPOINT),--var-checkpoint $(VAR_CHECKPOINT))
 WEIGHTS += $(if $(VAE_CHECKPOINT),--vae-checkpoint $(VAE_CHECKPOINT))
 
-.PHONY: help setup demo onnx lint test test-full clean
+BENCH := $(if $(BATCHES),--batches $(BATCHES)) $(if $(COMPARE),--compare $(COMPARE))
+BENCH += $(if $(VAR_CHECKPOINT),--var-checkpoint $(VAR_CHECKPOINT))
+BENCH += $(if $(VAE_CHECKPOINT),--vae-checkpoint $(VAE_CHECKPOINT))
+BENCHMARK := build/$(MODEL)/bench_$(PRECISION)
+
+.PHONY: help setup demo onnx bench lint test test-full clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -40,6 +45,9 @@ $(DEMO_BUNDLE)/manifest.json: $(INSTALLED) $(wildcard export/*.py export/*/*.py 
 
 onnx: $(INSTALLED) ## export MODEL=var_d16 PRECISION=fp32 [VAR_CHECKPOINT=F VAE_CHECKPOINT=F | RANDOM_WEIGHTS=SEED]
 	@$(PYTHON) -m export --model $(MODEL) --precision $(PRECISION) $(strip $(WEIGHTS)) --out $(BUNDLE)
+
+bench: $(INSTALLED) ## measure MODEL=var_d16 PRECISION=fp32 [BATCHES=1,4 COMPARE=pytorch] on this machine
+	@$(PYTHON) -m runtime.bench --bundle $(BUNDLE) $(strip $(BENCH)) --json $(BENCHMARK).json --plot $(BENCHMARK).png
 
 lint: $(INSTALLED) ## check style and types
 	@$(PYTHON) -m ruff check --quiet .
