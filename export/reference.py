@@ -72,6 +72,20 @@ def generate(
     return Generation(images, result.tokens, result.logits, result.margins)
 
 
+def compare(reference: Generation, tokens: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
+    """Which pictures have the reference's tokens everywhere, (N,) bool, and how far from a tie the others parted.
+
+    `tokens` are K arrays (N, p²). The second value is the largest margin of a token at the first scale where a picture
+    differs (0 if none does); what follows differs for that reason. Below 1e-5 float32 may draw either neighbour.
+    """
+    equal, widest = np.ones(len(reference.images), bool), 0.0
+    for expected, found, margin in zip(reference.tokens, tokens, reference.margins, strict=True):
+        differs = expected != found  # (N, p²)
+        widest = max(widest, margin[differs & equal[:, None]].max(initial=0.0))
+        equal &= ~differs.any(axis=1)
+    return equal, widest
+
+
 def probabilities(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """Float64 distribution (..., V) left by top-k, then top-p (0 = all): the definition, by sorting."""
     logits = logits.double()

@@ -14,10 +14,10 @@ GAP = 4  # pixels between two pictures of a grid
 PAPER = 255
 
 
-def grid(images: np.ndarray) -> np.ndarray:
-    """N pictures (N, H, W, 3) uint8 as one, row after row in a near-square grid."""
+def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """N pictures (N, H, W, 3) uint8 as one, row after row in `columns`, without them in a near-square grid."""
     count, height, width, _ = images.shape
-    columns = math.isqrt(count - 1) + 1
+    columns = columns or math.isqrt(count - 1) + 1
     rows = -(-count // columns)
     sheet = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), PAPER, np.uint8)
     for i, image in enumerate(images):

@@ -87,6 +87,10 @@ class Quantizer(nn.Module):
         side = round(tokens.shape[1] ** 0.5)
         return self.embedding(tokens).transpose(1, 2).unflatten(2, (side, side))
 
+    def f_hat(self, tokens: list[Tensor]) -> Tensor:
+        """tokens (B, p²) of every scale -> f_hat (B, Z, P, P)."""
+        return torch.stack([self.contribution(k, self.lookup(t)) for k, t in enumerate(tokens)]).sum(0)
+
     def nearest(self, features: Tensor) -> Tensor:
         """features (B, Z, p, p) -> tokens (B, p²): the nearest code by Euclidean distance, the first on a tie."""
         flat = features.flatten(2).transpose(1, 2)  # (B, p², Z)

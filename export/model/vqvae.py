@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -173,5 +172,4 @@ class VQVAE(nn.Module):
 
     def decode_tokens(self, tokens: list[Tensor]) -> Tensor:
         """tokens (B, p²) per scale -> image (B, 3, H, W), not clamped."""
-        f_hat = torch.stack([self.quantize.contribution(k, self.quantize.lookup(t)) for k, t in enumerate(tokens)])
-        return self.decode(f_hat.sum(0))
+        return self.decode(self.quantize.f_hat(tokens))

@@ -87,7 +87,9 @@ def test_without_network_the_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.delenv(HOME, raising=False)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    with pytest.raises(CheckpointError, match=r"var_d16\.pth: not in .*FoundationVision/var.*no route.*--var-checkpoint"):
+    with pytest.raises(
+        CheckpointError, match=r"var_d16\.pth: not in .*FoundationVision/var.*no route.*--var-checkpoint"
+    ):
         checkpoint_weights(Recipe.load("var_d16"), None, None)
 
 
@@ -150,9 +152,7 @@ def test_tensors_must_match_one_for_one(recipe: Recipe, states: tuple[State, Sta
     refused("1 tensors are missing, first head.bias", {n: t for n, t in var_state.items() if n != "head.bias"})
     refused("1 tensors have no place in the model, first extra", var_state | {"extra": torch.zeros(1)})
     refused(r"head.bias: expected shape \(128,\), found \(64,\)", var_state | {"head.bias": torch.zeros(64)})
-    refused(
-        "expected depth 1, found 2 blocks", var_state | {"blocks.1.attn.q_bias": var_state["blocks.0.attn.q_bias"]}
-    )
+    refused("expected depth 1, found 2 blocks", var_state | {"blocks.1.attn.q_bias": var_state["blocks.0.attn.q_bias"]})
     refused("not a checkpoint of VQVAE", vae=var_state)
     refused("expected depth 1, found 0 blocks", var=vae_state)
 

@@ -1,0 +1,144 @@
+"""The training loop both stages share: AdamW, cosine schedule, weight average, checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, ...]  # what a stage's `loss` takes; the last one is the labels (B,)
+_WARMUP = 0.03  # share of the budget
+_AVERAGE_DECAY = 0.998
+
+
+class Stage(nn.Module, ABC):
+    """What is trained: a model and its loss. Buffers and parameters together are its state."""
+
+    @abstractmethod
+    def loss(self, *batch: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a batch, and figures for the progress line."""
+
+    def maintain(self, average: Stage, step: int) -> None:
+        """Upkeep after an optimizer step; a jump in the weights must be copied into `average`."""
+
+    @abstractmethod
+    def validate(self, *batch: Tensor) -> dict[str, float]:
+        """Figures on held-out pictures, shown with every checkpoint."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: a number of steps, or of minutes (then the schedule follows the clock)."""
+
+    steps: int | None = None
+    minutes: float | None = None
+
+    def used(self, step: int, seconds: float) -> float:
+        """Share of the budget spent, 1 at its end."""
+        return step / self.steps if self.steps is not None else seconds / 60 / (self.minutes or 1.0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Optimizer and bookkeeping of a run."""
+
+    learning_rate: float
+    weight_decay: float
+    seed: int = 0
+    log_every: int = 50
+    save_every: float = 120.0  # seconds
+
+
+def train(
+    stage: Stage,
+    draw: Callable[[torch.Generator], Batch],
+    held_out: Batch,
+    budget: Budget,
+    settings: Settings,
+    checkpoint: Path,
+    log: Callable[[str], None] = print,
+) -> Stage:
+    """Train `stage` until the budget is spent, going on from `checkpoint` where it exists.
+
+    Each step seeds torch with its own number, so a resumed run draws what an uninterrupted one would have drawn.
+
+    Returns:
+        The stage with averaged weights.
+    """
+    average = copy.deepcopy(stage).requires_grad_(False)
+    decayed = [p for p in stage.parameters() if p.dim() > 1]
+    others = [p for p in stage.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+    )
+    step, seconds = 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        stage.load_state_dict(state["stage"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, seconds = state["step"], state["seconds"]
+        log(f"resumed {checkpoint} at step {step}")
+
+    def save() -> None:
+        state = {"stage": stage.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+        partial = checkpoint.with_suffix(".partial")
+        torch.save(state | {"step": step, "seconds": seconds}, partial)
+        partial.replace(checkpoint)
+        figures = average.eval().validate(*held_out)
+        log(f"saved step {step} held-out {_line(figures)}")
+
+    started = last_log = last_save = time.monotonic()
+    before, pictures = seconds, 0
+    while (used := budget.used(step, seconds)) < 1:
+        generator = torch.manual_seed(settings.seed * 1_000_003 + step)
+        batch = draw(generator)
+        loss, figures = stage.train().loss(*batch)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * _schedule(used)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        _update_average(average, stage, step)
+        stage.maintain(average, step)
+
+        now = time.monotonic()
+        seconds, pictures = before + now - started, pictures + len(batch[-1])
+        if step % settings.log_every == 0:
+            rate = pictures / (now - last_log)
+            log(f"step {step} {used:.1%} loss {loss.item():.4f} {_line(figures)} {rate:.0f} images/s")
+            last_log, pictures = now, 0
+        if now - last_save > settings.save_every:
+            save()
+            last_save = time.monotonic()
+    save()
+    return average.eval()
+
+
+def _schedule(used: float) -> float:
+    """Linear warm-up, then a cosine down to 2 %."""
+    if used < _WARMUP:
+        return (used + 1e-3) / _WARMUP
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (used - _WARMUP) / (1 - _WARMUP)))
+
+
+def _update_average(average: nn.Module, stage: nn.Module, step: int) -> None:
+    decay = min(_AVERAGE_DECAY, (1 + step) / (10 + step))  # follows closely while the weights still move fast
+    ours, theirs = list(average.parameters()), [p.detach() for p in stage.parameters()]
+    torch._foreach_lerp_(ours, theirs, 1 - decay)
+    for mine, other in zip(average.buffers(), stage.buffers(), strict=True):
+        mine.copy_(other)
+
+
+def _line(figures: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4g}" for name, value in figures.items())

@@ -1,0 +1,205 @@
+"""Train the demo model, one stage after the other; a stage that was stopped goes on where it was.
+
+python -m examples.demo_model.train vqvae --minutes 42
+python -m examples.demo_model.train var --minutes 33
+python -m examples.demo_model.train decoder --minutes 12
+python -m examples.demo_model.train pack
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import runtime
+from examples.demo_model.classes import CLASSES
+from examples.demo_model.data import BUILD, EmojiSet, augment, load_emoji, plain, split
+from examples.demo_model.decoder_stage import DecoderStage
+from examples.demo_model.device import autocast, pick_device
+from examples.demo_model.group_norm import use_fast_group_norm
+from examples.demo_model.loop import Batch, Budget, Settings, train
+from examples.demo_model.sampling import Sampler
+from examples.demo_model.var_stage import VARStage, teacher_features
+from examples.demo_model.vqvae_stage import VQVAEStage
+from export.model.vqvae import VQVAE
+from export.recipe import Recipe
+
+RECIPE = "var_demo"
+WEIGHTS = Path(__file__).parent / "weights"
+CLASS_FILE = Path(runtime.__file__).parent / "classes/emoji.txt"
+
+
+def pictures_and_labels(emoji: EmojiSet, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The emoji, not augmented: pictures (N, 3, 64, 64) and labels (N,)."""
+    return plain(torch.from_numpy(emoji.images)).to(device), torch.from_numpy(emoji.labels).to(device)
+
+
+def train_vqvae(
+    recipe: Recipe,
+    emoji: EmojiSet,
+    budget: Budget,
+    checkpoint: Path,
+    device: torch.device,
+    batch: int = 24,
+    seed: int = 0,
+) -> VQVAEStage:
+    """Train the VQVAE on every emoji that is not held out, a third of them recoloured."""
+    torch.manual_seed(seed)
+    trained, held_out = split(emoji)
+    sampler = Sampler(trained, device, power=1)
+
+    def draw(generator: torch.Generator) -> Batch:
+        masters, labels, mirror = sampler.draw(batch, generator)
+        return augment(masters, mirror, generator, recolour=0.3), labels
+
+    stage = VQVAEStage(recipe).to(device, memory_format=torch.channels_last)
+    use_fast_group_norm(stage)
+    settings = Settings(learning_rate=1e-3, weight_decay=0.01, seed=seed)
+    return train(stage, draw, pictures_and_labels(held_out, device), budget, settings, checkpoint, click.echo)
+
+
+def train_decoder(
+    vqvae: VQVAE,
+    emoji: EmojiSet,
+    budget: Budget,
+    checkpoint: Path,
+    device: torch.device,
+    batch: int = 24,
+    seed: int = 0,
+) -> DecoderStage:
+    """Go on training the decoder of a trained VQVAE, on emoji hardly recoloured."""
+    torch.manual_seed(seed)
+    trained, held_out = split(emoji)
+    sampler = Sampler(trained, device, power=1)
+
+    def draw(generator: torch.Generator) -> Batch:
+        masters, labels, mirror = sampler.draw(batch, generator)
+        return augment(masters, mirror, generator, recolour=0.1), labels
+
+    stage = DecoderStage(vqvae).to(device, memory_format=torch.channels_last)
+    use_fast_group_norm(stage)
+    settings = Settings(learning_rate=4e-4, weight_decay=0.01, seed=seed)
+    return train(stage, draw, pictures_and_labels(held_out, device), budget, settings, checkpoint, click.echo)
+
+
+def train_var(
+    recipe: Recipe,
+    vqvae: VQVAE,
+    emoji: EmojiSet,
+    budget: Budget,
+    checkpoint: Path,
+    device: torch.device,
+    batch: int = 64,
+    seed: int = 0,
+) -> VARStage:
+    """Train the transformer on the tokens of augmented emoji, encoded as they are drawn."""
+    torch.manual_seed(seed)
+    vqvae = vqvae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    trained, held_out = (part.labelled for part in split(emoji))
+    sampler = Sampler(trained, device, power=0.5)
+
+    def draw(generator: torch.Generator) -> Batch:
+        masters, labels, mirror = sampler.draw(batch, generator)
+        return *tokenise(vqvae, augment(masters, mirror, generator)), labels
+
+    pictures, labels = pictures_and_labels(held_out, device)
+    stage = VARStage(recipe).to(device)
+    settings = Settings(learning_rate=1e-3, weight_decay=0.05, seed=seed)
+    return train(stage, draw, (*tokenise(vqvae, pictures), labels), budget, settings, checkpoint, click.echo)
+
+
+@torch.no_grad()
+def tokenise(vqvae: VQVAE, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures (B, 3, 64, 64) -> tokens (B, T) and what predicts them, (T - 1, B, Z)."""
+    with autocast(pictures.device):
+        features = vqvae.features(pictures.contiguous(memory_format=torch.channels_last))
+    tokens = vqvae.quantize.tokenize(features.float())
+    return torch.cat(tokens, 1), teacher_features(vqvae.quantize, tokens)
+
+
+def load_vqvae(recipe: Recipe, checkpoint: Path) -> VQVAE:
+    """The averaged VQVAE of a checkpoint of the first stage, rounded to float16 as it will be stored."""
+    if not checkpoint.exists():
+        raise click.ClickException(f"{checkpoint}: not found; train the VQVAE first")
+    stage = VQVAEStage(recipe)
+    stage.load_state_dict(torch.load(checkpoint, weights_only=True)["average"])
+    return stage.vqvae.half().float().eval()
+
+
+def pack(model: nn.Module, path: Path) -> None:
+    """Write a model under its official tensor names, as float16."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, path)
+
+
+def _stage_options(command: Callable) -> Callable:
+    for option in (
+        click.option("--minutes", type=float, help="train this long, schedule included"),
+        click.option("--steps", type=int, help="train this many steps, schedule included"),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda"),
+        click.option("--seed", default=0, show_default=True),
+        click.option("--folder", type=click.Path(path_type=Path), default=BUILD, show_default=True, help="checkpoints"),
+    ):
+        command = option(command)
+    return command
+
+
+def _budget(steps: int | None, minutes: float | None) -> Budget:
+    if (steps is None) == (minutes is None):
+        raise click.UsageError("give either --steps or --minutes")
+    return Budget(steps, minutes)
+
+
+@click.group()
+def main() -> None:
+    """Train the demo model: vqvae, var, decoder, then pack."""
+
+
+@main.command("vqvae")
+@_stage_options
+def vqvae_command(steps: int | None, minutes: float | None, device: str, seed: int, folder: Path) -> None:
+    """Train the VQVAE; continues from FOLDER/vqvae.pt where that exists."""
+    where = pick_device(device)
+    recipe = Recipe.load(RECIPE)
+    train_vqvae(recipe, load_emoji(), _budget(steps, minutes), folder / "vqvae.pt", where, seed=seed)
+
+
+@main.command("decoder")
+@_stage_options
+def decoder_command(steps: int | None, minutes: float | None, device: str, seed: int, folder: Path) -> None:
+    """Fine-tune the decoder of FOLDER/vqvae.pt; its tokens stay the same, so `var` may come before or after."""
+    vqvae = load_vqvae(Recipe.load(RECIPE), folder / "vqvae.pt")
+    train_decoder(vqvae, load_emoji(), _budget(steps, minutes), folder / "decoder.pt", pick_device(device), seed=seed)
+
+
+@main.command("var")
+@_stage_options
+def var_command(steps: int | None, minutes: float | None, device: str, seed: int, folder: Path) -> None:
+    """Train the transformer; continues from FOLDER/var.pt where that exists."""
+    recipe = Recipe.load(RECIPE)
+    vqvae = load_vqvae(recipe, folder / "vqvae.pt")
+    train_var(recipe, vqvae, load_emoji(), _budget(steps, minutes), folder / "var.pt", pick_device(device), seed=seed)
+
+
+@main.command("pack")
+@click.option("--folder", type=click.Path(path_type=Path), default=BUILD, show_default=True, help="checkpoints")
+def pack_command(folder: Path) -> None:
+    """Write the averaged weights as float16 safetensors, and the class names."""
+    recipe = Recipe.load(RECIPE)
+    vqvae = load_vqvae(recipe, folder / "vqvae.pt")
+    decoder = DecoderStage(vqvae)
+    decoder.load_state_dict(torch.load(folder / "decoder.pt", weights_only=True)["average"])
+    pack(decoder.vqvae, WEIGHTS / recipe.vae_checkpoint)
+    stage = VARStage(recipe)
+    stage.load_state_dict(torch.load(folder / "var.pt", weights_only=True)["average"])
+    pack(stage.var, WEIGHTS / recipe.var_checkpoint)
+    CLASS_FILE.write_text("".join(f"{row.names}\n" for row in CLASSES), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

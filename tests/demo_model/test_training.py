@@ -1,0 +1,185 @@
+"""The demo model's training on made-up pictures: without the font, in seconds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs torch")
+
+from examples.demo_model.classes import CLASSES, label_of  # noqa: E402
+from examples.demo_model.data import MASTER_SIZE, EmojiSet, augment, plain, split  # noqa: E402
+from examples.demo_model.group_norm import FastGroupNorm  # noqa: E402
+from examples.demo_model.loop import Budget, Stage  # noqa: E402
+from examples.demo_model.sampling import Sampler  # noqa: E402
+from examples.demo_model.train import tokenise, train_decoder, train_var, train_vqvae  # noqa: E402
+from examples.demo_model.var_stage import VARStage  # noqa: E402
+from examples.demo_model.vqvae_stage import VQVAEStage, quantise  # noqa: E402
+from export.model.transformer import HEAD_SIZE  # noqa: E402
+from export.recipe import Recipe  # noqa: E402
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(
+    name="tiny",
+    depth=1,
+    patch_nums=(1, 2, 8),
+    ch=32,
+    var_checkpoint="var",
+    vae_checkpoint="vae",
+    num_classes=3,
+    vocab_size=64,
+    ch_mult=(1, 1, 1, 1),
+    num_res_blocks=1,
+)
+
+
+@pytest.fixture(scope="module")
+def emoji() -> EmojiSet:
+    """Thirty discs in three colours on white, two tones of each, in the first three classes."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:MASTER_SIZE, :MASTER_SIZE]
+    images = np.full((30, 3, MASTER_SIZE, MASTER_SIZE), 255, np.uint8)
+    labels = np.repeat(np.arange(3), 10)
+    groups = ("face-smiling", "grin"), ("cat-face", "joy_cat"), ("animal-mammal", "cat2")
+    for image, label in zip(images, labels, strict=True):
+        centre = rng.uniform(40, 88, 2)
+        disc = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 < rng.uniform(20, 40) ** 2
+        image[:, disc] = 40
+        image[label, disc] = 220
+    bases = np.array([f"{i // 2:04X}" for i in range(30)])
+    codepoints = np.array([f"{base}-{i % 2}" for i, base in enumerate(bases)])
+    subcategories, short_names = np.array(groups)[labels].T
+    return EmojiSet(images, codepoints, bases, subcategories, short_names)
+
+
+class CutShort(Budget):
+    """The same schedule, stopped after two steps."""
+
+    def used(self, step: int, seconds: float) -> float:
+        return 1.0 if step == 2 else super().used(step, seconds)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in one order, so that two runs can be compared bit for bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def states_equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
+
+
+def test_no_held_out_emoji_is_trained_on(emoji: EmojiSet) -> None:
+    trained, held_out = split(emoji)
+    assert set(held_out.labels) == set(trained.labels) == {0, 1, 2}
+    assert not set(held_out.bases) & set(trained.bases), "tones of one emoji must not fall on both sides"
+
+
+def test_the_split_does_not_depend_on_the_order_of_the_emoji(emoji: EmojiSet) -> None:
+    reverse = EmojiSet(**{field.name: getattr(emoji, field.name)[::-1] for field in fields(emoji)})
+    assert set(split(reverse)[1].codepoints) == set(split(emoji)[1].codepoints)
+
+
+def test_every_class_has_a_name_of_its_own() -> None:
+    names = [name for row in CLASSES for name in row.names.split(", ")]
+    assert len(set(names)) == len(names)
+    assert label_of("country-flag", "flag-fr") == [row.names for row in CLASSES].index("flag")
+    assert label_of("lock", "key") == -1
+    assert Recipe.load("var_demo").num_classes == len(CLASSES)
+
+
+def test_augmented_pictures_keep_their_white_background(emoji: EmojiSet) -> None:
+    masters = torch.from_numpy(emoji.images)
+    pictures = augment(masters, torch.from_numpy(emoji.mirror), torch.Generator().manual_seed(0), recolour=0.5)
+    assert pictures.shape == plain(masters).shape
+    assert (pictures[:, :, :2] == 1).all()
+    assert pictures.min() >= -1
+
+
+def test_a_class_of_few_emoji_is_drawn_as_often_as_a_large_one(emoji: EmojiSet) -> None:
+    few = emoji.select(np.arange(30) >= 8)  # class 0 keeps two of ten
+    _, labels, _ = Sampler(few, CPU, power=0).draw(3000, torch.Generator().manual_seed(0))
+    assert torch.bincount(labels).min() > 900
+
+
+def test_training_quantises_as_inference_does() -> None:
+    torch.manual_seed(0)
+    stage = VQVAEStage(RECIPE)
+    features = torch.randn(2, 32, 8, 8)
+    f_hat, _, tokens, _ = quantise(stage.vqvae.quantize, features)
+    inference = stage.vqvae.quantize.tokenize(features)
+    assert torch.equal(tokens, torch.cat([chosen.flatten() for chosen in inference]))
+    summed = sum(stage.vqvae.quantize.contribution(k, stage.vqvae.quantize.lookup(t)) for k, t in enumerate(inference))
+    torch.testing.assert_close(f_hat, summed)
+
+
+def test_one_masked_pass_predicts_what_the_scales_predict_one_by_one() -> None:
+    torch.manual_seed(0)
+    stage = VARStage(RECIPE).eval()
+    torch.nn.init.normal_(stage.var.head.weight)
+    features = torch.randn(RECIPE.tokens - 1, 2, 32)
+    labels = torch.tensor([0, 2])
+    with torch.no_grad():
+        together = stage._logits(features, labels)  # (T, B, V)
+        modulation, head_modulation, x = stage.var.condition(labels)
+        past = [[torch.zeros(0, 2, RECIPE.heads, HEAD_SIZE)] for _ in "kv"]
+        for scale in RECIPE.scales:
+            span = slice(scale.offset, scale.offset + scale.tokens)
+            if scale.offset:
+                x = stage.var.embed(features[scale.offset - 1 : span.stop - 1], stage.var.positions()[span])
+            logits, *new = stage.var(x, modulation, head_modulation, *past)
+            past = [[torch.cat((old[0], fresh[0]))] for old, fresh in zip(past, new, strict=True)]
+            torch.testing.assert_close(together[span], logits, atol=0.1, rtol=0.1)  # bfloat16 in the masked pass
+
+
+def test_fast_group_norm_has_the_gradient_of_group_norm() -> None:
+    torch.manual_seed(0)
+    plain_norm, fast = torch.nn.GroupNorm(32, 64), FastGroupNorm(32, 64)
+    torch.nn.init.normal_(plain_norm.weight)
+    fast.load_state_dict(plain_norm.state_dict())
+    inputs = [torch.randn(2, 64, 4, 4).requires_grad_()]
+    inputs.append(inputs[0].detach().clone().requires_grad_())
+    weights = torch.randn(2, 64, 4, 4)
+    for norm, x in zip((plain_norm, fast), inputs, strict=True):
+        (norm(x) * weights).sum().backward()
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
+    torch.testing.assert_close(fast.weight.grad, plain_norm.weight.grad)
+    torch.testing.assert_close(fast.bias.grad, plain_norm.bias.grad)
+
+
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(emoji: EmojiSet, tmp_path: Path) -> None:
+    def run(train_stage: Callable[..., Stage], name: str) -> Stage:
+        whole = train_stage(Budget(steps=4), tmp_path / f"{name}_whole.pt")
+        train_stage(CutShort(steps=4), tmp_path / f"{name}_parts.pt")
+        resumed = train_stage(Budget(steps=4), tmp_path / f"{name}_parts.pt")
+        assert states_equal(whole, resumed)
+        return whole
+
+    vqvae = run(lambda budget, path: train_vqvae(RECIPE, emoji, budget, path, CPU, batch=4), "vqvae").vqvae
+    run(lambda budget, path: train_var(RECIPE, vqvae, emoji, budget, path, CPU, batch=4), "var")
+
+
+def test_the_last_stage_changes_the_decoder_only(emoji: EmojiSet, tmp_path: Path) -> None:
+    before = VQVAEStage(RECIPE).vqvae
+    after = train_decoder(copy.deepcopy(before), emoji, Budget(steps=2), tmp_path / "decoder.pt", CPU, batch=4).vqvae
+    changed = {
+        name for name, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[name])
+    }
+    assert changed == {name for name in after.state_dict() if name.split(".")[0] in ("decoder", "post_quant_conv")}
+
+
+def test_tokens_of_a_picture_fit_the_recipe(emoji: EmojiSet) -> None:
+    stage = VQVAEStage(RECIPE)
+    tokens, features = tokenise(stage.vqvae, plain(torch.from_numpy(emoji.images[:2])))
+    assert tokens.shape == (2, RECIPE.tokens)
+    assert features.shape == (RECIPE.tokens - 1, 2, RECIPE.code_size)
+    assert int(tokens.max()) < RECIPE.vocab_size
