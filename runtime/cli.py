@@ -25,6 +25,9 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         except (VarEdgeError, OSError) as error:
             print(f"Error: {error}", file=sys.stderr)
             sys.exit(1)
+        except ModuleNotFoundError as error:
+            print(f"Error: {error}; this command needs the export extra: pip install '.[export]'", file=sys.stderr)
+            sys.exit(1)
         except MemoryError:
             print("Error: out of memory", file=sys.stderr)
             sys.exit(1)

@@ -125,6 +125,12 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_without_the_export_extra_it_is_named() -> None:
+    code = "import sys; sys.modules['onnx'] = None; import export.__main__ as m; m.main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, *TINY, "--out", "never"]
+    refused(subprocess.run(command, capture_output=True, text=True), "onnx", "pip install '.[export]'")
+
+
 def test_help_is_quick() -> None:
     """It would not be if it imported torch."""
     code = "import sys, export.__main__ as m; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
