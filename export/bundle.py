@@ -19,6 +19,7 @@ from export.fold import Expression, fold
 from export.graphs import Graph, all_graphs
 from export.model.quantizer import area_matrix, bicubic_matrix, phi_indices
 from export.recipe import Recipe
+from export.room import check_room
 from export.specialize import specialize
 from export.trace import trace
 from export.weights import Entry, WeightFile
@@ -44,7 +45,8 @@ def export_bundle(
     `batches` are the batch sizes that the static per-scale steps are specialised for; all other graphs take any.
     `options` go into the provenance. Raises SettingsError, CheckpointError, OSError.
     """
-    _check_target(out, recipe)
+    _check_target(out)
+    check_room(recipe, out)
     traced = list(_trace_all(recipe, progress))
     layout = WeightFile([*_weight_entries(traced, weights), *_resize_entries(recipe)])
     with whole_directory(out) as folder:
@@ -197,18 +199,7 @@ def _provenance(weights: Weights, options: dict[str, Any]) -> manifest.Provenanc
     )
 
 
-def _check_target(out: Path, recipe: Recipe) -> None:
-    """Raises SettingsError if the bundle could not be written there. Asked before the work."""
+def _check_target(out: Path) -> None:
+    """Raises SettingsError if something else than a bundle is there."""
     if out.exists() and not (out / manifest.FILE_NAME).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"--out {out}: exists and is no bundle; choose another directory or remove it")
-    parent = next(folder for folder in out.absolute().parents if folder.is_dir())
-    needed = weight_bytes(recipe) * 1.02  # and the graphs
-    if (free := shutil.disk_usage(parent).free) < needed:
-        raise SettingsError(
-            f"--out {out}: the bundle needs {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB; free some space"
-        )
-
-
-def weight_bytes(recipe: Recipe) -> int:
-    """Bytes of all weights of VAR and VQVAE in float32."""
-    return sum(4 * tensor.numel() for model in empty_models(recipe) for tensor in model.state_dict().values())

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-import export.bundle
 from export.bundle import export_bundle
 from export.checkpoint import formula_weights
 from export.recipe import Recipe
+from export.room import check_room
 from runtime.errors import SettingsError
 from runtime.manifest import Manifest
 from tests.conftest import DATA
@@ -85,10 +85,17 @@ def test_a_bundle_is_replaced(tmp_path: Path, tiny_bundle: Path) -> None:
 
 def test_too_little_disk_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=10**8)
-    monkeypatch.setattr(export.bundle.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     recipe = Recipe.load("var_d16")
     with pytest.raises(SettingsError, match=r"the bundle needs 1\.\d\d GB, .* has 0\.10 GB; free some space"):
         export_bundle(recipe, formula_weights(recipe, 0), tmp_path / "bundle")
+
+
+def test_too_little_memory_is_said_before_the_work(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:        2000000 kB\nMemAvailable:     500000 kB\n")
+    with pytest.raises(SettingsError, match=r"var_d30: the export needs 1\.\d\d GB of memory, 0\.51 GB are available"):
+        check_room(Recipe.load("var_d30"), tmp_path / "bundle", meminfo)
 
 
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:

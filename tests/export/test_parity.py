@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bundle import export_bundle, weight_bytes
+from export.bundle import export_bundle
 from export.checkpoint import formula_weights, load_models
 from export.recipe import Recipe
 from export.reference import Generation, generate
+from export.room import weight_bytes
 from runtime.pipeline import Pipeline, ScaleView
 from runtime.uniforms import uniforms
 from tests.conftest import DATA
