@@ -9,7 +9,8 @@ INSTALLED := .venv/.installed
 BUNDLE    := build/$(MODEL)/$(PRECISION)
 
 DEMO_BUNDLE := build/var_demo/fp32
-DEMO_LABELS := 0,1,2,3,4,5,6,7
+DEMO_LABELS := smiley,animal face,flower,heart,woman,man,clock,moon,weather,vehicle,religious symbol,flag
+DEMO_SETTINGS := --cfg 5 --top-k 300 --top-p 0.9 --seed 0
 
 # Where the weights come from; with none of the three the exporter looks in $VAR_CHECKPOINTS, then on the model hub.
 WEIGHTS := $(if $(RANDOM_WEIGHTS),--random-weights $(RANDOM_WEIGHTS))
@@ -36,8 +37,8 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -m pip install -qq --disable-pip-version-check --editable '.[export,dev]'
 	@touch $@
 
-demo: $(DEMO_BUNDLE)/manifest.json ## export the demo model and draw eight of its classes: build/demo.png
-	@$(PYTHON) -m runtime.generate --bundle $(DEMO_BUNDLE) --label $(DEMO_LABELS) --seed 0 --out build/demo.png
+demo: $(DEMO_BUNDLE)/manifest.json ## export the demo model and draw twelve of its classes: build/demo.png
+	@$(PYTHON) -m runtime.generate --bundle $(DEMO_BUNDLE) --label "$(DEMO_LABELS)" $(DEMO_SETTINGS) --out build/demo.png
 
 $(DEMO_BUNDLE)/manifest.json: $(INSTALLED) $(wildcard export/*.py export/*/*.py export/recipes/var_demo.toml \
                               examples/demo_model/weights/*)
