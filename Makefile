@@ -10,7 +10,7 @@ BUNDLE    := build/$(MODEL)/$(PRECISION)
 
 DEMO_BUNDLE := build/var_demo/fp32
 DEMO_LABELS := smiley,animal face,flower,heart,woman,man,clock,moon,weather,vehicle,religious symbol,flag
-DEMO_SETTINGS := --cfg 5 --top-k 300 --top-p 0.9 --seed 0
+DEMO_SETTINGS := --cfg 6 --top-k 300 --top-p 0.9 --seed 300
 
 # Where the weights come from; with none of the three the exporter looks in $VAR_CHECKPOINTS, then on the model hub.
 WEIGHTS := $(if $(RANDOM_WEIGHTS),--random-weights $(RANDOM_WEIGHTS))

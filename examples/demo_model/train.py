@@ -2,7 +2,7 @@
 
 python -m examples.demo_model.train vqvae --minutes 42
 python -m examples.demo_model.train var --minutes 33
-python -m examples.demo_model.train decoder --minutes 12
+python -m examples.demo_model.train decoder --minutes 10
 python -m examples.demo_model.train pack
 """
 
