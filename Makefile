@@ -6,13 +6,14 @@ PYTHON3   ?= python3
 
 PYTHON    := .venv/bin/python
 INSTALLED := .venv/.installed
-BUNDLE    := build/$(MODEL)/$(PRECISION)
+NAME      := $(basename $(notdir $(MODEL)))
+BUNDLE    := build/$(NAME)/$(PRECISION)
 
 DEMO_BUNDLE := build/var_demo/fp32
 DEMO_LABELS := smiley,animal face,flower,heart,woman,man,clock,moon,weather,vehicle,religious symbol,flag
 DEMO_SETTINGS := --cfg 6 --top-k 300 --top-p 0.9 --seed 300
 
-# Where the weights come from; with none of the three the exporter looks in $VAR_CHECKPOINTS, then on the model hub.
+# Where the weights come from; if none is given the exporter looks beside the recipe, in VAR_CHECKPOINTS, on the hub.
 WEIGHTS := $(if $(RANDOM_WEIGHTS),--random-weights $(RANDOM_WEIGHTS))
 WEIGHTS += $(if $(VAR_CHECKPOINT),--var-checkpoint $(VAR_CHECKPOINT))
 WEIGHTS += $(if $(VAE_CHECKPOINT),--vae-checkpoint $(VAE_CHECKPOINT))
@@ -20,7 +21,7 @@ WEIGHTS += $(if $(VAE_CHECKPOINT),--vae-checkpoint $(VAE_CHECKPOINT))
 BENCH := $(if $(BATCHES),--batches $(BATCHES)) $(if $(COMPARE),--compare $(COMPARE))
 BENCH += $(if $(VAR_CHECKPOINT),--var-checkpoint $(VAR_CHECKPOINT))
 BENCH += $(if $(VAE_CHECKPOINT),--vae-checkpoint $(VAE_CHECKPOINT))
-BENCHMARK := build/$(MODEL)/bench_$(PRECISION)
+BENCHMARK := build/$(NAME)/bench_$(PRECISION)
 
 .PHONY: help setup demo onnx bench lint test test-full clean
 .DEFAULT_GOAL := help
