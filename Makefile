@@ -6,7 +6,7 @@ PYTHON3   ?= python3
 
 PYTHON    := .venv/bin/python
 INSTALLED := .venv/.installed
-NAME      := $(basename $(notdir $(MODEL)))
+NAME      := $(patsubst %.toml,%,$(notdir $(MODEL)))
 BUNDLE    := build/$(NAME)/$(PRECISION)
 
 DEMO_BUNDLE := build/var_demo/fp32
