@@ -45,7 +45,7 @@ def benchmark(
 ) -> Report:
     """Measures a bundle. `checkpoints` are for comparing with PyTorch. Raises VarEdgeError."""
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    host, before = machine(), jetson.state() if jetson else None  # before any work of ours
+    host, before = machine(), jetson.state() if jetson else None
     threads = settings.threads or host.cores
     rate = gemm_rate(threads)
     pipeline, loaded = load(bundle, settings)

@@ -40,7 +40,6 @@ class Machine:
     logical_cpus: int
     instruction_sets: tuple[str, ...]
     memory_bytes: int | None
-    load_average: float | None  # processes that wanted to run in the minute before: above 0, something else was busy
     system: str
     python: str
     libraries: dict[str, str]
@@ -57,7 +56,6 @@ def machine(root: Path = ROOT) -> Machine:
         logical_cpus=os.cpu_count() or 1,
         instruction_sets=tuple(name for flag, name in INSTRUCTION_SETS.items() if flag in flags),
         memory_bytes=int(total.split()[0]) * 1024 if total else None,
-        load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         system=platform.platform(),
         python=platform.python_version(),
         libraries={name: number for name in LIBRARIES if (number := _version(name))},

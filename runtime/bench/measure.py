@@ -16,6 +16,7 @@ from ..manifest import Manifest
 from ..pipeline import Maps, Pipeline
 from .compare import Draw, RivalRuns
 from .memory import Memory, memory
+from .other_work import OtherWork
 from .report import BatchTimes, Energy, Load, Settings, StageTime
 from .summary import Summary
 
@@ -78,12 +79,13 @@ def measure_batch(
     tokens = draw(pipeline, settings, batch)
     others = [RivalRuns(name, rival, batch) for name, rival in rivals.items()]
     on_round()
-    runs = []
+    runs, other_work = [], OtherWork()
     for _ in range(settings.runs):
         runs.append(_run(pipeline, settings, batch, jetson))
         for other in others:
             other.run()
         on_round()
+    other_cpus = other_work.cpus()
     seconds = Summary.of([run.seconds for run in runs])
     return BatchTimes(
         batch=batch,
@@ -91,6 +93,7 @@ def measure_batch(
         pictures_per_second=batch / seconds.median,
         stages=tuple(StageTime(*stage, median(run.stages[stage] for run in runs)) for stage in runs[0].stages),
         outside_graphs=median(run.seconds - sum(run.stages.values()) for run in runs),
+        other_cpus=other_cpus,
         memory=held,
         energy=_energy(jetson, runs, batch) if jetson else None,
         rivals=tuple(other.against(seconds, tokens) for other in others),

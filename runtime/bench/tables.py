@@ -37,7 +37,7 @@ def _facts(report: Report) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     for name, value in (
         ("bundle", f"{bundle.name} {bundle.precision}, {report.backend}, {report.threads} thread(s), {report.date}"),
-        ("processor", f"{machine.cpu}, {machine.cores} core(s), load {_load(machine.load_average)}; {rate}"),
+        ("processor", f"{machine.cpu}, {machine.cores} core(s), {rate}"),
         ("instructions", " ".join(machine.instruction_sets) or "unknown"),
         ("software", ", ".join([f"Python {machine.python}", *(f"{k} {v}" for k, v in machine.libraries.items())])),
         ("Jetson", _jetson(report.jetson)),
@@ -49,11 +49,13 @@ def _facts(report: Report) -> RenderableType:
 
 def _latency(report: Report) -> RenderableType:
     table = _table(f"Warm runs, {report.settings.runs} of each", "batch")
-    _numbers(table, "median", "min", "max", "IQR", "pictures/s", "float32 floor")
+    _numbers(table, "median", "min", "max", "IQR", "pictures/s", "floor", "others")
     for times in report.batches:
         summary, floor = times.seconds, report.floor.seconds_per_picture * times.batch
         spread = (seconds(value) for value in (summary.median, summary.min, summary.max, summary.iqr))
-        table.add_row(str(times.batch), *spread, f"{times.pictures_per_second:.2f}", seconds(floor))
+        others = "unknown" if times.other_cpus is None else f"{times.other_cpus:.1f}"
+        table.add_row(str(times.batch), *spread, f"{times.pictures_per_second:.2f}", seconds(floor), others)
+    table.caption = "floor: float32 work at the rate above; others: CPUs kept busy by other work"
     return table
 
 
@@ -129,12 +131,8 @@ def _memory(memory: Memory | None) -> list[str]:
     return [_megabytes(memory.resident), _megabytes(memory.peak)] if memory else ["unknown", "unknown"]
 
 
-def _load(average: float | None) -> str:
-    return "unknown" if average is None else f"{average:.1f} before"
-
-
 def _table(title: str, *columns: str) -> Table:
-    return Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD)
+    return Table(*columns, title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
 
 
 def _numbers(table: Table, *names: str) -> None:

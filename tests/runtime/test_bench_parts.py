@@ -1,5 +1,7 @@
 """The parts of a benchmark: statistics, readers of the machine, the count of its work."""
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from runtime.bench.gemm import gemm_rate
 from runtime.bench.machine import machine, physical_cores
 from runtime.bench.measure import measure_batch
 from runtime.bench.memory import Memory, loaded_weights, memory
+from runtime.bench.other_work import OtherWork
 from runtime.bench.report import Settings
 from runtime.bench.summary import Ratio, Summary
 from runtime.bench.tables import seconds
@@ -128,6 +131,18 @@ def test_two_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.Mo
         topology.mkdir(parents=True)
         (topology / "thread_siblings_list").write_text(siblings)
     assert physical_cores(tmp_path) == 2
+
+
+def test_other_work(tmp_path: Path) -> None:
+    stat, ticks = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
+    stat.write_text("cpu  100 0 50 9000 7 0 0 0 0 0\ncpu0 100 0 50 9000 7 0 0 0 0 0\n")
+    watch = OtherWork(stat)
+    time.sleep(0.1)
+    stat.write_text(f"cpu  {100 + 3 * ticks} 0 50 9900 99 0 0 {ticks} 0 0\n")  # 3 s of user time, 1 s stolen
+    cpus = watch.cpus()
+    assert cpus is not None
+    assert 5 < cpus < 40  # 4 s in a tenth of a second, on a machine that may be late
+    assert OtherWork(tmp_path / "no such system").cpus() is None
 
 
 def test_gemm_rate_is_a_processors() -> None:
