@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import torch
@@ -33,6 +34,8 @@ RECIPE = "var_demo"
 WEIGHTS = Path(__file__).parent / "weights"
 CLASS_FILE = Path(runtime.__file__).parent / "classes/emoji.txt"
 
+PictureStage = TypeVar("PictureStage", VQVAEStage, DecoderStage)
+
 
 def pictures_and_labels(emoji: EmojiSet, device: torch.device) -> tuple[Tensor, Tensor]:
     """The emoji, not augmented: pictures (N, 3, 64, 64) and labels (N,)."""
@@ -50,17 +53,8 @@ def train_vqvae(
 ) -> VQVAEStage:
     """Train the VQVAE on every emoji that is not held out, a third of them recoloured."""
     torch.manual_seed(seed)
-    trained, held_out = split(emoji)
-    sampler = Sampler(trained, device, power=1)
-
-    def draw(generator: torch.Generator) -> Batch:
-        masters, labels, mirror = sampler.draw(batch, generator)
-        return augment(masters, mirror, generator, recolour=0.3), labels
-
-    stage = VQVAEStage(recipe).to(device, memory_format=torch.channels_last)
-    use_fast_group_norm(stage)
     settings = Settings(learning_rate=1e-3, weight_decay=0.01, seed=seed)
-    return train(stage, draw, pictures_and_labels(held_out, device), budget, settings, checkpoint, click.echo)
+    return _train_on_pictures(VQVAEStage(recipe), emoji, 0.3, batch, budget, settings, checkpoint, device)
 
 
 def train_decoder(
@@ -74,16 +68,30 @@ def train_decoder(
 ) -> DecoderStage:
     """Go on training the decoder of a trained VQVAE, on emoji hardly recoloured."""
     torch.manual_seed(seed)
+    settings = Settings(learning_rate=4e-4, weight_decay=0.01, seed=seed)
+    return _train_on_pictures(DecoderStage(vqvae), emoji, 0.1, batch, budget, settings, checkpoint, device)
+
+
+def _train_on_pictures(
+    stage: PictureStage,
+    emoji: EmojiSet,
+    recolour: float,
+    batch: int,
+    budget: Budget,
+    settings: Settings,
+    checkpoint: Path,
+    device: torch.device,
+) -> PictureStage:
+    """Train on augmented emoji of all classes and none; `recolour` is the share that changes its hue at will."""
     trained, held_out = split(emoji)
     sampler = Sampler(trained, device, power=1)
 
     def draw(generator: torch.Generator) -> Batch:
         masters, labels, mirror = sampler.draw(batch, generator)
-        return augment(masters, mirror, generator, recolour=0.1), labels
+        return augment(masters, mirror, generator, recolour), labels
 
-    stage = DecoderStage(vqvae).to(device, memory_format=torch.channels_last)
+    stage = stage.to(device, memory_format=torch.channels_last)
     use_fast_group_norm(stage)
-    settings = Settings(learning_rate=4e-4, weight_decay=0.01, seed=seed)
     return train(stage, draw, pictures_and_labels(held_out, device), budget, settings, checkpoint, click.echo)
 
 
