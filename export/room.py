@@ -9,8 +9,8 @@ from export.checkpoint import empty_models
 from export.recipe import Recipe
 from runtime.errors import SettingsError
 
-MEMORY_OF_TOOLS = 0.8e9  # bytes: PyTorch, the traced graphs; measured at depths 16 to 36
-COPIES_OF_A_TENSOR = 5  # of the largest: as read, checked, transposed, written
+MEMORY_OF_TOOLS = 0.5e9  # bytes: PyTorch, the traced graphs
+COPIES_OF_A_TENSOR = 4  # of the largest: as read, checked, transposed, written. Peaks: docs/benchmarks/cpu.md
 GRAPHS_SHARE = 0.02  # of the weights' bytes
 
 

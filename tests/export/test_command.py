@@ -94,7 +94,7 @@ def test_too_little_disk_is_said_before_the_work(tmp_path: Path, monkeypatch: py
 def test_too_little_memory_is_said_before_the_work(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:        2000000 kB\nMemAvailable:     500000 kB\n")
-    with pytest.raises(SettingsError, match=r"var_d30: the export needs 1\.\d\d GB of memory, 0\.51 GB are available"):
+    with pytest.raises(SettingsError, match=r"var_d30: the export needs 0\.8\d GB of memory, 0\.51 GB are available"):
         check_room(Recipe.load("var_d30"), tmp_path / "bundle", meminfo)
 
 
