@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,19 +43,20 @@ class Session:
         """
         self._agree("runtime", {name: array.dtype.name for name, array in inputs.items()}, self._inputs)
         self._agree("runtime", {name: array.dtype.name for name, array in outputs.items()}, self._outputs)
+        values = {name: _in_place(array) for name, array in {**inputs, **outputs}.items()}
         binding = self._session.io_binding()
-        for name, array in inputs.items():
-            binding.bind_ortvalue_input(name, _in_place(array))
-        for name, array in outputs.items():
-            binding.bind_ortvalue_output(name, _in_place(array))
+        for name in inputs:
+            binding.bind_ortvalue_input(name, values[name])
+        for name in outputs:
+            binding.bind_ortvalue_output(name, values[name])
+        return partial(self._run, binding, values)
 
-        def run() -> None:
-            try:
-                self._session.run_with_iobinding(binding)
-            except RuntimeError as error:
-                raise VarEdgeError(f"{self._path}: ONNX Runtime failed: {_one_line(error)}") from None
-
-        return run
+    def _run(self, binding: ort.IOBinding, values: dict[str, ort.OrtValue]) -> None:
+        # `values` are here to live as long as the call: ONNX Runtime before 1.30 does not keep the bound arrays alive.
+        try:
+            self._session.run_with_iobinding(binding)
+        except RuntimeError as error:
+            raise VarEdgeError(f"{self._path}: ONNX Runtime failed: {_one_line(error)}") from None
 
     def _agree(self, other: str, expected: Mapping[str, str], found: Mapping[str, str | None]) -> None:
         if differing := sorted(dict(expected.items() ^ found.items())):
