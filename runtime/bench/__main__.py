@@ -62,11 +62,13 @@ def main(
             bar.update(task, description=stage, completed=done, total=total)
 
         report = benchmark(bundle, settings, (var_checkpoint, vae_checkpoint), Jetson.find(), progress)
+    if json_file:
+        write_json(json_file, report)
     print_report(report)
-    for write, target in ((write_json, json_file), (write_plot, plot_file)):
-        if target:
-            write(target, report)
-            click.echo(f"wrote {target}")
+    if plot_file:
+        write_plot(plot_file, report)
+    for file in filter(None, (json_file, plot_file)):
+        click.echo(f"wrote {file}")
 
 
 def _check(bundle: Path, json_file: Path | None, plot_file: Path | None) -> None:
