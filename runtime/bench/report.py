@@ -92,7 +92,7 @@ class BatchTimes:
     seconds: Summary
     pictures_per_second: float  # at the median
     stages: tuple[StageTime, ...]
-    outside_graphs: float  # seconds of the median run that no graph accounts for
+    outside_graphs: float  # median of the seconds that no graph accounts for
     other_cpus: float | None  # CPUs that other processes kept busy meanwhile
     memory: Memory | None  # the most seen between two graphs, and the peak of the process so far
     energy: Energy | None
