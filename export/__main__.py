@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from runtime.cli import progress_bar, reports_errors
+from runtime.cli import batch_sizes, progress_bar, reports_errors
 
 
 @click.command(context_settings={"show_default": True})
@@ -33,7 +33,7 @@ def main(
     """
     if random_weights is not None and (var_checkpoint or vae_checkpoint):
         raise click.UsageError("--random-weights takes the place of both checkpoints; give one or the other.")
-    sizes = _batch_sizes(batches)
+    sizes = sorted(batch_sizes(batches))
 
     from export.bundle import export_bundle
     from export.checkpoint import checkpoint_weights, formula_weights
@@ -50,19 +50,9 @@ def main(
         def progress(stage: str, done: int, total: int) -> None:
             bar.update(task, description=stage, completed=done, total=total)
 
-        export_bundle(recipe, weights, out, sizes, {"precision": precision, "batches": list(sizes)}, progress)
+        export_bundle(recipe, weights, out, sizes, {"precision": precision, "batches": sizes}, progress)
     size = sum(file.stat().st_size for file in out.iterdir())
     click.echo(f"{out}: {recipe.name} {precision}, {size / 1e6:.1f} MB")
-
-
-def _batch_sizes(text: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        sizes = ()
-    if not sizes or sizes[0] < 1:
-        raise click.UsageError(f"--batches: expected numbers from 1 up such as 1,8, found {text!r}.")
-    return sizes
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ParamSpec
 
+import click
+
 from .errors import VarEdgeError
 
 if TYPE_CHECKING:
@@ -36,6 +38,17 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             sys.exit(130)
 
     return run
+
+
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """The value of --batches, "1,8": each size once, in the order given. Raises click.UsageError."""
+    try:
+        sizes = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise click.UsageError(f"--batches: expected numbers from 1 up such as 1,8, found {text!r}.")
+    return sizes
 
 
 def progress_bar() -> Progress:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..backends import BACKENDS
-from ..cli import progress_bar, reports_errors
+from ..cli import batch_sizes, progress_bar, reports_errors
 from ..files import check_target
 from ..manifest import Manifest
 from ..sampling import Sampling
@@ -42,7 +42,7 @@ def main(
     **options: Any,
 ) -> None:
     """Measure time, memory and, on a Jetson, energy of drawing with a bundle."""
-    sizes = _batch_sizes(batches)
+    sizes = batch_sizes(batches)
     if (var_checkpoint or vae_checkpoint) and not options["compare"]:
         raise click.UsageError("--var-checkpoint and --vae-checkpoint need --compare.")
 
@@ -77,16 +77,6 @@ def _check(bundle: Path, json_file: Path | None, plot_file: Path | None) -> None
     for file, suffix in ((json_file, ".json"), (plot_file, ".png")):
         if file:
             check_target(file, suffix)
-
-
-def _batch_sizes(text: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise click.UsageError(f"--batches: expected numbers from 1 up such as 1,4, found {text!r}.")
-    return sizes
 
 
 if __name__ == "__main__":
