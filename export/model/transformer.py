@@ -54,11 +54,16 @@ class Attention(nn.Module):
             q = q * (0.25 / math.sqrt(HEAD_SIZE))
         all_k = torch.cat((past_k, k))  # (S + L, B, H, 64)
         all_v = torch.cat((past_v, v))
-        scores = q.permute(1, 2, 0, 3) @ all_k.permute(1, 2, 3, 0)  # (B, H, L, S + L)
-        if mask is not None:
-            scores = scores + mask
-        out = scores.softmax(dim=-1) @ all_v.permute(1, 2, 0, 3)  # (B, H, L, 64)
+        q, all_k, all_v = (t.permute(1, 2, 0, 3) for t in (q, all_k, all_v))  # (B, H, L or S + L, 64)
+        out = attention(q, all_k, all_v, mask)  # (B, H, L, 64)
         return self.proj(out.permute(2, 0, 1, 3).flatten(2)), k, v
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """q (B, H, L, 64), already scaled, k and v (B, H, S, 64), mask (L, S) or None -> (B, H, L, 64)."""
+    if mask is None and torch.compiler.is_exporting():  # SDPA would bring shape arithmetic into the graph
+        return (q @ k.transpose(-1, -2)).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
 
 class FeedForward(nn.Module):
