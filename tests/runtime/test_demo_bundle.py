@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from runtime import Pipeline
+from runtime.bench.memory import memory
 from runtime.pipeline import Result, ScaleView
 
 
@@ -73,3 +74,14 @@ def test_graphs_work_in_the_arrays_they_were_given(pipeline: Pipeline) -> None:
     again = pipeline.backend._batch.caches  # type: ignore[attr-defined]
     assert {name: cache.ctypes.data for name, cache in again.items()} == addresses
     assert all(np.isfinite(cache).all() for cache in again.values())
+
+
+def test_memory_does_not_grow_with_pictures(pipeline: Pipeline) -> None:
+    """An application that draws for weeks must not run out of memory."""
+    resident = []
+    for seed in range(200):
+        pipeline.generate([seed % 29], seed=seed)
+        held = memory()
+        assert held is not None, "this system does not tell what a process holds"
+        resident.append(held.resident)
+    assert max(resident[10:]) - resident[9] < 1e6  # less than one of 200 pictures' arrays, were each kept
