@@ -15,7 +15,7 @@ from runtime.cli import batch_sizes, progress_bar, reports_errors
 @click.option("--var-checkpoint", type=click.Path(path_type=Path), help="Transformer weights (.pth, .safetensors).")
 @click.option("--vae-checkpoint", type=click.Path(path_type=Path), help="VQVAE weights (.pth, .safetensors).")
 @click.option("--random-weights", metavar="SEED", type=click.IntRange(min=0), help="Instead of any checkpoint.")
-@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", help="Type of weights and arithmetic.")
+@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", help="Of weights and arithmetic.")
 @click.option("--batches", default="1", help="Batch sizes of the static per-scale steps: 1,8")
 @reports_errors
 def main(
@@ -50,7 +50,7 @@ def main(
         def progress(stage: str, done: int, total: int) -> None:
             bar.update(task, description=stage, completed=done, total=total)
 
-        export_bundle(recipe, weights, out, sizes, {"precision": precision, "batches": sizes}, progress)
+        export_bundle(recipe, weights, out, precision, sizes, {"precision": precision, "batches": sizes}, progress)
     size = sum(file.stat().st_size for file in out.iterdir())
     click.echo(f"{out}: {recipe.name} {precision}, {size / 1e6:.1f} MB")
 

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from export.checkpoint import Weights, empty_models
 from export.fold import Expression, fold
 from export.graphs import Graph, all_graphs
+from export.mixed_precision import to_fp16
 from export.model.quantizer import area_matrix, bicubic_matrix, phi_indices
 from export.recipe import Recipe
 from export.room import check_room
@@ -29,25 +30,28 @@ from runtime.files import whole_directory
 
 Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
 CLASSES = Path(__file__).parents[1] / "runtime" / "classes"
-PRECISION = "fp32"
+PRECISIONS = ("fp32", "fp16")
+DTYPES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16"}  # in ONNX and in the weight file
 
 
 def export_bundle(
     recipe: Recipe,
     weights: Weights,
     out: Path,
+    precision: str = "fp32",
     batches: Sequence[int] = (1,),
     options: dict[str, Any] | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> None:
     """Writes the bundle directory `out`, replacing a bundle that is there.
 
-    `batches` are the batch sizes that the static per-scale steps are specialised for; all other graphs take any.
+    `precision` is one of `PRECISIONS`. `batches` are the batch sizes that the static per-scale steps are specialised
+    for; all other graphs take any.
     `options` go into the provenance. Raises SettingsError, CheckpointError, OSError.
     """
     _check_target(out)
     check_room(recipe, out)
-    traced = list(_trace_all(recipe, progress))
+    traced = list(_trace_all(recipe, precision, progress))
     layout = WeightFile([*_weight_entries(traced, weights), *_resize_entries(recipe)])
     with whole_directory(out) as folder:
         written = 0
@@ -69,7 +73,7 @@ def export_bundle(
         manifest.Manifest(
             schema_version=manifest.SCHEMA_VERSION,
             model=_model(recipe),
-            precision=PRECISION,
+            precision=precision,
             classes=classes,
             scales=_scales(recipe),
             graphs=graphs,
@@ -81,7 +85,7 @@ def export_bundle(
 Traced = tuple[Graph, ir.Model, dict[str, Expression]]
 
 
-def _trace_all(recipe: Recipe, progress: Progress) -> Iterator[Traced]:
+def _trace_all(recipe: Recipe, precision: str, progress: Progress) -> Iterator[Traced]:
     var, vqvae = empty_models(recipe)
     var.to_empty(device="cpu")  # addresses without memory: tracing looks at no value
     vqvae.to_empty(device="cpu")
@@ -89,25 +93,26 @@ def _trace_all(recipe: Recipe, progress: Progress) -> Iterator[Traced]:
     for i, graph in enumerate(graphs):
         progress(f"tracing {graph.name}", i, len(graphs))
         model = trace(graph)
-        yield graph, model, fold(model)
+        expressions = fold(model)
+        yield to_fp16(graph, model) if precision == "fp16" else graph, model, expressions
 
 
 def _weight_entries(traced: Sequence[Traced], weights: Weights) -> Iterator[Entry]:
     """What the graphs leave open, each tensor once however many graphs use it."""
-    seen: dict[str, bytes] = {}
+    seen: dict[str, tuple[str, bytes]] = {}
 
     def compute(expression: Expression) -> Callable[[], np.ndarray]:
         return lambda: expression.evaluate(weights.read)
 
     for _, model, expressions in traced:
         for name, expression in expressions.items():
-            key = expression.key()
-            assert seen.get(name, key) == key, f"{name} stands for two different expressions"
+            value = model.graph.initializers[name]
+            assert value.shape is not None and value.dtype is not None
+            key = DTYPES[value.dtype], expression.key()
+            assert seen.get(name, key) == key, f"{name} stands for two different tensors"
             if name not in seen:
                 seen[name] = key
-                shape = model.graph.initializers[name].shape
-                assert shape is not None
-                yield Entry(name, "F32", tuple(shape.numpy()), compute(expression))
+                yield Entry(name, DTYPES[value.dtype], tuple(value.shape.numpy()), compute(expression))
 
 
 def _resize_entries(recipe: Recipe) -> Iterator[Entry]:

@@ -8,13 +8,14 @@ from pathlib import Path
 from export.checkpoint import empty_models
 from export.recipe import Recipe
 from runtime.errors import SettingsError
+from runtime.memory import MEMINFO, available_memory
 
 MEMORY_OF_TOOLS = 0.5e9  # bytes: PyTorch, the traced graphs
 COPIES_OF_A_TENSOR = 4  # of the largest: as read, checked, transposed, written. Peaks: docs/benchmarks/cpu.md
 GRAPHS_SHARE = 0.02  # of the weights' bytes
 
 
-def check_room(recipe: Recipe, out: Path, meminfo: Path = Path("/proc/meminfo")) -> None:
+def check_room(recipe: Recipe, out: Path, meminfo: Path = MEMINFO) -> None:
     """Raises SettingsError, with what is needed and what is there, unless the bundle `out` can be made."""
     parent = next(folder for folder in out.absolute().parents if folder.is_dir())
     needed = weight_bytes(recipe) * (1 + GRAPHS_SHARE)
@@ -23,7 +24,7 @@ def check_room(recipe: Recipe, out: Path, meminfo: Path = Path("/proc/meminfo"))
             f"--out {out}: the bundle needs {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB; free some space"
         )
     needed = memory_bytes(recipe)
-    available = _available_memory(meminfo)
+    available = available_memory(meminfo)
     if available is not None and available < needed:
         raise SettingsError(
             f"{recipe.name}: the export needs {needed / 1e9:.2f} GB of memory, {available / 1e9:.2f} GB are available;"
@@ -43,11 +44,3 @@ def memory_bytes(recipe: Recipe) -> float:
 
 def _tensor_bytes(recipe: Recipe) -> list[int]:
     return [4 * tensor.numel() for model in empty_models(recipe) for tensor in model.state_dict().values()]
-
-
-def _available_memory(meminfo: Path) -> int | None:
-    """Bytes, None on a system that does not tell."""
-    if not meminfo.is_file():
-        return None
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024  # "12345 kB"

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from runtime.errors import SettingsError
 from runtime.files import whole_file
 
 ALIGNMENT = 4096  # of the first tensor, so that the file can be mapped page by page
+LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 NUMPY_DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -37,6 +39,15 @@ class Entry:
         return math.prod(self.shape) * NUMPY_DTYPES[self.dtype].itemsize
 
 
+def _stored(entry: Entry) -> np.ndarray:
+    computed = entry.compute()
+    assert computed.shape == entry.shape, f"{entry.name}: expected {entry.shape}, computed {computed.shape}"
+    if entry.dtype == "F16" and (largest := np.abs(computed).max()) > LARGEST_FLOAT16:
+        limit = f"FP16 ends at {LARGEST_FLOAT16:.0f}"
+        raise SettingsError(f"{entry.name}: holds {largest:.3g}, {limit}; use --precision fp32")
+    return np.ascontiguousarray(computed, dtype=NUMPY_DTYPES[entry.dtype])
+
+
 class WeightFile:
     """The layout of the file: which tensors it holds, and where each will lie."""
 
@@ -56,13 +67,11 @@ class WeightFile:
         self.size = len(self.header) + end
 
     def write(self, path: Path, on_tensor: Callable[[Entry], None]) -> None:
-        """Computes and writes every tensor, one in memory at a time."""
+        """Computes and writes every tensor, one in memory at a time. Raises SettingsError for one beyond its dtype."""
         with whole_file(path) as file:
             file.write(self.header)
             for entry in self.entries:
-                tensor = np.ascontiguousarray(entry.compute(), dtype=NUMPY_DTYPES[entry.dtype])
-                assert tensor.shape == entry.shape, f"{entry.name}: expected {entry.shape}, computed {tensor.shape}"
-                file.write(tensor.data)
+                file.write(_stored(entry).data)
                 on_tensor(entry)
 
     def external(self, path: Path) -> dict[str, ir.ExternalTensor]:

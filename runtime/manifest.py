@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
 REQUIRED_GRAPHS = ("condition", "transformer", "bridge", "decoder")
-DTYPES = ("float32", "int64", "int32", "uint8", "bool")
+DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
 SYMBOLS = ("B", "2B", "L", "L_next", "S")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,7 @@ class Pipeline:
         path = Path(bundle)
         self.manifest = Manifest.load(path, verify)
         self.classes = ClassNames.load(path, self.manifest)
-        self.backend = create(backend, path, self.manifest, threads)
+        self.backend = create(backend, path, self.manifest, threads, verify)
 
     def generate(
         self,
@@ -106,8 +106,7 @@ class Pipeline:
         kept = self._check_kept(keep, kept_tokens, len(numbers))
 
         images, tokens, drawn = [], [], []
-        for start in range(0, len(numbers), batch):
-            pictures = range(len(numbers))[start : start + batch]
+        for pictures in _turns(len(numbers), batch, self.backend.batches):
             self._draw(pictures, numbers, seed, sampling, kept, on_scale, on_stage)
             images.append(self.backend.decode())
             tokens.append([self.backend.tokens(k) for k in range(len(self.manifest.scales))])
@@ -175,6 +174,16 @@ class Pipeline:
                 expected = f"({count} or 1, {scale.tokens}) {dtype}"
                 raise SettingsError(f"{name}[{k}]: expected {expected}, found {array.shape} {array.dtype}")
         return [np.broadcast_to(array, (count, array.shape[1])) for array in arrays]
+
+
+def _turns(count: int, batch: int, sizes: tuple[int, ...] | None) -> Iterator[range]:
+    """Which pictures are drawn together: `batch` or as many as are left, and only as many at once as one of `sizes`."""
+    start = 0
+    while start < count:
+        most = min(batch, count - start)
+        size = most if sizes is None else max(size for size in sizes if size <= most)
+        yield range(start, start + size)
+        start += size
 
 
 def _join(turns: list[Maps]) -> Maps:

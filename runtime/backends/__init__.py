@@ -5,19 +5,54 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import SettingsError
+from .. import engine_record
+from ..errors import BundleError, SettingsError
 from ..manifest import Manifest
 
 if TYPE_CHECKING:
     from .base import Backend
 
-BACKENDS = ("auto", "onnxruntime")
+BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "tensorrt")
 
 
-def create(name: str, bundle: Path, manifest: Manifest, threads: int | None) -> Backend:
-    """The backend called `name`; "auto" takes the fastest that can run this bundle. Raises SettingsError."""
+def create(name: str, bundle: Path, manifest: Manifest, threads: int | None, verify: bool = True) -> Backend:
+    """The backend called `name`, never another; "auto" takes the fastest that can run this bundle here.
+
+    Raises BundleError, SettingsError.
+    """
     if name not in BACKENDS:
         raise SettingsError(f"backend: expected one of {', '.join(BACKENDS)}, found {name!r}")
+    if name == "auto":
+        return _best(bundle, manifest, threads, verify)
+    if name == "tensorrt":
+        from .tensorrt import TensorRTBackend
+
+        return TensorRTBackend(bundle, manifest, verify)
     from .onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(bundle, manifest, threads)
+    if name == "onnxruntime":
+        return OnnxRuntimeBackend(bundle, manifest, threads)
+    from .cuda import Cuda
+    from .ort_session import require_cuda
+
+    require_cuda()
+    return OnnxRuntimeBackend(bundle, manifest, threads, Cuda())
+
+
+def _best(bundle: Path, manifest: Manifest, threads: int | None, verify: bool) -> Backend:
+    """TensorRT where there are engines, else ONNX Runtime on the GPU, else on the CPU; its name says why no engines."""
+    own = (bundle / engine_record.FILE_NAME).is_file()
+    unused = ""
+    if own or any(bundle.glob(f"{engine_record.FOLDER}/*/{engine_record.FILE_NAME}")):
+        try:
+            return create("tensorrt", bundle, manifest, threads, verify)
+        except (BundleError, SettingsError) as error:
+            if own:
+                raise
+            unused = f" (engines not used: {error})"
+    try:
+        backend = create("onnxruntime-cuda", bundle, manifest, threads, verify)
+    except SettingsError:
+        backend = create("onnxruntime", bundle, manifest, threads, verify)
+    backend.name += unused
+    return backend

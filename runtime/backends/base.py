@@ -20,6 +20,7 @@ class Backend(Protocol):
     """
 
     name: str
+    batches: tuple[int, ...] | None  # how many pictures it can draw together, 1 among them; None: any number
 
     def begin(self, labels: np.ndarray, on_stage: OnStage | None = None) -> None:
         """Starts a batch. `labels` (B,) int64.

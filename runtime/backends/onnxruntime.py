@@ -1,43 +1,49 @@
-"""ONNX Runtime on the CPU: arrays are allocated once for a batch size, and graphs work on them in place."""
+"""ONNX Runtime, on the CPU or on a GPU: graphs work in place on arrays that are allocated once for a batch size."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 
 from ..errors import BundleError, SettingsError
-from ..manifest import WEIGHTS, Manifest
+from ..manifest import REQUIRED_GRAPHS, Manifest
 from ..sampling import Sampling
+from .arrays import Arrays, DeviceArrays, HostArrays
 from .base import OnStage
-from .ort_session import Session
-
-GRAPHS = ("condition", "transformer", "bridge", "decoder")
-
-Arrays = dict[str, np.ndarray]
+from .cuda import Cuda
+from .ort_session import Device, Session
+from .wiring import Stage, Wiring, bridge_constants
 
 
 class OnnxRuntimeBackend:
-    """See `Backend`."""
+    """See `Backend`. With `cuda`, on that GPU and its stream; else on the CPU with `threads`."""
 
-    def __init__(self, bundle: Path, manifest: Manifest, threads: int | None = None) -> None:
+    batches: tuple[int, ...] | None = None
+
+    def __init__(self, bundle: Path, manifest: Manifest, threads: int | None = None, cuda: Cuda | None = None) -> None:
         if threads is not None and threads < 1:
             raise SettingsError(f"threads: expected 1 or more, found {threads}")
-        self.name = "onnxruntime" + (f" with {threads} thread(s)" if threads else "")
-        self._bundle, self._manifest, self._threads = bundle, manifest, threads
-        self._sessions = {name: self._open(name) for name in GRAPHS}
-        self._constants = _bridge_constants(bundle, manifest)
+        if other := [graph.file for graph in manifest.graphs.values() if not graph.file.endswith(".onnx")]:
+            raise BundleError(f"{bundle}: holds engines ({other[0]}), which only --backend tensorrt runs")
+        self.name = f"onnxruntime on {cuda.gpu.name}" if cuda else "onnxruntime"
+        self.name += f" with {threads} thread(s)" if threads else ""
+        self._bundle, self._manifest, self._threads, self._cuda = bundle, manifest, threads, cuda
+        self._sessions = {name: self._open(name) for name in REQUIRED_GRAPHS}
+        self._constants = bridge_constants(bundle, manifest, self._arrays())
         self._batch: _Batch | None = None
 
     def begin(self, labels: np.ndarray, on_stage: OnStage | None = None) -> None:
-        if self._batch is None or self._batch.size != len(labels):
-            self._batch = None  # frees the arrays of the other size first
-            self._batch = _Batch(len(labels), self._manifest, self._sessions, self._constants)
+        if self._batch is None or self._batch.wiring.size != len(labels):
+            if self._batch:
+                self._batch.free()  # the arrays of the other size first
+            self._batch, arrays = None, self._arrays()
+            wiring = Wiring(len(labels), self._manifest, self._constants, arrays)
+            self._batch = _Batch(wiring, arrays, self._sessions)
         self._batch.begin(labels, on_stage)
 
     def step(
@@ -50,38 +56,35 @@ class OnnxRuntimeBackend:
         kept_tokens: np.ndarray | None = None,
     ) -> None:
         batch = self._begun()
-        batch.guidance[:], batch.top_k[:], batch.top_p[:] = guidance, sampling.top_k, sampling.top_p
-        batch.uniforms[k][:] = uniforms
-        batch.keep[k][:] = False if keep is None else keep
-        batch.kept_tokens[k][:] = 0 if kept_tokens is None else kept_tokens
-        batch.run(k)
+        batch.wiring.set_scale(k, uniforms, guidance, sampling, keep, kept_tokens)
+        batch.step(k)
 
     def drawn(self, k: int) -> np.ndarray:
-        return self._begun().drawn[k].copy()
+        batch = self._begun()
+        return batch.arrays.download(batch.wiring.drawn[k])
 
     def tokens(self, k: int) -> np.ndarray:
-        return self._begun().tokens[k].copy()
+        batch = self._begun()
+        return batch.arrays.download(batch.wiring.tokens[k])
 
     def logits(self) -> np.ndarray:
         batch = self._begun()
-        return batch.logits[: self._manifest.scales[batch.latest].tokens].copy()
+        return batch.arrays.download(batch.wiring.logits[: self._manifest.scales[batch.latest].tokens])
 
     def decode(self) -> np.ndarray:
-        batch, side = self._begun(), self._manifest.model.image_size
-        f_hat = batch.f_hat_after(batch.latest)
-        images = np.empty((batch.size, side, side, 3), np.uint8)
-        # One by one: together they take as long, and hold the activations of all of them at once.
-        with batch.timed("decoder", None):
-            for i in range(batch.size):
-                self._sessions["decoder"].bind({"f_hat": f_hat[i : i + 1]}, {"image": images[i : i + 1]})()
-        return images
+        return self._begun().decode()
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        images = np.ascontiguousarray(images)
-        tokens = np.empty((len(images), self._manifest.model.tokens), np.int32)
+        arrays, side, tokens = self._arrays(), self._manifest.model.image_size, self._manifest.model.tokens
+        image, found = arrays.zeros((1, side, side, 3), np.uint8), arrays.zeros((1, tokens), np.int32)
+        run = self._encoder.bind({"image": image}, {"tokens": found})
+        results = []
         for i in range(len(images)):
-            self._encoder.bind({"image": images[i : i + 1]}, {"tokens": tokens[i : i + 1]})()
-        return tokens
+            arrays.upload(image, np.ascontiguousarray(images[i : i + 1]))
+            run()
+            results.append(arrays.download(found))
+        _free(arrays)
+        return np.concatenate(results)
 
     @cached_property
     def _encoder(self) -> Session:
@@ -91,7 +94,11 @@ class OnnxRuntimeBackend:
         return self._open("encoder")
 
     def _open(self, graph: str) -> Session:
-        return Session(self._bundle, self._manifest.graphs[graph], self._threads)
+        device = Device(self._cuda.stream) if self._cuda else None
+        return Session(self._bundle, self._manifest.graphs[graph], self._threads, device)
+
+    def _arrays(self) -> Arrays:
+        return DeviceArrays(self._cuda) if self._cuda else HostArrays()
 
     def _begun(self) -> _Batch:
         assert self._batch is not None, "begin comes first"
@@ -99,111 +106,52 @@ class OnnxRuntimeBackend:
 
 
 class _Batch:
-    """All arrays of one batch size, with every stage bound to them: a picture allocates nothing.
+    """The stages of one batch size, bound to their arrays."""
 
-    Token-major arrays are as long as the largest scale needs; a smaller one uses the first rows. The past
-    keys and values are the first rows of caches for all T tokens, and the new ones go right behind them.
-    """
+    def __init__(self, wiring: Wiring, arrays: Arrays, sessions: dict[str, Session]) -> None:
+        def bound(stage: Stage) -> Callable[[], None]:
+            return sessions[stage.graph].bind(stage.inputs, stage.outputs)
 
-    def __init__(self, size: int, manifest: Manifest, sessions: dict[str, Session], constants: list[Arrays]) -> None:
-        model, scales = manifest.model, manifest.scales
-        rows, columns = scales[-1].tokens, 2 * size
-        self.size = size
+        self.wiring, self.arrays = wiring, arrays
         self.latest = -1  # the scale stepped last
         self._on_stage: OnStage | None = None
-
-        self.labels = np.empty(size, np.int64)  # (B,)
-        self.guidance, self.top_p = np.empty(1, np.float32), np.empty(1, np.float32)
-        self.top_k = np.empty(1, np.int64)
-        self.uniforms = [np.empty((size, scale.tokens), np.float32) for scale in scales]
-        self.keep = [np.empty((size, scale.tokens), bool) for scale in scales]
-        self.kept_tokens, self.drawn, self.tokens = (
-            [np.empty((size, scale.tokens), np.int32) for scale in scales] for _ in range(3)
-        )
-        self.logits = np.empty((rows, columns, model.vocab_size), np.float32)  # (L, 2B, V)
-        # Two by turns: a graph may write an output before it has read all of its input.
-        f_hat_shape = (size, model.code_size, model.grid, model.grid)  # (B, Z, P, P)
-        self._f_hat = [np.empty(f_hat_shape, np.float32) for _ in range(2)]
-
-        x = np.empty((rows, columns, model.width), np.float32)  # (L, 2B, C)
-        modulation = {
-            "modulation": np.empty((model.depth, 6, columns, model.width), np.float32),
-            "head_modulation": np.empty((2, columns, model.width), np.float32),
-        }
-        cache_shape = (model.tokens, columns, model.heads, model.width // model.heads)  # (T, 2B, H, 64)
-        names = [f"{kind}_{block:02}" for kind in "kv" for block in range(model.depth)]
-        self.caches = {name: np.empty(cache_shape, np.float32) for name in names}
-        self._condition = sessions["condition"].bind({"labels": self.labels}, {**modulation, "x": x[:1]})
-        self._stages = []
-        for k, scale in enumerate(scales):
-            start, end = scale.offset, scale.offset + scale.tokens
-            transformer = sessions["transformer"].bind(
-                {"x": x[: scale.tokens], **modulation}
-                | {f"past_{name}": cache[:start] for name, cache in self.caches.items()},
-                {"logits": self.logits[: scale.tokens]}
-                | {f"new_{name}": cache[start:end] for name, cache in self.caches.items()},
-            )
-            bridge = sessions["bridge"].bind(
-                {
-                    "logits": self.logits[: scale.tokens],
-                    "f_hat": self._f_hat[k % 2],
-                    "uniforms": self.uniforms[k],
-                    "guidance": self.guidance,
-                    "top_k": self.top_k,
-                    "top_p": self.top_p,
-                    "keep": self.keep[k],
-                    "kept_tokens": self.kept_tokens[k],
-                    **constants[k],
-                },
-                {
-                    "drawn": self.drawn[k],
-                    "tokens": self.tokens[k],
-                    "f_hat_out": self.f_hat_after(k),
-                    "x_next": x[: len(constants[k]["next_positions"])],
-                },
-            )
-            self._stages.append({"transformer": transformer, "bridge": bridge})
+        self._condition = bound(wiring.condition)
+        self._steps = [[(stage.graph, bound(stage)) for stage in step] for step in wiring.steps]
+        self._decoders = [[bound(stage) for stage in wiring.decoders(k)] for k in range(2)]  # by f_hat's turn
 
     def begin(self, labels: np.ndarray, on_stage: OnStage | None) -> None:
         self.latest = -1
         self._on_stage = on_stage
-        self.labels[:] = labels
-        self._f_hat[0].fill(0)
-        with self.timed("condition", None):
+        self.wiring.set_labels(labels)
+        self.wiring.start()
+        with self._timed("condition", None):
             self._condition()
 
-    def run(self, k: int) -> None:
-        for name, stage in self._stages[k].items():
-            with self.timed(name, k):
-                stage()
+    def step(self, k: int) -> None:
+        self.wiring.settings[k].upload()
+        for name, run in self._steps[k]:
+            with self._timed(name, k):
+                run()
         self.latest = k
 
+    def decode(self) -> np.ndarray:
+        with self._timed("decoder", None):
+            for run in self._decoders[self.latest % 2]:
+                run()
+        return self.arrays.download(self.wiring.images)
+
+    def free(self) -> None:
+        _free(self.arrays)
+
     @contextmanager
-    def timed(self, stage: str, scale: int | None) -> Iterator[None]:
+    def _timed(self, stage: str, scale: int | None) -> Iterator[None]:
         """Tells `on_stage`, if there is one, how long the block took."""
         start = time.perf_counter()
         yield
         if self._on_stage:
             self._on_stage(stage, scale, time.perf_counter() - start)
 
-    def f_hat_after(self, k: int) -> np.ndarray:
-        """(B, Z, P, P)"""
-        return self._f_hat[(k + 1) % 2]
 
-
-def _bridge_constants(bundle: Path, manifest: Manifest) -> list[Arrays]:
-    """The bridge's inputs that depend on the scale only. Raises BundleError if the weight file lacks one."""
-    constants = []
-    with safe_open(bundle / WEIGHTS, framework="numpy") as weights:
-        names = set(weights.keys())
-        for k, scale in enumerate(manifest.scales):
-            # The last scale has no next one: it computes the input of scale 1 once more, which nobody reads.
-            following = manifest.scales[(k + 1) % len(manifest.scales) or 1]
-            wanted = {"upsample": scale.upsample, "downsample": following.downsample}
-            if missing := [name for name in wanted.values() if name not in names]:
-                raise BundleError(f"{bundle / WEIGHTS}: has no tensor {missing[0]}; export the bundle again")
-            arrays = {key: weights.get_tensor(name) for key, name in wanted.items()}
-            arrays["phi"] = np.array([scale.phi], np.int64)
-            arrays["next_positions"] = following.offset + np.arange(following.tokens, dtype=np.int64)
-            constants.append(arrays)
-    return constants
+def _free(arrays: Arrays) -> None:
+    if isinstance(arrays, DeviceArrays):
+        arrays.free()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from ..errors import BundleError, VarEdgeError
+from ..errors import BundleError, SettingsError, VarEdgeError
 from ..manifest import Graph
+from .arrays import Array, DeviceArray
 
 ORT_TYPES = {
     "tensor(float)": "float32",
+    "tensor(float16)": "float16",
     "tensor(int64)": "int64",
     "tensor(int32)": "int32",
     "tensor(uint8)": "uint8",
@@ -21,13 +24,28 @@ ORT_TYPES = {
 }
 
 
-class Session:
-    """A graph of a bundle, ready to run. Raises BundleError if the file is not what the manifest says."""
+@dataclass(frozen=True)
+class Device:
+    """GPU 0, with the address of the CUDA stream to work on."""
 
-    def __init__(self, bundle: Path, graph: Graph, threads: int | None) -> None:
+    stream: int
+
+    @property
+    def provider(self) -> tuple[str, dict[str, str]]:
+        return "CUDAExecutionProvider", {"device_id": "0", "user_compute_stream": str(self.stream)}
+
+
+class Session:
+    """A graph of a bundle, ready to run on the CPU or on `device`.
+
+    Raises BundleError if the file is not what the manifest says.
+    """
+
+    def __init__(self, bundle: Path, graph: Graph, threads: int | None, device: Device | None = None) -> None:
         self._path = bundle / graph.file
         try:
-            self._session = ort.InferenceSession(self._path, _options(threads), providers=["CPUExecutionProvider"])
+            providers = [device.provider] if device else ["CPUExecutionProvider"]
+            self._session = ort.InferenceSession(self._path, _options(threads), providers=providers)
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             reason = f"ONNX Runtime {ort.__version__} cannot load it: {_one_line(error)}"
             raise BundleError(f"{self._path}: {reason}") from None
@@ -36,22 +54,27 @@ class Session:
         self._agree("manifest", {tensor.name: tensor.dtype for tensor in graph.inputs}, self._inputs)
         self._agree("manifest", {tensor.name: tensor.dtype for tensor in graph.outputs}, self._outputs)
 
-    def bind(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> Callable[[], None]:
+    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Callable[[], None]:
         """A call that runs the graph on these C-contiguous arrays, reading and writing them where they are.
 
         Raises BundleError if the graph has other inputs or outputs. The call raises VarEdgeError.
         """
         self._agree("runtime", {name: array.dtype.name for name, array in inputs.items()}, self._inputs)
         self._agree("runtime", {name: array.dtype.name for name, array in outputs.items()}, self._outputs)
-        values = {name: _in_place(array) for name, array in {**inputs, **outputs}.items()}
-        binding = self._session.io_binding()
-        for name in inputs:
-            binding.bind_ortvalue_input(name, values[name])
-        for name in outputs:
-            binding.bind_ortvalue_output(name, values[name])
+        binding, values = self._session.io_binding(), []
+        for arrays, on_device, on_host in (
+            (inputs, binding.bind_input, binding.bind_ortvalue_input),
+            (outputs, binding.bind_output, binding.bind_ortvalue_output),
+        ):
+            for name, array in arrays.items():
+                if isinstance(array, DeviceArray):
+                    on_device(name, "cuda", 0, array.dtype, array.shape, array.address)
+                else:
+                    values.append(_in_place(array))
+                    on_host(name, values[-1])
         return partial(self._run, binding, values)
 
-    def _run(self, binding: ort.IOBinding, values: dict[str, ort.OrtValue]) -> None:
+    def _run(self, binding: ort.IOBinding, values: list[ort.OrtValue]) -> None:
         # `values` are here to live as long as the call: ONNX Runtime before 1.30 does not keep the bound arrays alive.
         try:
             self._session.run_with_iobinding(binding)
@@ -64,6 +87,14 @@ class Session:
                 f"{self._path}: {', '.join(differing)}: the graph and the {other} differ in name or dtype;"
                 " export the bundle again"
             )
+
+
+def require_cuda() -> None:
+    """Raises SettingsError unless this ONNX Runtime can use a GPU."""
+    if Device(0).provider[0] not in ort.get_available_providers():
+        raise SettingsError(
+            "onnxruntime-cuda: this ONNX Runtime has no CUDA provider; install onnxruntime-gpu in place of onnxruntime"
+        )
 
 
 def _one_line(error: Exception) -> str:

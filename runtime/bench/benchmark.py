@@ -14,11 +14,11 @@ from ..errors import SettingsError
 from ..jetson import Jetson
 from ..manifest import WEIGHTS, Manifest, Model
 from ..pipeline import Pipeline
+from ..weight_file import loaded_weights
 from .compare import Draw
 from .gemm import gemm_rate
 from .machine import machine
 from .measure import load, measure_batch, memory_while_drawing
-from .memory import loaded_weights
 from .report import SCHEMA_VERSION, BundleFacts, Floor, JetsonFacts, Report, Settings
 from .work import decoder_flop, transformer_flop
 

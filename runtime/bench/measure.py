@@ -13,9 +13,9 @@ from statistics import median
 from ..backends.base import OnStage
 from ..jetson import Jetson, PowerMeter
 from ..manifest import Manifest
+from ..memory import Memory, memory
 from ..pipeline import Maps, Pipeline
 from .compare import Draw, RivalRuns
-from .memory import Memory, memory
 from .other_work import OtherWork
 from .report import BatchTimes, Energy, Load, Settings, StageTime
 from .summary import Summary

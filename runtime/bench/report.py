@@ -10,8 +10,8 @@ from typing import Any
 
 from ..files import whole_file
 from ..jetson import State
+from ..memory import Memory
 from .machine import Machine
-from .memory import Memory
 from .summary import Ratio, Summary
 
 SCHEMA_VERSION = 1

@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from .memory import Memory
+from ..memory import Memory
 from .report import BatchTimes, JetsonFacts, Report
 
 GRAPHS = ("condition", "transformer", "bridge", "decoder")

@@ -1,36 +1,23 @@
-"""What this process holds in memory, and what a bundle's weights come to."""
+"""The weight file of a bundle: what it holds, and which tensors a graph takes from it. Nothing is loaded."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import BundleError
-from ..manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
-
-STATUS = Path("/proc/self/status")
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of this process: in memory now, and the most since it started."""
-
-    resident: int
-    peak: int
-
-
-def memory(status: Path = STATUS) -> Memory | None:
-    """The kernel's VmRSS and VmHWM; None on a system that does not tell."""
-    if not status.is_file():
-        return None
-    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    resident, peak = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))  # "12345 kB"
-    return Memory(resident, peak)
+from .errors import BundleError
+from .manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
 
 
 def loaded_weights(bundle: Path, manifest: Manifest) -> int:
     """Bytes of the tensors that drawing loads: all but the encoder's, each counted once. Raises BundleError."""
+    by_runtime = {name for scale in manifest.scales for name in (scale.upsample, scale.downsample)}
+    return weight_bytes(bundle, [manifest.graphs[name].file for name in REQUIRED_GRAPHS], by_runtime)
+
+
+def weight_bytes(bundle: Path, graphs: Iterable[str], others: Iterable[str | None] = ()) -> int:
+    """Bytes of the tensors that these ONNX files of the bundle use, and of `others`, each once. Raises BundleError."""
     path = bundle / WEIGHTS
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -39,9 +26,8 @@ def loaded_weights(bundle: Path, manifest: Manifest) -> int:
         except ValueError as error:
             raise BundleError(f"{path}: no safetensors file: {error}; export the bundle again") from None
     header.pop("__metadata__", None)
-    graphs = [(bundle / manifest.graphs[name].file).read_bytes() for name in REQUIRED_GRAPHS]
-    by_runtime = {name for scale in manifest.scales for name in (scale.upsample, scale.downsample)}
-    used = (name for name in header if name in by_runtime or any(_names(graph, name) for graph in graphs))
+    texts, wanted = [(bundle / graph).read_bytes() for graph in graphs], set(others)
+    used = (name for name in header if name in wanted or any(_names(text, name) for text in texts))
     return sum(end - start for start, end in (header[name]["data_offsets"] for name in used))
 
 

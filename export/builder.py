@@ -1,0 +1,160 @@
+"""One ONNX graph to one TensorRT plan, through Polygraphy. Imports no torch: it runs on the device."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+from runtime.backends import trt_engine
+from runtime.engine_record import Built
+from runtime.errors import VarEdgeError
+
+SERIOUS = ("ERROR", "INTERNAL_ERROR")  # severities of the builder's log
+Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
+Shapes = dict[str, tuple[int, ...]]
+
+
+class BuildError(VarEdgeError):
+    """TensorRT cannot build a graph."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What changes a plan besides its graph and its profiles."""
+
+    workspace_bytes: int | None = None  # scratch memory a plan may use; None: all of the device's
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+
+
+def load_tensorrt(flavour: str) -> ModuleType:
+    """The module, with Polygraphy set to use the same. Raises SettingsError if it is not installed."""
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(flavour == "tensorrt_rtx"))  # read when it is imported
+    return trt_engine.load_tensorrt(flavour)
+
+
+class Builder:
+    """Builds plans for one kind of device. Messages of the builder are kept in `log`, not printed."""
+
+    def __init__(self, trt: ModuleType, built: Built, options: Options, timing_cache: Path | None) -> None:
+        import polygraphy.backend.trt.util as polygraphy_trt
+        from polygraphy.logger import G_LOGGER
+
+        self._trt, self._built, self._options, self._cache = trt, built, options, timing_cache
+        self.log = _log(trt)
+        polygraphy_trt.TRT_LOGGER = self.log  # Polygraphy asks for one logger everywhere and makes its own without it
+        G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1  # its errors come back as exceptions
+
+    def build(self, graph: Path, profiles: Sequence[Shapes], progress: Progress) -> bytes:
+        """The plan of the ONNX file `graph`, its weights beside it. Raises BuildError, KeyboardInterrupt."""
+        from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
+        from polygraphy.exception import PolygraphyException
+
+        self.log.lines.clear()
+        strong = self._built.flavour == "tensorrt" and int(self._built.version.split(".")[0]) < 11  # default since then
+        with _interruptible() as interrupted:
+            try:
+                network = network_from_onnx_path(str(graph), strongly_typed=strong)
+                config = self._config(profiles, _monitor(self._trt, graph.stem, progress, interrupted))
+                return bytes(engine_bytes_from_network(network, config, save_timing_cache=self._timing_cache()))
+            except PolygraphyException as error:
+                if interrupted():
+                    raise KeyboardInterrupt from None
+                raise BuildError(f"{graph}: {self._built.flavour} cannot build it: {self._reason(error)}") from None
+
+    def _config(self, profiles: Sequence[Shapes], monitor: Any) -> Any:
+        from polygraphy.backend.trt import CreateConfig, Profile
+
+        trt, options = self._trt, self._options
+        settings: dict[str, Any] = {
+            "profiles": [_fixed(Profile(), shapes) for shapes in profiles],
+            "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
+            "progress_monitor": monitor,
+            "load_timing_cache": self._timing_cache(),
+            "version_compatible": options.version_compatible or None,
+        }
+        if options.workspace_bytes:
+            settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace_bytes}
+        if options.hardware_compatible:
+            settings["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        if self._built.flavour == "tensorrt":
+            return CreateConfig(**settings)
+        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+        if self._built.gpu:
+            return CreateConfigRTX(use_gpu=True, **settings)
+        capabilities = [tuple(map(int, text.split("."))) for text in self._built.compute_capabilities]
+        return CreateConfigRTX(compute_capabilities=capabilities, **settings)
+
+    def _timing_cache(self) -> str | None:
+        return str(self._cache) if self._cache else None
+
+    def _reason(self, error: Exception) -> str:
+        """One line: what the builder logged as errors, else what Polygraphy says."""
+        errors = [" ".join(text.split()) for severity, text in self.log.lines if severity in SERIOUS]
+        return "; ".join(dict.fromkeys(errors)) or " ".join(str(error).split())
+
+
+def _fixed(profile: Any, shapes: Shapes) -> Any:
+    for name, shape in shapes.items():
+        profile.add(name, min=shape, opt=shape, max=shape)
+    return profile
+
+
+def _log(trt: ModuleType) -> Any:
+    class Log(trt.ILogger):  # type: ignore[name-defined]
+        """Keeps (severity, text) of every message."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[tuple[str, str]] = []
+
+        def log(self, severity: Any, text: str) -> None:
+            self.lines.append((severity.name, text))
+
+    return Log()
+
+
+def _monitor(trt: ModuleType, graph: str, progress: Progress, interrupted: Callable[[], bool]) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.sizes: dict[str, int] = {}
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self.sizes[name] = steps
+            progress(f"{graph}: {name.lower()}", 0, steps)
+
+        def phase_finish(self, name: str) -> None:
+            self.sizes.pop(name, None)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            progress(f"{graph}: {name.lower()}", step + 1, self.sizes.get(name, step + 1))
+            return not interrupted()
+
+    return Monitor()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C sets a flag, which the builder asks for: an exception must not pass through its C++."""
+    pressed = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+
+    try:
+        previous = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not the main thread: no signal comes here
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,249 @@
+"""python -m export.engine: a bundle becomes TensorRT engines. Imports no torch: it runs on the device."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import click
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from export.builder import Builder, Options, Progress, load_tensorrt
+from export.layers import counted, table
+from runtime import engine_record, manifest
+from runtime.backends.cuda import gpu
+from runtime.cli import batch_sizes, progress_bar, reports_errors
+from runtime.engine_record import Built, Engine, EngineRecord
+from runtime.errors import BundleError, SettingsError
+from runtime.files import whole_directory
+from runtime.memory import available_memory, memory
+from runtime.weight_file import weight_bytes
+
+AHEAD_OF_TIME = ("8.6",)  # built for without a GPU if nothing else is asked for
+MEMORY_OF_TOOLS = 0.6e9  # bytes: TensorRT, the parsed graph
+COPIES_OF_WEIGHTS = 3.5  # parsed, folded, in the plan and in what is written; measured: docs/benchmarks/engines.md
+REPORT = "report.md"
+DEFAULTS = Options()
+
+
+def find_tensorrt(asked: str) -> tuple[str, ModuleType]:
+    """Flavour and module: the one asked for, for "auto" TensorRT if it is here, else TensorRT for RTX."""
+    if asked != "auto":
+        flavour = asked.replace("-", "_")
+        return flavour, load_tensorrt(flavour)
+    here = [flavour for flavour in engine_record.FLAVOURS if find_spec(flavour)]
+    flavour = "tensorrt" if here == ["tensorrt"] or ("tensorrt" in here and gpu()) else "tensorrt_rtx"
+    return flavour, load_tensorrt(flavour)
+
+
+def target(trt: ModuleType, flavour: str, capabilities: tuple[str, ...], options: Options) -> Built:
+    """What to build for: this machine's GPU, or the given compute capabilities. Raises SettingsError."""
+    here = gpu()
+    if here is None and flavour == "tensorrt":
+        raise SettingsError("tensorrt: builds for the GPU of this machine, and finds none; use --trt tensorrt-rtx")
+    if capabilities and flavour == "tensorrt":
+        raise SettingsError("--compute-capability: only TensorRT for RTX builds for other GPUs than this machine's")
+    ahead = capabilities or (AHEAD_OF_TIME if here is None else ())
+    if flavour == "tensorrt_rtx":
+        known = [f"{n[2:-1]}.{n[-1]}" for n in trt.ComputeCapability.__members__ if n.startswith("SM")]
+        if unknown := [c for c in ahead if c not in known]:
+            raise SettingsError(f"--compute-capability: expected out of {', '.join(known)}, found {', '.join(unknown)}")
+    if ahead:
+        name, ahead = None, tuple(sorted(set(ahead)))
+    else:
+        assert here is not None
+        name, ahead = here.name, (here.capability,)
+    return Built(flavour, trt.__version__, ahead, name, options.hardware_compatible, options.version_compatible)
+
+
+def build_engines(
+    bundle: Path,
+    out: Path | None,
+    trt: ModuleType,
+    built: Built,
+    batches: tuple[int, ...] = (1,),
+    options: Options = DEFAULTS,
+    timing_cache: Path | None = None,
+    force: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+) -> tuple[Path, bool]:
+    """Builds the engines of `bundle` into `out`, by default `engines/<what they are for>` in the bundle.
+
+    Returns the directory and whether it was built: one that is there and would come out the same is left alone. The
+    directory is complete in itself: engines, manifest, class names, constants. Raises BundleError, BuildError,
+    SettingsError, OSError.
+    """
+    source = manifest.Manifest.load(bundle)
+    if any(not graph.file.endswith(".onnx") for graph in source.graphs.values()):
+        raise BundleError(f"{bundle}: holds engines, not graphs; give the bundle they were built from")
+    if "simulated" in source.precision:
+        raise SettingsError(f"{bundle}: {source.precision} is for checking on a CPU; build from the FP16 bundle")
+    batches = tuple(sorted({1, *batches}))  # with 1 any number of pictures can be drawn
+    out = out or bundle / engine_record.FOLDER / built.tag
+    plan = _plan(source, built, batches, options)
+    if not force and _is_up_to_date(out, plan):
+        return out, False
+    check_memory(bundle, source)
+    builder = Builder(trt, built, options, timing_cache)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_directory(out) as folder:
+        engines = {}
+        for name, planned in plan.engines.items():
+            start = time.perf_counter()
+            data = builder.build(bundle / source.graphs[name].file, planned.profiles, progress)
+            (folder / planned.file).write_bytes(data)
+            weights = weight_bytes(bundle, [source.graphs[name].file])
+            seconds = round(time.perf_counter() - start, 3)
+            layers = counted(builder.log.lines)
+            engines[name] = replace(planned, build_seconds=seconds, weight_bytes=weights, layers=layers)
+        _copy_constants(bundle, source, folder)
+        record = replace(plan, engines=engines, peak_bytes=_peak_bytes(), created=_now())
+        record.write(folder)
+        (folder / REPORT).write_text(report(record, folder), encoding="utf-8")
+        _engine_manifest(source, record, folder).write(folder)
+    return out, True
+
+
+def _plan(source: manifest.Manifest, built: Built, batches: tuple[int, ...], options: Options) -> EngineRecord:
+    """The record as far as it is known before building: equal records mean equal engines."""
+    engines = {
+        name: Engine(
+            f"{name}.engine",
+            source.files[source.graphs[name].file].sha256,
+            engine_record.profiles(name, source, batches),
+            0.0,
+            0,
+            {},
+        )
+        for name in engine_record.GRAPHS
+        if name in source.graphs
+    }
+    weights = source.files[manifest.WEIGHTS].sha256
+    return EngineRecord(engine_record.SCHEMA_VERSION, built, weights, batches, asdict(options), engines, 0, "")
+
+
+def _is_up_to_date(out: Path, plan: EngineRecord) -> bool:
+    try:
+        manifest.Manifest.load(out)
+        record = EngineRecord.load(out)
+    except BundleError:
+        return False
+    unmeasured = {name: replace(e, build_seconds=0.0, weight_bytes=0, layers={}) for name, e in record.engines.items()}
+    return replace(record, engines=unmeasured, peak_bytes=0, created="") == plan
+
+
+def check_memory(bundle: Path, source: manifest.Manifest) -> None:
+    """Raises SettingsError, with what is needed and what is there, unless the largest graph can be built."""
+    files = [source.graphs[name].file for name in engine_record.GRAPHS if name in source.graphs]
+    largest = max(weight_bytes(bundle, [file]) for file in files)
+    needed, available = MEMORY_OF_TOOLS + COPIES_OF_WEIGHTS * largest, available_memory()
+    if available is not None and available < needed:
+        raise SettingsError(
+            f"{bundle}: building needs {needed / 1e9:.2f} GB of memory, {available / 1e9:.2f} GB are available;"
+            " close other programs or add swap"
+        )
+
+
+def _copy_constants(bundle: Path, source: manifest.Manifest, folder: Path) -> None:
+    """What the runtime reads besides engines: the resize matrices, and the class names."""
+    names = {name for scale in source.scales for name in (scale.upsample, scale.downsample) if name}
+    with safe_open(bundle / manifest.WEIGHTS, framework="numpy") as weights:
+        save_file({name: weights.get_tensor(name) for name in sorted(names)}, folder / manifest.WEIGHTS)
+    if source.classes:
+        shutil.copyfile(bundle / source.classes, folder / source.classes)
+
+
+def _engine_manifest(source: manifest.Manifest, record: EngineRecord, folder: Path) -> manifest.Manifest:
+    graphs = {name: replace(source.graphs[name], file=engine.file) for name, engine in record.engines.items()}
+    files = {path.name: manifest.File.of(path) for path in sorted(folder.iterdir())}
+    return replace(source, graphs=graphs, files=files)
+
+
+def report(record: EngineRecord, folder: Path) -> str:
+    """Markdown: what was built, how large, how long, of which layers."""
+    built = record.built
+    lines = [
+        f"# Engines for {built.tag}",
+        "",
+        f"GPU: {built.gpu or 'none, built ahead of time'}; batches {', '.join(map(str, record.batches))};"
+        f" the building process held {record.peak_bytes / 1e9:.2f} GB at most; {record.created}",
+        "",
+        "| graph | profiles | seconds | weights | engine | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, engine in record.engines.items():
+        size = (folder / engine.file).stat().st_size
+        ratio = f"{size / engine.weight_bytes:.2f}x"
+        cells = f"{engine.build_seconds:.1f} | {engine.weight_bytes / 1e6:.1f} MB | {size / 1e6:.1f} MB | {ratio}"
+        lines.append(f"| {name} | {len(engine.profiles)} | {cells} |")
+    layers = table({name: engine.layers for name, engine in record.engines.items()})
+    return "\n".join([*lines, "", "Layers by the dtype of their first input, all profiles together:", "", layers, ""])
+
+
+def _peak_bytes() -> int:
+    held = memory()
+    return held.peak if held else 0
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def timing_cache_file(built: Built) -> Path:
+    """Where timings of this device and this TensorRT are kept: those of another one would be wrong."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "var-edge" / f"{built.tag}.timing"
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--trt", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), default="auto", help="Which TensorRT.")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory to write.  [default: BUNDLE/engines/DEVICE]")
+@click.option("--batches", default="1", help="Pictures drawn together: 1,8")
+@click.option("--compute-capability", help="Build ahead of time for these GPUs: 8.6,8.9  [default: this machine's]")
+@click.option("--workspace", type=click.IntRange(min=1), metavar="MIB", help="Scratch memory an engine may use.")
+@click.option("--hardware-compatible", is_flag=True, help="Run on later GPUs too; slower.")
+@click.option("--version-compatible", is_flag=True, help="Run on later TensorRT of the same major version.")
+@click.option("--timing-cache", type=click.Path(path_type=Path), help="File with timings.  [default: per device]")
+@click.option("--force", is_flag=True, help="Build even if nothing changed.")
+@reports_errors
+def main(
+    bundle: Path,
+    trt: str,
+    out: Path | None,
+    batches: str,
+    compute_capability: str | None,
+    workspace: int | None,
+    hardware_compatible: bool,
+    version_compatible: bool,
+    timing_cache: Path | None,
+    force: bool,
+) -> None:
+    """Build the TensorRT engines of BUNDLE: one for each graph, with a profile for each scale and batch size."""
+    sizes = batch_sizes(batches)
+    options = Options(workspace and workspace << 20, hardware_compatible, version_compatible)
+    flavour, module = find_tensorrt(trt)
+    capabilities = tuple(part.strip() for part in (compute_capability or "").split(",") if part.strip())
+    built = target(module, flavour, capabilities, options)
+    cache = timing_cache or timing_cache_file(built)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with progress_bar() as bar:
+        task = bar.add_task("starting", total=None)
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+
+        folder, anew = build_engines(bundle, out, module, built, sizes, options, cache, force, progress)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    click.echo(f"{folder}: {'built' if anew else 'up to date'}, {size / 1e6:.1f} MB; see {folder / REPORT}")
+
+
+if __name__ == "__main__":
+    main()

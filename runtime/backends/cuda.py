@@ -1,0 +1,158 @@
+"""The CUDA calls the GPU backends make, through cuda-python: memory, one stream, graphs of work, events."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..errors import SettingsError, VarEdgeError
+
+NO_DEVICE, INSUFFICIENT_DRIVER, OUT_OF_MEMORY = 100, 35, 2  # cudaError_t
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    capability: str  # "8.7"
+    total_bytes: int
+
+
+@lru_cache(maxsize=1)
+def gpu() -> Gpu | None:
+    """The first GPU of this machine; None without one, without a driver or without cuda-python."""
+    try:
+        return Cuda().gpu
+    except SettingsError:
+        return None
+
+
+class Cuda:
+    """Device 0 with one stream, on which everything runs in order. Addresses are plain numbers.
+
+    Raises SettingsError if there is no GPU to use, VarEdgeError if a call fails later.
+    """
+
+    def __init__(self) -> None:
+        self._runtime = _bindings()
+        status, count = self._runtime.cudaGetDeviceCount()
+        if int(status) == INSUFFICIENT_DRIVER:
+            raise SettingsError(self._driver_problem())
+        if int(status) == NO_DEVICE or not count:
+            raise SettingsError("no CUDA GPU on this machine; use --backend onnxruntime")
+        self._check(status)
+        properties = self._call("cudaGetDeviceProperties", 0)
+        name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
+        self.gpu = Gpu(name.rstrip("\0"), f"{properties.major}.{properties.minor}", int(properties.totalGlobalMem))
+        self._call("cudaSetDevice", 0)
+        self.stream = int(self._call("cudaStreamCreate"))
+
+    def malloc(self, size: int) -> int:
+        """The address of `size` bytes on the device, aligned to 256, set to 0."""
+        status, address = self._runtime.cudaMalloc(max(size, 1))
+        if int(status) == OUT_OF_MEMORY:
+            free, total = self._call("cudaMemGetInfo")
+            raise VarEdgeError(
+                f"GPU memory: {size / 1e6:.0f} MB are needed, {free / 1e6:.0f} of {total / 1e6:.0f} MB are free;"
+                " draw fewer pictures at once (--batch 1) or close other programs"
+            )
+        self._check(status)
+        self.zero(int(address), size)
+        return int(address)
+
+    def free(self, address: int) -> None:
+        self._call("cudaFree", address)
+
+    def pinned(self, size: int) -> np.ndarray:
+        """Bytes of the host that the device copies from and to without the CPU's help, (size,) uint8."""
+        address = int(self._call("cudaMallocHost", max(size, 1)))
+        return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (size,))
+
+    def unpin(self, host: np.ndarray) -> None:
+        self._call("cudaFreeHost", host.ctypes.data)
+
+    def upload(self, device: int, host: np.ndarray) -> None:
+        """Queues a copy; `host` must stay as it is until the stream has passed it."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", device, host.ctypes.data, host.nbytes, kind, self.stream)
+
+    def download(self, host: np.ndarray, device: int) -> None:
+        """Queues a copy; `host` holds it after `synchronize`."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", host.ctypes.data, device, host.nbytes, kind, self.stream)
+
+    def zero(self, device: int, size: int) -> None:
+        self._call("cudaMemsetAsync", device, 0, size, self.stream)
+
+    def synchronize(self) -> None:
+        self._call("cudaStreamSynchronize", self.stream)
+
+    @contextmanager
+    def capturing(self) -> Iterator[list[Any]]:
+        """What the block queues becomes a graph instead of running: the list's only item, once the block has ended."""
+        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        graphs: list[Any] = []
+        self._call("cudaStreamBeginCapture", self.stream, mode)
+        yield graphs
+        graph = self._call("cudaStreamEndCapture", self.stream)
+        graphs.append(self._call("cudaGraphInstantiate", graph, 0))
+        self._call("cudaGraphDestroy", graph)
+
+    def launch(self, graph: Any) -> None:
+        self._call("cudaGraphLaunch", graph, self.stream)
+
+    def discard(self, graph: Any) -> None:
+        self._call("cudaGraphExecDestroy", graph)
+
+    def mark(self) -> Any:
+        """An event that the stream passes after what is queued now."""
+        event = self._call("cudaEventCreate")
+        self._call("cudaEventRecord", event, self.stream)
+        return event
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Between two marks that the stream has passed; both are used up."""
+        milliseconds = float(self._call("cudaEventElapsedTime", start, end))
+        for event in (start, end):
+            self._call("cudaEventDestroy", event)
+        return milliseconds / 1000
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        function: Callable[..., Any] = getattr(self._runtime, name)
+        status, *results = function(*arguments)
+        self._check(status, name)
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def _check(self, status: Any, name: str = "") -> None:
+        if int(status) != 0:
+            _, text = self._runtime.cudaGetErrorString(status)
+            reason = text.decode() if isinstance(text, bytes) else str(text)
+            raise VarEdgeError(f"CUDA: {name}: {reason}")
+
+    def _driver_problem(self) -> str:
+        _, driver = self._runtime.cudaDriverGetVersion()
+        if not driver:
+            return "no NVIDIA driver on this machine; use --backend onnxruntime"
+        _, runtime = self._runtime.cudaRuntimeGetVersion()
+        needed = _dotted(runtime)
+        return f"the NVIDIA driver knows CUDA {_dotted(driver)}, cuda-python needs {needed}; update the driver"
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _bindings() -> ModuleType:
+    for name in ("cuda.bindings.runtime", "cuda.cudart"):  # the second: before cuda-python 12.6
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise SettingsError("cuda-python is not installed; pip install cuda-python")

@@ -1,0 +1,254 @@
+"""TensorRT: everything stays on the GPU, and each stage is one CUDA graph, recorded once and launched from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .. import engine_record
+from ..engine_record import EngineRecord
+from ..errors import BundleError, SettingsError
+from ..manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
+from ..sampling import Sampling
+from .arrays import DeviceArray, DeviceArrays
+from .base import OnStage
+from .cuda import Cuda, Gpu
+from .trt_engine import LoadedEngine, Log, load_tensorrt
+from .wiring import Stage, Wiring, bridge_constants
+
+
+def find_engines(bundle: Path, manifest: Manifest, gpu: Gpu, verify: bool) -> tuple[Path, Manifest, EngineRecord]:
+    """The directory of engines to use: `bundle` itself, or one in it that is of this bundle and runs on this machine.
+
+    Raises BundleError, SettingsError; with several directories that do not fit, saying why for each.
+    """
+    if (bundle / engine_record.FILE_NAME).is_file():
+        record = EngineRecord.load(bundle)
+        check_machine(bundle, record, gpu)
+        return bundle, manifest, record
+    folders = sorted(path.parent for path in bundle.glob(f"{engine_record.FOLDER}/*/{engine_record.FILE_NAME}"))
+    if not folders:
+        raise BundleError(f"{bundle}: no engines in {engine_record.FOLDER}/; make engine builds them")
+    reasons = []
+    for folder in folders:
+        try:
+            record = EngineRecord.load(folder)
+            check_machine(folder, record, gpu)
+            check_source(folder, record, manifest)
+            return folder, Manifest.load(folder, verify), record
+        except (BundleError, SettingsError) as error:
+            reasons.append(str(error))
+    raise BundleError("; ".join(reasons))
+
+
+def check_machine(folder: Path, record: EngineRecord, gpu: Gpu) -> None:
+    """Raises BundleError unless these engines were built for this GPU and this TensorRT, SettingsError without it."""
+    built, trt = record.built, load_tensorrt(record.built.flavour)
+    again = "run make engine on this machine"
+    same_line = built.version_compatible and trt.__version__.split(".")[0] == built.version.split(".")[0]
+    if trt.__version__ != built.version and not same_line:
+        raise BundleError(f"{folder}: built with {built.flavour} {built.version}, here is {trt.__version__}; {again}")
+    newer = built.hardware_compatible and _number(gpu.capability) >= min(map(_number, built.compute_capabilities))
+    if gpu.capability not in built.compute_capabilities and not newer:
+        wanted = ", ".join(f"sm_{c.replace('.', '')}" for c in built.compute_capabilities)
+        found = f"{gpu.name}, sm_{gpu.capability.replace('.', '')}"
+        raise BundleError(f"{folder}: built for {wanted}, this GPU is {found}; {again}")
+    if built.flavour == "tensorrt" and not built.hardware_compatible and built.gpu != gpu.name:
+        raise BundleError(f"{folder}: built on {built.gpu}, this GPU is {gpu.name}; {again}")
+
+
+def check_source(folder: Path, record: EngineRecord, manifest: Manifest) -> None:
+    """Raises BundleError unless the engines were built from the bundle with this manifest."""
+    same = record.weights_sha256 == manifest.files[WEIGHTS].sha256 and all(
+        engine.source_sha256 == manifest.files[manifest.graphs[name].file].sha256
+        for name, engine in record.engines.items()
+    )
+    if not same:
+        raise BundleError(f"{folder}: built from another bundle than the one it lies in; run make engine again")
+
+
+def _number(capability: str) -> tuple[int, ...]:
+    return tuple(map(int, capability.split(".")))
+
+
+class TensorRTBackend:
+    """See `Backend`. `trt` and `cuda` are given by tests; a machine with a GPU needs neither."""
+
+    def __init__(self, bundle: Path, manifest: Manifest, verify: bool = True, cuda: Cuda | None = None) -> None:
+        self._cuda = cuda or Cuda()
+        self._folder, self._manifest, self._record = find_engines(bundle, manifest, self._cuda.gpu, verify)
+        self.batches: tuple[int, ...] | None = self._record.batches
+        built = self._record.built
+        self.name = f"{built.flavour} {built.version} on {self._cuda.gpu.name}"
+        self._trt: ModuleType = load_tensorrt(built.flavour)
+        self._log = Log(self._trt)
+        self._runtime = self._trt.Runtime(self._log.logger)
+        if built.version_compatible:
+            self._runtime.engine_host_code_allowed = True
+        self._engines = {name: self._load(name) for name in REQUIRED_GRAPHS}
+        arrays = DeviceArrays(self._cuda)
+        # All stages run one after the other on one stream, so they share scratch memory.
+        scratch = arrays.zeros((max(engine.scratch_bytes() for engine in self._engines.values()),), np.uint8)
+        for engine in self._engines.values():
+            engine.use(scratch, self._cuda.stream)
+        self._constants = bridge_constants(self._folder, self._manifest, arrays)
+        self._batch: _Batch | None = None
+
+    def begin(self, labels: np.ndarray, on_stage: OnStage | None = None) -> None:
+        if len(labels) not in self._record.batches:
+            sizes = ", ".join(map(str, self._record.batches))
+            raise SettingsError(f"batch: these engines draw {sizes} pictures at once, not {len(labels)}")
+        if self._batch is None or self._batch.wiring.size != len(labels):
+            if self._batch:
+                self._batch.free()  # the arrays of the other size first
+            self._batch = None
+            self._batch = _Batch(len(labels), self._cuda, self._engines, self._record, self._manifest, self._constants)
+        self._batch.begin(labels, on_stage)
+
+    def step(
+        self,
+        k: int,
+        uniforms: np.ndarray,
+        guidance: float,
+        sampling: Sampling,
+        keep: np.ndarray | None = None,
+        kept_tokens: np.ndarray | None = None,
+    ) -> None:
+        batch = self._begun()
+        batch.wiring.set_scale(k, uniforms, guidance, sampling, keep, kept_tokens)
+        batch.step(k)
+
+    def drawn(self, k: int) -> np.ndarray:
+        batch = self._begun()
+        return batch.arrays.download(batch.wiring.drawn[k])
+
+    def tokens(self, k: int) -> np.ndarray:
+        batch = self._begun()
+        return batch.arrays.download(batch.wiring.tokens[k])
+
+    def logits(self) -> np.ndarray:
+        batch = self._begun()
+        return batch.arrays.download(batch.wiring.logits[: self._manifest.scales[batch.latest].tokens])
+
+    def decode(self) -> np.ndarray:
+        return self._begun().decode()
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        arrays, side = DeviceArrays(self._cuda), self._manifest.model.image_size
+        image = arrays.zeros((1, side, side, 3), np.uint8)
+        found = arrays.zeros((1, self._manifest.model.tokens), np.int32)
+        scratch = arrays.zeros((self._encoder.scratch_bytes(),), np.uint8)
+        self._encoder.use(scratch, self._cuda.stream)
+        results = []
+        for i in range(len(images)):
+            arrays.upload(image, np.ascontiguousarray(images[i : i + 1]))
+            self._encoder.enqueue(0, {"image": image, "tokens": found})
+            results.append(arrays.download(found))
+        arrays.free()
+        return np.concatenate(results)
+
+    @cached_property
+    def _encoder(self) -> LoadedEngine:
+        # Only editing needs it, so only editing pays for it.
+        if "encoder" not in self._record.engines:
+            raise BundleError(f"{self._folder}: there is no encoder engine; export the bundle with one and build again")
+        return self._load("encoder")
+
+    def _load(self, name: str) -> LoadedEngine:
+        graph = self._manifest.graphs[name]
+        path = self._folder / graph.file
+        return LoadedEngine(self._trt, self._runtime, self._log, path, graph, self._record.engines[name])
+
+    def _begun(self) -> _Batch:
+        assert self._batch is not None, "begin comes first"
+        return self._batch
+
+
+class _Batch:
+    """The arrays of one batch size, and the recorded graph of every stage on them.
+
+    A graph holds the upload of the stage's settings and its engines' kernels: condition; transformer and bridge of each
+    scale; decoder, once for either f_hat.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        cuda: Cuda,
+        engines: dict[str, LoadedEngine],
+        record: EngineRecord,
+        manifest: Manifest,
+        constants: list[dict[str, DeviceArray]],
+    ) -> None:
+        self._cuda, self._engines = cuda, engines
+        self.arrays = DeviceArrays(cuda)
+        self.wiring = wiring = Wiring(size, manifest, constants, self.arrays)
+        self.latest = -1  # the scale stepped last
+        self._on_stage: OnStage | None = None
+        self._marks: list[tuple[str, int | None, Any, Any]] = []
+        self._images = self.arrays.pinned(wiring.images.nbytes)
+
+        scales = len(manifest.scales)
+        self._condition = self._recorded([(wiring.condition, record.batches.index(size))], wiring.start)
+        self._steps = [
+            self._recorded([(stage, record.profile(size, k, scales)) for stage in step], wiring.settings[k].upload)
+            for k, step in enumerate(wiring.steps)
+        ]
+        self._decoders = [self._recorded([(stage, 0) for stage in wiring.decoders(k)]) for k in range(2)]
+
+    def begin(self, labels: np.ndarray, on_stage: OnStage | None) -> None:
+        self._cuda.synchronize()  # a run that was stopped may still read what is written now
+        self._times()
+        self.latest, self._on_stage = -1, on_stage
+        self.wiring.set_labels(labels)
+        self._launch("condition", None, self._condition)
+
+    def step(self, k: int) -> None:
+        self._launch("step", k, self._steps[k])
+        self.latest = k
+
+    def decode(self) -> np.ndarray:
+        self._launch("decoder", None, self._decoders[self.latest % 2])
+        self._cuda.download(self._images, self.wiring.images.address)
+        self._cuda.synchronize()
+        for stage, scale, seconds in self._times():
+            assert self._on_stage
+            self._on_stage(stage, scale, seconds)
+        return self._images.reshape(self.wiring.images.shape).copy()
+
+    def free(self) -> None:
+        self._cuda.synchronize()
+        for graph in (self._condition, *self._steps, *self._decoders):
+            self._cuda.discard(graph)
+        self.arrays.free()
+
+    def _recorded(self, runs: list[tuple[Stage, int]], prepare: Callable[[], None] = lambda: None) -> Any:
+        """A graph that prepares, then runs stages with their profiles."""
+
+        def queue() -> None:
+            prepare()
+            for stage, profile in runs:
+                self._engines[stage.graph].enqueue(profile, stage.tensors)
+
+        queue()  # the first run allocates and chooses kernels, which a recording must not
+        self._cuda.synchronize()
+        with self._cuda.capturing() as graphs:
+            queue()
+        return graphs[0]
+
+    def _launch(self, stage: str, scale: int | None, graph: Any) -> None:
+        start = self._cuda.mark() if self._on_stage else None
+        self._cuda.launch(graph)
+        if start is not None:
+            self._marks.append((stage, scale, start, self._cuda.mark()))
+
+    def _times(self) -> list[tuple[str, int | None, float]]:
+        """(stage, scale, seconds) of what was launched since the last call; the stream has passed it."""
+        times = [(stage, scale, self._cuda.seconds(start, end)) for stage, scale, start, end in self._marks]
+        self._marks.clear()
+        return times

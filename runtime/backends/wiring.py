@@ -1,0 +1,185 @@
+"""Which array every input and output of every stage is: the same for all engines and all kinds of memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from ..engine_record import scale_sizes
+from ..errors import BundleError
+from ..manifest import WEIGHTS, Manifest
+from ..sampling import Sampling
+from .arrays import Array, Arrays
+
+ALIGNMENT = 256  # bytes; what TensorRT asks of an address
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of a graph on fixed arrays."""
+
+    graph: str
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+
+    @property
+    def tensors(self) -> dict[str, Array]:
+        return {**self.inputs, **self.outputs}
+
+
+class Staged:
+    """Small inputs that the host sets: views into one block, so that one copy brings all of them."""
+
+    def __init__(self, arrays: Arrays, specs: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
+        """`specs` are shape and dtype by name."""
+        spans, end = {}, 0
+        for name, (shape, dtype) in specs.items():
+            size = math.prod(shape) * np.dtype(dtype).itemsize
+            spans[name] = slice(end, end + size)
+            end += -(-size // ALIGNMENT) * ALIGNMENT
+        self._arrays = arrays
+        self.host_block, self.block = arrays.staged(end)
+        self.host, self.stages = (
+            {name: block[spans[name]].view(dtype).reshape(shape) for name, (shape, dtype) in specs.items()}
+            for block in (self.host_block, self.block)
+        )
+
+    def upload(self) -> None:
+        self._arrays.upload(self.block, self.host_block)
+
+
+class Wiring:
+    """All arrays of one batch size, allocated once, and the stages on them: a picture allocates nothing.
+
+    Token-major arrays are as long as the largest scale needs; a smaller one uses the first rows. The past keys and
+    values are the first rows of caches for all T tokens, and the new ones go right behind them.
+    """
+
+    def __init__(self, size: int, manifest: Manifest, constants: list[dict[str, Array]], arrays: Arrays) -> None:
+        model, scales = manifest.model, manifest.scales
+        rows, columns = scales[-1].tokens, 2 * size
+        self.size = size
+        self._arrays = arrays
+        self.labels = Staged(arrays, {"labels": ((size,), np.int64)})
+        self.settings = [
+            Staged(
+                arrays,
+                {
+                    "uniforms": ((size, scale.tokens), np.float32),
+                    "guidance": ((1,), np.float32),
+                    "top_k": ((1,), np.int64),
+                    "top_p": ((1,), np.float32),
+                    "keep": ((size, scale.tokens), np.bool_),
+                    "kept_tokens": ((size, scale.tokens), np.int32),
+                },
+            )
+            for scale in scales
+        ]
+        self.drawn, self.tokens = ([arrays.zeros((size, s.tokens), np.int32) for s in scales] for _ in range(2))
+        self.logits = arrays.zeros((rows, columns, model.vocab_size), np.float32)  # (L, 2B, V)
+        # Two by turns: a graph may write an output before it has read all of its input.
+        f_hat_shape = (size, model.code_size, model.grid, model.grid)  # (B, Z, P, P)
+        self._f_hat = [arrays.zeros(f_hat_shape, np.float32) for _ in range(2)]
+        self.images = arrays.zeros((size, model.image_size, model.image_size, 3), np.uint8)
+
+        x = arrays.zeros((rows, columns, model.width), np.float32)  # (L, 2B, C)
+        modulation = {
+            "modulation": arrays.zeros((model.depth, 6, columns, model.width), np.float32),
+            "head_modulation": arrays.zeros((2, columns, model.width), np.float32),
+        }
+        dtypes = {spec.name: spec.dtype for spec in manifest.graphs["transformer"].inputs}
+        cache_shape = (model.tokens, columns, model.heads, model.width // model.heads)  # (T, 2B, H, 64)
+        names = [f"{kind}_{block:02}" for kind in "kv" for block in range(model.depth)]
+        self.caches = {name: arrays.zeros(cache_shape, dtypes[f"past_{name}"]) for name in names}
+
+        self.condition = Stage("condition", self.labels.stages, {**modulation, "x": x[:1]})
+        self.steps = []
+        for k, scale in enumerate(scales):
+            start, end = scale.offset, scale.offset + scale.tokens
+            logits = self.logits[: scale.tokens]
+            past = {f"past_{name}": cache[:start] for name, cache in self.caches.items()}
+            new = {f"new_{name}": cache[start:end] for name, cache in self.caches.items()}
+            f_hat = {"f_hat": self._f_hat[k % 2]}
+            results = {
+                "drawn": self.drawn[k],
+                "tokens": self.tokens[k],
+                "f_hat_out": self.f_hat_after(k),
+                "x_next": x[: scale_sizes(scales, k, size)["L_next"]],
+            }
+            self.steps.append(
+                (
+                    Stage("transformer", {"x": x[: scale.tokens], **modulation, **past}, {"logits": logits, **new}),
+                    Stage("bridge", {"logits": logits, **f_hat, **self.settings[k].stages, **constants[k]}, results),
+                )
+            )
+
+    def set_labels(self, labels: np.ndarray) -> None:
+        """Writes the labels (B,); not yet uploaded."""
+        self.labels.host["labels"][:] = labels
+
+    def start(self) -> None:
+        """Queues the upload of the labels and an empty f_hat."""
+        self.labels.upload()
+        self._arrays.clear(self._f_hat[0])
+
+    def set_scale(
+        self,
+        k: int,
+        uniforms: np.ndarray,
+        guidance: float,
+        sampling: Sampling,
+        keep: np.ndarray | None,
+        kept_tokens: np.ndarray | None,
+    ) -> None:
+        """Writes what scale k draws with; not yet uploaded."""
+        host = self.settings[k].host
+        host["uniforms"][:], host["guidance"][:] = uniforms, guidance
+        host["top_k"][:], host["top_p"][:] = sampling.top_k, sampling.top_p
+        host["keep"][:] = False if keep is None else keep
+        host["kept_tokens"][:] = 0 if kept_tokens is None else kept_tokens
+
+    def f_hat_after(self, k: int) -> Array:
+        """(B, Z, P, P)"""
+        return self._f_hat[(k + 1) % 2]
+
+    def decoders(self, k: int) -> list[Stage]:
+        """The decoder's runs after scale k, one for each picture: together they hold the activations of all of them."""
+        f_hat = self.f_hat_after(k)
+        rows = [slice(i, i + 1) for i in range(self.size)]
+        return [Stage("decoder", {"f_hat": f_hat[row]}, {"image": self.images[row]}) for row in rows]
+
+
+def bridge_constants(bundle: Path, manifest: Manifest, arrays: Arrays) -> list[dict[str, Array]]:
+    """The bridge's inputs that depend on the scale only. Raises BundleError if the weight file lacks one."""
+    placed: dict[str, Array] = {}
+
+    def place(name: str, values: np.ndarray) -> Array:
+        if name not in placed:
+            placed[name] = arrays.zeros(values.shape, values.dtype)
+            arrays.upload(placed[name], values)
+            arrays.download(placed[name][:1])  # waits until the copy from `values`, which goes away, is done
+        return placed[name]
+
+    constants = []
+    with safe_open(bundle / WEIGHTS, framework="numpy") as weights:
+        names = set(weights.keys())
+        for k, scale in enumerate(manifest.scales):
+            following = manifest.scales[(k + 1) % len(manifest.scales) or 1]
+            wanted = {"upsample": scale.upsample, "downsample": following.downsample}
+            if missing := [name for name in wanted.values() if name not in names]:
+                raise BundleError(f"{bundle / WEIGHTS}: has no tensor {missing[0]}; export the bundle again")
+            positions = following.offset + np.arange(following.tokens, dtype=np.int64)
+            constants.append(
+                {key: place(str(name), weights.get_tensor(name)) for key, name in wanted.items()}
+                | {
+                    "phi": place(f"phi {k}", np.array([scale.phi], np.int64)),
+                    "next_positions": place(f"positions {k}", positions),
+                }
+            )
+    return constants

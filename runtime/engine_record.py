@@ -1,0 +1,113 @@
+"""`engine.json`: what the engines of a directory were built from, with what, and for which device."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import BundleError
+from .files import whole_file
+from .manifest import Manifest, Scale
+from .strict import parse
+
+SCHEMA_VERSION = 1
+FILE_NAME = "engine.json"
+FOLDER = "engines"  # in a bundle: one directory of engines for each kind of device
+FLAVOURS = ("tensorrt", "tensorrt_rtx")  # names of the Python modules
+GRAPHS = ("condition", "transformer", "bridge", "decoder", "encoder")
+
+
+@dataclass(frozen=True)
+class Built:
+    """What an engine runs on: it fits no other version and no other GPU."""
+
+    flavour: str  # one of FLAVOURS
+    version: str  # of TensorRT
+    compute_capabilities: tuple[str, ...]  # "8.6"
+    gpu: str | None  # its name; None if built ahead of time, without one
+    hardware_compatible: bool  # with later GPUs of the same kind
+    version_compatible: bool  # with later TensorRT of the same major version
+
+    @property
+    def tag(self) -> str:
+        """Name of its directory, `tensorrt_rtx-1.7.1.116-sm86`."""
+        return "-".join((self.flavour, self.version, *(f"sm{c.replace('.', '')}" for c in self.compute_capabilities)))
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One plan. A profile maps every input to its fixed shape."""
+
+    file: str
+    source_sha256: str  # of the ONNX file
+    profiles: tuple[dict[str, tuple[int, ...]], ...]
+    build_seconds: float
+    weight_bytes: int  # of the graph, as the weight file holds them
+    layers: dict[str, int]  # "gemm Half": how many, all profiles together; empty if the builder did not say
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """`engine.json` of a directory of engines."""
+
+    schema_version: int
+    built: Built
+    weights_sha256: str  # of the bundle's weight file
+    batches: tuple[int, ...]
+    options: dict[str, Any]
+    engines: dict[str, Engine]
+    peak_bytes: int  # of the building process
+    created: str
+
+    @classmethod
+    def load(cls, folder: Path) -> EngineRecord:
+        """The record in `folder`. Raises BundleError."""
+        path = folder / FILE_NAME
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise BundleError(f"{folder}: no {FILE_NAME}, so no engines; make engine builds them") from None
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{path}: cannot be read: {error}; run make engine again") from None
+        version = document.get("schema_version") if isinstance(document, dict) else None
+        if version != SCHEMA_VERSION:
+            expected = f"expected schema_version {SCHEMA_VERSION}, found {version}"
+            raise BundleError(f"{path}: {expected}; run make engine again")
+        return parse(cls, document, str(path))
+
+    def write(self, folder: Path) -> None:
+        """Writes `engine.json` into `folder`."""
+        with whole_file(folder / FILE_NAME) as file:
+            file.write((json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
+
+    def profile(self, batch: int, scale: int, scales: int) -> int:
+        """Index of the transformer's and bridge's profile for a batch size and a scale."""
+        return self.batches.index(batch) * scales + scale
+
+
+def profiles(graph: str, manifest: Manifest, batches: tuple[int, ...]) -> tuple[dict[str, tuple[int, ...]], ...]:
+    """The fixed shapes of a graph's inputs, one profile after the other: batch by batch, within it scale by scale.
+
+    The decoder and the encoder take one picture at a time: several fill a device no better and need more memory.
+    """
+    if graph in ("decoder", "encoder"):
+        sizes = [{"B": 1}]
+    elif graph == "condition":
+        sizes = [{"B": batch, "2B": 2 * batch} for batch in batches]
+    else:
+        sizes = [scale_sizes(manifest.scales, k, batch) for batch in batches for k in range(len(manifest.scales))]
+    inputs = manifest.graphs[graph].inputs
+    return tuple(
+        {spec.name: tuple(size[axis] if isinstance(axis, str) else axis for axis in spec.shape) for spec in inputs}
+        for size in sizes
+    )
+
+
+def scale_sizes(scales: tuple[Scale, ...], k: int, batch: int) -> dict[str, int]:
+    """What the symbolic axes are at scale k. The last scale has no next one: it computes the input of scale 1 again."""
+    following = scales[(k + 1) % len(scales) or 1]
+    scale = scales[k]
+    return {"B": batch, "2B": 2 * batch, "L": scale.tokens, "S": scale.offset, "L_next": following.tokens}
