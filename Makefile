@@ -1,7 +1,7 @@
 # VAR Edge: every step is one command. `make help` lists them.
 
 MODEL     ?= var_d16
-PRECISION ?= fp32
+PRECISION ?= $(if $(filter engine,$(MAKECMDGOALS)),fp16,fp32)
 PYTHON3   ?= python3
 
 PYTHON    := .venv/bin/python
@@ -23,7 +23,13 @@ BENCH += $(if $(VAR_CHECKPOINT),--var-checkpoint $(VAR_CHECKPOINT))
 BENCH += $(if $(VAE_CHECKPOINT),--vae-checkpoint $(VAE_CHECKPOINT))
 BENCHMARK := build/$(NAME)/bench_$(PRECISION)
 
-.PHONY: help setup demo onnx bench lint test test-full clean
+ENGINE := $(if $(TRT),--trt $(TRT)) $(if $(BATCHES),--batches $(BATCHES))
+ENGINE += $(if $(COMPUTE_CAPABILITY),--compute-capability $(COMPUTE_CAPABILITY))
+
+# On a Jetson TensorRT belongs to JetPack, outside of the environment.
+SYSTEM_PACKAGES := $(if $(wildcard /etc/nv_tegra_release),--system-site-packages)
+
+.PHONY: help setup demo onnx engine gpu-check bench lint test test-full clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -33,7 +39,7 @@ setup: $(INSTALLED) ## make .venv and install the project with its export and de
 	@echo ".venv is ready"
 
 $(INSTALLED): pyproject.toml
-	@test -x $(PYTHON) || $(PYTHON3) -m venv .venv
+	@test -x $(PYTHON) || $(PYTHON3) -m venv $(SYSTEM_PACKAGES) .venv
 	@echo "installing VAR Edge and what it needs into .venv (minutes the first time)"
 	@$(PYTHON) -m pip install -qq --disable-pip-version-check --editable '.[export,dev]'
 	@touch $@
@@ -47,6 +53,18 @@ $(DEMO_BUNDLE)/manifest.json: $(INSTALLED) $(wildcard export/*.py export/*/*.py 
 
 onnx: $(INSTALLED) ## export MODEL=var_d16 PRECISION=fp32 [VAR_CHECKPOINT=F VAE_CHECKPOINT=F | RANDOM_WEIGHTS=SEED]
 	@$(PYTHON) -m export --model $(MODEL) --precision $(PRECISION) $(strip $(WEIGHTS)) --out $(BUNDLE)
+
+# A bundle that is there is used as it is; make onnx exports it anew.
+exported = test -f build/$(NAME)/$(1)/manifest.json || $(MAKE) --no-print-directory onnx PRECISION=$(1)
+
+engine: $(INSTALLED) ## build TensorRT engines, MODEL=var_d16 PRECISION=fp16 [TRT=tensorrt-rtx BATCHES=1,8 COMPUTE_CAPABILITY=8.6]
+	@$(call exported,$(PRECISION))
+	@$(PYTHON) -m export.engine $(BUNDLE) $(strip $(ENGINE))
+
+gpu-check: $(INSTALLED) ## on a GPU: build engines of MODEL, compare with FP32 on the CPU, measure
+	@$(call exported,fp32)
+	@$(call exported,fp16)
+	@$(PYTHON) -m export.gpu_check build/$(NAME)/fp32 build/$(NAME)/fp16 --report build/$(NAME)/gpu-check
 
 bench: $(INSTALLED) ## measure MODEL=var_d16 PRECISION=fp32 [BATCHES=1,4 COMPARE=pytorch] on this machine
 	@$(PYTHON) -m runtime.bench --bundle $(BUNDLE) $(strip $(BENCH)) --json $(BENCHMARK).json --plot $(BENCHMARK).png

@@ -68,6 +68,13 @@ class Builder:
                     raise KeyboardInterrupt from None
                 raise BuildError(f"{graph}: {self._built.flavour} cannot build it: {self._reason(error)}") from None
 
+    def foreign_cache(self) -> str | None:
+        """What to say if the last build found timings of another TensorRT or GPU, which it ignores and replaces."""
+        said = [text for severity, text in self.log.lines if severity == "WARNING"]
+        if self._cache and any("deserialize timing cache" in text for text in said):
+            return f"{self._cache}: not a timing cache of this {self._built.flavour} and GPU; ignored and written anew"
+        return None
+
     def _config(self, profiles: Sequence[Shapes], monitor: Any) -> Any:
         from polygraphy.backend.trt import CreateConfig, Profile
 

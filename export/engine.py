@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ from export.builder import Builder, Options, Progress, load_tensorrt
 from export.layers import counted, table
 from runtime import engine_record, manifest
 from runtime.backends.cuda import gpu
+from runtime.backends.wiring import ALIGNMENT
 from runtime.cli import batch_sizes, progress_bar, reports_errors
 from runtime.engine_record import Built, Engine, EngineRecord
 from runtime.errors import BundleError, SettingsError
@@ -73,6 +75,7 @@ def build_engines(
     timing_cache: Path | None = None,
     force: bool = False,
     progress: Progress = lambda stage, done, total: None,
+    warn: Callable[[str], None] = lambda note: None,
 ) -> tuple[Path, bool]:
     """Builds the engines of `bundle` into `out`, by default `engines/<what they are for>` in the bundle.
 
@@ -86,6 +89,7 @@ def build_engines(
     if "simulated" in source.precision:
         raise SettingsError(f"{bundle}: {source.precision} is for checking on a CPU; build from the FP16 bundle")
     batches = tuple(sorted({1, *batches}))  # with 1 any number of pictures can be drawn
+    _check_alignment(source, batches)
     out = out or bundle / engine_record.FOLDER / built.tag
     plan = _plan(source, built, batches, options)
     if not force and _is_up_to_date(out, plan):
@@ -102,6 +106,8 @@ def build_engines(
             weights = weight_bytes(bundle, [source.graphs[name].file])
             seconds = round(time.perf_counter() - start, 3)
             layers = counted(builder.log.lines)
+            if note := builder.foreign_cache():
+                warn(note)
             engines[name] = replace(planned, build_seconds=seconds, weight_bytes=weights, layers=layers)
         _copy_constants(bundle, source, folder)
         record = replace(plan, engines=engines, peak_bytes=_peak_bytes(), created=_now())
@@ -109,6 +115,17 @@ def build_engines(
         (folder / REPORT).write_text(report(record, folder), encoding="utf-8")
         _engine_manifest(source, record, folder).write(folder)
     return out, True
+
+
+def _check_alignment(source: manifest.Manifest, batches: tuple[int, ...]) -> None:
+    """Raises SettingsError if the decoder could not start at every picture of a batch."""
+    model = source.model
+    rows = model.code_size * model.grid**2 * 4, model.image_size**2 * 3  # bytes of a picture in f_hat and in images
+    if batches != (1,) and any(row % ALIGNMENT for row in rows):
+        raise SettingsError(
+            f"--batches: pictures of {model.name} do not begin at multiples of {ALIGNMENT} bytes, as TensorRT asks;"
+            " use --batches 1"
+        )
 
 
 def _plan(source: manifest.Manifest, built: Built, batches: tuple[int, ...], options: Options) -> EngineRecord:
@@ -232,15 +249,19 @@ def main(
     flavour, module = find_tensorrt(trt)
     capabilities = tuple(part.strip() for part in (compute_capability or "").split(",") if part.strip())
     built = target(module, flavour, capabilities, options)
-    cache = timing_cache or timing_cache_file(built)
-    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache = timing_cache or (timing_cache_file(built) if built.gpu else None)  # ahead of time nothing is timed
+    if cache:
+        cache.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar() as bar:
         task = bar.add_task("starting", total=None)
 
         def progress(stage: str, done: int, total: int) -> None:
             bar.update(task, description=stage, completed=done, total=total)
 
-        folder, anew = build_engines(bundle, out, module, built, sizes, options, cache, force, progress)
+        def warn(note: str) -> None:
+            click.echo(f"Warning: {note}", err=True)
+
+        folder, anew = build_engines(bundle, out, module, built, sizes, options, cache, force, progress, warn)
     size = sum(file.stat().st_size for file in folder.iterdir())
     click.echo(f"{folder}: {'built' if anew else 'up to date'}, {size / 1e6:.1f} MB; see {folder / REPORT}")
 

@@ -17,6 +17,7 @@ import numpy as np
 from runtime.cli import progress_bar, reports_errors
 from runtime.errors import SettingsError
 from runtime.pipeline import Maps, Pipeline, ScaleView
+from runtime.sampling import Sampling
 
 BATCH = 16
 Z95 = 1.96  # normal quantile of a 95 % interval
@@ -103,7 +104,7 @@ def compare(
     pictures = [math.ceil(tokens / side**2) for side in model.patch_nums]
     pictures[0] = max(pictures[1], min(pictures[0], model.num_classes + 1))
     squares, values = 0.0, 0
-    for turn in _turns(pictures):
+    for turn in _turns(pictures[0], candidate.backend.batches or (BATCH,)):
         last = max(k for k, count in enumerate(pictures) if count > turn.start)
         labels = [i % (model.num_classes + 1) for i in turn]
         drawn, expected, image = _logits(reference, labels, seed + turn.start, last, None)
@@ -117,9 +118,11 @@ def compare(
     return Fidelity(scales, 10 * math.log10(255**2 * values / squares) if squares else math.inf)
 
 
-def _turns(pictures: Sequence[int]) -> Iterator[range]:
-    for start in range(0, pictures[0], BATCH):
-        yield range(start, min(start + BATCH, pictures[0]))
+def _turns(pictures: int, sizes: Sequence[int]) -> Iterator[range]:
+    """At least so many pictures, always as many together as the candidate draws best."""
+    size = max(size for size in sizes if size <= BATCH)
+    for start in range(0, pictures, size):
+        yield range(start, start + size)
 
 
 class _Enough(Exception):
@@ -145,7 +148,15 @@ def _logits(
         keep = [np.ones(shape, bool) for shape in shapes]
         kept = [*teacher, *(np.zeros(shape, np.int32) for shape in shapes[len(teacher) :])]
     try:
-        result = pipeline.generate(labels, seed, keep=keep, kept_tokens=kept, batch=len(labels), on_scale=on_scale)
+        result = pipeline.generate(
+            labels,
+            seed,
+            top_k=min(Sampling.top_k, pipeline.manifest.model.vocab_size),
+            keep=keep,
+            kept_tokens=kept,
+            batch=len(labels),
+            on_scale=on_scale,
+        )
     except _Enough:
         return maps, logits, None
     return maps, logits, result.images
@@ -167,8 +178,10 @@ def main(reference: Path, candidate: Path, tokens: int, seed: int, simulate_fp16
     """Compare the bundle CANDIDATE with the bundle REFERENCE, teacher-forced, at every scale."""
     import tempfile
 
+    from export.magnitudes import check, largest_magnitudes
     from export.simulate import simulate
 
+    fp16 = candidate
     with tempfile.TemporaryDirectory(dir=candidate.parent) as scratch, progress_bar() as bar:
         task = bar.add_task("comparing", total=None)
         if simulate_fp16:
@@ -181,7 +194,12 @@ def main(reference: Path, candidate: Path, tokens: int, seed: int, simulate_fp16
             seed,
             lambda done, total: bar.update(task, completed=done, total=total),
         )
-    click.echo(table(result))
+        click.echo(table(result))
+        if simulate_fp16:
+            found = largest_magnitudes(fp16, range(0, Pipeline(fp16).manifest.model.num_classes, 250))
+            name = max(found, key=lambda key: found[key])
+            click.echo(f"largest FP16 magnitude: {found[name]:.1f} ({name})")
+            check(found)
 
 
 def table(result: Fidelity) -> str:

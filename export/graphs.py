@@ -115,7 +115,8 @@ class Condition(nn.Module):
         self.var = var
 
     def forward(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        unconditional = labels.clamp_min(self.var.recipe.num_classes)  # labels are at most that; no shape arithmetic
+        # Labels are at most that; no shape arithmetic. Not clamp: engines clip floats only.
+        unconditional = torch.maximum(labels, torch.tensor(self.var.recipe.num_classes))
         return self.var.condition(torch.cat((labels, unconditional)))  # (2B,)
 
 

@@ -58,21 +58,24 @@ class ScaleView:
 class Pipeline:
     """A loaded bundle.
 
-    `verify=False` skips the SHA-256 of its files; `threads` None leaves their number to the backend. Raises
-    BundleError if the bundle is damaged, SettingsError.
+    `backend` is one of `runtime.backends.BACKENDS`, or a backend of your own. `verify=False` skips the SHA-256 of the
+    bundle's files; `threads` None leaves their number to the backend. Raises BundleError if the bundle is damaged,
+    SettingsError.
     """
 
     def __init__(
         self,
         bundle: str | os.PathLike[str],
-        backend: str = "auto",
+        backend: str | Backend = "auto",
         threads: int | None = None,
         verify: bool = True,
     ) -> None:
         path = Path(bundle)
         self.manifest = Manifest.load(path, verify)
         self.classes = ClassNames.load(path, self.manifest)
-        self.backend = create(backend, path, self.manifest, threads, verify)
+        if isinstance(backend, str):
+            backend = create(backend, path, self.manifest, threads, verify)
+        self.backend = backend
 
     def generate(
         self,

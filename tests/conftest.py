@@ -45,3 +45,12 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("var_demo") / "bundle"
     export_bundle(recipe, checkpoint_weights(recipe, None, None), out)
     return out
+
+
+@pytest.fixture(scope="session")
+def fp16_demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained demo model in FP16."""
+    recipe = Recipe.load("var_demo")
+    out = tmp_path_factory.mktemp("var_demo_fp16") / "bundle"
+    export_bundle(recipe, checkpoint_weights(recipe, None, None), out, "fp16")
+    return out

@@ -139,25 +139,24 @@ class TensorRTBackend:
         return self._begun().decode()
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        arrays, side = DeviceArrays(self._cuda), self._manifest.model.image_size
-        image = arrays.zeros((1, side, side, 3), np.uint8)
-        found = arrays.zeros((1, self._manifest.model.tokens), np.int32)
-        scratch = arrays.zeros((self._encoder.scratch_bytes(),), np.uint8)
-        self._encoder.use(scratch, self._cuda.stream)
+        arrays, engine, image, found = self._encoder
         results = []
         for i in range(len(images)):
             arrays.upload(image, np.ascontiguousarray(images[i : i + 1]))
-            self._encoder.enqueue(0, {"image": image, "tokens": found})
+            engine.enqueue(0, {"image": image, "tokens": found})
             results.append(arrays.download(found))
-        arrays.free()
         return np.concatenate(results)
 
     @cached_property
-    def _encoder(self) -> LoadedEngine:
-        # Only editing needs it, so only editing pays for it.
+    def _encoder(self) -> tuple[DeviceArrays, LoadedEngine, DeviceArray, DeviceArray]:
+        """The engine with its picture and its tokens. Only editing needs it, so only editing pays for it."""
         if "encoder" not in self._record.engines:
             raise BundleError(f"{self._folder}: there is no encoder engine; export the bundle with one and build again")
-        return self._load("encoder")
+        arrays, engine, side = DeviceArrays(self._cuda), self._load("encoder"), self._manifest.model.image_size
+        image = arrays.zeros((1, side, side, 3), np.uint8)
+        found = arrays.zeros((1, self._manifest.model.tokens), np.int32)
+        engine.use(arrays.zeros((engine.scratch_bytes(),), np.uint8), self._cuda.stream)
+        return arrays, engine, image, found
 
     def _load(self, name: str) -> LoadedEngine:
         graph = self._manifest.graphs[name]

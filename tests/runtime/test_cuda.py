@@ -1,0 +1,87 @@
+"""What the CUDA wrapper says when the driver refuses. The driver's answers are made up here, its calls are not made."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime import SettingsError, VarEdgeError
+from runtime.backends import cuda as module
+from runtime.backends.arrays import DeviceArray
+from runtime.backends.cuda import Cuda
+
+PROPERTIES = SimpleNamespace(name=b"Orin\0", major=8, minor=7, totalGlobalMem=8_000_000_000)
+
+
+def driver(**answers: Any) -> SimpleNamespace:
+    """cuda-python's functions: each returns a status and values."""
+    known = {
+        "cudaGetDeviceCount": (0, 1),
+        "cudaGetDeviceProperties": (0, PROPERTIES),
+        "cudaSetDevice": (0,),
+        "cudaStreamCreate": (0, 5),
+        "cudaMemGetInfo": (0, (3_000_000, 8_000_000)),
+        "cudaMemsetAsync": (0,),
+        "cudaMalloc": (0, 512),
+        "cudaGetErrorString": (0, b"an illegal memory access was encountered"),
+        "cudaDriverGetVersion": (0, 12020),
+        "cudaRuntimeGetVersion": (0, 13000),
+    }
+    return SimpleNamespace(**{name: lambda *_, answer=answer: answer for name, answer in (known | answers).items()})
+
+
+def use(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
+    monkeypatch.setattr(module, "_bindings", lambda: driver(**answers))
+
+
+def test_the_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch)
+    gpu = Cuda().gpu
+    assert (gpu.name, gpu.capability, gpu.total_bytes) == ("Orin", "8.7", 8_000_000_000)
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ({"cudaGetDeviceCount": (100, 0)}, "no CUDA GPU on this machine"),
+        ({"cudaGetDeviceCount": (35, 0), "cudaDriverGetVersion": (0, 0)}, "no NVIDIA driver on this machine"),
+        ({"cudaGetDeviceCount": (35, 0)}, r"knows CUDA 12\.2, cuda-python needs 13\.0; update the driver"),
+    ],
+)
+def test_no_gpu_and_old_drivers(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any], message: str) -> None:
+    use(monkeypatch, **answers)
+    with pytest.raises(SettingsError, match=message):
+        Cuda()
+
+
+def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(module, "importlib", SimpleNamespace(import_module=missing))
+    with pytest.raises(SettingsError, match="pip install cuda-python"):
+        Cuda()
+
+
+def test_out_of_memory_says_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, cudaMalloc=(2, 0))
+    with pytest.raises(VarEdgeError, match=r"5 MB are needed, 3 of 8 MB are free; draw fewer pictures at once"):
+        Cuda().malloc(5_000_000)
+
+
+def test_a_failing_call_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, cudaStreamSynchronize=(700,))
+    with pytest.raises(VarEdgeError, match="CUDA: cudaStreamSynchronize: an illegal memory access"):
+        Cuda().synchronize()
+
+
+def test_slices_of_device_arrays_are_those_of_numpy() -> None:
+    array, host = DeviceArray(1000, (5, 2, 3), np.dtype(np.float16)), np.zeros((5, 2, 3), np.float16)
+    for rows in (slice(0, 0), slice(2, None), slice(1, 4), slice(None, 3)):
+        assert array[rows].shape == host[rows].shape
+        assert array[rows].address - 1000 == host[rows].ctypes.data - host.ctypes.data
+    flat = array.reshape((30,)).view(np.uint8)
+    assert (flat.shape, flat.nbytes, len(flat)) == ((60,), host.nbytes, 60)

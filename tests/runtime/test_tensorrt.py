@@ -1,0 +1,212 @@
+"""The TensorRT backend's host side, on a fake GPU: bindings, profiles, offsets, recording, launching, refusing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import BundleError, Pipeline, SettingsError
+from runtime.backends import tensorrt as backend_module
+from runtime.backends.cuda import Gpu
+from runtime.engine_record import FILE_NAME, EngineRecord
+from runtime.manifest import Manifest
+from runtime.pipeline import ScaleView
+from tests.runtime.fake_gpu import BUILT, GPU, FakeCuda, fake_tensorrt, rewrite_manifest, write_engines
+
+SETTINGS = {"seed": 7, "cfg": 2.0, "top_k": 3, "top_p": 0.5}
+LABELS = [0, 1, 5, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def demo(fp16_demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model in FP16 with engines for one picture and for two."""
+    bundle = tmp_path_factory.mktemp("demo") / "bundle"
+    shutil.copytree(fp16_demo_bundle, bundle)
+    write_engines(bundle, (1, 2))
+    return bundle
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    return use(monkeypatch, FakeCuda())
+
+
+def use(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, version: str = "1.7.0") -> FakeCuda:
+    monkeypatch.setattr(backend_module, "Cuda", lambda: cuda)
+    monkeypatch.setattr(backend_module, "load_tensorrt", lambda flavour: fake_tensorrt(cuda, version))
+    return cuda
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_pictures_are_those_of_onnx_runtime(demo: Path, batch: int) -> None:
+    """Every address, offset and profile is right, or some token would differ."""
+    expected = Pipeline(demo, "onnxruntime").generate(LABELS, **SETTINGS)
+    pipeline = Pipeline(demo, "tensorrt")
+    for _ in range(2):
+        found = pipeline.generate(LABELS, batch=batch, **SETTINGS)
+        assert np.array_equal(found.images, expected.images)
+        assert all(np.array_equal(a, b) for a, b in zip(found.tokens, expected.tokens, strict=True))
+
+
+@pytest.mark.usefixtures("cuda")
+def test_encoding_and_keeping(demo: Path) -> None:
+    expected, found = Pipeline(demo, "onnxruntime"), Pipeline(demo, "tensorrt")
+    tokens = expected.encode(expected.generate([2, 3]).images)
+    assert all(map(np.array_equal, found.encode(expected.generate([2, 3]).images), tokens))
+    keep = [np.arange(maps.shape[1])[None] % 2 == 0 for maps in tokens]
+    results = [pipeline.generate([5, 6], keep=keep, kept_tokens=tokens, **SETTINGS) for pipeline in (expected, found)]
+    for a, b in zip(results[0].tokens + results[0].drawn, results[1].tokens + results[1].drawn, strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_one_graph_for_each_stage_and_nothing_else_for_a_picture(demo: Path, cuda: FakeCuda) -> None:
+    """Allocations, waits and single calls between the stages would cost more than small scales take."""
+    pipeline = Pipeline(demo, "tensorrt")
+    pipeline.generate([1, 2], **SETTINGS)
+    cuda.calls.clear()
+    cuda.launched.clear()
+    pipeline.generate([3, 4], **SETTINGS)
+    scales = len(pipeline.manifest.scales)
+    steps = [["upload", f"transformer {scales + k}", f"bridge {scales + k}"] for k in range(scales)]
+    assert cuda.launched == [["upload", "zero", "condition 1"], *steps, ["decoder 0", "decoder 0"]]
+    drawing = cuda.calls[: cuda.calls.index("download")]
+    assert drawing == ["synchronize", *["launch"] * (scales + 2)]
+    downloads = ["download", "synchronize"] * (1 + scales)  # pictures, and what the result returns of tokens
+    assert cuda.calls[len(drawing) :] == downloads
+
+
+@pytest.mark.usefixtures("cuda")
+def test_previews_and_stops_fit_between_the_stages(demo: Path) -> None:
+    previews: dict[str, list[np.ndarray]] = {"onnxruntime": [], "tensorrt": []}
+    for name, kept in previews.items():
+        pipeline = Pipeline(demo, name)
+
+        def stop(view: ScaleView) -> None:
+            raise KeyboardInterrupt
+
+        def preview(view: ScaleView, kept: list[np.ndarray] = kept) -> None:
+            kept.extend((view.preview(), view.tokens(), view.logits()))
+
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.generate([4, 4], on_scale=stop, **SETTINGS)
+        pipeline.generate([1, 2], on_scale=preview, **SETTINGS)
+    for a, b in zip(*previews.values(), strict=True):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_stages_are_timed_on_the_device(own_bundle: Path) -> None:
+    write_engines(own_bundle)
+    heard: list[tuple[str, int | None, float]] = []
+    Pipeline(own_bundle, "tensorrt").generate([1], on_stage=lambda *stage: heard.append(stage), **SETTINGS)
+    assert [stage[:2] for stage in heard] == [("condition", None), *(("step", k) for k in range(3)), ("decoder", None)]
+    assert all(seconds > 0 for _, _, seconds in heard)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_directory_of_engines_is_a_bundle_of_its_own(own_bundle: Path, tmp_path: Path) -> None:
+    expected = Pipeline(own_bundle, "onnxruntime").generate([2], **SETTINGS)
+    moved = tmp_path / "on the device"
+    write_engines(own_bundle).rename(moved)
+    pipeline = Pipeline(moved)  # auto
+    assert pipeline.backend.name == "tensorrt_rtx 1.7.0 on Fake RTX"
+    assert np.array_equal(pipeline.generate([2], **SETTINGS).images, expected.images)
+    with pytest.raises(BundleError, match="only --backend tensorrt"):
+        Pipeline(moved, "onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "version", "message"),
+    [
+        (Gpu("Orin", "8.7", 1), "1.7.0", r"built for sm_86, this GPU is Orin, sm_87; run make engine"),
+        (GPU, "1.8.0", r"built with tensorrt_rtx 1\.7\.0, here is 1\.8\.0; run make engine"),
+    ],
+)
+def test_engines_of_another_machine(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch, gpu: Gpu, version: str, message: str
+) -> None:
+    use(monkeypatch, FakeCuda(gpu), version)
+    write_engines(own_bundle)
+    with pytest.raises(BundleError, match=message):
+        Pipeline(own_bundle, "tensorrt")
+    assert "engines not used: " in Pipeline(own_bundle).backend.name  # auto says why it draws with another
+
+
+def test_engines_that_promise_to_run_elsewhere(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeCuda(Gpu("Later", "8.9", 1)), "1.9.0")
+    write_engines(own_bundle, built=replace(BUILT, hardware_compatible=True, version_compatible=True))
+    assert Pipeline(own_bundle, "tensorrt").generate([1], **SETTINGS).images.any()
+
+
+@pytest.mark.usefixtures("cuda")
+def test_engines_of_another_bundle(own_bundle: Path) -> None:
+    folder = write_engines(own_bundle)
+    manifest, record = Manifest.load(folder), EngineRecord.load(folder)
+    replace(record, weights_sha256="0" * 64).write(folder)
+    rewrite_manifest(folder, manifest)
+    with pytest.raises(BundleError, match="built from another bundle"):
+        Pipeline(own_bundle, "tensorrt")
+
+
+@pytest.mark.usefixtures("cuda")
+def test_damaged_engines(own_bundle: Path) -> None:
+    folder = write_engines(own_bundle)
+    path, manifest = folder / "bridge.engine", Manifest.load(folder)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(BundleError, match=r"bridge\.engine: expected \d+ bytes, found \d+"):
+        Pipeline(own_bundle, "tensorrt")
+    path.write_bytes(whole.replace(b"bridge", b"brigde", 1))
+    with pytest.raises(BundleError, match=r"bridge\.engine: altered"):
+        Pipeline(own_bundle, "tensorrt")
+    path.write_bytes(b"not an engine at all")
+    rewrite_manifest(folder, manifest)
+    with pytest.raises(BundleError, match="TensorRT cannot read it: bad magic number; run make engine"):
+        Pipeline(own_bundle, "tensorrt")
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plan: plan["tensors"].pop("tokens"), "tokens: engine and manifest differ"),
+        (lambda plan: plan["tensors"].update(tokens=("out", "int64")), "tokens: engine and manifest differ"),
+        (lambda plan: plan["profiles"].pop(), "expected 3 profiles, found 2"),
+        (lambda plan: plan["profiles"][1].update(keep=[1, 9]), r"profile 1: keep: expected \(1, 4\), found \(1, 9\)"),
+    ],
+)
+def test_engines_unlike_their_manifest(own_bundle: Path, change: object, message: str) -> None:
+    folder = write_engines(own_bundle)
+    manifest, path = Manifest.load(folder), folder / "bridge.engine"
+    plan = json.loads(path.read_text())
+    change(plan)  # type: ignore[operator]
+    path.write_text(json.dumps(plan))
+    rewrite_manifest(folder, manifest)
+    with pytest.raises(BundleError, match=message):
+        Pipeline(own_bundle, "tensorrt")
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_record_that_cannot_be_read(own_bundle: Path) -> None:
+    folder = write_engines(own_bundle)
+    (folder / FILE_NAME).write_text('{"schema_version": 2}')
+    with pytest.raises(BundleError, match=r"engine\.json: expected schema_version 1, found 2"):
+        Pipeline(own_bundle, "tensorrt")
+
+
+@pytest.mark.usefixtures("cuda")
+def test_no_engines(own_bundle: Path) -> None:
+    with pytest.raises(BundleError, match="no engines in engines/; make engine builds them"):
+        Pipeline(own_bundle, "tensorrt")
+
+
+def test_no_gpu_is_never_another_backend(own_bundle: Path) -> None:
+    write_engines(own_bundle)
+    with pytest.raises(SettingsError, match=r"NVIDIA|CUDA|cuda-python"):
+        Pipeline(own_bundle, "tensorrt")
