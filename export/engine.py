@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -29,7 +31,7 @@ from runtime.memory import available_memory, memory
 from runtime.weight_file import weight_bytes
 
 AHEAD_OF_TIME = ("8.6",)  # built for without a GPU if nothing else is asked for
-MEMORY_OF_TOOLS = 0.6e9  # bytes: TensorRT, the parsed graph
+MEMORY_OF_TOOLS = 0.7e9  # bytes: TensorRT, the parsed graph
 COPIES_OF_WEIGHTS = 3.5  # parsed, folded, in the plan and in what is written; measured: docs/benchmarks/engines.md
 REPORT = "report.md"
 DEFAULTS = Options()
@@ -112,7 +114,8 @@ def build_engines(
         _copy_constants(bundle, source, folder)
         record = replace(plan, engines=engines, peak_bytes=_peak_bytes(), created=_now())
         record.write(folder)
-        (folder / REPORT).write_text(report(record, folder), encoding="utf-8")
+        text = report(record, folder) + "".join(inspected(bundle / source.graphs[name].file) for name in engines)
+        (folder / REPORT).write_text(text, encoding="utf-8")
         _engine_manifest(source, record, folder).write(folder)
     return out, True
 
@@ -202,6 +205,18 @@ def report(record: EngineRecord, folder: Path) -> str:
         lines.append(f"| {name} | {len(engine.profiles)} | {cells} |")
     layers = table({name: engine.layers for name, engine in record.engines.items()})
     return "\n".join([*lines, "", "Layers by the dtype of their first input, all profiles together:", "", layers, ""])
+
+
+def inspected(graph: Path) -> str:
+    """Markdown: what `polygraphy inspect model` says of an ONNX file; nothing where onnx is not installed."""
+    polygraphy = str(Path(sys.executable).with_name("polygraphy"))
+    command = [polygraphy, "inspect", "model", "--ignore-external-data", str(graph)]
+    if not find_spec("onnx"):
+        return ""
+    result = subprocess.run(command, capture_output=True, text=True)
+    lines = [line.removeprefix("[I] ").rstrip() for line in result.stdout.splitlines()]
+    lines = [line for line in lines if not line.startswith(("[W]", "Loading model"))]
+    return f"\n## polygraphy inspect model {graph.name}\n\n```\n" + "\n".join(lines).strip() + "\n```\n"
 
 
 def _peak_bytes() -> int:

@@ -50,7 +50,7 @@ def stage_errors(reference: Pipeline, candidate: Pipeline, label: int = 0, seed:
         found: dict[tuple[str, int | None], np.ndarray] = {}
 
         def collect(view: ScaleView, found: dict[tuple[str, int | None], np.ndarray] = found) -> None:
-            batch = view.backend._batch  # type: ignore[attr-defined]
+            batch = view.backend.batch  # type: ignore[attr-defined]
             if view.index == 0:
                 for name in ("modulation", "head_modulation"):
                     found[name, None] = batch.arrays.download(batch.wiring.condition.outputs[name])

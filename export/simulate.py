@@ -6,7 +6,6 @@ nothing about FP16. The simulated bundle does: same graphs, same weights, and ea
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ def simulate(bundle: Path, out: Path) -> None:
     graphs = {name: graph for name, graph in source.graphs.items() if not name.startswith("transformer_")}
     with whole_directory(out) as folder:
         for name in filter(None, (manifest.WEIGHTS, source.classes)):
-            _link(bundle / name, folder / name)
+            shutil.copyfile(bundle / name, folder / name)  # the ONNX checker refuses links
         for name, graph in graphs.items():
             model = typed(bundle / graph.file)
             round_to_half(model.graph)
@@ -96,11 +95,3 @@ def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Node:
 
 def _in_float(specs: tuple[manifest.Tensor, ...]) -> tuple[manifest.Tensor, ...]:
     return tuple(replace(spec, dtype="float32") if spec.dtype == "float16" else spec for spec in specs)
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file under another name, a copy where the file system cannot."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

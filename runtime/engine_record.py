@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import BundleError
 from .files import whole_file
 from .manifest import Manifest, Scale
-from .strict import parse
+from .strict import load
 
 SCHEMA_VERSION = 1
 FILE_NAME = "engine.json"
@@ -65,18 +64,8 @@ class EngineRecord:
     @classmethod
     def load(cls, folder: Path) -> EngineRecord:
         """The record in `folder`. Raises BundleError."""
-        path = folder / FILE_NAME
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise BundleError(f"{folder}: no {FILE_NAME}, so no engines; make engine builds them") from None
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{path}: cannot be read: {error}; run make engine again") from None
-        version = document.get("schema_version") if isinstance(document, dict) else None
-        if version != SCHEMA_VERSION:
-            expected = f"expected schema_version {SCHEMA_VERSION}, found {version}"
-            raise BundleError(f"{path}: {expected}; run make engine again")
-        return parse(cls, document, str(path))
+        absent = f"{folder}: no {FILE_NAME}, so no engines; make engine builds them"
+        return load(cls, folder / FILE_NAME, SCHEMA_VERSION, absent, "run make engine again")
 
     def write(self, folder: Path) -> None:
         """Writes `engine.json` into `folder`."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import BundleError
 from .files import sha256, whole_file
-from .strict import parse
+from .strict import load
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -122,18 +122,8 @@ class Manifest:
         Without `verify` the files' sizes are still checked, their SHA-256 is not. Raises BundleError.
         """
         path = bundle / FILE_NAME
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise BundleError(f"{bundle}: no {FILE_NAME}, so not a bundle; make onnx makes one") from None
-        except (OSError, ValueError) as error:
-            raise BundleError(f"{path}: cannot be read: {error}") from None
-        version = document.get("schema_version") if isinstance(document, dict) else None
-        if version != SCHEMA_VERSION:
-            raise BundleError(
-                f"{path}: expected schema_version {SCHEMA_VERSION}, found {version}; export the bundle again"
-            )
-        manifest = parse(cls, document, str(path))
+        absent = f"{bundle}: no {FILE_NAME}, so not a bundle; make onnx makes one"
+        manifest = load(cls, path, SCHEMA_VERSION, absent, "export the bundle again")
         manifest.check(str(path))
         manifest.check_files(bundle, verify)
         return manifest

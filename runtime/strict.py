@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
+from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import BundleError
 
 T = TypeVar("T")
+
+
+def load(kind: type[T], path: Path, schema_version: int, absent: str, advice: str) -> T:
+    """The JSON file at `path` as a `kind` of this schema version. Raises BundleError, `absent` if there is no file."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(absent) from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: cannot be read: {error}") from None
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != schema_version:
+        raise BundleError(f"{path}: expected schema_version {schema_version}, found {version}; {advice}")
+    return parse(kind, document, str(path))
 
 
 def parse(kind: type[T], value: Any, where: str) -> T:

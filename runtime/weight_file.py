@@ -11,9 +11,15 @@ from .manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
 
 
 def loaded_weights(bundle: Path, manifest: Manifest) -> int:
-    """Bytes of the tensors that drawing loads: all but the encoder's, each counted once. Raises BundleError."""
+    """Bytes of the tensors that drawing loads: all but the encoder's, each counted once; engines count whole.
+
+    Raises BundleError.
+    """
+    files = [manifest.graphs[name].file for name in REQUIRED_GRAPHS]
+    graphs = [file for file in files if file.endswith(".onnx")]
+    engines = sum(manifest.files[file].size for file in files if file not in graphs)
     by_runtime = {name for scale in manifest.scales for name in (scale.upsample, scale.downsample)}
-    return weight_bytes(bundle, [manifest.graphs[name].file for name in REQUIRED_GRAPHS], by_runtime)
+    return engines + weight_bytes(bundle, graphs, by_runtime)
 
 
 def weight_bytes(bundle: Path, graphs: Iterable[str], others: Iterable[str | None] = ()) -> int:

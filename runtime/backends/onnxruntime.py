@@ -12,15 +12,15 @@ import numpy as np
 
 from ..errors import BundleError, SettingsError
 from ..manifest import REQUIRED_GRAPHS, Manifest
-from ..sampling import Sampling
 from .arrays import Arrays, DeviceArrays, HostArrays
 from .base import OnStage
 from .cuda import Cuda
 from .ort_session import Device, Session
+from .wired import WiredBackend
 from .wiring import Stage, Wiring, bridge_constants
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(WiredBackend["_Batch"]):
     """See `Backend`. With `cuda`, on that GPU and its stream; else on the CPU with `threads`."""
 
     batches: tuple[int, ...] | None = None
@@ -32,47 +32,14 @@ class OnnxRuntimeBackend:
             raise BundleError(f"{bundle}: holds engines ({other[0]}), which only --backend tensorrt runs")
         self.name = f"onnxruntime on {cuda.gpu.name}" if cuda else "onnxruntime"
         self.name += f" with {threads} thread(s)" if threads else ""
-        self._bundle, self._manifest, self._threads, self._cuda = bundle, manifest, threads, cuda
+        super().__init__(manifest)
+        self._bundle, self._threads, self._cuda = bundle, threads, cuda
         self._sessions = {name: self._open(name) for name in REQUIRED_GRAPHS}
         self._constants = bridge_constants(bundle, manifest, self._arrays())
-        self._batch: _Batch | None = None
 
-    def begin(self, labels: np.ndarray, on_stage: OnStage | None = None) -> None:
-        if self._batch is None or self._batch.wiring.size != len(labels):
-            if self._batch:
-                self._batch.free()  # the arrays of the other size first
-            self._batch, arrays = None, self._arrays()
-            wiring = Wiring(len(labels), self._manifest, self._constants, arrays)
-            self._batch = _Batch(wiring, arrays, self._sessions)
-        self._batch.begin(labels, on_stage)
-
-    def step(
-        self,
-        k: int,
-        uniforms: np.ndarray,
-        guidance: float,
-        sampling: Sampling,
-        keep: np.ndarray | None = None,
-        kept_tokens: np.ndarray | None = None,
-    ) -> None:
-        batch = self._begun()
-        batch.wiring.set_scale(k, uniforms, guidance, sampling, keep, kept_tokens)
-        batch.step(k)
-
-    def drawn(self, k: int) -> np.ndarray:
-        batch = self._begun()
-        return batch.arrays.download(batch.wiring.drawn[k])
-
-    def tokens(self, k: int) -> np.ndarray:
-        batch = self._begun()
-        return batch.arrays.download(batch.wiring.tokens[k])
-
-    def logits(self) -> np.ndarray:
-        batch = self._begun()
-        return batch.arrays.download(batch.wiring.logits[: self._manifest.scales[batch.latest].tokens])
-
-    def decode(self) -> np.ndarray:
-        return self._begun().decode()
+    def _prepare(self, size: int) -> _Batch:
+        arrays = self._arrays()
+        return _Batch(Wiring(size, self._manifest, self._constants, arrays), arrays, self._sessions)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         arrays, side, tokens = self._arrays(), self._manifest.model.image_size, self._manifest.model.tokens
@@ -99,10 +66,6 @@ class OnnxRuntimeBackend:
 
     def _arrays(self) -> Arrays:
         return DeviceArrays(self._cuda) if self._cuda else HostArrays()
-
-    def _begun(self) -> _Batch:
-        assert self._batch is not None, "begin comes first"
-        return self._batch
 
 
 class _Batch:

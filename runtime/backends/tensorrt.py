@@ -14,11 +14,11 @@ from .. import engine_record
 from ..engine_record import EngineRecord
 from ..errors import BundleError, SettingsError
 from ..manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
-from ..sampling import Sampling
 from .arrays import DeviceArray, DeviceArrays
 from .base import OnStage
 from .cuda import Cuda, Gpu
 from .trt_engine import LoadedEngine, Log, load_tensorrt
+from .wired import WiredBackend
 from .wiring import Stage, Wiring, bridge_constants
 
 
@@ -76,12 +76,13 @@ def _number(capability: str) -> tuple[int, ...]:
     return tuple(map(int, capability.split(".")))
 
 
-class TensorRTBackend:
+class TensorRTBackend(WiredBackend["_Batch"]):
     """See `Backend`. `trt` and `cuda` are given by tests; a machine with a GPU needs neither."""
 
     def __init__(self, bundle: Path, manifest: Manifest, verify: bool = True, cuda: Cuda | None = None) -> None:
         self._cuda = cuda or Cuda()
-        self._folder, self._manifest, self._record = find_engines(bundle, manifest, self._cuda.gpu, verify)
+        self._folder, manifest, self._record = find_engines(bundle, manifest, self._cuda.gpu, verify)
+        super().__init__(manifest)
         self.batches: tuple[int, ...] | None = self._record.batches
         built = self._record.built
         self.name = f"{built.flavour} {built.version} on {self._cuda.gpu.name}"
@@ -97,46 +98,12 @@ class TensorRTBackend:
         for engine in self._engines.values():
             engine.use(scratch, self._cuda.stream)
         self._constants = bridge_constants(self._folder, self._manifest, arrays)
-        self._batch: _Batch | None = None
 
-    def begin(self, labels: np.ndarray, on_stage: OnStage | None = None) -> None:
-        if len(labels) not in self._record.batches:
+    def _prepare(self, size: int) -> _Batch:
+        if size not in self._record.batches:
             sizes = ", ".join(map(str, self._record.batches))
-            raise SettingsError(f"batch: these engines draw {sizes} pictures at once, not {len(labels)}")
-        if self._batch is None or self._batch.wiring.size != len(labels):
-            if self._batch:
-                self._batch.free()  # the arrays of the other size first
-            self._batch = None
-            self._batch = _Batch(len(labels), self._cuda, self._engines, self._record, self._manifest, self._constants)
-        self._batch.begin(labels, on_stage)
-
-    def step(
-        self,
-        k: int,
-        uniforms: np.ndarray,
-        guidance: float,
-        sampling: Sampling,
-        keep: np.ndarray | None = None,
-        kept_tokens: np.ndarray | None = None,
-    ) -> None:
-        batch = self._begun()
-        batch.wiring.set_scale(k, uniforms, guidance, sampling, keep, kept_tokens)
-        batch.step(k)
-
-    def drawn(self, k: int) -> np.ndarray:
-        batch = self._begun()
-        return batch.arrays.download(batch.wiring.drawn[k])
-
-    def tokens(self, k: int) -> np.ndarray:
-        batch = self._begun()
-        return batch.arrays.download(batch.wiring.tokens[k])
-
-    def logits(self) -> np.ndarray:
-        batch = self._begun()
-        return batch.arrays.download(batch.wiring.logits[: self._manifest.scales[batch.latest].tokens])
-
-    def decode(self) -> np.ndarray:
-        return self._begun().decode()
+            raise SettingsError(f"batch: these engines draw {sizes} pictures at once, not {size}")
+        return _Batch(size, self._cuda, self._engines, self._record, self._manifest, self._constants)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         arrays, engine, image, found = self._encoder
@@ -162,10 +129,6 @@ class TensorRTBackend:
         graph = self._manifest.graphs[name]
         path = self._folder / graph.file
         return LoadedEngine(self._trt, self._runtime, self._log, path, graph, self._record.engines[name])
-
-    def _begun(self) -> _Batch:
-        assert self._batch is not None, "begin comes first"
-        return self._batch
 
 
 class _Batch:

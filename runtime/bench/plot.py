@@ -13,7 +13,13 @@ from .tables import seconds
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOUR_MAPS = {"condition": "Purples", "transformer": "Blues", "bridge": "Oranges", "decoder": "Greens"}
+COLOUR_MAPS = {
+    "condition": "Purples",
+    "transformer": "Blues",
+    "bridge": "Oranges",
+    "step": "Blues",  # both in one, where an engine records them together
+    "decoder": "Greens",
+}
 OUTSIDE, RIVAL = "#999999", "#d4d4d4"
 LABELLED = 0.03  # share of the axis from which a segment has room for text
 
@@ -88,10 +94,12 @@ def _stack(axes: Axes, x: int, bar: Bar, room: float) -> None:
 def _explain(axes: Axes, report: Report) -> None:
     from matplotlib.patches import Patch
 
-    floor, scales = report.floor, sum(stage.graph == "transformer" for stage in report.batches[0].stages)
+    floor, stages = report.floor, report.batches[0].stages
+    scales = len({stage.scale for stage in stages if stage.scale is not None})
+    graphs = {stage.graph for stage in stages}
     line = axes.axhline(floor.seconds_per_picture, color="black", linewidth=0.8, linestyle="--")
     line.set_label(f"float32 floor at {floor.flop_per_second / 1e9:.0f} GFLOP/s")
-    patches = [Patch(color=_colour(graph, 0.6), label=graph) for graph in COLOUR_MAPS]
+    patches = [Patch(color=_colour(graph, 0.6), label=graph) for graph in COLOUR_MAPS if graph in graphs]
     axes.legend(handles=[*reversed(patches), line], loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     axes.set_ylabel("seconds per picture (medians)")
     axes.spines[["top", "right"]].set_visible(False)

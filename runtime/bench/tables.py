@@ -9,8 +9,6 @@ from rich.table import Table
 from ..memory import Memory
 from .report import BatchTimes, JetsonFacts, Report
 
-GRAPHS = ("condition", "transformer", "bridge", "decoder")
-
 
 def print_report(report: Report, console: Console | None = None) -> None:
     """Prints the report, to standard output unless told otherwise."""
@@ -71,7 +69,7 @@ def _resources(report: Report) -> RenderableType:
 
 def _graphs(batches: tuple[BatchTimes, ...]) -> RenderableType:
     table = _per_batch("Median time per graph", "graph", batches, ("time", "share"))
-    for graph in GRAPHS:
+    for graph in dict.fromkeys(stage.graph for stage in batches[0].stages):
         spent = [times.spent(graph) for times in batches]
         table.add_row(graph, *_shares(spent, batches))
     table.add_row("outside", *_shares([times.outside_graphs for times in batches], batches))
@@ -84,7 +82,7 @@ def _shares(spent: list[float], batches: tuple[BatchTimes, ...]) -> list[str]:
 
 
 def _scales(batches: tuple[BatchTimes, ...]) -> RenderableType:
-    graphs = ("transformer", "bridge")
+    graphs = tuple(dict.fromkeys(stage.graph for stage in batches[0].stages if stage.scale is not None))
     table = _per_batch("Median time per scale", "scale", batches, graphs)
     for k in sorted({stage.scale for stage in batches[0].stages if stage.scale is not None}):
         table.add_row(str(k), *(seconds(times.spent(graph, k)) for times in batches for graph in graphs))

@@ -46,7 +46,7 @@ def test_every_output_is_compared(
     monkeypatch.setattr(engines.backend, "logits", lambda: np.flip(logits(), axis=-1))
     assert any("agreement" in text for text in compared(reference, engines, tokens=64)[1])
     list(stage_errors(reference, engines))  # so that the arrays are those of one picture
-    outputs = engines.backend._batch.wiring.steps[2][0].outputs  # type: ignore[attr-defined]
+    outputs = engines.backend.batch.wiring.steps[2][0].outputs  # type: ignore[attr-defined]
     outputs["new_k_00"], outputs["new_k_01"] = outputs["new_k_01"], outputs["new_k_00"]
     errors = [error for error in stage_errors(reference, engines) if error.tensor == "new_k_00"]
     assert min(errors, key=lambda error: error.cosine).scale == 2

@@ -66,12 +66,12 @@ def test_encoder_gives_tokens_of_every_scale(pipeline: Pipeline, drawn: Result) 
 def test_graphs_work_in_the_arrays_they_were_given(pipeline: Pipeline) -> None:
     """Keys and values stay where they are from picture to picture, and no row of them is left unwritten."""
     pipeline.generate([0])
-    caches = pipeline.backend._batch.wiring.caches  # type: ignore[attr-defined]
+    caches = pipeline.backend.batch.wiring.caches  # type: ignore[attr-defined]
     addresses = {name: cache.ctypes.data for name, cache in caches.items()}
     for cache in caches.values():
         cache.fill(np.nan)
     pipeline.generate([1])
-    again = pipeline.backend._batch.wiring.caches  # type: ignore[attr-defined]
+    again = pipeline.backend.batch.wiring.caches  # type: ignore[attr-defined]
     assert {name: cache.ctypes.data for name, cache in again.items()} == addresses
     assert all(np.isfinite(cache).all() for cache in again.values())
 

@@ -109,7 +109,7 @@ def test_keys_and_values_are_written_behind_the_past(pipeline: Pipeline) -> None
     pipeline.generate([1], **SETTINGS)
     maps, _ = reference(1, 7, cfg=2.0, filters=1.5)
     assert sum(map(len, maps)) == 14
-    caches = pipeline.backend._batch.wiring.caches  # type: ignore[attr-defined]
+    caches = pipeline.backend.batch.wiring.caches  # type: ignore[attr-defined]
     assert [cache.shape for cache in caches.values()] == [(14, 2, 1, 64)] * 4
     x = caches["v_00"] * 2  # the toy's values are half of x, its keys sin(x) and cos(x)
     assert np.allclose(caches["k_00"], np.sin(x), atol=1e-6)

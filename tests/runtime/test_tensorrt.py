@@ -13,6 +13,10 @@ import pytest
 from runtime import BundleError, Pipeline, SettingsError
 from runtime.backends import tensorrt as backend_module
 from runtime.backends.cuda import Gpu
+from runtime.bench.benchmark import benchmark
+from runtime.bench.plot import write_plot
+from runtime.bench.report import Settings
+from runtime.bench.tables import print_report
 from runtime.engine_record import FILE_NAME, EngineRecord
 from runtime.manifest import Manifest
 from runtime.pipeline import ScaleView
@@ -119,6 +123,19 @@ def test_a_directory_of_engines_is_a_bundle_of_its_own(own_bundle: Path, tmp_pat
     assert np.array_equal(pipeline.generate([2], **SETTINGS).images, expected.images)
     with pytest.raises(BundleError, match="only --backend tensorrt"):
         Pipeline(moved, "onnxruntime")
+
+
+@pytest.mark.usefixtures("cuda")
+def test_engines_can_be_measured(demo: Path, tmp_path: Path) -> None:
+    """make bench shows every stage of theirs, in its tables and in its plot."""
+    (folder,) = (demo / "engines").iterdir()
+    settings = Settings("tensorrt", None, (1, 2), 2, "3", 0, 4.0, 20, 0.9, False, None)
+    report = benchmark(folder, settings)
+    shown = {(stage.graph, stage.scale) for stage in report.batches[1].stages}
+    assert shown == {("condition", None), ("decoder", None), *(("step", k) for k in range(6))}
+    assert report.bundle.loaded_weight_bytes > (folder / "transformer.engine").stat().st_size
+    print_report(report)
+    write_plot(tmp_path / "plot.png", report)
 
 
 @pytest.mark.parametrize(

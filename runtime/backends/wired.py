@@ -1,0 +1,83 @@
+"""What all backends do the same way: run the stages of a `Wiring`, and bring to numpy what is asked for."""
+
+from __future__ import annotations
+
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from ..manifest import Manifest
+from ..sampling import Sampling
+from .arrays import Arrays
+from .base import OnStage
+from .wiring import Wiring
+
+
+class Batch(Protocol):
+    """The stages of one batch size, ready to run on their arrays."""
+
+    wiring: Wiring
+    arrays: Arrays
+    latest: int  # the scale stepped last, -1 before the first
+
+    def begin(self, labels: np.ndarray, on_stage: OnStage | None) -> None: ...
+
+    def step(self, k: int) -> None: ...
+
+    def decode(self) -> np.ndarray: ...
+
+    def free(self) -> None:
+        """Gives back what the garbage collector does not."""
+
+
+B = TypeVar("B", bound=Batch)
+
+
+class WiredBackend(Generic[B]):
+    """See `Backend`; what differs from engine to engine is `_prepare`, which readies a batch size."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._batch: B | None = None
+
+    def _prepare(self, size: int) -> B:
+        raise NotImplementedError
+
+    def begin(self, labels: np.ndarray, on_stage: OnStage | None = None) -> None:
+        if self._batch is None or self._batch.wiring.size != len(labels):
+            if self._batch:
+                self._batch.free()
+            self._batch = None  # the arrays of the other size first
+            self._batch = self._prepare(len(labels))
+        self._batch.begin(labels, on_stage)
+
+    def step(
+        self,
+        k: int,
+        uniforms: np.ndarray,
+        guidance: float,
+        sampling: Sampling,
+        keep: np.ndarray | None = None,
+        kept_tokens: np.ndarray | None = None,
+    ) -> None:
+        self.batch.wiring.set_scale(k, uniforms, guidance, sampling, keep, kept_tokens)
+        self.batch.step(k)
+
+    def drawn(self, k: int) -> np.ndarray:
+        return self.batch.arrays.download(self.batch.wiring.drawn[k])
+
+    def tokens(self, k: int) -> np.ndarray:
+        return self.batch.arrays.download(self.batch.wiring.tokens[k])
+
+    def logits(self) -> np.ndarray:
+        rows = self._manifest.scales[self.batch.latest].tokens
+        return self.batch.arrays.download(self.batch.wiring.logits[:rows])
+
+    def decode(self) -> np.ndarray:
+        return self.batch.decode()
+
+    @property
+    def batch(self) -> B:
+        """The batch that was begun: its arrays are what the stages see."""
+        assert self._batch is not None, "begin comes first"
+        return self._batch
