@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from runtime import SettingsError, VarEdgeError
 from runtime.backends import cuda as module
 from runtime.backends.arrays import DeviceArray
-from runtime.backends.cuda import Cuda
+from runtime.backends.cuda import Cuda, gpu
 
 PROPERTIES = SimpleNamespace(name=b"Orin\0", major=8, minor=7, totalGlobalMem=8_000_000_000)
 
@@ -85,3 +87,44 @@ def test_slices_of_device_arrays_are_those_of_numpy() -> None:
         assert array[rows].address - 1000 == host[rows].ctypes.data - host.ctypes.data
     flat = array.reshape((30,)).view(np.uint8)
     assert (flat.shape, flat.nbytes, len(flat)) == ((60,), host.nbytes, 60)
+
+
+@pytest.mark.skipif(gpu() is not None, reason="this machine has a GPU: make gpu-check makes these calls for real")
+def test_cuda_python_takes_every_call() -> None:
+    """Without a driver each call is refused by CUDA; one with wrong arguments would be a TypeError before that."""
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python has no package for this machine")
+    cuda, host = object.__new__(Cuda), np.zeros(8, np.uint8)
+    cuda._runtime, cuda.stream = runtime, 7
+    event, graph = runtime.cudaEvent_t(), runtime.cudaGraphExec_t()
+    calls: list[Callable[[], Any]] = [
+        lambda: cuda.malloc(8),
+        lambda: cuda.free(256),
+        lambda: cuda.pinned(8),
+        lambda: cuda.unpin(host),
+        lambda: cuda.upload(512, host),
+        lambda: cuda.download(host, 512),
+        lambda: cuda.zero(512, 8),
+        lambda: cuda.synchronize(),
+        lambda: cuda.capturing().__enter__(),
+        lambda: cuda.launch(graph),
+        lambda: cuda.discard(graph),
+        lambda: cuda.mark(),
+        lambda: cuda.seconds(event, event),
+    ]
+    calls += [
+        partial(cuda._call, name, *arguments)
+        for name, arguments in {
+            "cudaGetDeviceProperties": (0,),
+            "cudaSetDevice": (0,),
+            "cudaStreamCreate": (),
+            "cudaMemGetInfo": (),
+            "cudaStreamEndCapture": (7,),
+            "cudaGraphInstantiate": (runtime.cudaGraph_t(), 0),
+            "cudaGraphDestroy": (runtime.cudaGraph_t(),),
+            "cudaEventRecord": (event, 7),
+            "cudaEventDestroy": (event,),
+        }.items()
+    ]
+    for call in calls:
+        with pytest.raises(VarEdgeError, match="driver"):
+            call()
