@@ -16,6 +16,7 @@ import numpy as np
 
 from runtime.cli import progress_bar, reports_errors
 from runtime.errors import SettingsError
+from runtime.manifest import Manifest
 from runtime.pipeline import Maps, Pipeline, ScaleView
 from runtime.sampling import Sampling
 
@@ -125,6 +126,11 @@ def _turns(pictures: int, sizes: Sequence[int]) -> Iterator[range]:
         yield range(start, start + size)
 
 
+def top_k(pipeline: Pipeline) -> int:
+    """The default, or all tokens where there are fewer."""
+    return min(Sampling.top_k, pipeline.manifest.model.vocab_size)
+
+
 class _Enough(Exception):
     """Ends a generation after the last scale that is wanted."""
 
@@ -151,7 +157,7 @@ def _logits(
         result = pipeline.generate(
             labels,
             seed,
-            top_k=min(Sampling.top_k, pipeline.manifest.model.vocab_size),
+            top_k=top_k(pipeline),
             keep=keep,
             kept_tokens=kept,
             batch=len(labels),
@@ -196,7 +202,7 @@ def main(reference: Path, candidate: Path, tokens: int, seed: int, simulate_fp16
         )
         click.echo(table(result))
         if simulate_fp16:
-            found = largest_magnitudes(fp16, range(0, Pipeline(fp16).manifest.model.num_classes, 250))
+            found = largest_magnitudes(fp16, range(0, Manifest.load(fp16, verify=False).model.num_classes, 250))
             name = max(found, key=lambda key: found[key])
             click.echo(f"largest FP16 magnitude: {found[name]:.1f} ({name})")
             check(found)

@@ -15,13 +15,15 @@ import click
 import numpy as np
 
 from export import fidelity
+from export.builder import BuildError
+from export.fidelity import top_k
 from runtime import engine_record
 from runtime.backends.cuda import Cuda
+from runtime.backends.trt_engine import load_tensorrt
 from runtime.cli import reports_errors
 from runtime.errors import SettingsError
 from runtime.files import whole_directory
 from runtime.pipeline import Pipeline, ScaleView
-from runtime.sampling import Sampling
 
 NO_GPU = 3  # exit code, so that a script can tell it from a failed check
 LEAST_AGREEMENT, LARGEST_KL, LEAST_PSNR = 0.995, 1e-4, 45.0  # of FP16 against FP32
@@ -43,7 +45,7 @@ def stage_errors(reference: Pipeline, candidate: Pipeline, label: int = 0, seed:
 
     Both pipelines keep their arrays in a `Wiring`.
     """
-    tokens = reference.generate([label], seed, top_k=_top_k(reference)).tokens
+    tokens = reference.generate([label], seed, top_k=top_k(reference)).tokens
     keep = [np.ones_like(maps, bool) for maps in tokens]
     seen: list[dict[tuple[str, int | None], np.ndarray]] = []
     for pipeline in (reference, candidate):
@@ -58,8 +60,8 @@ def stage_errors(reference: Pipeline, candidate: Pipeline, label: int = 0, seed:
                 for name, array in stage.outputs.items():
                     found[name, view.index] = batch.arrays.download(array)
 
-        top_k = _top_k(pipeline)
-        result = pipeline.generate([label], seed, top_k=top_k, keep=keep, kept_tokens=tokens, on_scale=collect)
+        settings = {"keep": keep, "kept_tokens": tokens, "on_scale": collect}
+        result = pipeline.generate([label], seed, top_k=top_k(pipeline), **settings)  # type: ignore[arg-type]
         found["image", None] = result.images
         if "encoder" in pipeline.manifest.graphs:
             found["encoder tokens", None] = np.concatenate(pipeline.encode(result.images), axis=1)
@@ -67,11 +69,9 @@ def stage_errors(reference: Pipeline, candidate: Pipeline, label: int = 0, seed:
     for (name, scale), expected in seen[0].items():
         a, b = (array.astype(np.float64).ravel() for array in (expected, seen[1][name, scale]))
         norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-        yield StageError(name, scale, float(np.abs(a - b).max()), float(a @ b) / norms if norms else float(norms == 0))
-
-
-def _top_k(pipeline: Pipeline) -> int:
-    return min(Sampling.top_k, pipeline.manifest.model.vocab_size)
+        yield StageError(
+            name, scale, float(np.abs(a - b).max()), float(a @ b) / norms if norms else float(np.array_equal(a, b))
+        )
 
 
 def compared(reference: Pipeline, candidate: Pipeline, tokens: int) -> tuple[list[str], list[str]]:
@@ -102,17 +102,16 @@ def _names(errors: list[StageError]) -> list[str]:
 
 def candidates(fp16: Path) -> Iterator[tuple[str, Path]]:
     """(backend, bundle) of everything this machine can run: engines of each TensorRT here, built now; ONNX Runtime."""
-    from export.engine import DEFAULTS, build_engines, target, timing_cache_file
+    from export.engine import DEFAULTS, target
     from runtime.backends.ort_session import require_cuda
-    from runtime.backends.trt_engine import load_tensorrt
 
     for flavour in filter(find_spec, engine_record.FLAVOURS):
-        trt = load_tensorrt(flavour)
-        built = target(trt, flavour, (), DEFAULTS)
-        cache = timing_cache_file(built)
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        folder, _ = build_engines(fp16, None, trt, built, (1, 8), DEFAULTS, cache)
-        yield "tensorrt", folder
+        # In a process of its own: Polygraphy works with the TensorRT it was imported for, and with no other.
+        command = [sys.executable, "-m", "export.engine", str(fp16), "--trt", flavour.replace("_", "-")]
+        result = subprocess.run([*command, "--batches", "1,8"], stderr=subprocess.PIPE, text=True)
+        if result.returncode:
+            raise BuildError(" ".join(result.stderr.split()).removeprefix("Error: "))
+        yield "tensorrt", fp16 / engine_record.FOLDER / target(load_tensorrt(flavour), flavour, (), DEFAULTS).tag
     try:
         require_cuda()
         yield "onnxruntime-cuda", fp16

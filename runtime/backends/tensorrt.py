@@ -77,10 +77,10 @@ def _number(capability: str) -> tuple[int, ...]:
 
 
 class TensorRTBackend(WiredBackend["_Batch"]):
-    """See `Backend`. `trt` and `cuda` are given by tests; a machine with a GPU needs neither."""
+    """See `Backend`."""
 
-    def __init__(self, bundle: Path, manifest: Manifest, verify: bool = True, cuda: Cuda | None = None) -> None:
-        self._cuda = cuda or Cuda()
+    def __init__(self, bundle: Path, manifest: Manifest, verify: bool = True) -> None:
+        self._cuda = Cuda()
         self._folder, manifest, self._record = find_engines(bundle, manifest, self._cuda.gpu, verify)
         super().__init__(manifest)
         self.batches: tuple[int, ...] | None = self._record.batches

@@ -127,14 +127,15 @@ class LoadedEngine:
 
 def stream_reader(trt: ModuleType, file: io.BufferedReader) -> Any:
     """Gives TensorRT an engine piece by piece, so that the host never holds all of it. 10.3 has the older interface."""
-    base = trt.IStreamReaderV2 if hasattr(trt, "IStreamReaderV2") else trt.IStreamReader
+    in_pieces = hasattr(trt, "IStreamReaderV2")  # asks again for what a read did not bring
+    base = trt.IStreamReaderV2 if in_pieces else trt.IStreamReader
 
     class Reader(base):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
             base.__init__(self)
 
         def read(self, size: int, stream: int = 0) -> bytes:
-            return file.read(min(size, READ_BYTES) if base is getattr(trt, "IStreamReaderV2", None) else size)
+            return file.read(min(size, READ_BYTES) if in_pieces else size)
 
         def seek(self, offset: int, where: Any) -> bool:
             positions = trt.SeekPosition

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -33,15 +34,15 @@ class Batch(Protocol):
 B = TypeVar("B", bound=Batch)
 
 
-class WiredBackend(Generic[B]):
+class WiredBackend(ABC, Generic[B]):
     """See `Backend`; what differs from engine to engine is `_prepare`, which readies a batch size."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self._batch: B | None = None
 
-    def _prepare(self, size: int) -> B:
-        raise NotImplementedError
+    @abstractmethod
+    def _prepare(self, size: int) -> B: ...
 
     def begin(self, labels: np.ndarray, on_stage: OnStage | None = None) -> None:
         if self._batch is None or self._batch.wiring.size != len(labels):

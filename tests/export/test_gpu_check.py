@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.gpu_check import NO_GPU, compared, stage_errors
+from export.gpu_check import NO_GPU, candidates, compared, stage_errors
 from runtime import Pipeline
 from runtime.backends import tensorrt as backend_module
 from runtime.backends.cuda import gpu
+from runtime.engine_record import EngineRecord
 from tests.runtime.fake_gpu import FakeCuda, fake_tensorrt, write_engines
 
 
@@ -25,6 +26,16 @@ def test_without_a_gpu(demo_bundle: Path, fp16_demo_bundle: Path, tmp_path: Path
     assert result.stderr.startswith("gpu-check: ")
     assert result.stderr.strip().endswith("nothing was checked")
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.skipif(gpu() is not None, reason="this machine has a GPU: run make gpu-check itself")
+def test_engines_of_what_is_installed_are_built(fp16_demo_bundle: Path, tmp_path: Path) -> None:
+    """The part before a GPU is needed, with the TensorRT for RTX that is here."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this machine")
+    bundle = tmp_path / "bundle"
+    shutil.copytree(fp16_demo_bundle, bundle)
+    found = dict(candidates(bundle))
+    assert EngineRecord.load(found["tensorrt"]).batches == (1, 8)
 
 
 def test_every_output_is_compared(
