@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import functools
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        sys.unraisablehook = _interrupt_again
         try:
             command(*args, **kwargs)
         except (VarEdgeError, OSError) as error:
@@ -38,6 +40,14 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             sys.exit(130)
 
     return run
+
+
+def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """Python drops exceptions in destructors and weak references' callbacks: a Ctrl-C there has to come once more."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        _thread.interrupt_main()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def batch_sizes(text: str) -> tuple[int, ...]:

@@ -132,6 +132,28 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_ctrl_c_in_a_destructor_is_not_lost() -> None:
+    code = """
+import signal
+from runtime.cli import reports_errors
+
+class Late:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+@reports_errors
+def command():
+    late = Late()
+    del late
+    sum(range(1000))
+    print("went on")
+
+command()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr.strip()) == (130, "", "interrupted")
+
+
 def test_without_the_export_extra_it_is_named() -> None:
     code = "import sys; sys.modules['onnx'] = None; import export.__main__ as m; m.main(sys.argv[1:])"
     command = [sys.executable, "-c", code, *TINY, "--out", "never"]
