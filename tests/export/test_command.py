@@ -134,7 +134,7 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
 
 def test_ctrl_c_in_a_destructor_is_not_lost() -> None:
     code = """
-import signal
+import signal, time
 from runtime.cli import reports_errors
 
 class Late:
@@ -145,7 +145,7 @@ class Late:
 def command():
     late = Late()
     del late
-    sum(range(1000))
+    time.sleep(5)
     print("went on")
 
 command()
