@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import _thread
 import functools
+import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
 def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
     """Python drops exceptions in destructors and weak references' callbacks: a Ctrl-C there has to come once more."""
     if unraisable.exc_type is KeyboardInterrupt:
-        threading.Timer(0.01, _thread.interrupt_main).start()  # at once, it would be dropped again
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()  # at once, it would be dropped again
     else:
         sys.__unraisablehook__(unraisable)
 
