@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -11,24 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from export.checkpoint import Weights, empty_models
 from export.fold import Expression, fold
-from export.graphs import Graph, all_graphs
+from export.graphs import all_graphs
 from export.mixed_precision import to_fp16
 from export.model.quantizer import area_matrix, bicubic_matrix, phi_indices
 from export.recipe import Recipe
 from export.room import check_room
-from export.specialize import specialize
+from export.signature import Signature
 from export.trace import trace
-from export.weights import Entry, WeightFile
+from export.weights import Entry
+from export.write import Head, Progress, check_target, write_bundle
 from runtime import manifest
-from runtime.errors import SettingsError
-from runtime.files import whole_directory
 
-Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
 CLASSES = Path(__file__).parents[1] / "runtime" / "classes"
 PRECISIONS = ("fp32", "fp16")
 DTYPES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16"}  # in ONNX and in the weight file
@@ -49,40 +45,22 @@ def export_bundle(
     for; all other graphs take any.
     `options` go into the provenance. Raises SettingsError, CheckpointError, OSError.
     """
-    _check_target(out)
+    check_target(out)
     check_room(recipe, out)
     traced = list(_trace_all(recipe, precision, progress))
-    layout = WeightFile([*_weight_entries(traced, weights), *_resize_entries(recipe)])
-    with whole_directory(out) as folder:
-        written = 0
-
-        def on_tensor(entry: Entry) -> None:
-            nonlocal written
-            written += entry.size
-            progress("writing weights", written, layout.size)
-
-        layout.write(folder / manifest.WEIGHTS, on_tensor)
-        graphs = {}
-        for graph, model, _ in traced:
-            proto = _with_weights(model, layout.external(folder / manifest.WEIGHTS))
-            graphs[graph.name] = _save(proto, graph, folder)
-            if graph.name == "transformer":
-                graphs |= _save_steps(proto, graph, recipe, batches, folder, progress)
-        classes = _copy_classes(recipe, folder)
-        progress("hashing", 0, 1)
-        manifest.Manifest(
-            schema_version=manifest.SCHEMA_VERSION,
-            model=_model(recipe),
-            precision=precision,
-            classes=classes,
-            scales=_scales(recipe),
-            graphs=graphs,
-            files={path.name: manifest.File.of(path) for path in sorted(folder.iterdir())},
-            provenance=_provenance(weights, options or {}),
-        ).write(folder)
+    head = Head(
+        model=_model(recipe),
+        precision=precision,
+        scales=_scales(recipe),
+        step_constants=(),
+        provenance=_provenance(weights, options or {}),
+    )
+    classes = None if recipe.classes is None else CLASSES / f"{recipe.classes}.txt"
+    entries = [*_weight_entries(traced, weights), *_resize_entries(recipe)]
+    write_bundle(out, head, [(graph, model) for graph, model, _ in traced], entries, classes, batches, progress)
 
 
-Traced = tuple[Graph, ir.Model, dict[str, Expression]]
+Traced = tuple[Signature, ir.Model, dict[str, Expression]]
 
 
 def _trace_all(recipe: Recipe, precision: str, progress: Progress) -> Iterator[Traced]:
@@ -136,51 +114,6 @@ def _downsample(k: int) -> str:
     return f"bridge.downsample.{k}"
 
 
-def _with_weights(model: ir.Model, external: dict[str, ir.ExternalTensor]) -> onnx.ModelProto:
-    for name, value in model.graph.initializers.items():
-        if value.const_value is None:
-            value.const_value = external[name]
-    model.producer_name, model.producer_version = "var-edge", version("var-edge")
-    proto = ir.to_proto(model)
-    proto.graph.ClearField("value_info")  # symbolic intermediate shapes serve nobody: whoever needs them infers them
-    return proto
-
-
-def _save(proto: onnx.ModelProto, graph: Graph, folder: Path, name: str | None = None) -> manifest.Graph:
-    path = folder / f"{name or graph.name}.onnx"
-    onnx.save_model(proto, path)
-    onnx.checker.check_model(path, full_check=True)
-    return manifest.Graph(path.name, graph.inputs, graph.outputs)
-
-
-def _save_steps(
-    proto: onnx.ModelProto, graph: Graph, recipe: Recipe, batches: Sequence[int], folder: Path, progress: Progress
-) -> dict[str, manifest.Graph]:
-    """The static per-scale steps `transformer_b1_00`, …"""
-    steps = {}
-    for batch in batches:
-        for k, scale in enumerate(recipe.scales):
-            name = f"{graph.name}_b{batch}_{k:02d}"
-            progress(f"specialising {name}", k, len(recipe.scales))
-            sizes = {"2B": 2 * batch, "L": scale.tokens, "S": scale.offset}
-            static = Graph(name, graph.module, _sized(graph.inputs, sizes), _sized(graph.outputs, sizes))
-            steps[name] = _save(specialize(proto, sizes, name), static, folder, name)
-    return steps
-
-
-def _sized(tensors: Sequence[manifest.Tensor], sizes: dict[str, int]) -> tuple[manifest.Tensor, ...]:
-    return tuple(
-        manifest.Tensor(t.name, t.dtype, tuple(sizes[a] if isinstance(a, str) else a for a in t.shape)) for t in tensors
-    )
-
-
-def _copy_classes(recipe: Recipe, folder: Path) -> str | None:
-    if recipe.classes is None:
-        return None
-    shutil.copyfile(CLASSES / f"{recipe.classes}.txt", folder / "classes.txt")
-    return "classes.txt"
-
-
 def _model(recipe: Recipe) -> manifest.Model:
     names = manifest.Model.__dataclass_fields__
     return manifest.Model(**{name: getattr(recipe, name) for name in names})
@@ -202,9 +135,3 @@ def _provenance(weights: Weights, options: dict[str, Any]) -> manifest.Provenanc
         tools=tools | {"python": platform.python_version()},
         options=options,
     )
-
-
-def _check_target(out: Path) -> None:
-    """Raises SettingsError if something else than a bundle is there."""
-    if out.exists() and not (out / manifest.FILE_NAME).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise SettingsError(f"--out {out}: exists and is no bundle; choose another directory or remove it")

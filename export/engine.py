@@ -172,10 +172,10 @@ def check_memory(bundle: Path, source: manifest.Manifest) -> None:
 
 
 def _copy_constants(bundle: Path, source: manifest.Manifest, folder: Path) -> None:
-    """What the runtime reads besides engines: the resize matrices, and the class names."""
-    names = {name for scale in source.scales for name in (scale.upsample, scale.downsample) if name}
+    """What the runtime reads besides engines: its tensors of the weight file, and the class names."""
     with safe_open(bundle / manifest.WEIGHTS, framework="numpy") as weights:
-        save_file({name: weights.get_tensor(name) for name in sorted(names)}, folder / manifest.WEIGHTS)
+        tensors = {name: weights.get_tensor(name) for name in sorted(source.runtime_tensors)}
+    save_file(tensors, folder / manifest.WEIGHTS)
     if source.classes:
         shutil.copyfile(bundle / source.classes, folder / source.classes)
 

@@ -18,17 +18,15 @@ from export.model import VAR, VQVAE, sampler
 from export.model.quantizer import PHI_COUNT, PHI_RATIO
 from export.model.transformer import HEAD_SIZE
 from export.recipe import Recipe
+from export.signature import Signature
 from runtime.manifest import Tensor as TensorSpec
 
 
 @dataclass(frozen=True)
-class Graph:
-    """One graph to export: `module` maps `inputs` to `outputs`, in this order."""
+class Graph(Signature):
+    """One graph to export: `module` maps `inputs` to `outputs`."""
 
-    name: str
     module: nn.Module
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
 
 
 def all_graphs(recipe: Recipe, var: VAR, vqvae: VQVAE) -> Iterator[Graph]:
@@ -41,7 +39,7 @@ def all_graphs(recipe: Recipe, var: VAR, vqvae: VQVAE) -> Iterator[Graph]:
 
 
 def condition(recipe: Recipe, var: VAR) -> Graph:
-    return Graph("condition", Condition(var), (TensorSpec("labels", "int64", ("B",)),), _conditioning(recipe, 1))
+    return Graph("condition", (TensorSpec("labels", "int64", ("B",)),), _conditioning(recipe, 1), Condition(var))
 
 
 def transformer(recipe: Recipe, var: VAR) -> Graph:
@@ -52,7 +50,7 @@ def transformer(recipe: Recipe, var: VAR) -> Graph:
     past = [TensorSpec(name, "float32", ("S", "2B", recipe.heads, HEAD_SIZE)) for name in _kv_names("past", recipe)]
     new = [TensorSpec(name, "float32", ("L", "2B", recipe.heads, HEAD_SIZE)) for name in _kv_names("new", recipe)]
     logits = TensorSpec("logits", "float32", ("L", "2B", recipe.vocab_size))
-    return Graph("transformer", Step(var), (x, modulation, head_modulation, *past), (logits, *new))
+    return Graph("transformer", (x, modulation, head_modulation, *past), (logits, *new), Step(var))
 
 
 def bridge(recipe: Recipe, var: VAR, vqvae: VQVAE) -> Graph:
@@ -78,17 +76,17 @@ def bridge(recipe: Recipe, var: VAR, vqvae: VQVAE) -> Graph:
         TensorSpec("f_hat_out", "float32", f_hat),
         TensorSpec("x_next", "float32", ("L_next", "2B", recipe.width)),
     )
-    return Graph("bridge", Bridge(var, vqvae), inputs, outputs)
+    return Graph("bridge", inputs, outputs, Bridge(var, vqvae))
 
 
 def decoder(recipe: Recipe, vqvae: VQVAE) -> Graph:
     f_hat = TensorSpec("f_hat", "float32", ("B", recipe.code_size, recipe.grid, recipe.grid))
-    return Graph("decoder", Decoder(vqvae), (f_hat,), (_image(recipe),))
+    return Graph("decoder", (f_hat,), (_image(recipe),), Decoder(vqvae))
 
 
 def encoder(recipe: Recipe, vqvae: VQVAE) -> Graph:
     tokens = TensorSpec("tokens", "int32", ("B", recipe.tokens))
-    return Graph("encoder", Encoder(vqvae), (_image(recipe),), (tokens,))
+    return Graph("encoder", (_image(recipe),), (tokens,), Encoder(vqvae))
 
 
 def _conditioning(recipe: Recipe, first_tokens: int) -> tuple[TensorSpec, TensorSpec, TensorSpec]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from export.graphs import Graph
+from export.signature import Signature
 from runtime.manifest import Tensor as TensorSpec
 
 COMPUTE = ("MatMul", "Gemm", "Conv")
@@ -28,7 +28,7 @@ CACHE = ("past_", "new_")  # keys and values: half the memory, and products read
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
-def to_fp16(graph: Graph, model: ir.Model) -> Graph:
+def to_fp16(graph: Signature, model: ir.Model) -> Signature:
     """Rewrites `model`, whose weights have no values yet, in place; returns its declaration with the new dtypes.
 
     A weight that only products read becomes FLOAT16; one that others read too is cast where they do.

@@ -12,7 +12,7 @@ from .errors import BundleError
 from .files import sha256, whole_file
 from .strict import load
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
 REQUIRED_GRAPHS = ("condition", "transformer", "bridge", "decoder")
@@ -111,9 +111,16 @@ class Manifest:
     precision: str
     classes: str | None
     scales: tuple[Scale, ...]
+    step_constants: tuple[str, ...]  # inputs of the transformer: at scale k row k of the equally named weight
     graphs: dict[str, Graph]
     files: dict[str, File]
     provenance: Provenance
+
+    @property
+    def runtime_tensors(self) -> set[str]:
+        """Tensors of the weight file that no graph names: the runtime hands them to the graphs."""
+        resizes = {name for scale in self.scales for name in (scale.upsample, scale.downsample)}
+        return {name for name in resizes if name is not None} | set(self.step_constants)
 
     @classmethod
     def load(cls, bundle: Path, verify: bool = True) -> Manifest:
@@ -192,6 +199,9 @@ class Manifest:
         for used in (WEIGHTS, self.classes, *(graph.file for graph in self.graphs.values())):
             listed = used is None or used in self.files
             _expect(listed, f"{where}.files", f"{used}, which the bundle uses", list(self.files))
+        inputs = [tensor.name for tensor in self.graphs["transformer"].inputs]
+        unknown = [name for name in self.step_constants if name not in inputs]
+        _expect(not unknown, f"{where}.step_constants", "inputs of the transformer", unknown)
         for key, graph in self.graphs.items():
             for tensor in graph.inputs + graph.outputs:
                 place = f"{where}.graphs.{key}: {tensor.name}"

@@ -18,11 +18,10 @@ def loaded_weights(bundle: Path, manifest: Manifest) -> int:
     files = [manifest.graphs[name].file for name in REQUIRED_GRAPHS]
     graphs = [file for file in files if file.endswith(".onnx")]
     engines = sum(manifest.files[file].size for file in files if file not in graphs)
-    by_runtime = {name for scale in manifest.scales for name in (scale.upsample, scale.downsample)}
-    return engines + weight_bytes(bundle, graphs, by_runtime)
+    return engines + weight_bytes(bundle, graphs, manifest.runtime_tensors)
 
 
-def weight_bytes(bundle: Path, graphs: Iterable[str], others: Iterable[str | None] = ()) -> int:
+def weight_bytes(bundle: Path, graphs: Iterable[str], others: Iterable[str] = ()) -> int:
     """Bytes of the tensors that these ONNX files of the bundle use, and of `others`, each once. Raises BundleError."""
     path = bundle / WEIGHTS
     with path.open("rb") as file:

@@ -17,7 +17,7 @@ from .base import OnStage
 from .cuda import Cuda
 from .ort_session import Device, Session
 from .wired import WiredBackend
-from .wiring import Stage, Wiring, bridge_constants
+from .wiring import Stage, Wiring, scale_constants
 
 
 class OnnxRuntimeBackend(WiredBackend["_Batch"]):
@@ -35,7 +35,7 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
         super().__init__(manifest)
         self._bundle, self._threads, self._cuda = bundle, threads, cuda
         self._sessions = {name: self._open(name) for name in REQUIRED_GRAPHS}
-        self._constants = bridge_constants(bundle, manifest, self._arrays())
+        self._constants = scale_constants(bundle, manifest, self._arrays())
 
     def _prepare(self, size: int) -> _Batch:
         arrays = self._arrays()

@@ -19,7 +19,7 @@ from .base import OnStage
 from .cuda import Cuda, Gpu
 from .trt_engine import LoadedEngine, Log, load_tensorrt
 from .wired import WiredBackend
-from .wiring import Stage, Wiring, bridge_constants
+from .wiring import ScaleConstants, Stage, Wiring, scale_constants
 
 
 def find_engines(bundle: Path, manifest: Manifest, gpu: Gpu, verify: bool) -> tuple[Path, Manifest, EngineRecord]:
@@ -97,7 +97,7 @@ class TensorRTBackend(WiredBackend["_Batch"]):
         scratch = arrays.zeros((max(engine.scratch_bytes() for engine in self._engines.values()),), np.uint8)
         for engine in self._engines.values():
             engine.use(scratch, self._cuda.stream)
-        self._constants = bridge_constants(self._folder, self._manifest, arrays)
+        self._constants = scale_constants(self._folder, self._manifest, arrays)
 
     def _prepare(self, size: int) -> _Batch:
         if size not in self._record.batches:
@@ -145,7 +145,7 @@ class _Batch:
         engines: dict[str, LoadedEngine],
         record: EngineRecord,
         manifest: Manifest,
-        constants: list[dict[str, DeviceArray]],
+        constants: list[ScaleConstants],
     ) -> None:
         self._cuda, self._engines = cuda, engines
         self.arrays = DeviceArrays(cuda)

@@ -54,6 +54,14 @@ class Staged:
         self._arrays.upload(self.block, self.host_block)
 
 
+@dataclass(frozen=True)
+class ScaleConstants:
+    """Inputs of the two graphs of a scale that depend on the scale only."""
+
+    transformer: dict[str, Array]
+    bridge: dict[str, Array]
+
+
 class Wiring:
     """All arrays of one batch size, allocated once, and the stages on them: a picture allocates nothing.
 
@@ -61,7 +69,7 @@ class Wiring:
     values are the first rows of caches for all T tokens, and the new ones go right behind them.
     """
 
-    def __init__(self, size: int, manifest: Manifest, constants: list[dict[str, Array]], arrays: Arrays) -> None:
+    def __init__(self, size: int, manifest: Manifest, constants: list[ScaleConstants], arrays: Arrays) -> None:
         model, scales = manifest.model, manifest.scales
         rows, columns = scales[-1].tokens, 2 * size
         self.size = size
@@ -114,8 +122,16 @@ class Wiring:
             }
             self.steps.append(
                 (
-                    Stage("transformer", {"x": x[: scale.tokens], **modulation, **past}, {"logits": logits, **new}),
-                    Stage("bridge", {"logits": logits, **f_hat, **self.settings[k].stages, **constants[k]}, results),
+                    Stage(
+                        "transformer",
+                        {"x": x[: scale.tokens], **modulation, **past, **constants[k].transformer},
+                        {"logits": logits, **new},
+                    ),
+                    Stage(
+                        "bridge",
+                        {"logits": logits, **f_hat, **self.settings[k].stages, **constants[k].bridge},
+                        results,
+                    ),
                 )
             )
 
@@ -155,8 +171,8 @@ class Wiring:
         return [Stage("decoder", {"f_hat": f_hat[row]}, {"image": self.images[row]}) for row in rows]
 
 
-def bridge_constants(bundle: Path, manifest: Manifest, arrays: Arrays) -> list[dict[str, Array]]:
-    """The bridge's inputs that depend on the scale only. Raises BundleError if the weight file lacks one."""
+def scale_constants(bundle: Path, manifest: Manifest, arrays: Arrays) -> list[ScaleConstants]:
+    """What each scale's graphs are told beside data. Raises BundleError if the weight file lacks a tensor."""
     placed: dict[str, Array] = {}
 
     def place(name: str, values: np.ndarray) -> Array:
@@ -168,18 +184,16 @@ def bridge_constants(bundle: Path, manifest: Manifest, arrays: Arrays) -> list[d
 
     constants = []
     with safe_open(bundle / WEIGHTS, framework="numpy") as weights:
-        names = set(weights.keys())
+        if missing := manifest.runtime_tensors - set(weights.keys()):
+            raise BundleError(f"{bundle / WEIGHTS}: has no tensor {min(missing)}; export the bundle again")
+        by_step = {name: weights.get_tensor(name) for name in manifest.step_constants}  # (K, …) each
         for k, scale in enumerate(manifest.scales):
             following = manifest.scales[(k + 1) % len(manifest.scales) or 1]
             wanted = {"upsample": scale.upsample, "downsample": following.downsample}
-            if missing := [name for name in wanted.values() if name not in names]:
-                raise BundleError(f"{bundle / WEIGHTS}: has no tensor {missing[0]}; export the bundle again")
             positions = following.offset + np.arange(following.tokens, dtype=np.int64)
-            constants.append(
-                {key: place(str(name), weights.get_tensor(name)) for key, name in wanted.items()}
-                | {
-                    "phi": place(f"phi {k}", np.array([scale.phi], np.int64)),
-                    "next_positions": place(f"positions {k}", positions),
-                }
-            )
+            bridge = {key: place(str(name), weights.get_tensor(name)) for key, name in wanted.items()} | {
+                "phi": place(f"phi {k}", np.array([scale.phi], np.int64)),
+                "next_positions": place(f"positions {k}", positions),
+            }
+            constants.append(ScaleConstants({name: place(f"{name} {k}", t[k]) for name, t in by_step.items()}, bridge))
     return constants

@@ -28,8 +28,8 @@ def test_round_trip(own_bundle: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Document], object], str]] = {
-    "other version": (lambda d: d.update(schema_version=2), "expected schema_version 1, found 2"),
-    "no version": (lambda d: d.pop("schema_version"), "expected schema_version 1, found None"),
+    "other version": (lambda d: d.update(schema_version=3), "expected schema_version 2, found 3"),
+    "no version": (lambda d: d.pop("schema_version"), "expected schema_version 2, found None"),
     "unknown key": (lambda d: d.update(extra=1), "unknown key.*extra"),
     "unknown key inside": (
         lambda d: d["graphs"]["bridge"].update(extra=1),
