@@ -53,10 +53,11 @@ def _half_values(graph: ir.Graph) -> set[ir.Value]:
         if _computes_half(node) or _follows_half(node, half):
             half.update(node.outputs)
     for node in reversed(nodes):  # casts before movement, not behind it: less to move
-        if node.op_type in MOVEMENT and all(_read_as_half(value, half) for value in node.outputs):
+        follows = node.op_type in (*MOVEMENT, "DequantizeLinear")
+        if follows and all(_read_as_half(value, half) for value in node.outputs):
             half.update(node.outputs)
     for value in graph.initializers.values():
-        if _is_weight(value) and _read_as_half(value, half):
+        if _is_weight(value) and value.dtype == FLOAT and _read_as_half(value, half):
             half.add(value)
     for value in half:
         value.dtype = HALF
@@ -96,6 +97,8 @@ def _takes_half(node: ir.Node, value: ir.Value, half: set[ir.Value]) -> bool:
 
 def _operands(node: ir.Node) -> list[ir.Value]:
     """The inputs that hold data; the others of a movement are shapes and indices."""
+    if node.op_type == "DequantizeLinear":
+        return [value for value in node.inputs[1:2] if value is not None]  # the dtype of its scale is that of its result
     only_first = node.op_type in MOVEMENT and node.op_type != "Concat"
     return [value for value in (node.inputs[:1] if only_first else node.inputs) if value is not None]
 

@@ -24,6 +24,9 @@ ORT_TYPES = {
 }
 
 
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
 @dataclass(frozen=True)
 class Device:
     """GPU 0, with the address of the CUDA stream to work on."""
@@ -36,16 +39,26 @@ class Device:
 
 
 class Session:
-    """A graph of a bundle, ready to run on the CPU or on `device`.
+    """A graph of a bundle, ready to run on the CPU or on `device`. `content` stands in for what its file holds.
 
     Raises BundleError if the file is not what the manifest says.
     """
 
-    def __init__(self, bundle: Path, graph: Graph, threads: int | None, device: Device | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        graph: Graph,
+        threads: int | None,
+        device: Device | None = None,
+        content: bytes | None = None,
+    ) -> None:
         self._path = bundle / graph.file
         try:
             providers = [device.provider] if device else ["CPUExecutionProvider"]
-            self._session = ort.InferenceSession(self._path, _options(threads), providers=providers)
+            options = _options(threads)
+            if content is not None:
+                options.add_session_config_entry(WEIGHTS_FOLDER, str(bundle))
+            self._session = ort.InferenceSession(content or self._path, options, providers=providers)
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             reason = f"ONNX Runtime {ort.__version__} cannot load it: {_one_line(error)}"
             raise BundleError(f"{self._path}: {reason}") from None

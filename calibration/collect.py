@@ -1,0 +1,155 @@
+"""Draws pictures as users do, and keeps what the tensors that may become INT8 held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from calibration.observe import ObservingBackend
+from calibration.ranges import CalibrationError, Histogram
+from calibration.record import Calibration, Settings, fingerprint
+from calibration.sites import Site, all_sites
+from calibration.smooth import smoothing_vector
+from runtime.errors import SettingsError
+from runtime.manifest import WEIGHTS, Manifest
+from runtime.pipeline import Pipeline
+
+SMOOTHING_PICTURES = 8  # their channels' extremes decide the smoothing: the same for all parts of a shared run
+FEWEST = 8  # pictures that make a range rather than chance
+GOLDEN = 0.6180339887  # steps of this share of the classes visit them evenly, however many are taken
+
+Progress = Callable[[str, int, int], None]
+
+
+def collect(
+    bundle: Path,
+    path: Path,
+    images: int,
+    settings: Settings,
+    first: int = 0,
+    progress: Progress = lambda stage, done, total: None,
+) -> Calibration:
+    """Pictures `first` to `first + images` of the run that `settings` describe; written to `path` after each.
+
+    A file that is there is gone on with. Raises CalibrationError, BundleError, SettingsError.
+    """
+    if images < FEWEST:
+        raise SettingsError(f"--images: expected {FEWEST} or more, found {images}: ranges of fewer are chance")
+    manifest = Manifest.load(bundle)
+    if manifest.precision != "fp32":
+        raise SettingsError(f"{bundle}: calibration starts from a bundle in fp32, found {manifest.precision}")
+    sites = all_sites(bundle, manifest)
+    if path.exists():
+        found = Calibration.load(path)
+        found.check(path, bundle, manifest, settings)
+    else:
+        found = Calibration(fingerprint(manifest), settings)
+    done = {i for start, end in found.pictures for i in range(start, end)}
+    missing = [i for i in range(first, first + images) if i not in done]
+    if not missing:
+        return found
+    backend = ObservingBackend(bundle, manifest, _observed(sites), lambda graph, scale, values: None)
+    pipeline = Pipeline(bundle, backend, verify=False)
+
+    def draw(index: int) -> None:
+        label = int(index * GOLDEN * manifest.model.num_classes) % manifest.model.num_classes
+        top_k = min(settings.top_k, manifest.model.vocab_size)
+        pipeline.generate(label, settings.seed + index, settings.cfg, top_k, settings.top_p)
+
+    if found.smoothing is None:
+        channels = _Channels(sites, len(manifest.scales))
+        backend.on_values = channels.add
+        for i in range(SMOOTHING_PICTURES):
+            progress("finding channels to smooth", i, SMOOTHING_PICTURES)
+            draw(i)
+        found.smoothing = _smoothing(bundle, sites, channels.relative(), settings)
+        found.write(path)
+    gathered = _Histograms(sites, found, len(manifest.scales))
+    backend.on_values = gathered.add
+    for i in missing:
+        progress("collecting ranges", images - len(missing) + missing.index(i), images)
+        draw(i)
+        found.add_picture(i)
+        found.write(path)
+    return found
+
+
+def _observed(sites: Sequence[Site]) -> dict[str, dict[str, tuple[int | str, ...]]]:
+    observed: dict[str, dict[str, tuple[int | str, ...]]] = {}
+    for site in sites:
+        tensors = observed.setdefault(site.graph, {})
+        tensors[site.operand] = site.operand_shape
+        if site.op == "Conv":  # ONNX Runtime's INT8 convolution writes 8 bits too
+            tensors[site.result] = site.result_shape
+    return observed
+
+
+class _Channels:
+    """The largest magnitude of each channel of each operand, by scale."""
+
+    def __init__(self, sites: Sequence[Site], scales: int):
+        self._sites = [site for site in sites if site.graph == "transformer"]
+        self.largest = {site.key: np.zeros((scales, site.channels), np.float32) for site in self._sites}
+
+    def add(self, graph: str, scale: int, values: Mapping[str, np.ndarray]) -> None:
+        for site in self._sites if graph == "transformer" else ():
+            found = np.abs(values[site.operand]).reshape(-1, site.channels).max(0)
+            np.maximum(self.largest[site.key][scale], found, out=self.largest[site.key][scale])
+
+    def relative(self) -> dict[str, np.ndarray]:
+        """(C,) by site: of all scales, the largest share of the scale's largest channel."""
+        return {
+            key: (largest / np.maximum(largest.max(1, keepdims=True), 1e-30)).max(0)
+            for key, largest in self.largest.items()
+        }
+
+
+def _smoothing(
+    bundle: Path, sites: Sequence[Site], channels: Mapping[str, np.ndarray], settings: Settings
+) -> dict[str, np.ndarray]:
+    def smooths(site: Site) -> bool:
+        return settings.smoothing == "all" or (settings.smoothing == "adaln" and site.modulation is not None)
+
+    with safe_open(bundle / WEIGHTS, framework="numpy") as weights:
+        return {
+            site.key: smoothing_vector(channels[site.key], weights.get_tensor(site.weight), settings.alpha)
+            for site in sites
+            if site.graph == "transformer" and smooths(site)
+        }
+
+
+class _Histograms:
+    """Fills a calibration's histograms with what a run shows."""
+
+    def __init__(self, sites: Sequence[Site], calibration: Calibration, scales: int):
+        self._sites, self._calibration = sites, calibration
+        for site in sites:
+            for name in tensors(site):
+                count = scales if site.graph == "transformer" else 1
+                calibration.histograms.setdefault(name, [Histogram() for _ in range(count)])
+
+    def add(self, graph: str, scale: int, values: Mapping[str, np.ndarray]) -> None:
+        assert self._calibration.smoothing is not None
+        for site in self._sites:
+            if site.graph != graph:
+                continue
+            for name, tensor in tensors(site).items():
+                smoothing = self._calibration.smoothing.get(site.key)
+                shown = values[tensor] if smoothing is None else values[tensor] / smoothing
+                try:
+                    self._calibration.histograms[name][scale].add(shown)
+                except ValueError as error:
+                    raise CalibrationError(
+                        f"{name}: {error} at scale {scale}: the FP32 model itself overflows; check its checkpoint"
+                    ) from None
+
+
+def tensors(site: Site) -> dict[str, str]:
+    """Name in the calibration -> tensor of the graph, for all that is quantized around a product."""
+    names = {f"{site.key} input": site.operand}
+    if site.op == "Conv":
+        names[f"{site.key} output"] = site.result
+    return names

@@ -1,0 +1,42 @@
+"""Which product becomes what: the mixed-precision plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from calibration.ranges import CalibrationError
+from calibration.sites import Site
+
+INT8 = "int8"  # operand and weight
+DIGITS = "int8x2"  # the operand as two INT8 digits, 15 bits together: nearly exact, at the price of two products
+WEIGHTS = "weights"  # the weight alone; the product is computed in the base precision
+FLOAT = "float"  # as it was
+KINDS = (INT8, DIGITS, WEIGHTS, FLOAT)
+
+Plan = Mapping[str, str]  # site key -> kind
+
+
+def default_plan(sites: Sequence[Site], target: str, weights_only: bool = False) -> dict[str, str]:
+    """What measurement recommends (docs/int8.md): everything INT8 but what decides tokens or hardly costs anything."""
+    return {site.key: WEIGHTS if weights_only and kind != FLOAT else kind for site in sites for kind in [_kind(site, target)]}
+
+
+def _kind(site: Site, target: str) -> str:
+    if site.graph == "condition":
+        return DIGITS  # two rows a picture: the second digit is free
+    if site.graph == "decoder":
+        ends = site.name in ("decoder.conv_in", "decoder.conv_out")
+        return FLOAT if ends or ".attn" in site.name else INT8
+    return FLOAT if site.name == "head" else INT8
+
+
+def with_overrides(plan: Plan, overrides: Mapping[str, str]) -> dict[str, str]:
+    """The plan with some kinds changed; a key is a site's, or the end of several sites' names. Raises CalibrationError."""
+    changed = dict(plan)
+    for name, kind in overrides.items():
+        found = [key for key in plan if key == name or key.endswith(f".{name}") or key.endswith(f" {name}")]
+        if not found or kind not in KINDS:
+            known = f"a kind out of {', '.join(KINDS)}" if found else "a layer of the plan"
+            raise CalibrationError(f"--set {name}={kind}: expected {known}; --plan shows all layers")
+        changed.update(dict.fromkeys(found, kind))
+    return changed

@@ -1,0 +1,138 @@
+"""`calibration.json`: what was seen in a bundle's tensors while it drew. It fits that bundle and no other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.ranges import BINS, CalibrationError, Histogram
+from runtime.files import whole_file
+from runtime.manifest import Manifest
+from runtime.strict import load
+
+SCHEMA_VERSION = 1
+FILE_NAME = "calibration.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers beside the pictures."""
+
+    seed: int = 0
+    cfg: float = 4.0
+    top_k: int = 900
+    top_p: float = 0.95
+    smoothing: str = "adaln"  # which products' operands are smoothed: none, adaln or all
+    alpha: float = 0.5  # how much of the channels' differences goes into the weights
+
+
+@dataclass
+class Calibration:
+    """Histograms of every tensor that may be INT8, one for each scale or a single one, and the smoothing vectors."""
+
+    bundle: dict[str, str]  # graph or weight file -> SHA-256
+    settings: Settings
+    pictures: list[tuple[int, int]] = field(default_factory=list)  # first, end of those collected
+    smoothing: dict[str, np.ndarray] | None = None  # site -> (C,): operands are divided by it; None: not yet known
+    histograms: dict[str, list[Histogram]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Raises BundleError if the file is absent or no calibration, CalibrationError."""
+        text = load(_Document, path, SCHEMA_VERSION, f"{path}: there is no calibration", "calibrate again")
+        try:
+            histograms = {name: [_read(item) for item in items] for name, items in text.histograms.items()}
+            smoothing = text.smoothing and {name: np.array(m, np.float32) for name, m in text.smoothing.items()}
+            settings = Settings(**text.settings)
+            pictures = [(int(first), int(end)) for first, end in text.pictures]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CalibrationError(f"{path}: damaged: {error}; remove it and calibrate again") from None
+        return cls(text.bundle, settings, pictures, smoothing, histograms)
+
+    def write(self, path: Path) -> None:
+        histograms = {name: [_written(h) for h in items] for name, items in self.histograms.items()}
+        smoothing = self.smoothing and {n: [float(f"{x:.6g}") for x in m] for n, m in self.smoothing.items()}
+        document = _Document(
+            SCHEMA_VERSION, self.bundle, asdict(self.settings), tuple(self.pictures), smoothing, histograms
+        )
+        with whole_file(path) as file:
+            file.write(json.dumps(asdict(document), separators=(",", ":")).encode())
+
+    @property
+    def count(self) -> int:
+        """Pictures collected."""
+        return sum(end - first for first, end in self.pictures)
+
+    def check(self, path: Path, bundle: Path, manifest: Manifest, settings: Settings | None = None) -> None:
+        """Raises CalibrationError unless this was collected on `bundle`, and with these settings if they are given."""
+        found = fingerprint(manifest)
+        for file in sorted(set(found) | set(self.bundle)):
+            if found.get(file) != self.bundle.get(file):
+                raise CalibrationError(
+                    f"{path}: collected on another bundle: {file} differs from {bundle / file}; remove it and calibrate again"
+                )
+        for name, value in asdict(self.settings).items():
+            if settings is not None and value != getattr(settings, name):
+                wanted = getattr(settings, name)
+                raise CalibrationError(
+                    f"{path}: collected with {name} {value}, asked for {wanted}; give that, or another --calibration file"
+                )
+
+    def merge(self, other: Calibration, where: str) -> None:
+        """Adds what was seen elsewhere, on other pictures of the same run. Raises CalibrationError."""
+        if (self.bundle, self.settings) != (other.bundle, other.settings):
+            raise CalibrationError(f"{where}: of another bundle or with other settings; it cannot be merged")
+        if any(a < d and c < b for a, b in self.pictures for c, d in other.pictures):
+            raise CalibrationError(f"{where}: holds pictures that are here already; collect others with --first")
+        self.smoothing = self.smoothing or other.smoothing
+        for name, items in other.histograms.items():
+            for mine, theirs in zip(self.histograms[name], items, strict=True):
+                mine.merge(theirs)
+        self.pictures = _joined([*self.pictures, *other.pictures])
+
+    def add_picture(self, index: int) -> None:
+        self.pictures = _joined([*self.pictures, (index, index + 1)])
+
+
+def fingerprint(manifest: Manifest) -> dict[str, str]:
+    """What makes the numbers of a bundle: graphs that draw, and weights."""
+    names = [manifest.graphs[name].file for name in ("condition", "transformer", "bridge", "decoder")]
+    return {name: manifest.files[name].sha256 for name in (*names, "weights.safetensors")}
+
+
+@dataclass(frozen=True)
+class _Document:
+    schema_version: int
+    bundle: dict[str, str]
+    settings: dict[str, Any]
+    pictures: tuple[Any, ...]
+    smoothing: Any  # object or null
+    histograms: dict[str, Any]
+
+
+def _written(histogram: Histogram) -> dict[str, Any]:
+    """Without the empty bins at both ends."""
+    used = np.flatnonzero(histogram.counts)
+    first, end = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
+    counts = histogram.counts[first:end].tolist()
+    return {"limit": histogram.limit, "low": histogram.low, "high": histogram.high, "first": first, "counts": counts}
+
+
+def _read(item: dict[str, Any]) -> Histogram:
+    counts = np.zeros(BINS, np.int64)
+    counts[item["first"] : item["first"] + len(item["counts"])] = item["counts"]
+    return Histogram(float(item["limit"]), counts, float(item["low"]), float(item["high"]))
+
+
+def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for first, end in sorted(spans):
+        if joined and joined[-1][1] == first:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((first, end))
+    return joined

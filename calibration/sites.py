@@ -1,0 +1,111 @@
+"""Where a graph multiplies data with a weight: the places that can become INT8."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from export.simulate import typed
+from runtime.manifest import Manifest
+
+GRAPHS = ("condition", "transformer", "decoder")  # the bridge's few products decide tokens; the encoder draws nothing
+MODULATED = re.compile(r"blocks\.(\d+)\.(?:attn\.(mat_qkv)|ffn\.(fc1))|(head)")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One product. `operand` and `result` are tensors of the graph, `weight` is one of the weight file."""
+
+    graph: str
+    name: str  # of the layer: blocks.0.attn.mat_qkv
+    op: str  # MatMul, Gemm or Conv
+    operand: str
+    operand_shape: tuple[int | str, ...]  # (L, 2B, C), (2B, C) or (B, C, H, W)
+    result: str
+    result_shape: tuple[int | str, ...]
+    weight: str
+    weight_shape: tuple[int, ...]  # MatMul (in, out), Gemm (out, in), Conv (out, in, h, w)
+
+    @property
+    def key(self) -> str:
+        return f"{self.graph}: {self.name}"
+
+    @property
+    def channels(self) -> int:
+        """Of the operand."""
+        return self.weight_shape[0 if self.op == "MatMul" else 1]
+
+    @property
+    def channel_axis(self) -> int:
+        """Of the operand's channels."""
+        return 1 if self.op == "Conv" else len(self.operand_shape) - 1
+
+    @property
+    def work(self) -> int:
+        """Multiplications for each position of the operand."""
+        size = 1
+        for axis in self.weight_shape:
+            size *= axis
+        return size
+
+    @property
+    def modulation(self) -> tuple[int | None, tuple[int, int]] | None:
+        """Which modulation vectors make the operand: block (None: the head's), indices of scale and shift.
+
+        None if it is not modulated.
+        """
+        if self.graph != "transformer" or not (found := MODULATED.fullmatch(self.name)):
+            return None
+        if found[4]:
+            return None, (0, 1)
+        return int(found[1]), ((2, 4) if found[2] else (3, 5))  # the order of export.model.transformer.Block
+
+
+def open_graph(bundle: Path, manifest: Manifest, name: str) -> ir.Model:
+    """A graph of the bundle, every value with its dtype, the tensors of the weight file without their values."""
+    model = typed(bundle / manifest.graphs[name].file)
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = None
+    return model
+
+
+def find_sites(graph: str, model: ir.Model) -> list[Site]:
+    """The products of an opened graph, in the order they are computed."""
+    found = []
+    for node in model.graph:
+        if node.op_type not in ("MatMul", "Gemm", "Conv"):
+            continue
+        operand, weight = node.inputs[0], node.inputs[1]
+        if operand is None or weight is None or not _is_weight(weight) or operand.producer() is None:
+            continue  # products of two tensors are attention; a graph's own input is no activation
+        shape = tuple(weight.shape.numpy()) if weight.shape else ()
+        name = re.sub(r"\.weight(\.\w+)?$", "", str(weight.name))
+        shapes = _shapes(node, shape)
+        found.append(
+            Site(graph, name, node.op_type, str(operand.name), shapes[0], str(node.outputs[0].name), shapes[1],
+                 str(weight.name), shape)
+        )  # fmt: skip
+    return found
+
+
+def all_sites(bundle: Path, manifest: Manifest) -> list[Site]:
+    return [site for name in GRAPHS for site in find_sites(name, open_graph(bundle, manifest, name))]
+
+
+def _shapes(node: ir.Node, weight: tuple[int, ...]) -> tuple[tuple[int | str, ...], tuple[int | str, ...]]:
+    """Of operand and result; tracing knows the sizes of maps, and rows are those of the graph's inputs."""
+    if node.op_type == "Conv":
+        (before, after) = (value.shape for value in (node.inputs[0], node.outputs[0]) if value is not None)
+        assert before is not None and after is not None
+        return ("B", *map(int, list(before)[1:])), ("B", *map(int, list(after)[1:]))  # type: ignore[call-overload]
+    rows = ("L", "2B") if node.op_type == "MatMul" else ("2B",)
+    inside, outside = weight if node.op_type == "MatMul" else weight[::-1]
+    return (*rows, inside), (*rows, outside)
+
+
+def _is_weight(value: ir.Value) -> bool:
+    return value.is_initializer() and value.const_value is None
