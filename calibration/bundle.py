@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from calibration.collect import tensors
 from calibration.plan import DIGITS, INT8, Plan
-from calibration.quantize import TARGETS, Activation, Quantizer, Target
+from calibration.quantize import SCALES, TARGETS, ZERO_POINTS, Activation, Quantizer, Target
 from calibration.ranges import METHODS, CalibrationError, Histogram
 from calibration.record import Calibration
 from calibration.sites import GRAPHS, Site, find_sites, open_graph
@@ -41,6 +41,7 @@ def quantize_bundle(
     method: str,
     batches: Sequence[int] = (1,),
     progress: Progress = lambda stage, done, total: None,
+    others: Sequence[Callable[[Path], None]] = (),
 ) -> None:
     """Writes the INT8 bundle `out`. Raises CalibrationError, BundleError, SettingsError, OSError."""
     check_target(out)
@@ -69,7 +70,8 @@ def quantize_bundle(
             _remove_unused(model.graph)
             graphs.append((graph, model))
         entries = list(_entries(source, [model for _, model in graphs], quantizer.entries, weights))
-        steps = tuple(spec.name for spec in dict(graphs_by_name(graphs))["transformer"].inputs if spec.name in quantizer.entries)
+        inputs = {graph.name: graph.inputs for graph, _ in graphs}
+        steps = tuple(spec.name for spec in inputs["transformer"] if spec.name in quantizer.entries)
         kinds = {kind: sorted(key for key in plan if plan[key] == kind) for kind in dict.fromkeys(plan.values())}
         options = {"target": target, "method": method, "calibration": asdict(calibration.settings), "plan": kinds}
         head = Head(
@@ -80,11 +82,7 @@ def quantize_bundle(
             provenance=_provenance(source, options | {"pictures": calibration.count}),
         )
         classes = bundle / source.classes if source.classes else None
-        write_bundle(out, head, graphs, entries, classes, batches, progress)
-
-
-def graphs_by_name(graphs: Sequence[tuple[Signature, ir.Model]]) -> list[tuple[str, Signature]]:
-    return [(graph.name, graph) for graph, _ in graphs]
+        write_bundle(out, head, graphs, entries, classes, batches, progress, others)
 
 
 def activations(
@@ -173,7 +171,7 @@ def _entries(source: Manifest, models: Sequence[ir.Model], added: Mapping[str, E
     for name in source.runtime_tensors:
         add(name, "F32", tuple(weights.get_slice(name).get_shape()))
     for name, entry in added.items():
-        if name in ("activation_scales", "activation_zero_points"):
+        if name in (SCALES, ZERO_POINTS):
             add(name, entry.dtype, entry.shape)
     return list(found.values())
 

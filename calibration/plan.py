@@ -16,18 +16,21 @@ KINDS = (INT8, DIGITS, WEIGHTS, FLOAT)
 Plan = Mapping[str, str]  # site key -> kind
 
 
-def default_plan(sites: Sequence[Site], target: str, weights_only: bool = False) -> dict[str, str]:
+def default_plan(sites: Sequence[Site], weights_only: bool = False) -> dict[str, str]:
     """What measurement recommends (docs/int8.md): everything INT8 but what decides tokens or hardly costs anything."""
-    return {site.key: WEIGHTS if weights_only and kind != FLOAT else kind for site in sites for kind in [_kind(site, target)]}
+    kinds = {site.key: _kind(site) for site in sites}
+    return {key: WEIGHTS if weights_only and kind != FLOAT else kind for key, kind in kinds.items()}
 
 
-def _kind(site: Site, target: str) -> str:
+def _kind(site: Site) -> str:
     if site.graph == "condition":
         return DIGITS  # two rows a picture: the second digit is free
     if site.graph == "decoder":
         ends = site.name in ("decoder.conv_in", "decoder.conv_out")
         return FLOAT if ends or ".attn" in site.name else INT8
-    return FLOAT if site.name == "head" else INT8
+    if site.name == "head":
+        return FLOAT  # guidance multiplies the rounding of logits by up to 1 + 2t
+    return DIGITS if site.name.endswith("fc2") else INT8  # behind GELU a few values are many times the others
 
 
 def with_overrides(plan: Plan, overrides: Mapping[str, str]) -> dict[str, str]:

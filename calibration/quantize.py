@@ -57,11 +57,13 @@ class Quantizer:
     """Rewrites the graphs of one bundle; `entries` are the tensors that this adds to its weight file."""
 
     def __init__(
-        self, target: Target, plan: Plan, activations: Mapping[str, Activation], smoothing: Mapping[str, np.ndarray], read: Read
+        self, target: Target, plan: Plan, activations: Mapping[str, Activation], smoothing: Mapping[str, np.ndarray], read: Read,
+        fold: bool = True,
     ) -> None:
+        """`fold`: modulated operands are smoothed by `condition`, so that it has to be rewritten too; else by the product."""
         self.entries: dict[str, Entry] = {}
         self.target, self.activations, self.read = target, activations, read
-        self._plan = plan
+        self.fold, self._plan = fold, plan
         self.smoothing = {key: vector for key, vector in smoothing.items() if plan[key] in (INT8, DIGITS)}
 
     def rewrite(self, graph: Signature, model: ir.Model, sites: Sequence[Site]) -> Signature:
@@ -81,7 +83,7 @@ class Quantizer:
             if self._plan[site.key] != FLOAT:
                 row = by_step.index(site.key) if site.key in by_step else None
                 _Site(self, model.graph, nodes[site.result], site, self._plan[site.key], row).rewrite()
-        if graph.name == "condition":
+        if graph.name == "condition" and self.fold:
             self._fold_smoothing(model.graph)
         return Signature(graph.name, inputs, graph.outputs)
 
@@ -160,7 +162,7 @@ class _Site:
             self._convolution(operand)
             return
         vector = self._q.smoothing.get(self._site.key)
-        if vector is not None and self._site.modulation is None:  # else `condition` has done it
+        if vector is not None and not (self._q.fold and self._site.modulation):  # else `condition` has done it
             inverse = self._weight("smoothing", FLOAT32, vector.shape, lambda: 1 / vector)
             operand = self._before("Mul", [operand, inverse], FLOAT32, "smoothed")
         self._node.replace_input_with(1, self._dequantized_weight(axis=1))

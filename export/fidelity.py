@@ -21,6 +21,7 @@ from runtime.pipeline import Maps, Pipeline, ScaleView
 from runtime.sampling import Sampling
 
 BATCH = 16
+Progress = Callable[[int, int], None]  # done, total
 Z95 = 1.96  # normal quantile of a 95 % interval
 
 
@@ -86,37 +87,95 @@ class Fidelity:
     scales: list[ScaleFidelity]
     psnr: float  # of the pictures that went through all scales, dB; infinite if equal
 
+    @property
+    def kl(self) -> float:
+        """Mean of a token, over all scales."""
+        return sum(scale.divergence for scale in self.scales) / sum(scale.tokens for scale in self.scales)
+
+    @property
+    def agreement(self) -> float:
+        """Share of the tokens of all scales."""
+        return sum(scale.agreeing for scale in self.scales) / sum(scale.tokens for scale in self.scales)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Pictures drawn together by the reference: all scales up to the last that is compared."""
+
+    labels: list[int]
+    seed: int
+    tokens: Maps
+    logits: list[np.ndarray]  # (B, L, V) by scale
+    images: np.ndarray | None  # if all scales were drawn
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What the reference drew, to compare candidates with: its tokens lead them, so that errors do not compound."""
+
+    sides: tuple[int, ...]
+    depth: int
+    turns: list[Turn]
+
+    @classmethod
+    def draw(
+        cls,
+        reference: Pipeline,
+        tokens: int = 2000,
+        seed: int = 0,
+        sizes: Sequence[int] = (BATCH,),
+        progress: Progress = lambda done, total: None,
+    ) -> Teacher:
+        """At least `tokens` tokens of every scale, over all classes, with the default sampling settings.
+
+        The first scale depends on the class alone: every class comes once. `sizes` are the batches that candidates can
+        draw.
+        """
+        model = reference.manifest.model
+        pictures = [math.ceil(tokens / side**2) for side in model.patch_nums]
+        pictures[0] = max(pictures[1], min(pictures[0], model.num_classes + 1))
+        turns = []
+        for turn in _turns(pictures[0], sizes):
+            last = max(k for k, count in enumerate(pictures) if count > turn.start)
+            labels = [i % (model.num_classes + 1) for i in turn]
+            turns.append(Turn(labels, seed + turn.start, *_logits(reference, labels, seed + turn.start, last, None)))
+            progress(turn.stop, pictures[0])
+        return cls(model.patch_nums, model.depth, turns)
+
+    def compare(self, candidate: Pipeline, progress: Progress = lambda done, total: None) -> Fidelity:
+        """Raises SettingsError."""
+        model = candidate.manifest.model
+        if model.patch_nums != self.sides or model.depth != self.depth:
+            raise SettingsError(f"{model.name}: not the model of the reference")
+        scales = [ScaleFidelity(side) for side in self.sides]
+        squares, values = 0.0, 0
+        for i, turn in enumerate(self.turns):
+            last = len(turn.logits) - 1
+            _, found, images = _logits(candidate, turn.labels, turn.seed, last, turn.tokens)
+            for scale, a, b in zip(scales, turn.logits, found, strict=False):
+                scale.add(a, b)
+            if turn.images is not None and images is not None:
+                squares += float(((images.astype(float) - turn.images) ** 2).sum())
+                values += images.size
+            progress(i + 1, len(self.turns))
+        return Fidelity(scales, psnr(squares / values))
+
 
 def compare(
     reference: Pipeline,
     candidate: Pipeline,
     tokens: int = 2000,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Fidelity:
-    """Compares on at least `tokens` tokens of every scale, over all classes, with the default sampling settings.
+    """`candidate` led by `reference`, see `Teacher`. Raises SettingsError."""
+    teacher = Teacher.draw(reference, tokens, seed, candidate.backend.batches or (BATCH,), progress)
+    return teacher.compare(candidate, progress)
 
-    The first scale depends on the class alone: it is compared on every class once. Raises SettingsError.
-    """
-    model = reference.manifest.model
-    if candidate.manifest.model.patch_nums != model.patch_nums or candidate.manifest.model.depth != model.depth:
-        raise SettingsError(f"{candidate.manifest.model.name}: not the model of the reference, {model.name}")
-    scales = [ScaleFidelity(side) for side in model.patch_nums]
-    pictures = [math.ceil(tokens / side**2) for side in model.patch_nums]
-    pictures[0] = max(pictures[1], min(pictures[0], model.num_classes + 1))
-    squares, values = 0.0, 0
-    for turn in _turns(pictures[0], candidate.backend.batches or (BATCH,)):
-        last = max(k for k, count in enumerate(pictures) if count > turn.start)
-        labels = [i % (model.num_classes + 1) for i in turn]
-        drawn, expected, image = _logits(reference, labels, seed + turn.start, last, None)
-        _, found, other = _logits(candidate, labels, seed + turn.start, last, drawn)
-        for scale, a, b in zip(scales, expected, found, strict=False):
-            scale.add(a, b)
-        if image is not None and other is not None:
-            squares += float(((image.astype(float) - other) ** 2).sum())
-            values += image.size
-        progress(turn.stop, pictures[0])
-    return Fidelity(scales, 10 * math.log10(255**2 * values / squares) if squares else math.inf)
+
+def psnr(mean_square: float) -> float:
+    """dB, of a mean squared error of bytes."""
+    return 10 * math.log10(255**2 / mean_square) if mean_square else math.inf
 
 
 def _turns(pictures: int, sizes: Sequence[int]) -> Iterator[range]:
@@ -220,7 +279,8 @@ def table(result: Fidelity) -> str:
             f"| {k} ({scale.side} x {scale.side}) | {scale.tokens} | {scale.agreement:.2%} | {low:.2%} to {high:.2%} "
             f"| {scale.kl:.1e} | {scale.logit_error:.4f}, {scale.largest_error:.4f} | {scale.widest_miss:.2f} x rms |"
         )
-    return "\n".join([*lines, "", f"pictures from equal tokens: PSNR {result.psnr:.1f} dB"])
+    means = f"all scales: KL {result.kl:.1e}, top-1 agreement {result.agreement:.2%}"
+    return "\n".join([*lines, "", f"{means}; pictures from equal tokens: PSNR {result.psnr:.1f} dB"])
 
 
 if __name__ == "__main__":

@@ -36,6 +36,10 @@ class Entry:
     compute: Callable[[], np.ndarray]
 
     @property
+    def numpy_dtype(self) -> np.dtype:
+        return NUMPY_DTYPES[self.dtype]
+
+    @property
     def size(self) -> int:
         """Bytes."""
         return math.prod(self.shape) * NUMPY_DTYPES[self.dtype].itemsize

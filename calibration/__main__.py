@@ -1,0 +1,80 @@
+"""python -m calibration: an FP32 bundle becomes an INT8 bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from runtime.cli import batch_sizes, progress_bar, reports_errors
+from runtime.sampling import Sampling
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="INT8 bundle to write.")
+@click.option("--target", type=click.Choice(["trt", "cpu"]), default="trt", help="TensorRT, or ONNX Runtime on a CPU.")
+@click.option("--images", default=128, help="Pictures to draw for the ranges.")
+@click.option("--method", type=click.Choice(["mse", "entropy", "percentile", "minmax"]), default="mse", help="Of a range.")
+@click.option("--budget", type=float, help="Measure every layer, and plan for at most this KL a token (0.008).")
+@click.option("--set", "overrides", multiple=True, metavar="LAYER=KIND", help="int8, int8x2, weights or float; repeatable.")
+@click.option("--weights-only", is_flag=True, help="INT8 weights, everything else as in the base.")
+@click.option("--smoothing", type=click.Choice(["adaln", "all", "none"]), default="adaln", help="Of channels, into weights.")
+@click.option("--alpha", default=0.5, help="How much of the channels' differences goes into the weights.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the first picture.")
+@click.option("--first", type=click.IntRange(min=0), default=0, help="Number of the first picture, to share the work.")
+@click.option("--merge", multiple=True, type=click.Path(path_type=Path), help="Add another machine's calibration.json.")
+@click.option("--calibration", type=click.Path(path_type=Path), help="[default: BUNDLE/calibration.json]")
+@click.option("--batches", default="1", help="Batch sizes of the static per-scale steps: 1,8")
+@reports_errors
+def main(
+    bundle: Path,
+    out: Path,
+    target: str,
+    images: int,
+    method: str,
+    budget: float | None,
+    overrides: tuple[str, ...],
+    weights_only: bool,
+    smoothing: str,
+    alpha: float,
+    seed: int,
+    first: int,
+    merge: tuple[Path, ...],
+    calibration: Path | None,
+    batches: str,
+) -> None:
+    """Calibrate the FP32 BUNDLE on pictures that it draws, and write it in INT8.
+
+    What was collected stays in calibration.json beside the bundle: interrupted, it is gone on with, and it serves both
+    targets.
+    """
+    kinds = dict(_assignment(text) for text in overrides)
+    sizes = sorted(batch_sizes(batches))
+    if weights_only and budget is not None:
+        raise click.UsageError("--weights-only has no activations to plan for; give it without --budget.")
+
+    from calibration.make import Request, make_int8
+    from calibration.record import Settings
+
+    settings = Settings(seed, Sampling.cfg, Sampling.top_k, Sampling.top_p, smoothing, alpha)
+    request = Request(target, method, images, first, settings, budget, kinds, weights_only, tuple(sizes), merge)
+    with progress_bar() as bar:
+        task = bar.add_task("starting", total=None)
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+
+        summary = make_int8(bundle, out, request, calibration, progress)
+    click.echo(f"{out}: {summary}")
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, kind = text.partition("=")
+    if not (name and equals and kind):
+        raise click.UsageError(f"--set: expected LAYER=KIND such as fc2=float, found {text!r}.")
+    return name, kind
+
+
+if __name__ == "__main__":
+    main()

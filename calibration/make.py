@@ -1,0 +1,94 @@
+"""The straight line: collect ranges, plan, write the INT8 bundle with a report of what was decided."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibration.bundle import quantize_bundle
+from calibration.collect import Progress, collect
+from calibration.plan import Plan, default_plan, with_overrides
+from calibration.record import FILE_NAME, Calibration, Settings
+from calibration.sensitivity import FILE_NAME as SENSITIVITY
+from calibration.sensitivity import Sensitivity, heat_map, measure, table, within_budget
+from calibration.sites import Site, all_sites
+from export.write import check_target
+from runtime.manifest import Manifest
+
+REPORT, HEAT_MAP = "report.md", "sensitivity.png"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asks for, see `python -m calibration --help`."""
+
+    target: str = "trt"
+    method: str = "mse"
+    images: int = 128
+    first: int = 0
+    settings: Settings = Settings()
+    budget: float | None = None
+    overrides: Mapping[str, str] = ()  # type: ignore[assignment]
+    weights_only: bool = False
+    batches: tuple[int, ...] = (1,)
+    merge: tuple[Path, ...] = ()
+
+
+def make_int8(
+    bundle: Path,
+    out: Path,
+    request: Request,
+    calibration: Path | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> str:
+    """Writes the INT8 bundle `out`; returns one line about it. Raises VarEdgeError, OSError."""
+    check_target(out)
+    path = calibration or bundle / FILE_NAME
+    found = collect(bundle, path, request.images, request.settings, request.first, progress)
+    for other in request.merge:
+        found.merge(Calibration.load(other), str(other))
+        found.write(path)
+    sites = all_sites(bundle, Manifest.load(bundle, verify=False))
+    plan: Plan = default_plan(sites, request.weights_only)
+    sensitivity, expected = None, None
+    if request.budget is not None:
+        where = path.with_name(f"{request.target}-{request.method}-{SENSITIVITY}")
+        sensitivity = measure(bundle, where, found, request.target, request.method, progress)
+        plan, expected = within_budget(plan, sensitivity, request.budget)
+    plan = with_overrides(plan, dict(request.overrides))
+
+    def report(folder: Path) -> None:
+        (folder / REPORT).write_text(_report(request, found, plan, sites, sensitivity, expected), encoding="utf-8")
+        if sensitivity:
+            heat_map(sensitivity, sites, folder / HEAT_MAP)
+
+    quantize_bundle(bundle, out, found, plan, request.target, request.method, request.batches, progress, [report])
+    size = sum(file.stat().st_size for file in out.iterdir())
+    return f"int8 for {request.target}, {size / 1e6:.1f} MB; {_counted(plan)}; see {out / REPORT}"
+
+
+def _counted(plan: Plan) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(plan.values()).most_common())
+
+
+def _report(
+    request: Request,
+    calibration: Calibration,
+    plan: Plan,
+    sites: list[Site],
+    sensitivity: Sensitivity | None,
+    expected: float | None,
+) -> str:
+    lines = [
+        f"# INT8 for {request.target}",
+        "",
+        f"Ranges: {request.method} of {calibration.count} pictures, smoothing {request.settings.smoothing}. {_counted(plan)}.",
+        "",
+    ]
+    if sensitivity is None:
+        rows = [f"| {site.key} | {plan[site.key]} |" for site in sites]
+        return "\n".join([*lines, "| layer | plan |", "|---|---|", *rows, ""])
+    bound = f"Budget: a KL of {request.budget:g} a token; the plan is expected to cost {expected:.2g}."
+    return "\n".join([*lines, bound, "", f"![sensitivity]({HEAT_MAP})", "", table(sensitivity, plan)])

@@ -1,0 +1,238 @@
+"""What each layer costs in quality when it alone is INT8: measured, as a table, as a picture, and as a plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from safetensors import safe_open
+
+from calibration.bundle import activations
+from calibration.plan import DIGITS, FLOAT, INT8, Plan
+from calibration.quantize import TARGETS, Quantizer
+from calibration.record import Calibration
+from calibration.sites import GRAPHS, Site, find_sites, open_graph
+from export.fidelity import BATCH, Teacher, Turn, psnr
+from export.signature import Signature
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.ort_session import Session
+from runtime.backends.wiring import ScaleConstants
+from runtime.errors import BundleError
+from runtime.files import whole_file
+from runtime.manifest import WEIGHTS, Graph, Manifest
+from runtime.pipeline import Pipeline
+from runtime.strict import load
+
+SCHEMA_VERSION = 1
+FILE_NAME = "sensitivity.json"
+TOKENS = 300  # compared at every scale
+PSNR = 40.0  # dB: what INT8 may cost the decoder's pictures
+ALL_DIGITS = "transformer: all layers int8x2"  # what INT8 weights and rounded logits cost, whatever the plan
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that alone is INT8, everything else FP32."""
+
+    kl: tuple[float, ...]  # mean of a token by scale, nats; empty for the decoder
+    logit_error: tuple[float, ...]  # root mean square by scale
+    agreement: tuple[float, ...]  # share of tokens whose most probable value stays, by scale
+    psnr: float | None  # dB, of pictures from equal tokens; None if they are equal, and outside of the decoder
+
+    @property
+    def mean_kl(self) -> float:
+        return float(np.mean(self.kl)) if self.kl else 0.0
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """`sensitivity.json`."""
+
+    schema_version: int
+    bundle: dict[str, str]
+    target: str
+    method: str
+    calibration: dict[str, Any]
+    layers: dict[str, Layer]
+
+    def write(self, path: Path) -> None:
+        with whole_file(path) as file:
+            file.write((json.dumps(asdict(self), indent=1) + "\n").encode())
+
+
+def measure(
+    bundle: Path,
+    path: Path,
+    calibration: Calibration,
+    target: str,
+    method: str,
+    progress: Progress = lambda stage, done, total: None,
+) -> Sensitivity:
+    """Measures every layer; written to `path` after each, and gone on with if it is there. Raises BundleError."""
+    manifest = Manifest.load(bundle, verify=False)
+    found = Sensitivity(SCHEMA_VERSION, calibration.bundle, target, method, asdict(calibration.settings), {})
+    if path.exists():
+        before = load(Sensitivity, path, SCHEMA_VERSION, "", "remove it")
+        if replaced := {**asdict(found), "layers": {}} != {**asdict(before), "layers": {}}:
+            del replaced  # another bundle, target, method or calibration: measured anew
+        else:
+            found.layers.update(before.layers)
+    bench = _Bench(bundle, manifest, calibration, target, method)
+    wanted = [ALL_DIGITS, *(site.key for site in bench.sites)]
+    for i, key in enumerate(wanted):
+        if key not in found.layers:
+            progress(f"measuring {key}", i, len(wanted))
+            found.layers[key] = bench.layer(key)
+            found.write(path)
+    return found
+
+
+def within_budget(plan: Plan, sensitivity: Sensitivity, budget: float) -> tuple[dict[str, str], float]:
+    """The plan with the transformer's most sensitive INT8 layers as two digits, until the KL fits; and that KL.
+
+    The decoder's most sensitive convolutions become float until its pictures keep PSNR. Errors of layers add up,
+    nearly. Raises BundleError if even two digits everywhere cost more.
+    """
+    squares = {k: 10 ** (-(sensitivity.layers[k].psnr or 99) / 10) for k in plan if k.startswith("decoder")}
+    squares = {key: square for key, square in squares.items() if plan[key] == INT8}
+    rest = sensitivity.layers[ALL_DIGITS].mean_kl
+    costs = {k: sensitivity.layers[k].mean_kl for k in plan if plan[k] == INT8 and k.startswith("transformer")}
+    changed = dict(plan)
+    for key in sorted(squares, key=lambda key: -squares[key]):
+        if sum(squares.values()) <= 10 ** (-PSNR / 10):
+            break
+        changed[key] = FLOAT
+        del squares[key]
+    for key in sorted(costs, key=lambda key: -costs[key]):
+        if rest + sum(costs.values()) <= budget:
+            break
+        changed[key] = DIGITS
+        del costs[key]
+    expected = rest + sum(costs.values())
+    if expected > budget:
+        raise BundleError(f"--budget {budget:g}: two digits for every layer still cost a KL of {expected:.2g}; allow more")
+    return changed, expected
+
+
+class _Bench:
+    """One loaded bundle in which a graph is replaced again and again."""
+
+    def __init__(self, bundle: Path, manifest: Manifest, calibration: Calibration, target: str, method: str) -> None:
+        self._bundle, self._manifest, self._calibration = bundle, manifest, calibration
+        self._target, self._method = TARGETS[target], method
+        self._backend = OnnxRuntimeBackend(bundle, manifest)
+        self._pipeline = Pipeline(bundle, self._backend, verify=False)
+        self._constants = self._backend._constants
+        self._teacher = Teacher.draw(self._pipeline, TOKENS)
+        self.sites = [s for n in GRAPHS for s in find_sites(n, open_graph(bundle, manifest, n))]
+
+    def layer(self, key: str) -> Layer:
+        """The site `key` as INT8, or all of the transformer's layers as two digits."""
+        if key == ALL_DIGITS:
+            plan = {site.key: DIGITS if site.graph == "transformer" else FLOAT for site in self.sites}
+            plan["transformer: head"] = FLOAT
+        else:
+            plan = {site.key: INT8 if site.key == key else FLOAT for site in self.sites}
+        name = key.split(":")[0]
+        original = self._backend._sessions.pop(name)
+        self._backend._batch = None
+        try:
+            graph, content, steps = self._variant(name, plan)
+            self._backend._sessions[name] = Session(self._bundle, graph, None, content=content)
+            self._backend._constants = [
+                ScaleConstants({n: np.ascontiguousarray(values[k]) for n, values in steps.items()}, c.bridge)
+                for k, c in enumerate(self._constants)
+            ]
+            if name == "decoder":
+                return Layer((), (), (), self._decoded())
+            result = self._teacher.compare(self._pipeline)
+            columns = zip(*((s.kl, s.logit_error, s.agreement) for s in result.scales), strict=True)
+            return Layer(*(tuple(float(f"{x:.4g}") for x in column) for column in columns), None)
+        finally:
+            self._backend._sessions[name], self._backend._constants = original, self._constants
+            self._backend._batch = None
+
+    def _decoded(self) -> float | None:
+        """PSNR of the teacher's whole pictures, decoded again."""
+        turn = next(turn for turn in self._teacher.turns if turn.images is not None)
+        squares = (self._redrawn(turn).astype(float) - turn.images) ** 2
+        found = psnr(float(squares.mean()))
+        return round(found, 2) if np.isfinite(found) else None
+
+    def _redrawn(self, turn: Turn) -> np.ndarray:
+        keep = [np.ones_like(tokens, bool) for tokens in turn.tokens]
+        count = len(turn.labels)
+        return self._pipeline.generate(turn.labels, turn.seed, keep=keep, kept_tokens=turn.tokens, batch=count).images
+
+    def _variant(self, name: str, plan: Plan) -> tuple[Graph, bytes, dict[str, np.ndarray]]:
+        """A graph by this plan, its new tensors inside, and its inputs by scale."""
+        model = open_graph(self._bundle, self._manifest, name)
+        sites = find_sites(name, model)
+        outside = {n: v.const_value for n, v in _as_stored(self._bundle, self._manifest, name).items()}
+        with safe_open(self._bundle / WEIGHTS, framework="numpy") as weights:
+            quantizer = Quantizer(
+                self._target,
+                plan,
+                activations(self.sites, self._calibration, plan, self._target, self._method),
+                self._calibration.smoothing or {},
+                weights.get_tensor,
+                fold=False,
+            )
+            listed = self._manifest.graphs[name]
+            signature = quantizer.rewrite(Signature(name, listed.inputs, listed.outputs), model, sites)
+            values = {n: np.asarray(e.compute(), e.numpy_dtype) for n, e in quantizer.entries.items()}
+        for n, value in list(model.graph.initializers.items()):
+            if not value.uses():
+                del model.graph.initializers[n]
+            elif value.const_value is None:
+                value.const_value = ir.tensor(values[n], name=n) if n in values else outside[n]
+        steps = {spec.name: values[spec.name] for spec in signature.inputs if spec.name in values}
+        proto = ir.to_proto(model)
+        proto.graph.ClearField("value_info")  # sizes before the rewriting: two digits have twice the rows
+        return Graph(listed.file, signature.inputs, signature.outputs), proto.SerializeToString(), steps
+
+
+def _as_stored(bundle: Path, manifest: Manifest, name: str) -> Mapping[str, ir.Value]:
+    return ir.load(bundle / manifest.graphs[name].file).graph.initializers
+
+
+def table(sensitivity: Sensitivity, plan: Plan) -> str:
+    """Markdown: the layers by what they cost, and what the plan makes of them."""
+    layers = sensitivity.layers
+    lines = ["| layer alone INT8 | plan | mean KL | logit error at the last scale | top-1 agreement there |", "|---|---|---|---|---|"]
+    for key in sorted((k for k in layers if layers[k].kl), key=lambda k: -layers[k].mean_kl):
+        found = layers[key]
+        cells = f"{found.mean_kl:.1e} | {found.logit_error[-1]:.4f} | {found.agreement[-1]:.1%}"
+        lines.append(f"| {key} | {plan.get(key, '')} | {cells} |")
+    lines += ["", "| layer alone INT8 | plan | PSNR of pictures |", "|---|---|---|"]
+    pictures = {key: found.psnr or np.inf for key, found in layers.items() if not found.kl}
+    lines += [f"| {key} | {plan[key]} | {pictures[key]:.1f} dB |" for key in sorted(pictures, key=lambda k: pictures[k])]
+    return "\n".join(lines) + "\n"
+
+
+def heat_map(sensitivity: Sensitivity, sites: Sequence[Site], path: Path) -> None:
+    """A PNG: layers by scales, the colour is the KL."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.colors import LogNorm
+
+    keys = [site.key for site in sites if sensitivity.layers[site.key].kl]
+    values = np.maximum(np.array([sensitivity.layers[key].kl for key in keys]), 1e-7)  # (layers, K)
+    figure, axes = pyplot.subplots(figsize=(6.5, 1.6 + 0.22 * len(keys)), layout="constrained")
+    image = axes.imshow(values, aspect="auto", norm=LogNorm(), cmap="magma")
+    axes.set_yticks(range(len(keys)), [key.split(": ")[1] for key in keys], fontsize=7)
+    axes.set_xticks(range(values.shape[1]))
+    axes.set_xlabel("scale")
+    axes.set_title("KL of the next token when this layer alone is INT8", fontsize=9)
+    figure.colorbar(image, ax=axes, label="nats")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
