@@ -15,11 +15,17 @@ from runtime.sampling import Sampling
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="INT8 bundle to write.")
 @click.option("--target", type=click.Choice(["trt", "cpu"]), default="trt", help="TensorRT, or ONNX Runtime on a CPU.")
 @click.option("--images", default=128, help="Pictures to draw for the ranges.")
-@click.option("--method", type=click.Choice(["mse", "entropy", "percentile", "minmax"]), default="mse", help="Of a range.")
+@click.option(
+    "--method", type=click.Choice(["mse", "entropy", "percentile", "minmax"]), default="mse", help="Of a range."
+)
 @click.option("--budget", type=float, help="Measure every layer, and plan for at most this KL a token (0.008).")
-@click.option("--set", "overrides", multiple=True, metavar="LAYER=KIND", help="int8, int8x2, weights or float; repeatable.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="LAYER=KIND", help="int8, int8x2, weights or float; repeatable."
+)
 @click.option("--weights-only", is_flag=True, help="INT8 weights, everything else as in the base.")
-@click.option("--smoothing", type=click.Choice(["adaln", "all", "none"]), default="adaln", help="Of channels, into weights.")
+@click.option(
+    "--smoothing", type=click.Choice(["adaln", "all", "none"]), default="adaln", help="Of channels, into weights."
+)
 @click.option("--alpha", default=0.5, help="How much of the channels' differences goes into the weights.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the first picture.")
 @click.option("--first", type=click.IntRange(min=0), default=0, help="Number of the first picture, to share the work.")
@@ -49,7 +55,7 @@ def main(
     What was collected stays in calibration.json beside the bundle: interrupted, it is gone on with, and it serves both
     targets.
     """
-    kinds = dict(_assignment(text) for text in overrides)
+    kinds = tuple(_assignment(text) for text in overrides)
     sizes = sorted(batch_sizes(batches))
     if weights_only and budget is not None:
         raise click.UsageError("--weights-only has no activations to plan for; give it without --budget.")

@@ -16,10 +16,11 @@ from safetensors import safe_open
 
 from calibration.collect import tensors
 from calibration.plan import DIGITS, INT8, Plan
-from calibration.quantize import SCALES, TARGETS, ZERO_POINTS, Activation, Quantizer, Target
+from calibration.quantize import Quantizer
 from calibration.ranges import METHODS, CalibrationError, Histogram
 from calibration.record import Calibration
 from calibration.sites import GRAPHS, Site, find_sites, open_graph
+from calibration.target import SCALES, TARGETS, ZERO_POINTS, Activation, Target
 from export.mixed_precision import to_fp16
 from export.signature import Signature
 from export.weights import Entry
@@ -138,7 +139,11 @@ def _one_sided(histograms: Sequence[Histogram], site: Site) -> bool:
 def _store_in_half(graph: ir.Graph) -> None:
     """Weights in FP16, cast to FP32 when the graph is loaded: half the file, the same arithmetic."""
     for weight in list(graph.initializers.values()):
-        if weight.const_value is None and weight.dtype == ir.DataType.FLOAT and not str(weight.name).startswith("quantize."):
+        if (
+            weight.const_value is None
+            and weight.dtype == ir.DataType.FLOAT
+            and not str(weight.name).startswith("quantize.")
+        ):
             weight.dtype = ir.DataType.FLOAT16
             cast = ir.node("Cast", [weight], attributes={"to": ir.DataType.FLOAT})
             cast.name = cast.outputs[0].name = f"{weight.name}.widened"
@@ -168,7 +173,7 @@ def _entries(source: Manifest, models: Sequence[ir.Model], added: Mapping[str, E
             if value.const_value is None:
                 assert value.shape is not None and value.dtype is not None
                 add(name, NAMES[value.dtype], tuple(value.shape.numpy()))
-    for name in source.runtime_tensors:
+    for name in sorted(source.runtime_tensors):
         add(name, "F32", tuple(weights.get_slice(name).get_shape()))
     for name, entry in added.items():
         if name in (SCALES, ZERO_POINTS):
@@ -177,7 +182,9 @@ def _entries(source: Manifest, models: Sequence[ir.Model], added: Mapping[str, E
 
 
 def _provenance(source: Manifest, options: dict[str, Any]) -> Provenance:
-    tools = source.provenance.tools | {package: version(package) for package in ("var-edge", "onnx", "onnx-ir", "numpy")}
+    tools = source.provenance.tools | {
+        package: version(package) for package in ("var-edge", "onnx", "onnx-ir", "numpy")
+    }
     return Provenance(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         source=source.provenance.source,

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from calibration.observe import ObservingBackend
 from calibration.ranges import CalibrationError, Histogram
 from calibration.record import Calibration, Settings, fingerprint
-from calibration.sites import Site, all_sites
+from calibration.sites import Site, all_sites, modulated_by
 from calibration.smooth import smoothing_vector
 from runtime.errors import SettingsError
 from runtime.manifest import WEIGHTS, Manifest
@@ -111,7 +111,7 @@ def _smoothing(
     bundle: Path, sites: Sequence[Site], channels: Mapping[str, np.ndarray], settings: Settings
 ) -> dict[str, np.ndarray]:
     def smooths(site: Site) -> bool:
-        return settings.smoothing == "all" or (settings.smoothing == "adaln" and site.modulation is not None)
+        return settings.smoothing == "all" or (settings.smoothing == "adaln" and modulated_by(site.key) is not None)
 
     with safe_open(bundle / WEIGHTS, framework="numpy") as weights:
         return {

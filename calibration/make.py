@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from calibration.sites import Site, all_sites
 from export.write import check_target
 from runtime.manifest import Manifest
 
+DEFAULTS = Settings()
 REPORT, HEAT_MAP = "report.md", "sensitivity.png"
 
 
@@ -28,9 +28,9 @@ class Request:
     method: str = "mse"
     images: int = 128
     first: int = 0
-    settings: Settings = Settings()
+    settings: Settings = DEFAULTS
     budget: float | None = None
-    overrides: Mapping[str, str] = ()  # type: ignore[assignment]
+    overrides: tuple[tuple[str, str], ...] = ()
     weights_only: bool = False
     batches: tuple[int, ...] = (1,)
     merge: tuple[Path, ...] = ()
@@ -84,7 +84,9 @@ def _report(
     lines = [
         f"# INT8 for {request.target}",
         "",
-        f"Ranges: {request.method} of {calibration.count} pictures, smoothing {request.settings.smoothing}. {_counted(plan)}.",
+        f"Ranges: {request.method} of {calibration.count} pictures, smoothing {request.settings.smoothing}.",
+        "",
+        f"Layers: {_counted(plan)}.",
         "",
     ]
     if sensitivity is None:

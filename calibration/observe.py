@@ -24,7 +24,11 @@ class ObservingBackend(OnnxRuntimeBackend):
     """
 
     def __init__(
-        self, bundle: Path, manifest: Manifest, observed: Mapping[str, Mapping[str, tuple[int | str, ...]]], on_values: OnValues
+        self,
+        bundle: Path,
+        manifest: Manifest,
+        observed: Mapping[str, Mapping[str, tuple[int | str, ...]]],
+        on_values: OnValues,
     ) -> None:
         self._observed, self.on_values = observed, on_values
         self._buffers: dict[tuple[str, str], np.ndarray] = {}
@@ -38,7 +42,9 @@ class ObservingBackend(OnnxRuntimeBackend):
         path = self._bundle / listed.file
         model = onnx.load(path, load_external_data=False)
         model.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in tensors)
-        wider = replace(listed, outputs=(*listed.outputs, *(Tensor(name, "float32", shape) for name, shape in tensors.items())))
+        wider = replace(
+            listed, outputs=(*listed.outputs, *(Tensor(name, "float32", shape) for name, shape in tensors.items()))
+        )
         session = Session(self._bundle, wider, self._threads, content=model.SerializeToString())
         plain = session.bind
 

@@ -34,12 +34,15 @@ def _kind(site: Site) -> str:
 
 
 def with_overrides(plan: Plan, overrides: Mapping[str, str]) -> dict[str, str]:
-    """The plan with some kinds changed; a key is a site's, or the end of several sites' names. Raises CalibrationError."""
+    """The plan with some kinds changed; a name is a site's key, or how the names of several end.
+
+    Raises CalibrationError.
+    """
     changed = dict(plan)
     for name, kind in overrides.items():
         found = [key for key in plan if key == name or key.endswith(f".{name}") or key.endswith(f" {name}")]
         if not found or kind not in KINDS:
             known = f"a kind out of {', '.join(KINDS)}" if found else "a layer of the plan"
-            raise CalibrationError(f"--set {name}={kind}: expected {known}; --plan shows all layers")
+            raise CalibrationError(f"--set {name}={kind}: expected {known}; the report of a bundle lists all layers")
         changed.update(dict.fromkeys(found, kind))
     return changed

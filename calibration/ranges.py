@@ -123,9 +123,7 @@ def entropy(histogram: Histogram, symmetric: bool) -> Range:
 def _best(histogram: Histogram, loss: Callable[[float, float], float]) -> Range:
     """The least loss among smaller and smaller ranges; of a lopsided one the long end shrinks first."""
     largest = max(-histogram.low, histogram.high)
-    tried = {
-        (max(histogram.low, -largest * share), min(histogram.high, largest * share)): None for share in CANDIDATES
-    }
+    tried = {(max(histogram.low, -largest * share), min(histogram.high, largest * share)): None for share in CANDIDATES}
     return min(tried, key=lambda found: loss(*found))
 
 

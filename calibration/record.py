@@ -46,7 +46,9 @@ class Calibration:
         text = load(_Document, path, SCHEMA_VERSION, f"{path}: there is no calibration", "calibrate again")
         try:
             histograms = {name: [_read(item) for item in items] for name, items in text.histograms.items()}
-            smoothing = text.smoothing and {name: np.array(m, np.float32) for name, m in text.smoothing.items()}
+            smoothing = (
+                None if text.smoothing is None else {n: np.array(m, np.float32) for n, m in text.smoothing.items()}
+            )
             settings = Settings(**text.settings)
             pictures = [(int(first), int(end)) for first, end in text.pictures]
         except (KeyError, TypeError, ValueError) as error:
@@ -55,7 +57,8 @@ class Calibration:
 
     def write(self, path: Path) -> None:
         histograms = {name: [_written(h) for h in items] for name, items in self.histograms.items()}
-        smoothing = self.smoothing and {n: [float(f"{x:.6g}") for x in m] for n, m in self.smoothing.items()}
+        known = self.smoothing
+        smoothing = None if known is None else {n: [float(f"{x:.9g}") for x in m] for n, m in known.items()}
         document = _Document(
             SCHEMA_VERSION, self.bundle, asdict(self.settings), tuple(self.pictures), smoothing, histograms
         )
@@ -73,13 +76,13 @@ class Calibration:
         for file in sorted(set(found) | set(self.bundle)):
             if found.get(file) != self.bundle.get(file):
                 raise CalibrationError(
-                    f"{path}: collected on another bundle: {file} differs from {bundle / file}; remove it and calibrate again"
+                    f"{path}: collected on another bundle: {bundle / file} differs; remove it and calibrate again"
                 )
         for name, value in asdict(self.settings).items():
             if settings is not None and value != getattr(settings, name):
                 wanted = getattr(settings, name)
                 raise CalibrationError(
-                    f"{path}: collected with {name} {value}, asked for {wanted}; give that, or another --calibration file"
+                    f"{path}: collected with {name} {value}, asked for {wanted}; give another --calibration file"
                 )
 
     def merge(self, other: Calibration, where: str) -> None:

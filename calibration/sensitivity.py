@@ -14,10 +14,11 @@ from safetensors import safe_open
 
 from calibration.bundle import activations
 from calibration.plan import DIGITS, FLOAT, INT8, Plan
-from calibration.quantize import TARGETS, Quantizer
+from calibration.quantize import Quantizer
 from calibration.record import Calibration
 from calibration.sites import GRAPHS, Site, find_sites, open_graph
-from export.fidelity import BATCH, Teacher, Turn, psnr
+from calibration.target import TARGETS
+from export.fidelity import Teacher, Turn, psnr
 from export.signature import Signature
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.ort_session import Session
@@ -80,10 +81,8 @@ def measure(
     found = Sensitivity(SCHEMA_VERSION, calibration.bundle, target, method, asdict(calibration.settings), {})
     if path.exists():
         before = load(Sensitivity, path, SCHEMA_VERSION, "", "remove it")
-        if replaced := {**asdict(found), "layers": {}} != {**asdict(before), "layers": {}}:
-            del replaced  # another bundle, target, method or calibration: measured anew
-        else:
-            found.layers.update(before.layers)
+        if {**asdict(found), "layers": {}} == {**asdict(before), "layers": {}}:
+            found.layers.update(before.layers)  # else of another bundle, target, method or calibration
     bench = _Bench(bundle, manifest, calibration, target, method)
     wanted = [ALL_DIGITS, *(site.key for site in bench.sites)]
     for i, key in enumerate(wanted):
@@ -117,7 +116,9 @@ def within_budget(plan: Plan, sensitivity: Sensitivity, budget: float) -> tuple[
         del costs[key]
     expected = rest + sum(costs.values())
     if expected > budget:
-        raise BundleError(f"--budget {budget:g}: two digits for every layer still cost a KL of {expected:.2g}; allow more")
+        raise BundleError(
+            f"--budget {budget:g}: two digits for every layer still cost a KL of {expected:.2g}; allow more"
+        )
     return changed, expected
 
 
@@ -153,8 +154,11 @@ class _Bench:
             if name == "decoder":
                 return Layer((), (), (), self._decoded())
             result = self._teacher.compare(self._pipeline)
-            columns = zip(*((s.kl, s.logit_error, s.agreement) for s in result.scales), strict=True)
-            return Layer(*(tuple(float(f"{x:.4g}") for x in column) for column in columns), None)
+            kl, error, agreement = (
+                tuple(float(f"{getattr(scale, name):.4g}") for scale in result.scales)
+                for name in ("kl", "logit_error", "agreement")
+            )
+            return Layer(kl, error, agreement, None)
         finally:
             self._backend._sessions[name], self._backend._constants = original, self._constants
             self._backend._batch = None
@@ -206,14 +210,19 @@ def _as_stored(bundle: Path, manifest: Manifest, name: str) -> Mapping[str, ir.V
 def table(sensitivity: Sensitivity, plan: Plan) -> str:
     """Markdown: the layers by what they cost, and what the plan makes of them."""
     layers = sensitivity.layers
-    lines = ["| layer alone INT8 | plan | mean KL | logit error at the last scale | top-1 agreement there |", "|---|---|---|---|---|"]
+    lines = [
+        "| layer alone INT8 | plan | mean KL | logit error at the last scale | top-1 agreement there |",
+        "|---|---|---|---|---|",
+    ]
     for key in sorted((k for k in layers if layers[k].kl), key=lambda k: -layers[k].mean_kl):
         found = layers[key]
         cells = f"{found.mean_kl:.1e} | {found.logit_error[-1]:.4f} | {found.agreement[-1]:.1%}"
         lines.append(f"| {key} | {plan.get(key, '')} | {cells} |")
     lines += ["", "| layer alone INT8 | plan | PSNR of pictures |", "|---|---|---|"]
     pictures = {key: found.psnr or np.inf for key, found in layers.items() if not found.kl}
-    lines += [f"| {key} | {plan[key]} | {pictures[key]:.1f} dB |" for key in sorted(pictures, key=lambda k: pictures[k])]
+    lines += [
+        f"| {key} | {plan[key]} | {pictures[key]:.1f} dB |" for key in sorted(pictures, key=lambda k: pictures[k])
+    ]
     return "\n".join(lines) + "\n"
 
 

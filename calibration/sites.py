@@ -12,7 +12,7 @@ from export.simulate import typed
 from runtime.manifest import Manifest
 
 GRAPHS = ("condition", "transformer", "decoder")  # the bridge's few products decide tokens; the encoder draws nothing
-MODULATED = re.compile(r"blocks\.(\d+)\.(?:attn\.(mat_qkv)|ffn\.(fc1))|(head)")
+MODULATED = re.compile(r"transformer: (?:blocks\.(\d+)\.(?:attn\.(mat_qkv)|ffn\.(fc1))|(head))")
 
 
 @dataclass(frozen=True)
@@ -39,29 +39,23 @@ class Site:
         return self.weight_shape[0 if self.op == "MatMul" else 1]
 
     @property
-    def channel_axis(self) -> int:
-        """Of the operand's channels."""
-        return 1 if self.op == "Conv" else len(self.operand_shape) - 1
+    def out_axis(self) -> int:
+        """Of the weight's output channels."""
+        return 1 if self.op == "MatMul" else 0
 
-    @property
-    def work(self) -> int:
-        """Multiplications for each position of the operand."""
-        size = 1
-        for axis in self.weight_shape:
-            size *= axis
-        return size
 
-    @property
-    def modulation(self) -> tuple[int | None, tuple[int, int]] | None:
-        """Which modulation vectors make the operand: block (None: the head's), indices of scale and shift.
+def modulated_by(site_key: str) -> tuple[str, tuple[tuple[int, ...], ...]] | None:
+    """Output of `condition` that modulates a product's operand, and the indices of scale and shift in it, or None.
 
-        None if it is not modulated.
-        """
-        if self.graph != "transformer" or not (found := MODULATED.fullmatch(self.name)):
-            return None
-        if found[4]:
-            return None, (0, 1)
-        return int(found[1]), ((2, 4) if found[2] else (3, 5))  # the order of export.model.transformer.Block
+    Their order is that of `export.model.transformer.Block`.
+    """
+    found = MODULATED.fullmatch(site_key)
+    if not found:
+        return None
+    if found[4]:
+        return "head_modulation", ((0,), (1,))
+    rows = (2, 4) if found[2] else (3, 5)
+    return "modulation", tuple((int(found[1]), row) for row in rows)
 
 
 def open_graph(bundle: Path, manifest: Manifest, name: str) -> ir.Model:
@@ -99,12 +93,17 @@ def all_sites(bundle: Path, manifest: Manifest) -> list[Site]:
 def _shapes(node: ir.Node, weight: tuple[int, ...]) -> tuple[tuple[int | str, ...], tuple[int | str, ...]]:
     """Of operand and result; tracing knows the sizes of maps, and rows are those of the graph's inputs."""
     if node.op_type == "Conv":
-        (before, after) = (value.shape for value in (node.inputs[0], node.outputs[0]) if value is not None)
-        assert before is not None and after is not None
-        return ("B", *map(int, list(before)[1:])), ("B", *map(int, list(after)[1:]))  # type: ignore[call-overload]
+        before, after = (value.shape for value in (node.inputs[0], node.outputs[0]) if value is not None)
+        return _map(before), _map(after)
     rows = ("L", "2B") if node.op_type == "MatMul" else ("2B",)
     inside, outside = weight if node.op_type == "MatMul" else weight[::-1]
     return (*rows, inside), (*rows, outside)
+
+
+def _map(shape: ir.Shape | None) -> tuple[int | str, ...]:
+    """(B, C, H, W)"""
+    assert shape is not None
+    return ("B", *(axis for axis in list(shape)[1:] if isinstance(axis, int)))
 
 
 def _is_weight(value: ir.Value) -> bool:

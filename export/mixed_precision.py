@@ -98,7 +98,9 @@ def _takes_half(node: ir.Node, value: ir.Value, half: set[ir.Value]) -> bool:
 def _operands(node: ir.Node) -> list[ir.Value]:
     """The inputs that hold data; the others of a movement are shapes and indices."""
     if node.op_type == "DequantizeLinear":
-        return [value for value in node.inputs[1:2] if value is not None]  # the dtype of its scale is that of its result
+        return [
+            value for value in node.inputs[1:2] if value is not None
+        ]  # the dtype of its scale is that of its result
     only_first = node.op_type in MOVEMENT and node.op_type != "Concat"
     return [value for value in (node.inputs[:1] if only_first else node.inputs) if value is not None]
 
