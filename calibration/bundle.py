@@ -176,7 +176,7 @@ def _entries(source: Manifest, models: Sequence[ir.Model], added: Mapping[str, E
     for name in sorted(source.runtime_tensors):
         add(name, "F32", tuple(weights.get_slice(name).get_shape()))
     for name, entry in added.items():
-        if name in (SCALES, ZERO_POINTS):
+        if name.startswith((SCALES, ZERO_POINTS)):
             add(name, entry.dtype, entry.shape)
     return list(found.values())
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from calibration.plan import DIGITS, INT8, WEIGHTS
 from calibration.sites import Site, modulated_by
-from calibration.target import BYTE, FLOAT32, SCALES, UNSIGNED, ZERO_POINTS
+from calibration.target import BYTE, FLOAT32, SCALES, UNSIGNED, ZERO_POINTS, step_input
 from calibration.weight import integers, weight_scale
 
 if TYPE_CHECKING:
@@ -22,10 +22,8 @@ SECOND_DIGIT = 254.0  # the rest after rounding is at most half a step: as many 
 class Product:
     """The rewriting of one product of data with a weight."""
 
-    def __init__(
-        self, quantizer: Quantizer, graph: ir.Graph, node: ir.Node, site: Site, kind: str, row: int | None
-    ) -> None:
-        self._q, self._graph, self._node, self._site, self._kind, self._row = quantizer, graph, node, site, kind, row
+    def __init__(self, quantizer: Quantizer, graph: ir.Graph, node: ir.Node, site: Site, kind: str) -> None:
+        self._q, self._graph, self._node, self._site, self._kind = quantizer, graph, node, site, kind
         self._target = quantizer.target
 
     def rewrite(self) -> None:
@@ -149,13 +147,17 @@ class Product:
 
     def _scale_and_zero(self, end: str = "input") -> tuple[ir.Value, ir.Value | None]:
         """From the transformer's inputs, or constants of the other graphs."""
-        if self._row is not None:
-            index = self._constant_index(self._row)
+        if self._site.key in self._q.places:
+            index = self._constant_index(self._q.places[self._site.key])
             picked = {str(v.name): v for v in self._graph.inputs}
-            scale = self._before("Gather", [picked[SCALES], index], FLOAT32, "scale", axis=0)
+            scale = self._before("Gather", [picked[step_input(SCALES, self._site)], index], FLOAT32, "scale", axis=0)
             zero_type = UNSIGNED if self._target.unsigned else FLOAT32
             shifts = self._target.unsigned or self._q.activations[f"{self._site.key} input"].zero.any()
-            zero = self._before("Gather", [picked[ZERO_POINTS], index], zero_type, "zero", axis=0) if shifts else None
+            zero = (
+                self._before("Gather", [picked[step_input(ZERO_POINTS, self._site)], index], zero_type, "zero", axis=0)
+                if shifts
+                else None
+            )
             return scale, zero
         found = self._q.activations[f"{self._site.key} {end}"]
         scale = self._weight(f"{end}_scale", FLOAT32, (), lambda: found.scale[0])

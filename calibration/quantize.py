@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +10,7 @@ import onnx_ir as ir
 from calibration.plan import DIGITS, FLOAT, INT8, Plan
 from calibration.product import Product
 from calibration.sites import Site, modulated_by
-from calibration.target import BYTE, FLOAT32, SCALES, UNSIGNED, ZERO_POINTS, Activation, Target
+from calibration.target import BYTE, FLOAT32, SCALES, UNSIGNED, ZERO_POINTS, Activation, Target, step_input
 from export.signature import Signature
 from export.weights import Entry
 from runtime.manifest import Tensor
@@ -32,35 +32,42 @@ class Quantizer:
     ) -> None:
         """With `fold` it is `condition` that smooths modulated operands, and has to be rewritten too."""
         self.entries: dict[str, Entry] = {}
+        self.places: dict[str, int] = {}  # of a site in its block's inputs
         self.target, self.activations, self.read = target, activations, read
         self.fold, self._plan = fold, plan
         self.smoothing = {key: vector for key, vector in smoothing.items() if plan[key] in (INT8, DIGITS)}
 
     def rewrite(self, graph: Signature, model: ir.Model, sites: Sequence[Site]) -> Signature:
         """Changes `model` in place; returns its signature with the inputs that this adds."""
-        by_step = [site.key for site in sites if self._plan[site.key] in (INT8, DIGITS) and graph.name == "transformer"]
         inputs = graph.inputs
-        if by_step:
-            kind = "uint8" if self.target.unsigned else "float32"
-            inputs += (Tensor(SCALES, "float32", (len(by_step),)), Tensor(ZERO_POINTS, kind, (len(by_step),)))
-            self._inputs(model.graph, len(by_step))
-            found = [self.activations[f"{key} input"] for key in by_step]
-            zero = "U8" if self.target.unsigned else "F32"
-            self._add_entry(SCALES, "F32", np.stack([activation.scale for activation in found], 1))  # (K, sites)
-            self._add_entry(ZERO_POINTS, zero, np.stack([activation.zero for activation in found], 1))
+        if graph.name == "transformer":
+            inputs += tuple(spec for group in _groups(sites).values() for spec in self._step_inputs(model.graph, group))
         nodes = {str(node.outputs[0].name): node for node in model.graph}
         for site in sites:
             if self._plan[site.key] != FLOAT:
-                row = by_step.index(site.key) if site.key in by_step else None
-                Product(self, model.graph, nodes[site.result], site, self._plan[site.key], row).rewrite()
+                Product(self, model.graph, nodes[site.result], site, self._plan[site.key]).rewrite()
         if graph.name == "condition" and self.fold:
             self._fold_smoothing(model.graph)
         return Signature(graph.name, inputs, graph.outputs)
 
-    def _inputs(self, graph: ir.Graph, count: int) -> None:
-        zero = UNSIGNED if self.target.unsigned else FLOAT32
-        for name, dtype in ((SCALES, FLOAT32), (ZERO_POINTS, zero)):
-            graph.inputs.append(ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape([count])))
+    def _step_inputs(self, graph: ir.Graph, sites: Sequence[Site]) -> Iterator[Tensor]:
+        """Scales and zero points of a block's operands, every layer at its place: all blocks read alike."""
+        plain = Activation(np.ones(1, np.float32), np.zeros(1))
+        found = [self.activations.get(f"{site.key} input", plain) for site in sites]
+        if all(activation is plain for activation in found):
+            return
+        steps = max(len(activation.scale) for activation in found)
+        zero = ("U8", UNSIGNED, "uint8") if self.target.unsigned else ("F32", FLOAT32, "float32")
+        for prefix, field, (stored, dtype, name) in (
+            (SCALES, "scale", ("F32", FLOAT32, "float32")),
+            (ZERO_POINTS, "zero", zero),
+        ):
+            rows = [np.broadcast_to(getattr(activation, field), steps) for activation in found]
+            tensor = Tensor(step_input(prefix, sites[0]), name, (len(sites),))
+            self._add_entry(tensor.name, stored, np.stack(rows, 1))  # (K, layers)
+            graph.inputs.append(ir.Value(name=tensor.name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape)))
+            self.places |= {site.key: i for i, site in enumerate(sites)}
+            yield tensor
 
     def _add_entry(self, name: str, dtype: str, values: np.ndarray) -> None:
         self.entries[name] = Entry(name, dtype, values.shape, lambda: values)
@@ -96,3 +103,11 @@ class Quantizer:
             names = {FLOAT32: "F32", BYTE: "I8", UNSIGNED: "U8", ir.DataType.INT32: "I32"}
             self.entries.setdefault(name, Entry(name, names[dtype], shape, compute))
         return graph.initializers[name]
+
+
+def _groups(sites: Sequence[Site]) -> dict[str, list[Site]]:
+    """The sites of each block, and the head's."""
+    groups: dict[str, list[Site]] = {}
+    for site in sites:
+        groups.setdefault(site.block, []).append(site)
+    return groups

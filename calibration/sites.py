@@ -39,6 +39,12 @@ class Site:
         return self.weight_shape[0 if self.op == "MatMul" else 1]
 
     @property
+    def block(self) -> str:
+        """Number of the transformer block, "03", or the name of what lies outside of all."""
+        found = re.match(r"blocks\.(\d+)\.", self.name)
+        return f"{int(found[1]):02d}" if found else self.name
+
+    @property
     def out_axis(self) -> int:
         """Of the weight's output channels."""
         return 1 if self.op == "MatMul" else 0

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-SCALES, ZERO_POINTS = "activation_scales", "activation_zero_points"  # inputs of the transformer: (sites,)
+from calibration.sites import Site
+
+SCALES, ZERO_POINTS = "activation_scales", "activation_zero_points"
 FLOAT32, HALF, BYTE, UNSIGNED = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8, ir.DataType.UINT8
 
 
@@ -41,3 +43,11 @@ class Activation:
 
     scale: np.ndarray
     zero: np.ndarray
+
+
+def step_input(prefix: str, site: Site) -> str:
+    """The transformer's input with the scales or zero points of a site's block.
+
+    Each block has its own: engines write the offset into one tensor into their kernels, which then differ by block.
+    """
+    return f"{prefix}_{site.block}"

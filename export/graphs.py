@@ -43,14 +43,14 @@ def condition(recipe: Recipe, var: VAR) -> Graph:
 
 
 def transformer(recipe: Recipe, var: VAR) -> Graph:
-    x, modulation, head_modulation = (
-        TensorSpec("x", "float32", ("L", "2B", recipe.width)),
-        *_conditioning(recipe, 1)[:2],
-    )
+    x = TensorSpec("x", "float32", ("L", "2B", recipe.width))
+    # An input for each block: engines write the offset into one tensor into their kernels, which then differ by block.
+    blocks = [TensorSpec(f"modulation_{i:02d}", "float32", (6, "2B", recipe.width)) for i in range(recipe.depth)]
+    head_modulation = _conditioning(recipe, 1)[1]
     past = [TensorSpec(name, "float32", ("S", "2B", recipe.heads, HEAD_SIZE)) for name in _kv_names("past", recipe)]
     new = [TensorSpec(name, "float32", ("L", "2B", recipe.heads, HEAD_SIZE)) for name in _kv_names("new", recipe)]
     logits = TensorSpec("logits", "float32", ("L", "2B", recipe.vocab_size))
-    return Graph("transformer", (x, modulation, head_modulation, *past), (logits, *new), Step(var))
+    return Graph("transformer", (x, *blocks, head_modulation, *past), (logits, *new), Step(var))
 
 
 def bridge(recipe: Recipe, var: VAR, vqvae: VQVAE) -> Graph:
@@ -119,14 +119,15 @@ class Condition(nn.Module):
 
 
 class Step(nn.Module):
-    """One scale of the transformer, its K/V flattened into one argument list: all k, then all v."""
+    """One scale of the transformer, with one argument list: modulations, head modulation, all past k, all past v."""
 
     def __init__(self, var: VAR):
         super().__init__()
         self.var = var
 
-    def forward(self, x: Tensor, modulation: Tensor, head_modulation: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         depth = self.var.recipe.depth
+        modulation, head_modulation, past = others[:depth], others[depth], others[depth + 1 :]
         logits, new_k, new_v = self.var(x, modulation, head_modulation, past[:depth], past[depth:])
         return logits, *new_k, *new_v
 

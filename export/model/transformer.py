@@ -162,7 +162,7 @@ class VAR(nn.Module):
     def forward(
         self,
         x: Tensor,
-        modulation: Tensor,
+        modulation: Tensor | Sequence[Tensor],
         head_modulation: Tensor,
         past_k: Sequence[Tensor],
         past_v: Sequence[Tensor],

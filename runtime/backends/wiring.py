@@ -97,16 +97,19 @@ class Wiring:
         self.images = arrays.zeros((size, model.image_size, model.image_size, 3), np.uint8)
 
         x = arrays.zeros((rows, columns, model.width), np.float32)  # (L, 2B, C)
-        modulation = {
-            "modulation": arrays.zeros((model.depth, 6, columns, model.width), np.float32),
-            "head_modulation": arrays.zeros((2, columns, model.width), np.float32),
-        }
+        modulation = arrays.zeros((model.depth, 6, columns, model.width), np.float32)
+        head_modulation = {"head_modulation": arrays.zeros((2, columns, model.width), np.float32)}
+        by_block = {
+            f"modulation_{i:02}": modulation[i : i + 1].reshape((6, columns, model.width)) for i in range(model.depth)
+        } | head_modulation
         dtypes = {spec.name: spec.dtype for spec in manifest.graphs["transformer"].inputs}
         cache_shape = (model.tokens, columns, model.heads, model.width // model.heads)  # (T, 2B, H, 64)
         names = [f"{kind}_{block:02}" for kind in "kv" for block in range(model.depth)]
         self.caches = {name: arrays.zeros(cache_shape, dtypes[f"past_{name}"]) for name in names}
 
-        self.condition = Stage("condition", self.labels.stages, {**modulation, "x": x[:1]})
+        self.condition = Stage(
+            "condition", self.labels.stages, {"modulation": modulation, **head_modulation, "x": x[:1]}
+        )
         self.steps = []
         for k, scale in enumerate(scales):
             start, end = scale.offset, scale.offset + scale.tokens
@@ -124,7 +127,7 @@ class Wiring:
                 (
                     Stage(
                         "transformer",
-                        {"x": x[: scale.tokens], **modulation, **past, **constants[k].transformer},
+                        {"x": x[: scale.tokens], **by_block, **past, **constants[k].transformer},
                         {"logits": logits, **new},
                     ),
                     Stage(

@@ -52,7 +52,7 @@ def test_types_follow_the_policy(fp16_demo_bundle: Path) -> None:
     assert in_float32 == ["head.weight.transpose"]
     dtypes = {spec.name: spec.dtype for spec in manifest.graphs["transformer"].inputs}
     assert dtypes["past_k_00"] == dtypes["past_v_03"] == "float16"
-    assert dtypes["x"] == dtypes["modulation"] == "float32"
+    assert dtypes["x"] == dtypes["modulation_00"] == "float32"
 
 
 def test_weights_are_stored_once_in_half_the_bytes(fp16_demo_bundle: Path, demo_bundle: Path) -> None:

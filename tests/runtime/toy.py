@@ -35,7 +35,7 @@ GRAPHS = {
             head_modulation = Mul(value, ones_head)
         }""",
     "transformer": """
-        (float[L,M,64] x, float[2,6,M,64] modulation, float[2,M,64] head_modulation,
+        (float[L,M,64] x, float[6,M,64] modulation_00, float[6,M,64] modulation_01, float[2,M,64] head_modulation,
          float[S,M,1,64] past_k_00, float[S,M,1,64] past_k_01,
          float[S,M,1,64] past_v_00, float[S,M,1,64] past_v_01)
         => (float[L,M,16] logits, float[L,M,1,64] new_k_00, float[L,M,1,64] new_k_01,
