@@ -29,7 +29,9 @@ ENGINE += $(if $(COMPUTE_CAPABILITY),--compute-capability $(COMPUTE_CAPABILITY))
 # On a Jetson TensorRT belongs to JetPack, outside of the environment.
 SYSTEM_PACKAGES := $(if $(wildcard /etc/nv_tegra_release),--system-site-packages)
 
-.PHONY: help setup demo onnx engine gpu-check bench lint test test-full clean
+CALIBRATE := $(if $(IMAGES),--images $(IMAGES)) $(if $(BUDGET),--budget $(BUDGET))
+
+.PHONY: help setup demo onnx calibrate engine gpu-check bench lint test test-full clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -54,8 +56,18 @@ $(DEMO_BUNDLE)/manifest.json: $(INSTALLED) $(wildcard export/*.py export/*/*.py 
 onnx: $(INSTALLED) ## export MODEL=var_d16 PRECISION=fp32 [VAR_CHECKPOINT=F VAE_CHECKPOINT=F | RANDOM_WEIGHTS=SEED]
 	@$(PYTHON) -m export --model $(MODEL) --precision $(PRECISION) $(strip $(WEIGHTS)) --out $(BUNDLE)
 
+# INT8 for TensorRT lies in int8, for ONNX Runtime on a CPU in int8-cpu.
+calibrate: $(INSTALLED) ## calibrate MODEL=var_d16 to INT8 [TARGET=trt|cpu IMAGES=128 BUDGET=0.008 METHOD=mse]
+	@$(call exported,fp32)
+	@$(PYTHON) -m calibration build/$(NAME)/fp32 --out build/$(NAME)/int8$(if $(filter cpu,$(TARGET)),-cpu) \
+	  --target $(or $(TARGET),trt) --method $(or $(METHOD),mse) $(strip $(CALIBRATE))
+
 # A bundle that is there is used as it is; make onnx exports it anew.
-exported = test -f build/$(NAME)/$(1)/manifest.json || $(MAKE) --no-print-directory onnx PRECISION=$(1)
+exported = test -f build/$(NAME)/$(1)/manifest.json || $(MAKE) --no-print-directory $(make_$(1))
+make_fp32 = onnx PRECISION=fp32
+make_fp16 = onnx PRECISION=fp16
+make_int8 = calibrate
+make_int8-cpu = calibrate TARGET=cpu
 
 engine: $(INSTALLED) ## build TensorRT engines, MODEL=var_d16 PRECISION=fp16 [TRT=tensorrt-rtx BATCHES=1,8 COMPUTE_CAPABILITY=8.6]
 	@$(call exported,$(PRECISION))

@@ -20,7 +20,7 @@ from calibration.quantize import Quantizer
 from calibration.ranges import METHODS, CalibrationError, Histogram
 from calibration.record import Calibration
 from calibration.sites import GRAPHS, Site, find_sites, open_graph
-from calibration.target import SCALES, TARGETS, ZERO_POINTS, Activation, Target
+from calibration.target import SCALES, ZERO_POINTS, Activation, Target
 from export.mixed_precision import to_fp16
 from export.signature import Signature
 from export.weights import Entry
@@ -38,7 +38,7 @@ def quantize_bundle(
     out: Path,
     calibration: Calibration,
     plan: Plan,
-    target: str,
+    target: Target,
     method: str,
     batches: Sequence[int] = (1,),
     progress: Progress = lambda stage, done, total: None,
@@ -54,9 +54,9 @@ def quantize_bundle(
         raise CalibrationError(f"the plan and {bundle} differ in {', '.join(missing[:3])}")
     with safe_open(bundle / WEIGHTS, framework="numpy") as weights:
         quantizer = Quantizer(
-            TARGETS[target],
+            target,
             plan,
-            activations(every, calibration, plan, TARGETS[target], method),
+            activations(every, calibration, plan, target, method),
             calibration.smoothing or {},
             weights.get_tensor,
         )
@@ -64,7 +64,7 @@ def quantize_bundle(
         for name, model in opened.items():
             graph = Signature(name, source.graphs[name].inputs, source.graphs[name].outputs)
             graph = quantizer.rewrite(graph, model, sites.get(name, []))
-            if TARGETS[target].half:
+            if target.half:
                 graph = to_fp16(graph, model)
             elif name == "encoder":
                 _store_in_half(model.graph)
@@ -74,10 +74,10 @@ def quantize_bundle(
         inputs = {graph.name: graph.inputs for graph, _ in graphs}
         steps = tuple(spec.name for spec in inputs["transformer"] if spec.name in quantizer.entries)
         kinds = {kind: sorted(key for key in plan if plan[key] == kind) for kind in dict.fromkeys(plan.values())}
-        options = {"target": target, "method": method, "calibration": asdict(calibration.settings), "plan": kinds}
+        options = {"target": target.name, "method": method, "calibration": asdict(calibration.settings), "plan": kinds}
         head = Head(
             model=source.model,
-            precision=f"int8 for {target}",
+            precision=f"int8 for {target.name}",
             scales=source.scales,
             step_constants=steps,
             provenance=_provenance(source, options | {"pictures": calibration.count}),

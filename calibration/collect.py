@@ -97,6 +97,8 @@ class _Channels:
     def add(self, graph: str, scale: int, values: Mapping[str, np.ndarray]) -> None:
         for site in self._sites if graph == "transformer" else ():
             found = np.abs(values[site.operand]).reshape(-1, site.channels).max(0)
+            if not np.isfinite(found).all():
+                raise _overflow(f"{site.key} input", "not a number", scale)
             np.maximum(self.largest[site.key][scale], found, out=self.largest[site.key][scale])
 
     def relative(self) -> dict[str, np.ndarray]:
@@ -142,9 +144,11 @@ class _Histograms:
                 try:
                     self._calibration.histograms[name][scale].add(shown)
                 except ValueError as error:
-                    raise CalibrationError(
-                        f"{name}: {error} at scale {scale}: the FP32 model itself overflows; check its checkpoint"
-                    ) from None
+                    raise _overflow(name, str(error), scale) from None
+
+
+def _overflow(name: str, what: str, scale: int) -> CalibrationError:
+    return CalibrationError(f"{name}: {what} at scale {scale}: the FP32 model itself overflows; check its checkpoint")
 
 
 def tensors(site: Site) -> dict[str, str]:

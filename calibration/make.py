@@ -13,6 +13,7 @@ from calibration.record import FILE_NAME, Calibration, Settings
 from calibration.sensitivity import FILE_NAME as SENSITIVITY
 from calibration.sensitivity import Sensitivity, heat_map, measure, table, within_budget
 from calibration.sites import Site, all_sites
+from calibration.target import TARGETS
 from export.write import check_target
 from runtime.manifest import Manifest
 
@@ -64,7 +65,9 @@ def make_int8(
         if sensitivity:
             heat_map(sensitivity, sites, folder / HEAT_MAP)
 
-    quantize_bundle(bundle, out, found, plan, request.target, request.method, request.batches, progress, [report])
+    quantize_bundle(
+        bundle, out, found, plan, TARGETS[request.target], request.method, request.batches, progress, [report]
+    )
     size = sum(file.stat().st_size for file in out.iterdir())
     return f"int8 for {request.target}, {size / 1e6:.1f} MB; {_counted(plan)}; see {out / REPORT}"
 

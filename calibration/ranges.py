@@ -12,7 +12,7 @@ from runtime.errors import VarEdgeError
 BINS = 2048  # of a histogram, half of them below 0
 LEVELS = 255  # steps of the quantized range
 PERCENTILE = 0.9999  # of the values that the percentile method covers
-CANDIDATES = np.linspace(0.2, 1, 81)  # shares of the full range that mse and entropy try
+CANDIDATES = np.geomspace(0.05, 1, 121)  # shares of the full range that mse and entropy try
 
 
 class CalibrationError(VarEdgeError):

@@ -28,6 +28,7 @@ class Target:
     weight_levels: int  # largest magnitude of an INT8 weight
     unsigned: bool  # operands are UINT8 with a zero point
     half: bool  # everything else is FP16
+    per_channel: bool = True  # a scale for each output channel of a weight, or one for all
 
 
 TARGETS = {

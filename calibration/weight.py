@@ -10,7 +10,10 @@ from calibration.target import Target
 def weight_scale(weight: np.ndarray, axis: int, target: Target) -> np.ndarray:
     """One INT8 step of each output channel, which is `axis` of the weight: (out,) float32."""
     others = tuple(i for i in range(weight.ndim) if i != axis)
-    scale = np.maximum(np.abs(weight).max(others), 1e-30) / target.weight_levels
+    largest = np.abs(weight).max(others)
+    if not target.per_channel:
+        largest = np.full_like(largest, largest.max())
+    scale = np.maximum(largest, 1e-30) / target.weight_levels
     if target.half:  # the graph keeps it in FP16, so the weights are rounded to multiples of what that holds
         scale = np.maximum(scale, np.finfo(np.float16).tiny).astype(np.float16)
     return scale.astype(np.float32)

@@ -90,6 +90,8 @@ def build_engines(
         raise BundleError(f"{bundle}: holds engines, not graphs; give the bundle they were built from")
     if "simulated" in source.precision:
         raise SettingsError(f"{bundle}: {source.precision} is for checking on a CPU; build from the FP16 bundle")
+    if source.precision == "int8 for cpu":
+        raise SettingsError(f"{bundle}: its INT8 is for ONNX Runtime on a CPU; calibrate with --target trt for engines")
     batches = tuple(sorted({1, *batches}))  # with 1 any number of pictures can be drawn
     _check_alignment(source, batches)
     out = out or bundle / engine_record.FOLDER / built.tag

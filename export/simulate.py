@@ -18,12 +18,14 @@ from runtime import manifest
 from runtime.errors import SettingsError
 from runtime.files import whole_directory
 
+WITH_FP16 = ("fp16", "int8 for trt")
+
 
 def simulate(bundle: Path, out: Path) -> None:
-    """Writes the simulated twin of the FP16 `bundle` as a bundle of its own. Raises BundleError, SettingsError."""
+    """Writes the simulated twin of a `bundle` that holds FP16 as a bundle of its own. Raises BundleError, SettingsError."""
     source = manifest.Manifest.load(bundle)
-    if source.precision != "fp16":
-        raise SettingsError(f"{bundle}: expected a bundle in fp16, found {source.precision}")
+    if source.precision not in WITH_FP16:
+        raise SettingsError(f"{bundle}: expected a bundle in {' or '.join(WITH_FP16)}, found {source.precision}")
     graphs = {name: graph for name, graph in source.graphs.items() if not name.startswith("transformer_")}
     with whole_directory(out) as folder:
         for name in filter(None, (manifest.WEIGHTS, source.classes)):
@@ -34,7 +36,7 @@ def simulate(bundle: Path, out: Path) -> None:
             onnx.save_model(ir.to_proto(model), folder / graph.file)
             graphs[name] = replace(graph, inputs=_in_float(graph.inputs), outputs=_in_float(graph.outputs))
         files = {path.name: manifest.File.of(path) for path in sorted(folder.iterdir())}
-        replace(source, precision="fp16 simulated", graphs=graphs, files=files).write(folder)
+        replace(source, precision=f"{source.precision} simulated", graphs=graphs, files=files).write(folder)
 
 
 def typed(path: Path) -> ir.Model:

@@ -146,7 +146,7 @@ def test_a_weight_beyond_fp16_is_refused(tmp_path: Path) -> None:
 
 
 def test_only_fp16_is_simulated(demo_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="expected a bundle in fp16, found fp32"):
+    with pytest.raises(SettingsError, match="expected a bundle in fp16 or int8 for trt, found fp32"):
         simulate(demo_bundle, tmp_path / "out")
 
 

@@ -1,0 +1,141 @@
+"""What every technique buys: python -m calibration.ablation. Each row of the table adds one to the row before."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+
+from calibration.bundle import quantize_bundle
+from calibration.collect import collect
+from calibration.plan import DIGITS, FLOAT, INT8, Plan, default_plan
+from calibration.record import Calibration, Settings
+from calibration.sensitivity import measure, within_budget
+from calibration.sites import Site, all_sites
+from calibration.target import TARGETS, Target
+from export.fidelity import Fidelity, Teacher
+from runtime.cli import progress_bar, reports_errors
+from runtime.manifest import Manifest
+from runtime.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    plan: Plan
+    calibration: Calibration
+    target: Target
+    method: str
+
+
+def rows(
+    bundle: Path, sites: Sequence[Site], target: str, plain: Calibration, smoothed: Calibration, planned: Plan | None
+) -> list[Row]:
+    """From INT8 as a generic tool would do it to what this project does."""
+    everything = {site.key: INT8 for site in sites}
+    high = {k: FLOAT if kind == FLOAT else INT8 for k, kind in default_plan(sites).items()}
+    digits = {
+        k: DIGITS if kind == DIGITS and k.startswith("condition") else high[k]
+        for k, kind in default_plan(sites).items()
+    }
+    whole = TARGETS[target]
+    naive = replace(whole, per_channel=False)
+    found = [
+        Row("naive: everything INT8, one scale a tensor, min-max", everything, for_all_scales(plain), naive, "minmax"),
+        Row("+ weights with a scale for each output channel", everything, for_all_scales(plain), whole, "minmax"),
+        Row("+ activations with a scale for each scale", everything, plain, whole, "minmax"),
+        Row("+ ranges of least squared error", everything, plain, whole, "mse"),
+        Row("  entropy in its place", everything, plain, whole, "entropy"),
+        Row("  percentile in its place", everything, plain, whole, "percentile"),
+        Row("+ channels smoothed into AdaLN", everything, smoothed, whole, "mse"),
+        Row("+ head, attention, first and last convolution float", high, smoothed, whole, "mse"),
+        Row("+ condition in two digits", digits, smoothed, whole, "mse"),
+        Row("+ fc2 in two digits (the default plan)", default_plan(sites), smoothed, whole, "mse"),
+    ]
+    return (
+        [*found, Row("+ the most sensitive layers in two digits", planned, smoothed, whole, "mse")]
+        if planned
+        else found
+    )
+
+
+def for_all_scales(calibration: Calibration) -> Calibration:
+    """The same with one range for all scales."""
+    merged = deepcopy(calibration)
+    for name, histograms in merged.histograms.items():
+        for other in histograms[1:]:
+            histograms[0].merge(other)
+        merged.histograms[name] = [histograms[0]] * len(histograms)
+    return merged
+
+
+def study(
+    bundle: Path,
+    target: str,
+    images: int,
+    tokens: int,
+    batch: int,
+    budget: float | None,
+    scratch: Path,
+    naive: Path | None,
+    progress: Callable[[str, int, int], None],
+) -> list[tuple[str, Fidelity]]:
+    """Every row's fidelity to FP32. Raises VarEdgeError."""
+    plain = collect(bundle, scratch / "plain.json", images, Settings(smoothing="none"), 0, progress)
+    smoothed = collect(bundle, scratch / "smoothed.json", images, Settings(), 0, progress)
+    sites = all_sites(bundle, Manifest.load(bundle, verify=False))
+    planned = None
+    if budget is not None:
+        sensitivity = measure(bundle, scratch / "sensitivity.json", smoothed, target, "mse", progress)
+        planned, _ = within_budget(default_plan(sites), sensitivity, budget)
+    teacher = Teacher.draw(Pipeline(bundle, verify=False), tokens, sizes=(batch,))
+    wanted = rows(bundle, sites, target, plain, smoothed, planned)
+    results = []
+    for i, row in enumerate(wanted):
+        progress(row.name, i, len(wanted))
+        out = naive if naive and i == 0 else scratch / "bundle"
+        quantize_bundle(bundle, out, row.calibration, row.plan, row.target, row.method)
+        results.append((row.name, teacher.compare(Pipeline(out, verify=False))))
+    return results
+
+
+def table(results: Sequence[tuple[str, Fidelity]]) -> str:
+    """Markdown."""
+    lines = [
+        "| plan | mean KL | top-1 agreement | logit error at the last scale | PSNR of pictures |",
+        "|---|---|---|---|---|",
+    ]
+    for name, found in results:
+        cells = f"{found.kl:.4f} | {found.agreement:.1%} | {found.scales[-1].logit_error:.3f} | {found.psnr:.1f} dB"
+        lines.append(f"| {name.strip()} | {cells} |")
+    return "\n".join(lines)
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--target", type=click.Choice(["trt", "cpu"]), default="trt")
+@click.option("--images", default=32, help="Pictures to draw for the ranges.")
+@click.option("--tokens", default=600, help="Tokens compared at every scale.")
+@click.option("--batch", default=16, help="Pictures compared together.")
+@click.option("--budget", type=float, help="Also plan for at most this KL a token.")
+@click.option("--naive", type=click.Path(path_type=Path), help="Keep the bundle of the first row here.")
+@reports_errors
+def main(
+    bundle: Path, target: str, images: int, tokens: int, batch: int, budget: float | None, naive: Path | None
+) -> None:
+    """Print what every technique buys on the FP32 BUNDLE, as markdown."""
+    with tempfile.TemporaryDirectory(dir=bundle.parent) as scratch, progress_bar() as bar:
+        task = bar.add_task("starting", total=None)
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+
+        click.echo(table(study(bundle, target, images, tokens, batch, budget, Path(scratch), naive, progress)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""How much of the demo model's pictures an INT8 bundle keeps: the figures of docs/int8.md.
+
+python -m examples.demo_model.compare build/var_demo/fp32 build/var_demo/int8 build/var_demo/int8-cpu
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from examples.demo_model.classes import CLASSES
+from examples.demo_model.classifier import EmojiClassifier, load_classifier
+from examples.demo_model.evaluate import as_pictures
+from export.fidelity import Teacher
+from runtime.images import grid, write_png
+from runtime.pipeline import Pipeline
+
+SETTINGS = {"cfg": 5.0, "top_k": 300, "top_p": 0.9}  # those of docs/demo-model.md
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Pictures as the classifier sees them."""
+
+    features: np.ndarray  # (N, 192): what its last layer reads
+    accuracy: float
+
+
+@torch.no_grad()
+def judged(classifier: EmojiClassifier, images: np.ndarray, labels: np.ndarray) -> Judged:
+    """images (N, 64, 64, 3) uint8, labels (N,)."""
+    features = torch.cat([classifier.stages(part).mean((2, 3)) for part in as_pictures(images).split(256)])
+    found = classifier.head(features).argmax(1).numpy()
+    return Judged(features.numpy(), float((found == labels).mean()))
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two sets of features (N, F), as Gaussians (Heusel et al., 2017)."""
+    mean_a, mean_b, cov_a, cov_b = a.mean(0), b.mean(0), np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # trace of the root of cov_a cov_b: the roots of its eigenvalues, which are real and at least 0
+    roots = np.sqrt(np.maximum(np.linalg.eigvals(cov_a @ cov_b).real, 0)).sum()
+    return float(((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * roots)
+
+
+def draw(bundle: Path, labels: np.ndarray, seed: int) -> np.ndarray:
+    """(N, 64, 64, 3) uint8: picture i of `labels` (N,) has seed + i."""
+    return Pipeline(bundle).generate(labels.tolist(), seed, **SETTINGS, batch=16).images  # type: ignore[arg-type]
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("reference", type=click.Path(path_type=Path))
+@click.argument("candidates", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--per-class", default=70, help="Pictures of each class.")
+@click.option("--tokens", default=2000, help="Tokens compared at every scale.")
+@click.option(
+    "--pictures", type=click.Path(path_type=Path), help="PNG: a row for each bundle, equal seeds in a column."
+)
+def main(reference: Path, candidates: tuple[Path, ...], per_class: int, tokens: int, pictures: Path | None) -> None:
+    """Compare bundles of the demo model with the FP32 bundle REFERENCE, as markdown."""
+    classifier = load_classifier()
+    labels = np.repeat(np.arange(len(CLASSES)), per_class)
+    count = len(labels)
+    images = {path: draw(path, labels, 0) for path in (reference, *candidates)}
+    sets = {path: judged(classifier, found, labels) for path, found in images.items()}
+    others = [judged(classifier, draw(reference, labels, seed * count), labels) for seed in (1, 2)]
+    own = frechet_distance(others[0].features, others[1].features)
+    teacher = Teacher.draw(Pipeline(reference), tokens)
+    click.echo(f"{count} pictures a bundle; {reference} with other seeds: accuracy ", nl=False)
+    click.echo(f"{others[0].accuracy:.1%} and {others[1].accuracy:.1%}, Fréchet distance of the two {own:.3f}\n")
+    click.echo(
+        "| bundle | accuracy | drop | Fréchet distance to FP32 | of FP32's own | mean KL | top-1 by scale | PSNR |"
+    )
+    click.echo("|---|---|---|---|---|---|---|---|")
+    base = sets[reference]
+    click.echo(f"| {reference} | {base.accuracy:.1%} | | | | | | |")
+    for path in candidates:
+        # Other seeds than the reference's: with equal ones the sets would be near because the draws are.
+        other = judged(classifier, draw(path, labels, count), labels)
+        distance = frechet_distance(other.features, others[1].features)
+        fidelity = teacher.compare(Pipeline(path))
+        by_scale = " ".join(f"{scale.agreement:.1%}" for scale in fidelity.scales)
+        drop = 100 * (base.accuracy - sets[path].accuracy)
+        click.echo(
+            f"| {path} | {sets[path].accuracy:.1%} | {drop:+.1f} points | {distance:.3f} | {distance / own:.2f}x "
+            f"| {fidelity.kl:.4f} | {by_scale} | {fidelity.psnr:.1f} dB |"
+        )
+    if pictures:
+        chosen = range(0, count, per_class * 3)
+        rows = np.concatenate([found[list(chosen)] for found in images.values()])
+        write_png(pictures, grid(rows, columns=len(chosen)))
+
+
+if __name__ == "__main__":
+    main()

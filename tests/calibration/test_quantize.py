@@ -1,0 +1,253 @@
+"""INT8 bundles: exact integers, weights stored once, smoothing that changes nothing, and nearly the same pictures."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from safetensors import safe_open
+
+from calibration.ablation import for_all_scales, rows
+from calibration.bundle import quantize_bundle
+from calibration.make import Request, make_int8
+from calibration.plan import DIGITS, FLOAT, INT8, default_plan, with_overrides
+from calibration.ranges import CalibrationError, Histogram
+from calibration.record import Calibration
+from calibration.sites import GRAPHS, all_sites, find_sites, open_graph
+from calibration.target import TARGETS
+from export.fidelity import Fidelity, Teacher
+from export.simulate import simulate
+from runtime.manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
+from runtime.pipeline import Pipeline
+
+
+@pytest.fixture(scope="module")
+def teacher(demo_bundle: Path) -> Teacher:
+    return Teacher.draw(Pipeline(demo_bundle), tokens=200)
+
+
+def tensor(bundle: Path, name: str) -> np.ndarray:
+    with safe_open(bundle / WEIGHTS, framework="numpy") as weights:
+        return np.asarray(weights.get_tensor(name))
+
+
+def ort_operators(path: Path, folder: Path) -> Counter[str]:
+    """What ONNX Runtime makes of a graph."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 4
+    ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx", load_external_data=False).graph.node)
+
+
+@pytest.mark.parametrize("target", ["trt", "cpu"])
+def test_the_demo_model_stays_itself(int8_bundles: dict[str, Path], teacher: Teacher, target: str) -> None:
+    found = teacher.compare(Pipeline(int8_bundles[target]))
+    assert found.kl < 0.025
+    assert found.agreement > 0.88
+    assert found.psnr > 38
+
+
+def test_rounding_between_int8_products_costs_no_more(
+    int8_bundles: dict[str, Path], teacher: Teacher, tmp_path: Path
+) -> None:
+    """The trt emission is FP16 around its INT8 products: here every FP16 tensor really is."""
+    simulate(int8_bundles["trt"], tmp_path / "simulated")
+    exact, rounded = (teacher.compare(Pipeline(path)) for path in (int8_bundles["trt"], tmp_path / "simulated"))
+    assert rounded.kl < 1.1 * exact.kl
+
+
+def test_naive_int8_is_far_worse(
+    demo_bundle: Path, calibration: Calibration, teacher: Teacher, int8_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    naive = rows(
+        demo_bundle, all_sites(demo_bundle, Manifest.load(demo_bundle)), "trt", calibration, calibration, None
+    )[0]
+    quantize_bundle(demo_bundle, tmp_path / "naive", naive.calibration, naive.plan, naive.target, naive.method)
+    theirs, ours = (teacher.compare(Pipeline(path)) for path in (tmp_path / "naive", int8_bundles["trt"]))
+    assert theirs.kl > 2 * ours.kl
+    assert theirs.psnr < ours.psnr - 5
+
+
+def test_two_digits_are_nearly_exact(
+    demo_bundle: Path, calibration: Calibration, teacher: Teacher, tmp_path: Path
+) -> None:
+    """What is left is the weights' rounding: INT8 weights alone cost as much."""
+    sites = all_sites(demo_bundle, Manifest.load(demo_bundle))
+    results: dict[str, Fidelity] = {}
+    for kind in (DIGITS, "weights"):
+        plan = {site.key: kind if site.graph == "transformer" else FLOAT for site in sites}
+        quantize_bundle(demo_bundle, tmp_path / kind, calibration, plan, TARGETS["trt"], "mse")
+        results[kind] = teacher.compare(Pipeline(tmp_path / kind))
+    assert results[DIGITS].kl < 1.5 * results["weights"].kl + 2e-4
+    assert results["weights"].kl < 0.003  # 0.007 if ONNX Runtime rounded the activations too
+
+
+@pytest.mark.parametrize("target", ["trt", "cpu"])
+def test_every_int8_weight_is_stored_once(demo_bundle: Path, int8_bundles: dict[str, Path], target: str) -> None:
+    bundle = int8_bundles[target]
+    plan = default_plan(all_sites(demo_bundle, Manifest.load(demo_bundle)))
+    with safe_open(bundle / WEIGHTS, framework="numpy") as weights:
+        dtypes = {name: weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+    integers = [name for name in dtypes if name.endswith("weight.int8")]
+    assert len(integers) == sum(kind != FLOAT for kind in plan.values())
+    assert all(dtypes[name] == "I8" for name in integers)
+    floats = [name.replace("int8", "transpose") for name in integers]
+    assert not set(floats) & set(dtypes)
+    largest = max(abs(int(tensor(bundle, name).min())) for name in integers)
+    assert largest <= TARGETS[target].weight_levels
+    size = sum(file.stat().st_size for file in bundle.iterdir())
+    assert size < 0.5 * sum(file.stat().st_size for file in demo_bundle.iterdir())
+
+
+def test_onnx_runtime_multiplies_integers(demo_bundle: Path, int8_bundles: dict[str, Path], tmp_path: Path) -> None:
+    """A Q/DQ pair that does not fuse is arithmetic in FP32 with rounding on top: no speed, silently."""
+    manifest = Manifest.load(int8_bundles["cpu"])
+    plan = default_plan(all_sites(demo_bundle, Manifest.load(demo_bundle)))
+    fused = {"condition": "MatMulIntegerToFloat", "transformer": "MatMulIntegerToFloat", "decoder": "QLinearConv"}
+    for graph, operator in fused.items():
+        wanted = sum(kind in (INT8, DIGITS) for key, kind in plan.items() if key.startswith(graph))
+        operators = ort_operators(int8_bundles["cpu"] / manifest.graphs[graph].file, tmp_path)
+        assert operators[operator] == wanted, graph
+
+
+@pytest.mark.parametrize(("levels", "exact"), [(64, True), (127, None)])
+def test_products_of_full_range_are_exact(levels: int, exact: bool | None) -> None:
+    """AVX2 without VNNI adds pairs of products in 16 bits: they saturate unless the weights have 7 bits.
+
+    With 8 bits the result depends on the processor, which is why the cpu emission does not use them.
+    """
+    random = np.random.default_rng(0)
+    a = random.choice(np.array([0, 1, 254, 255], np.uint8), (37, 256))
+    b = (random.choice(np.array([-1, 1]), (256, 96)) * levels).astype(np.int8)
+    b[:, :32] = levels  # the same sign throughout: the largest sums
+    nodes = [
+        helper.make_node("DequantizeLinear", ["a", "one", "zero"], ["x"]),
+        helper.make_node("DequantizeLinear", ["b", "ones"], ["w"], axis=1),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    constants = {
+        "b": b,
+        "one": np.array(1, np.float32),
+        "ones": np.ones(96, np.float32),
+        "zero": np.array(128, np.uint8),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, [37, 256])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [37, 96])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"a": a})
+    expected = (a.astype(np.int64) - 128) @ b.astype(np.int64)
+    if exact:
+        assert np.array_equal(found, expected)
+    else:
+        assert found.shape == expected.shape
+
+
+def test_smoothing_alone_changes_nothing(
+    demo_bundle: Path, int8_bundles: dict[str, Path], calibration: Calibration
+) -> None:
+    """Divided in `condition`, multiplied into the weight: the modulation times the smoothing is the modulation."""
+    outputs = []
+    for bundle in (demo_bundle, int8_bundles["cpu"]):
+        model = onnx.load(bundle / "condition.onnx", load_external_data=False)
+        shutil.copy(bundle / "condition.onnx", bundle / "probe.onnx")
+        session = ort.InferenceSession(bundle / "probe.onnx", providers=["CPUExecutionProvider"])
+        outputs.append(
+            dict(
+                zip([o.name for o in model.graph.output], session.run(None, {"labels": np.array([3, 8])}), strict=True)
+            )
+        )
+        (bundle / "probe.onnx").unlink()
+    assert calibration.smoothing
+    for block in range(4):
+        vector = calibration.smoothing[f"transformer: blocks.{block}.attn.mat_qkv"]
+        plain, smoothed = (output["modulation"][block] for output in outputs)
+        assert np.abs(vector - 1).max() > 0.05
+        for row in (2, 4):
+            np.testing.assert_allclose(smoothed[row] * vector, plain[row], atol=0.02)
+        np.testing.assert_allclose(smoothed[:2], plain[:2], atol=0.02)  # gates
+
+
+def test_scales_are_rows_of_the_weight_file(int8_bundles: dict[str, Path], calibration: Calibration) -> None:
+    for target, dtype in (("trt", np.float32), ("cpu", np.uint8)):
+        manifest = Manifest.load(int8_bundles[target])
+        assert len(manifest.step_constants) == 2 * manifest.model.depth
+        scales = tensor(int8_bundles[target], "activation_scales_00")
+        zeros = tensor(int8_bundles[target], "activation_zero_points_00")
+        assert scales.shape == zeros.shape == (len(manifest.scales), 4)
+        assert zeros.dtype == dtype
+        assert len({float(scale) for scale in scales[:, 0]}) == len(manifest.scales)  # each scale has its own
+
+
+def test_overrides_name_layers_or_kinds_of_them(demo_bundle: Path) -> None:
+    plan = default_plan(all_sites(demo_bundle, Manifest.load(demo_bundle)))
+    changed = with_overrides(plan, {"fc2": FLOAT, "transformer: head": INT8})
+    assert [changed[f"transformer: blocks.{i}.ffn.fc2"] for i in range(4)] == [FLOAT] * 4
+    assert changed["transformer: head"] == INT8
+    with pytest.raises(CalibrationError, match="--set fc7=float: expected a layer of the plan"):
+        with_overrides(plan, {"fc7": FLOAT})
+    with pytest.raises(CalibrationError, match="--set fc2=int4: expected a kind out of int8, int8x2, weights, float"):
+        with_overrides(plan, {"fc2": "int4"})
+
+
+def test_a_whole_plan_of_int8_is_written_too(demo_bundle: Path, calibration: Calibration, tmp_path: Path) -> None:
+    """Head, attention's projections and the last convolution included: every site has its rewriting."""
+    sites = all_sites(demo_bundle, Manifest.load(demo_bundle))
+    for target in ("trt", "cpu"):
+        plan = {site.key: INT8 for site in sites}
+        quantize_bundle(demo_bundle, tmp_path / target, calibration, plan, TARGETS[target], "percentile")
+        assert Pipeline(tmp_path / target).generate([1], seed=2).images.std() > 10
+
+
+def without(calibration: Calibration, name: str) -> Calibration:
+    histograms = {key: items for key, items in calibration.histograms.items() if key != name}
+    return Calibration(
+        calibration.bundle, calibration.settings, calibration.pictures, calibration.smoothing, histograms
+    )
+
+
+def test_missing_and_empty_ranges_leave_nothing(demo_bundle: Path, calibration: Calibration, tmp_path: Path) -> None:
+    plan = default_plan(all_sites(demo_bundle, Manifest.load(demo_bundle)))
+    name = "transformer: blocks.1.ffn.fc1 input"
+    with pytest.raises(CalibrationError, match=rf"{name}: the calibration has no ranges for it"):
+        quantize_bundle(demo_bundle, tmp_path / "out", without(calibration, name), plan, TARGETS["trt"], "mse")
+    for bad in (Histogram(), Histogram(1.0, low=-np.inf, high=1.0)):
+        broken = for_all_scales(calibration)  # a copy
+        broken.histograms[name] = [broken.histograms[name][0]] * 5 + [bad]
+        with pytest.raises(CalibrationError, match=rf"{name}, scale 5: the calibration has the range"):
+            quantize_bundle(demo_bundle, tmp_path / "out", broken, plan, TARGETS["trt"], "minmax")
+    assert not list(tmp_path.iterdir())
+
+
+def test_sites_are_the_products_with_weights(demo_bundle: Path) -> None:
+    manifest = Manifest.load(demo_bundle)
+    counts = {name: len(find_sites(name, open_graph(demo_bundle, manifest, name))) for name in GRAPHS}
+    depth = manifest.model.depth
+    assert counts["transformer"] == 4 * depth + 1
+    assert counts["condition"] == depth + 1
+    convolutions = [
+        n for n in onnx.load(demo_bundle / "decoder.onnx", load_external_data=False).graph.node if n.op_type == "Conv"
+    ]
+    assert counts["decoder"] == len(convolutions) - 1  # the first one reads the graph's input
+    assert set(GRAPHS) < set(REQUIRED_GRAPHS)
+
+
+def test_weights_alone_need_no_scales(
+    demo_bundle: Path, calibration_file: Path, teacher: Teacher, tmp_path: Path
+) -> None:
+    make_int8(demo_bundle, tmp_path / "out", Request("cpu", images=32, weights_only=True), calibration_file)
+    manifest = Manifest.load(tmp_path / "out")
+    assert manifest.step_constants == ()
+    assert teacher.compare(Pipeline(tmp_path / "out")).kl < 0.006
