@@ -22,7 +22,7 @@ WITH_FP16 = ("fp16", "int8 for trt")
 
 
 def simulate(bundle: Path, out: Path) -> None:
-    """Writes the simulated twin of a `bundle` that holds FP16 as a bundle of its own. Raises BundleError, SettingsError."""
+    """Writes the simulated twin of a `bundle` with FP16 in it as its own. Raises BundleError, SettingsError."""
     source = manifest.Manifest.load(bundle)
     if source.precision not in WITH_FP16:
         raise SettingsError(f"{bundle}: expected a bundle in {' or '.join(WITH_FP16)}, found {source.precision}")
