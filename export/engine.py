@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from export.builder import Builder, Options, Progress, load_tensorrt
-from export.layers import counted, table
+from export.layers import counted, has_other_products, int8_products, table
 from runtime import engine_record, manifest
 from runtime.backends.cuda import gpu
 from runtime.backends.wiring import ALIGNMENT
@@ -110,9 +110,16 @@ def build_engines(
             weights = weight_bytes(bundle, [source.graphs[name].file])
             seconds = round(time.perf_counter() - start, 3)
             layers = counted(builder.log.lines)
+            products = int8_products(builder.log.lines, len(planned.profiles)) if layers else ()
+            # Products that all read INT8 may have been joined into fewer.
+            if products and min(products) < planned.int8_planned and has_other_products(layers):
+                fused = f"{min(products)} of {planned.int8_planned} INT8 products"
+                warn(f"{name}: TensorRT computes only {fused} in INT8, the others in FP16; see {REPORT}")
             if note := builder.foreign_cache():
                 warn(note)
-            engines[name] = replace(planned, build_seconds=seconds, weight_bytes=weights, layers=layers)
+            engines[name] = replace(
+                planned, build_seconds=seconds, weight_bytes=weights, layers=layers, int8_built=products
+            )
         _copy_constants(bundle, source, folder)
         record = replace(plan, engines=engines, peak_bytes=_peak_bytes(), created=_now())
         record.write(folder)
@@ -140,9 +147,11 @@ def _plan(source: manifest.Manifest, built: Built, batches: tuple[int, ...], opt
             f"{name}.engine",
             source.files[source.graphs[name].file].sha256,
             engine_record.profiles(name, source, batches),
-            0.0,
-            0,
-            {},
+            build_seconds=0.0,
+            weight_bytes=0,
+            layers={},
+            int8_planned=_int8_planned(source, name),
+            int8_built=(),
         )
         for name in engine_record.GRAPHS
         if name in source.graphs
@@ -157,7 +166,10 @@ def _is_up_to_date(out: Path, plan: EngineRecord) -> bool:
         record = EngineRecord.load(out)
     except BundleError:
         return False
-    unmeasured = {name: replace(e, build_seconds=0.0, weight_bytes=0, layers={}) for name, e in record.engines.items()}
+    unmeasured = {
+        name: replace(engine, build_seconds=0.0, weight_bytes=0, layers={}, int8_built=())
+        for name, engine in record.engines.items()
+    }
     return replace(record, engines=unmeasured, peak_bytes=0, created="") == plan
 
 
@@ -197,16 +209,28 @@ def report(record: EngineRecord, folder: Path) -> str:
         f"GPU: {built.gpu or 'none, built ahead of time'}; batches {', '.join(map(str, record.batches))};"
         f" the building process held {record.peak_bytes / 1e9:.2f} GB at most; {record.created}",
         "",
-        "| graph | profiles | seconds | weights | engine | ratio |",
-        "|---|---|---|---|---|---|",
+        "| graph | profiles | seconds | weights | engine | rest | ratio | INT8 products: planned, in each profile |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, engine in record.engines.items():
         size = (folder / engine.file).stat().st_size
         ratio = f"{size / engine.weight_bytes:.2f}x"
-        cells = f"{engine.build_seconds:.1f} | {engine.weight_bytes / 1e6:.1f} MB | {size / 1e6:.1f} MB | {ratio}"
-        lines.append(f"| {name} | {len(engine.profiles)} | {cells} |")
+        cells = f"{engine.build_seconds:.1f} | {engine.weight_bytes / 1e6:.1f} MB | {size / 1e6:.1f} MB"
+        cells += f" | {(size - engine.weight_bytes) / 1e6:.1f} MB | {ratio}"
+        lines.append(f"| {name} | {len(engine.profiles)} | {cells} | {_int8(engine)} |")
     layers = table({name: engine.layers for name, engine in record.engines.items()})
     return "\n".join([*lines, "", "Layers by the dtype of their first input, all profiles together:", "", layers, ""])
+
+
+def _int8(engine: Engine) -> str:
+    if not engine.int8_planned:
+        return ""
+    return f"{engine.int8_planned}, {' '.join(map(str, engine.int8_built)) or 'unknown'}"
+
+
+def _int8_planned(source: manifest.Manifest, graph: str) -> int:
+    plan = source.provenance.options.get("plan", {})
+    return sum(key.startswith(f"{graph}: ") for kind in ("int8", "int8x2") for key in plan.get(kind, ()))
 
 
 def inspected(graph: Path) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 LAYER = re.compile(r"^Name: (?P<name>[^,]+), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: ", re.M)
 DTYPE = re.compile(r"Datatype: (\w+)")
 # What a kernel computes, by its name; the first that fits counts.
 KERNELS = {"attention": r"mha", "convolution": r"[Cc]onv(?!ert)", "gemm": r"[Gg]emm|Fc(?=[A-Z_])"}
 DTYPES = ("Int8", "Half", "Float")
+PRODUCTS = ("gemm", "convolution")
+PROFILE = re.compile(r"_myl(\d+)_\d+$")  # of a layer, behind its name
 
 
 def counted(log: Iterable[tuple[str, str]]) -> dict[str, int]:
@@ -18,12 +20,28 @@ def counted(log: Iterable[tuple[str, str]]) -> dict[str, int]:
 
     The dtype is that of the first input: an INT8 product reads Int8, whatever it writes.
     """
-    counts: Counter[str] = Counter()
+    return dict(sorted(Counter(f"{kind} {dtype}" for kind, dtype, _ in _layers(log)).items()))
+
+
+def int8_products(log: Iterable[tuple[str, str]], profiles: int) -> tuple[int, ...]:
+    """How many products of each profile read INT8: what was fused, where Q/DQ around FP16 would only cost time."""
+    counts = Counter(profile for kind, dtype, profile in _layers(log) if kind in PRODUCTS and dtype == "Int8")
+    return tuple(counts[i] for i in range(profiles))
+
+
+def has_other_products(counts: Mapping[str, int]) -> bool:
+    """Whether some product reads something else than INT8. `counts` as `counted` makes them."""
+    return any(key.startswith(PRODUCTS) and not key.endswith(" Int8") for key in counts)
+
+
+def _layers(log: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, int]]:
+    """Kind, dtype of the first input, profile."""
     for _, text in log:
         for layer in LAYER.finditer(text):
             dtypes = DTYPE.findall(layer["inputs"])
-            counts[f"{_kind(layer['name'], layer['kind'])} {dtypes[0] if dtypes else 'none'}"] += 1
-    return dict(sorted(counts.items()))
+            profile = PROFILE.search(layer["name"])
+            kind = _kind(layer["name"], layer["kind"])
+            yield kind, dtypes[0] if dtypes else "none", int(profile[1]) if profile else 0
 
 
 def _kind(name: str, kind: str) -> str:

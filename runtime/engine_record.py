@@ -12,7 +12,7 @@ from .files import whole_file
 from .manifest import Manifest, Scale
 from .strict import load
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "engine.json"
 FOLDER = "engines"  # in a bundle: one directory of engines for each kind of device
 FLAVOURS = ("tensorrt", "tensorrt_rtx")  # names of the Python modules
@@ -46,6 +46,8 @@ class Engine:
     build_seconds: float
     weight_bytes: int  # of the graph, as the weight file holds them
     layers: dict[str, int]  # "gemm Half": how many, all profiles together; empty if the builder did not say
+    int8_planned: int  # products that the graph has in INT8
+    int8_built: tuple[int, ...]  # products that read INT8 in each profile; empty if the builder did not say
 
 
 @dataclass(frozen=True)

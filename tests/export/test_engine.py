@@ -14,7 +14,7 @@ import pytest
 
 from export.builder import Builder, BuildError, Options, load_tensorrt
 from export.engine import build_engines, check_memory, target
-from export.layers import counted
+from export.layers import counted, int8_products
 from runtime import BundleError, SettingsError
 from runtime.engine_record import EngineRecord
 from runtime.manifest import File, Manifest
@@ -171,6 +171,7 @@ def test_layers_are_counted_by_kind_and_type() -> None:
         ]
     )
     assert counted([("VERBOSE", log)]) == {"attention Half": 1, "gemm Half": 1, "gemm Int8": 1, "other Float": 1}
+    assert int8_products([("VERBOSE", log)], profiles=2) == (1, 0)
 
 
 def test_records_that_differ_are_not_equal(built: tuple[Path, Path]) -> None:

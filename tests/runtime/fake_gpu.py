@@ -234,7 +234,7 @@ def write_engines(bundle: Path, batches: tuple[int, ...] = (1,), built: Built = 
         plan = {"graph": name, "onnx": str(bundle / graph.file), "tensors": tensors, "profiles": profiles}
         (folder / f"{name}.engine").write_text(json.dumps(plan))
         digest = source.files[graph.file].sha256
-        engines[name] = Engine(f"{name}.engine", digest, profiles, 1.0, 1, {})
+        engines[name] = Engine(f"{name}.engine", digest, profiles, 1.0, 1, {}, 0, ())
         graphs[name] = type(graph)(f"{name}.engine", graph.inputs, graph.outputs)
     (folder / WEIGHTS).write_bytes((bundle / WEIGHTS).read_bytes())
     if source.classes:
