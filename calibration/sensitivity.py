@@ -18,7 +18,7 @@ from calibration.quantize import Quantizer
 from calibration.record import Calibration
 from calibration.sites import GRAPHS, Site, find_sites, open_graph
 from calibration.target import TARGETS
-from export.fidelity import Teacher, Turn, psnr
+from export.fidelity import Teacher, Turn, psnr, top_k
 from export.signature import Signature
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.ort_session import Session
@@ -172,8 +172,14 @@ class _Bench:
 
     def _redrawn(self, turn: Turn) -> np.ndarray:
         keep = [np.ones_like(tokens, bool) for tokens in turn.tokens]
-        count = len(turn.labels)
-        return self._pipeline.generate(turn.labels, turn.seed, keep=keep, kept_tokens=turn.tokens, batch=count).images
+        return self._pipeline.generate(
+            turn.labels,
+            turn.seed,
+            top_k=top_k(self._pipeline),
+            keep=keep,
+            kept_tokens=turn.tokens,
+            batch=len(turn.labels),
+        ).images
 
     def _variant(self, name: str, plan: Plan) -> tuple[Graph, bytes, dict[str, np.ndarray]]:
         """A graph by this plan, its new tensors inside, and its inputs by scale."""
