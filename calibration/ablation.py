@@ -91,7 +91,7 @@ def study(
     planned = None
     if budget is not None:
         sensitivity = measure(bundle, scratch / "sensitivity.json", smoothed, target, "mse", progress)
-        planned, _ = within_budget(default_plan(sites), sensitivity, budget)
+        planned, _ = within_budget(sites, default_plan(sites), sensitivity, budget)
     teacher = Teacher.draw(Pipeline(bundle, verify=False), tokens, sizes=(batch,))
     wanted = rows(bundle, sites, target, plain, smoothed, planned)
     results = []

@@ -57,7 +57,7 @@ def make_int8(
     if request.budget is not None:
         where = path.with_name(f"{request.target}-{request.method}-{SENSITIVITY}")
         sensitivity = measure(bundle, where, found, request.target, request.method, progress)
-        plan, expected = within_budget(plan, sensitivity, request.budget)
+        plan, expected = within_budget(sites, plan, sensitivity, request.budget)
     plan = with_overrides(plan, dict(request.overrides))
 
     def report(folder: Path) -> None:

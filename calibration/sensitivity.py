@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,32 +94,36 @@ def measure(
     return found
 
 
-def within_budget(plan: Plan, sensitivity: Sensitivity, budget: float) -> tuple[dict[str, str], float]:
-    """The plan with the transformer's most sensitive INT8 layers as two digits, until the KL fits; and that KL.
+def within_budget(
+    sites: Sequence[Site], plan: Plan, sensitivity: Sensitivity, budget: float
+) -> tuple[dict[str, str], float]:
+    """The plan, its INT8 layers chosen anew by what was measured; and the KL that it is expected to cost.
 
-    The decoder's most sensitive convolutions become float until its pictures keep PSNR. Errors of layers add up,
-    nearly. Raises BundleError if even two digits everywhere cost more.
+    In the transformer as few multiplications as possible are done in two digits: those of the layers that cost the
+    most for their size. The decoder's most sensitive convolutions become float until its pictures keep PSNR. Errors of
+    layers add up, nearly. Raises BundleError if even two digits everywhere cost more.
     """
-    squares = {k: 10 ** (-(sensitivity.layers[k].psnr or 99) / 10) for k in plan if k.startswith("decoder")}
-    squares = {key: square for key, square in squares.items() if plan[key] == INT8}
-    rest = sensitivity.layers[ALL_DIGITS].mean_kl
-    costs = {k: sensitivity.layers[k].mean_kl for k in plan if plan[k] == INT8 and k.startswith("transformer")}
-    changed = dict(plan)
+    changed, layers = dict(plan), sensitivity.layers
+    planned = [site for site in sites if plan[site.key] in (INT8, DIGITS)]
+    costs = {site.key: layers[site.key].mean_kl for site in planned if site.graph == "transformer"}
+    changed.update(dict.fromkeys(costs, INT8))
+    base = layers[ALL_DIGITS].mean_kl
+    sizes = {site.key: math.prod(site.weight_shape) for site in sites}
+    for key in sorted(costs, key=lambda key: -costs[key] / sizes[key]):
+        if base + sum(costs.values()) <= budget:
+            break
+        changed[key] = DIGITS
+        del costs[key]
+    if (expected := base + sum(costs.values())) > budget:
+        raise BundleError(
+            f"--budget {budget:g}: two digits for every layer still cost a KL of {expected:.2g}; allow more"
+        )
+    squares = {site.key: 10 ** (-(layers[site.key].psnr or 99) / 10) for site in planned if site.graph == "decoder"}
     for key in sorted(squares, key=lambda key: -squares[key]):
         if sum(squares.values()) <= 10 ** (-PSNR / 10):
             break
         changed[key] = FLOAT
         del squares[key]
-    for key in sorted(costs, key=lambda key: -costs[key]):
-        if rest + sum(costs.values()) <= budget:
-            break
-        changed[key] = DIGITS
-        del costs[key]
-    expected = rest + sum(costs.values())
-    if expected > budget:
-        raise BundleError(
-            f"--budget {budget:g}: two digits for every layer still cost a KL of {expected:.2g}; allow more"
-        )
     return changed, expected
 
 

@@ -61,35 +61,35 @@ def draw(bundle: Path, labels: np.ndarray, seed: int) -> np.ndarray:
 )
 def main(reference: Path, candidates: tuple[Path, ...], per_class: int, tokens: int, pictures: Path | None) -> None:
     """Compare bundles of the demo model with the FP32 bundle REFERENCE, as markdown."""
-    classifier = load_classifier()
+    classifier, teacher = load_classifier(), Teacher.draw(Pipeline(reference), tokens)
     labels = np.repeat(np.arange(len(CLASSES)), per_class)
-    count = len(labels)
     images = {path: draw(path, labels, 0) for path in (reference, *candidates)}
-    sets = {path: judged(classifier, found, labels) for path, found in images.items()}
-    others = [judged(classifier, draw(reference, labels, seed * count), labels) for seed in (1, 2)]
-    own = frechet_distance(others[0].features, others[1].features)
-    teacher = Teacher.draw(Pipeline(reference), tokens)
-    click.echo(f"{count} pictures a bundle; {reference} with other seeds: accuracy ", nl=False)
-    click.echo(f"{others[0].accuracy:.1%} and {others[1].accuracy:.1%}, Fréchet distance of the two {own:.3f}\n")
+    base = judged(classifier, images[reference], labels)
+    other = judged(classifier, draw(reference, labels, len(labels)), labels)  # FP32 with other seeds
+    own = frechet_distance(base.features, other.features)
     click.echo(
-        "| bundle | accuracy | drop | Fréchet distance to FP32 | of FP32's own | mean KL | top-1 by scale | PSNR |"
+        f"{len(labels)} pictures a bundle. {reference}: accuracy {base.accuracy:.1%}, with other seeds ", nl=False
     )
-    click.echo("|---|---|---|---|---|---|---|---|")
-    base = sets[reference]
-    click.echo(f"| {reference} | {base.accuracy:.1%} | | | | | | |")
+    click.echo(f"{other.accuracy:.1%}; Fréchet distance between the two {own:.3f}.\n")
+    click.echo(
+        "| bundle | accuracy | drop | Fréchet distance to FP32 of other seeds | of FP32's own | mean KL | PSNR |"
+    )
+    click.echo("|---|---|---|---|---|---|---|")
+    agreements = []
     for path in candidates:
-        # Other seeds than the reference's: with equal ones the sets would be near because the draws are.
-        other = judged(classifier, draw(path, labels, count), labels)
-        distance = frechet_distance(other.features, others[1].features)
-        fidelity = teacher.compare(Pipeline(path))
-        by_scale = " ".join(f"{scale.agreement:.1%}" for scale in fidelity.scales)
-        drop = 100 * (base.accuracy - sets[path].accuracy)
+        found, fidelity = judged(classifier, images[path], labels), teacher.compare(Pipeline(path))
+        distance = frechet_distance(found.features, other.features)
         click.echo(
-            f"| {path} | {sets[path].accuracy:.1%} | {drop:+.1f} points | {distance:.3f} | {distance / own:.2f}x "
-            f"| {fidelity.kl:.4f} | {by_scale} | {fidelity.psnr:.1f} dB |"
+            f"| {path} | {found.accuracy:.1%} | {100 * (base.accuracy - found.accuracy):+.1f} points | {distance:.3f} "
+            f"| {distance / own:.2f}x | {fidelity.kl:.4f} | {fidelity.psnr:.1f} dB |"
         )
+        cells = [f"{scale.agreement:.1%} of {scale.tokens}" for scale in fidelity.scales]
+        agreements.append(f"| {path} | {' | '.join(cells)} |")
+    sides = [f"{scale.side} x {scale.side}" for scale in fidelity.scales]
+    click.echo(f"\n| top-1 agreement | {' | '.join(sides)} |\n|---|{'---|' * len(sides)}")
+    click.echo("\n".join(agreements))
     if pictures:
-        chosen = range(0, count, per_class * 3)
+        chosen = range(0, len(labels), per_class * 3)
         rows = np.concatenate([found[list(chosen)] for found in images.values()])
         write_png(pictures, grid(rows, columns=len(chosen)))
 

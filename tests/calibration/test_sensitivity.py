@@ -11,7 +11,7 @@ from calibration.make import Request, make_int8
 from calibration.plan import DIGITS, FLOAT, INT8, default_plan
 from calibration.record import Calibration
 from calibration.sensitivity import ALL_DIGITS, Layer, Sensitivity, measure, within_budget
-from calibration.sites import all_sites
+from calibration.sites import Site, all_sites
 from export.fidelity import compare
 from runtime.errors import BundleError
 from runtime.manifest import Manifest
@@ -71,16 +71,17 @@ def test_layers_differ_as_they_should(sensitivity: Sensitivity) -> None:
 
 
 def test_plans_follow_the_budget(demo_bundle: Path, sensitivity: Sensitivity) -> None:
-    plan = default_plan(all_sites(demo_bundle, Manifest.load(demo_bundle)))
+    sites = all_sites(demo_bundle, Manifest.load(demo_bundle))
+    plan = default_plan(sites)
     counts = []
     for budget in (0.05, 0.012, 0.006, 0.003):
-        changed, expected = within_budget(plan, sensitivity, budget)
+        changed, expected = within_budget(sites, plan, sensitivity, budget)
         assert expected <= budget
         counts.append(sum(kind == DIGITS for kind in changed.values()))
     assert counts == sorted(counts)
     assert counts[0] < counts[-1]
     with pytest.raises(BundleError, match="--budget 1e-05: two digits for every layer still cost a KL of"):
-        within_budget(plan, sensitivity, 1e-5)
+        within_budget(sites, plan, sensitivity, 1e-5)
 
 
 def test_the_worst_convolutions_stay_float() -> None:
@@ -90,5 +91,6 @@ def test_the_worst_convolutions_stay_float() -> None:
     layers = {ALL_DIGITS: Layer((0.0,), (0.0,), (1.0,), None), "decoder: a": convolution(35.0)}
     layers |= {"decoder: b": convolution(45.0), "decoder: c": convolution(46.0)}
     plan = {key: INT8 for key in layers if key != ALL_DIGITS}
-    changed, _ = within_budget(plan, Sensitivity(1, {}, "trt", "mse", {}, layers), 0.01)
+    sites = [Site("decoder", key[-1], "Conv", "", (), "", (), "", (8, 8, 3, 3)) for key in plan]
+    changed, _ = within_budget(sites, plan, Sensitivity(1, {}, "trt", "mse", {}, layers), 0.01)
     assert changed == {"decoder: a": FLOAT, "decoder: b": INT8, "decoder: c": INT8}
