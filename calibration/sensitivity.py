@@ -32,7 +32,8 @@ from runtime.strict import load
 
 SCHEMA_VERSION = 1
 FILE_NAME = "sensitivity.json"
-TOKENS = 300  # compared at every scale
+TOKENS, TOKENS_OF_WIDE = 300, 64  # compared at every scale; fewer where a layer takes seconds, not tenths
+WIDE = 512  # channels
 PSNR = 40.0  # dB: what INT8 may cost the decoder's pictures
 ALL_DIGITS = "transformer: all layers int8x2"  # what INT8 weights and rounded logits cost, whatever the plan
 
@@ -136,7 +137,9 @@ class _Bench:
         self._backend = OnnxRuntimeBackend(bundle, manifest)
         self._pipeline = Pipeline(bundle, self._backend, verify=False)
         self._constants = self._backend._constants
-        self._teacher = Teacher.draw(self._pipeline, TOKENS)
+        tokens = TOKENS if manifest.model.width <= WIDE else TOKENS_OF_WIDE
+        whole = math.ceil(tokens / manifest.scales[-1].tokens)  # pictures that reach the last scale
+        self._teacher = Teacher.draw(self._pipeline, tokens, sizes=(whole,))
         self.sites = [s for n in GRAPHS for s in find_sites(n, open_graph(bundle, manifest, n))]
 
     def layer(self, key: str) -> Layer:
