@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from calibration.collect import collect
+from calibration.make import Request, make_int8
+from calibration.record import Calibration, Settings
 from export.bundle import export_bundle
 from export.checkpoint import checkpoint_weights, formula_weights
 from export.recipe import Recipe
 
 DATA = Path(__file__).parent / "data"
+IMAGES = 32  # that INT8 fixtures are calibrated on
 
 
 def _export(factory: pytest.TempPathFactory, name: str) -> Path:
@@ -54,3 +58,26 @@ def fp16_demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("var_demo_fp16") / "bundle"
     export_bundle(recipe, checkpoint_weights(recipe, None, None), out, "fp16")
     return out
+
+
+@pytest.fixture(scope="session")
+def calibration_file(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("calibration") / "calibration.json"
+    collect(demo_bundle, path, IMAGES, Settings())
+    return path
+
+
+@pytest.fixture(scope="session")
+def calibration(calibration_file: Path) -> Calibration:
+    return Calibration.load(calibration_file)
+
+
+@pytest.fixture(scope="session")
+def int8_bundles(
+    demo_bundle: Path, calibration_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """By target, with the default plan."""
+    folder = tmp_path_factory.mktemp("int8")
+    for target in ("trt", "cpu"):
+        make_int8(demo_bundle, folder / target, Request(target, images=IMAGES), calibration_file)
+    return {target: folder / target for target in ("trt", "cpu")}

@@ -239,7 +239,9 @@ def write_engines(bundle: Path, batches: tuple[int, ...] = (1,), built: Built = 
     (folder / WEIGHTS).write_bytes((bundle / WEIGHTS).read_bytes())
     if source.classes:
         (folder / source.classes).write_bytes((bundle / source.classes).read_bytes())
-    EngineRecord(1, built, source.files[WEIGHTS].sha256, batches, {}, engines, 0, "").write(folder)
+    EngineRecord(engine_record.SCHEMA_VERSION, built, source.files[WEIGHTS].sha256, batches, {}, engines, 0, "").write(
+        folder
+    )
     rewrite_manifest(folder, Manifest(**{**vars(source), "graphs": graphs}))
     return folder
 

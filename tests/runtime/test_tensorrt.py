@@ -59,6 +59,16 @@ def test_pictures_are_those_of_onnx_runtime(demo: Path, batch: int) -> None:
 
 
 @pytest.mark.usefixtures("cuda")
+def test_int8_engines_get_the_scales_of_each_scale(int8_bundles: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(int8_bundles["trt"], tmp_path / "bundle")
+    write_engines(tmp_path / "bundle")
+    expected = Pipeline(tmp_path / "bundle", "onnxruntime").generate(LABELS[:2], **SETTINGS)
+    found = Pipeline(tmp_path / "bundle", "tensorrt").generate(LABELS[:2], **SETTINGS)
+    assert all(np.array_equal(a, b) for a, b in zip(found.tokens, expected.tokens, strict=True))
+    assert np.array_equal(found.images, expected.images)
+
+
+@pytest.mark.usefixtures("cuda")
 def test_encoding_and_keeping(demo: Path) -> None:
     expected, found = Pipeline(demo, "onnxruntime"), Pipeline(demo, "tensorrt")
     tokens = expected.encode(expected.generate([2, 3]).images)
