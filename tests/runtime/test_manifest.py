@@ -47,6 +47,10 @@ BAD: dict[str, tuple[Callable[[Document], object], str]] = {
     "object for a list": (lambda d: d.update(scales={}), "scales: expected a list"),
     "wrong item": (lambda d: d["model"].update(patch_nums=[1, 2.0]), r"patch_nums\[1\]: expected an integer"),
     "wrong class file": (lambda d: d.update(classes=1), "classes: expected a string or null"),
+    "unknown step constant": (
+        lambda d: d.update(step_constants=["activation_scales_00"]),
+        r"step_constants: expected inputs of the transformer; found \['activation_scales_00'\]",
+    ),
     "zero size": (lambda d: d["model"].update(ch=0), "sizes from 1 up"),
     "shrinking sides": (lambda d: d["model"].update(patch_nums=[1, 3, 2]), "two or more growing sides"),
     "width": (lambda d: d["model"].update(width=65), "model.width: expected 64"),
