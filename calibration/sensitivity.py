@@ -19,7 +19,7 @@ from calibration.quantize import Quantizer
 from calibration.record import Calibration
 from calibration.sites import GRAPHS, Site, find_sites, open_graph
 from calibration.target import TARGETS
-from export.fidelity import Teacher, Turn, psnr, top_k
+from export.fidelity import BATCH, Teacher, Turn, psnr, top_k
 from export.signature import Signature
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.ort_session import Session
@@ -33,7 +33,7 @@ from runtime.strict import load
 SCHEMA_VERSION = 1
 FILE_NAME = "sensitivity.json"
 TOKENS, TOKENS_OF_WIDE = 300, 64  # compared at every scale; fewer where a layer takes seconds, not tenths
-WIDE = 512  # channels
+WIDE = 512  # channels: beyond, pictures are drawn one at a time
 PSNR = 40.0  # dB: what INT8 may cost the decoder's pictures
 ALL_DIGITS = "transformer: all layers int8x2"  # what INT8 weights and rounded logits cost, whatever the plan
 
@@ -51,6 +51,7 @@ class Layer:
 
     @property
     def mean_kl(self) -> float:
+        """Every scale counts alike; 0 for the decoder."""
         return float(np.mean(self.kl)) if self.kl else 0.0
 
 
@@ -137,9 +138,9 @@ class _Bench:
         self._backend = OnnxRuntimeBackend(bundle, manifest)
         self._pipeline = Pipeline(bundle, self._backend, verify=False)
         self._constants = self._backend._constants
-        tokens = TOKENS if manifest.model.width <= WIDE else TOKENS_OF_WIDE
-        whole = math.ceil(tokens / manifest.scales[-1].tokens)  # pictures that reach the last scale
-        self._teacher = Teacher.draw(self._pipeline, tokens, sizes=(whole,))
+        wide = manifest.model.width > WIDE
+        tokens, batch = (TOKENS_OF_WIDE, 1) if wide else (TOKENS, BATCH)
+        self._teacher = Teacher.draw(self._pipeline, tokens, sizes=(batch,))
         self.sites = [s for n in GRAPHS for s in find_sites(n, open_graph(bundle, manifest, n))]
 
     def layer(self, key: str) -> Layer:

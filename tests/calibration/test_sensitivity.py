@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -45,7 +46,8 @@ def sensitivity(planned: Path, demo_bundle: Path, calibration_file: Path) -> Sen
 
 def test_the_bundle_keeps_the_budget(planned: Path, demo_bundle: Path) -> None:
     found = compare(Pipeline(demo_bundle), Pipeline(planned), tokens=400)
-    assert 0.3 * BUDGET < found.kl < 1.15 * BUDGET  # measured on other pictures than the plan
+    kl = np.mean([scale.kl for scale in found.scales])  # as the budget counts: every scale alike
+    assert 0.3 * BUDGET < kl < 1.15 * BUDGET  # measured on other pictures than the plan
     assert found.psnr > 39
 
 
