@@ -23,14 +23,11 @@ from calibration.sites import GRAPHS, Site, find_sites, open_graph
 from calibration.target import SCALES, ZERO_POINTS, Activation, Target
 from export.mixed_precision import to_fp16
 from export.signature import Signature
-from export.weights import Entry
+from export.weights import STORED, Entry
 from export.write import Head, Progress, check_target, write_bundle
 from runtime.manifest import WEIGHTS, Manifest, Provenance
 
 ONE_SIDED = 0.75  # share of a symmetric range below which a zero point is worth its arithmetic
-NAMES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16", ir.DataType.INT8: "I8", ir.DataType.UINT8: "U8"} | {
-    ir.DataType.INT32: "I32"
-}
 
 
 def quantize_bundle(
@@ -68,7 +65,7 @@ def quantize_bundle(
                 graph = to_fp16(graph, model)
             elif name == "encoder":
                 _store_in_half(model.graph)
-            _remove_unused(model.graph)
+            remove_unused(model.graph)
             graphs.append((graph, model))
         entries = list(_entries(source, [model for _, model in graphs], quantizer.entries, weights))
         inputs = {graph.name: graph.inputs for graph, _ in graphs}
@@ -153,7 +150,8 @@ def _store_in_half(graph: ir.Graph) -> None:
             graph.insert_before(graph[0], cast)
 
 
-def _remove_unused(graph: ir.Graph) -> None:
+def remove_unused(graph: ir.Graph) -> None:
+    """Weights that the rewriting has replaced."""
     for name, value in list(graph.initializers.items()):
         if not value.uses():
             del graph.initializers[name]
@@ -172,7 +170,7 @@ def _entries(source: Manifest, models: Sequence[ir.Model], added: Mapping[str, E
         for name, value in model.graph.initializers.items():
             if value.const_value is None:
                 assert value.shape is not None and value.dtype is not None
-                add(name, NAMES[value.dtype], tuple(value.shape.numpy()))
+                add(name, STORED[value.dtype], tuple(value.shape.numpy()))
     for name in sorted(source.runtime_tensors):
         add(name, "F32", tuple(weights.get_slice(name).get_shape()))
     for name, entry in added.items():

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from calibration.observe import ObservingBackend
 from calibration.ranges import CalibrationError, Histogram
 from calibration.record import Calibration, Settings, fingerprint
 from calibration.sites import Site, all_sites, modulated_by
 from calibration.smooth import smoothing_vector
+from export.observe import ObservingBackend
 from runtime.errors import SettingsError
 from runtime.manifest import WEIGHTS, Manifest
 from runtime.pipeline import Pipeline

@@ -10,9 +10,9 @@ import onnx_ir as ir
 from calibration.plan import DIGITS, FLOAT, INT8, Plan
 from calibration.product import Product
 from calibration.sites import Site, modulated_by
-from calibration.target import BYTE, FLOAT32, SCALES, UNSIGNED, ZERO_POINTS, Activation, Target, step_input
+from calibration.target import FLOAT32, SCALES, UNSIGNED, ZERO_POINTS, Activation, Target, step_input
 from export.signature import Signature
-from export.weights import Entry
+from export.weights import STORED, Entry
 from runtime.manifest import Tensor
 
 Compute = Callable[[], np.ndarray]
@@ -57,20 +57,15 @@ class Quantizer:
         if all(activation is plain for activation in found):
             return
         steps = max(len(activation.scale) for activation in found)
-        zero = ("U8", UNSIGNED, "uint8") if self.target.unsigned else ("F32", FLOAT32, "float32")
-        for prefix, field, (stored, dtype, name) in (
-            (SCALES, "scale", ("F32", FLOAT32, "float32")),
-            (ZERO_POINTS, "zero", zero),
-        ):
+        zero = (UNSIGNED, "uint8") if self.target.unsigned else (FLOAT32, "float32")
+        for prefix, field, (dtype, name) in ((SCALES, "scale", (FLOAT32, "float32")), (ZERO_POINTS, "zero", zero)):
             rows = [np.broadcast_to(getattr(activation, field), steps) for activation in found]
             tensor = Tensor(step_input(prefix, sites[0]), name, (len(sites),))
-            self._add_entry(tensor.name, stored, np.stack(rows, 1))  # (K, layers)
+            values = np.stack(rows, 1)  # (K, layers)
+            self.entries[tensor.name] = Entry(tensor.name, STORED[dtype], values.shape, lambda values=values: values)  # type: ignore[misc]
             graph.inputs.append(ir.Value(name=tensor.name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape)))
             self.places |= {site.key: i for i, site in enumerate(sites)}
             yield tensor
-
-    def _add_entry(self, name: str, dtype: str, values: np.ndarray) -> None:
-        self.entries[name] = Entry(name, dtype, values.shape, lambda: values)
 
     def _fold_smoothing(self, graph: ir.Graph) -> None:
         """Divides what modulates an operand by the operand's smoothing: `condition` computes it once a picture."""
@@ -100,8 +95,7 @@ class Quantizer:
         """A new tensor of the weight file, as an initializer of `graph`."""
         if name not in graph.initializers:
             graph.initializers.add(ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape)))
-            names = {FLOAT32: "F32", BYTE: "I8", UNSIGNED: "U8", ir.DataType.INT32: "I32"}
-            self.entries.setdefault(name, Entry(name, names[dtype], shape, compute))
+            self.entries.setdefault(name, Entry(name, STORED[dtype], shape, compute))
         return graph.initializers[name]
 
 

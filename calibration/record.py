@@ -11,7 +11,7 @@ import numpy as np
 
 from calibration.ranges import BINS, CalibrationError, Histogram
 from runtime.files import whole_file
-from runtime.manifest import Manifest
+from runtime.manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
 from runtime.strict import load
 
 SCHEMA_VERSION = 1
@@ -103,8 +103,8 @@ class Calibration:
 
 def fingerprint(manifest: Manifest) -> dict[str, str]:
     """What makes the numbers of a bundle: graphs that draw, and weights."""
-    names = [manifest.graphs[name].file for name in ("condition", "transformer", "bridge", "decoder")]
-    return {name: manifest.files[name].sha256 for name in (*names, "weights.safetensors")}
+    names = [manifest.graphs[name].file for name in REQUIRED_GRAPHS]
+    return {name: manifest.files[name].sha256 for name in (*names, WEIGHTS)}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ import numpy as np
 import onnx_ir as ir
 from safetensors import safe_open
 
-from calibration.bundle import activations
+from calibration.bundle import activations, remove_unused
 from calibration.plan import DIGITS, FLOAT, INT8, Plan
 from calibration.quantize import Quantizer
 from calibration.record import Calibration
-from calibration.sites import GRAPHS, Site, find_sites, open_graph
+from calibration.sites import Site, all_sites, open_graph
 from calibration.target import TARGETS
 from export.fidelity import BATCH, Teacher, Turn, psnr, top_k
 from export.signature import Signature
@@ -141,7 +141,7 @@ class _Bench:
         wide = manifest.model.width > WIDE
         tokens, batch = (TOKENS_OF_WIDE, 1) if wide else (TOKENS, BATCH)
         self._teacher = Teacher.draw(self._pipeline, tokens, sizes=(batch,))
-        self.sites = [s for n in GRAPHS for s in find_sites(n, open_graph(bundle, manifest, n))]
+        self.sites = all_sites(bundle, manifest)
 
     def layer(self, key: str) -> Layer:
         """The site `key` as INT8, or all of the transformer's layers as two digits."""
@@ -193,8 +193,8 @@ class _Bench:
     def _variant(self, name: str, plan: Plan) -> tuple[Graph, bytes, dict[str, np.ndarray]]:
         """A graph by this plan, its new tensors inside, and its inputs by scale."""
         model = open_graph(self._bundle, self._manifest, name)
-        sites = find_sites(name, model)
-        outside = {n: v.const_value for n, v in _as_stored(self._bundle, self._manifest, name).items()}
+        sites = [site for site in self.sites if site.graph == name]
+        outside = ir.load(self._bundle / self._manifest.graphs[name].file).graph.initializers
         with safe_open(self._bundle / WEIGHTS, framework="numpy") as weights:
             quantizer = Quantizer(
                 self._target,
@@ -207,19 +207,14 @@ class _Bench:
             listed = self._manifest.graphs[name]
             signature = quantizer.rewrite(Signature(name, listed.inputs, listed.outputs), model, sites)
             values = {n: np.asarray(e.compute(), e.numpy_dtype) for n, e in quantizer.entries.items()}
-        for n, value in list(model.graph.initializers.items()):
-            if not value.uses():
-                del model.graph.initializers[n]
-            elif value.const_value is None:
-                value.const_value = ir.tensor(values[n], name=n) if n in values else outside[n]
+        remove_unused(model.graph)
+        for n, value in model.graph.initializers.items():
+            if value.const_value is None:
+                value.const_value = ir.tensor(values[n], name=n) if n in values else outside[n].const_value
         steps = {spec.name: values[spec.name] for spec in signature.inputs if spec.name in values}
         proto = ir.to_proto(model)
         proto.graph.ClearField("value_info")  # sizes before the rewriting: two digits have twice the rows
         return Graph(listed.file, signature.inputs, signature.outputs), proto.SerializeToString(), steps
-
-
-def _as_stored(bundle: Path, manifest: Manifest, name: str) -> Mapping[str, ir.Value]:
-    return ir.load(bundle / manifest.graphs[name].file).graph.initializers
 
 
 def table(sensitivity: Sensitivity, plan: Plan) -> str:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from calibration.sites import Site
 
 SCALES, ZERO_POINTS = "activation_scales", "activation_zero_points"
-FLOAT32, HALF, BYTE, UNSIGNED = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT8, ir.DataType.UINT8
+FLOAT32, BYTE, UNSIGNED = ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8
 
 
 @dataclass(frozen=True)

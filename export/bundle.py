@@ -21,13 +21,12 @@ from export.recipe import Recipe
 from export.room import check_room
 from export.signature import Signature
 from export.trace import trace
-from export.weights import Entry
+from export.weights import STORED, Entry
 from export.write import Head, Progress, check_target, write_bundle
 from runtime import manifest
 
 CLASSES = Path(__file__).parents[1] / "runtime" / "classes"
 PRECISIONS = ("fp32", "fp16")
-DTYPES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16"}  # in ONNX and in the weight file
 
 
 def export_bundle(
@@ -86,11 +85,11 @@ def _weight_entries(traced: Sequence[Traced], weights: Weights) -> Iterator[Entr
         for name, expression in expressions.items():
             value = model.graph.initializers[name]
             assert value.shape is not None and value.dtype is not None
-            key = DTYPES[value.dtype], expression.key()
+            key = STORED[value.dtype], expression.key()
             assert seen.get(name, key) == key, f"{name} stands for two different tensors"
             if name not in seen:
                 seen[name] = key
-                yield Entry(name, DTYPES[value.dtype], tuple(value.shape.numpy()), compute(expression))
+                yield Entry(name, STORED[value.dtype], tuple(value.shape.numpy()), compute(expression))
 
 
 def _resize_entries(recipe: Recipe) -> Iterator[Entry]:

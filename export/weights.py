@@ -24,6 +24,13 @@ NUMPY_DTYPES: dict[str, np.dtype] = {
     "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
 }
+STORED = {  # dtypes of ONNX under the names of the safetensors format
+    ir.DataType.FLOAT: "F32",
+    ir.DataType.FLOAT16: "F16",
+    ir.DataType.INT32: "I32",
+    ir.DataType.INT8: "I8",
+    ir.DataType.UINT8: "U8",
+}
 
 
 @dataclass(frozen=True)

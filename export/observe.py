@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -72,8 +73,9 @@ class ObservingBackend(OnnxRuntimeBackend):
 
     def _buffer(self, graph: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """One for all scales: as large as the largest needs."""
-        scales, size = self._manifest.scales, int(np.prod(shape))
-        largest = size if graph != "transformer" else size // shape[0] * scales[-1].tokens
+        by_token = "L" in self._observed[graph][name]
+        size = math.prod(shape)
+        largest = size // shape[0] * self._manifest.scales[-1].tokens if by_token else size
         held = self._buffers.get((graph, name))
         if held is None or held.size < largest:
             held = self._buffers[graph, name] = np.zeros(largest, np.float32)
