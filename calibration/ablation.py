@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from calibration.sites import Site, all_sites
 from calibration.target import TARGETS, Target
 from export.fidelity import Fidelity, Teacher
 from runtime.cli import progress_bar, reports_errors
+from runtime.files import scratch_directory
 from runtime.manifest import Manifest
 from runtime.pipeline import Pipeline
 
@@ -128,13 +128,13 @@ def main(
     bundle: Path, target: str, images: int, tokens: int, batch: int, budget: float | None, naive: Path | None
 ) -> None:
     """Print what every technique buys on the FP32 BUNDLE, as markdown."""
-    with tempfile.TemporaryDirectory(dir=bundle.parent) as scratch, progress_bar() as bar:
+    with scratch_directory(bundle) as scratch, progress_bar() as bar:
         task = bar.add_task("starting", total=None)
 
         def progress(stage: str, done: int, total: int) -> None:
             bar.update(task, description=stage, completed=done, total=total)
 
-        click.echo(table(study(bundle, target, images, tokens, batch, budget, Path(scratch), naive, progress)))
+        click.echo(table(study(bundle, target, images, tokens, batch, budget, scratch, naive, progress)))
 
 
 if __name__ == "__main__":

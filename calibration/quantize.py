@@ -60,6 +60,8 @@ class Quantizer:
         zero = (UNSIGNED, "uint8") if self.target.unsigned else (FLOAT32, "float32")
         for prefix, field, (dtype, name) in ((SCALES, "scale", (FLOAT32, "float32")), (ZERO_POINTS, "zero", zero)):
             rows = [np.broadcast_to(getattr(activation, field), steps) for activation in found]
+            if field == "zero" and not self.target.unsigned and not np.any(rows):
+                continue  # symmetric: no product reads them, and TensorRT drops an input that nothing reads
             tensor = Tensor(step_input(prefix, sites[0]), name, (len(sites),))
             values = np.stack(rows, 1)  # (K, layers)
             self.entries[tensor.name] = Entry(tensor.name, STORED[dtype], values.shape, lambda values=values: values)  # type: ignore[misc]

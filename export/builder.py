@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from runtime.backends import trt_engine
@@ -52,21 +50,18 @@ class Builder:
         G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1  # its errors come back as exceptions
 
     def build(self, graph: Path, profiles: Sequence[Shapes], progress: Progress) -> bytes:
-        """The plan of the ONNX file `graph`, its weights beside it. Raises BuildError, KeyboardInterrupt."""
+        """The plan of the ONNX file `graph`, its weights beside it. Raises BuildError."""
         from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
         from polygraphy.exception import PolygraphyException
 
         self.log.lines.clear()
         strong = self._built.flavour == "tensorrt" and int(self._built.version.split(".")[0]) < 11  # default since then
-        with _interruptible() as interrupted:
-            try:
-                network = network_from_onnx_path(str(graph), strongly_typed=strong)
-                config = self._config(profiles, _monitor(self._trt, graph.stem, progress, interrupted))
-                return bytes(engine_bytes_from_network(network, config, save_timing_cache=self._timing_cache()))
-            except PolygraphyException as error:
-                if interrupted():
-                    raise KeyboardInterrupt from None
-                raise BuildError(f"{graph}: {self._built.flavour} cannot build it: {self._reason(error)}") from None
+        try:
+            network = network_from_onnx_path(str(graph), strongly_typed=strong)
+            config = self._config(profiles, _monitor(self._trt, graph.stem, progress))
+            return bytes(engine_bytes_from_network(network, config, save_timing_cache=self._timing_cache()))
+        except PolygraphyException as error:
+            raise BuildError(f"{graph}: {self._built.flavour} cannot build it: {self._reason(error)}") from None
 
     def foreign_cache(self) -> str | None:
         """What to say if the last build found timings of another TensorRT or GPU, which it ignores and replaces."""
@@ -128,7 +123,7 @@ def _log(trt: ModuleType) -> Any:
     return Log()
 
 
-def _monitor(trt: ModuleType, graph: str, progress: Progress, interrupted: Callable[[], bool]) -> Any:
+def _monitor(trt: ModuleType, graph: str, progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -143,25 +138,6 @@ def _monitor(trt: ModuleType, graph: str, progress: Progress, interrupted: Calla
 
         def step_complete(self, name: str, step: int) -> bool:
             progress(f"{graph}: {name.lower()}", step + 1, self.sizes.get(name, step + 1))
-            return not interrupted()
+            return True  # go on
 
     return Monitor()
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C sets a flag, which the builder asks for: an exception must not pass through its C++."""
-    pressed = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        pressed.append(number)
-
-    try:
-        previous = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread: no signal comes here
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, previous)

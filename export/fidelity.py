@@ -16,6 +16,7 @@ import numpy as np
 
 from runtime.cli import progress_bar, reports_errors
 from runtime.errors import SettingsError
+from runtime.files import scratch_directory
 from runtime.manifest import Manifest
 from runtime.pipeline import Maps, Pipeline, ScaleView
 from runtime.sampling import Sampling
@@ -241,17 +242,15 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 @reports_errors
 def main(reference: Path, candidate: Path, tokens: int, seed: int, simulate_fp16: bool) -> None:
     """Compare the bundle CANDIDATE with the bundle REFERENCE, teacher-forced, at every scale."""
-    import tempfile
-
     from export.magnitudes import check, largest_magnitudes
     from export.simulate import simulate
 
     fp16 = candidate
-    with tempfile.TemporaryDirectory(dir=candidate.parent) as scratch, progress_bar() as bar:
+    with scratch_directory(candidate) as scratch, progress_bar() as bar:
         task = bar.add_task("comparing", total=None)
         if simulate_fp16:
-            simulate(candidate, Path(scratch) / "bundle")
-            candidate = Path(scratch) / "bundle"
+            simulate(candidate, scratch / "bundle")
+            candidate = scratch / "bundle"
         result = compare(
             Pipeline(reference),
             Pipeline(candidate),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import onnx_ir as ir
 from export.observe import ObservingBackend
 from export.simulate import round_to_half, simulate, typed
 from runtime.errors import VarEdgeError
+from runtime.files import scratch_directory
 from runtime.manifest import File, Manifest
 from runtime.pipeline import Pipeline
 
@@ -25,8 +25,7 @@ def largest_magnitudes(bundle: Path, labels: Sequence[int], seed: int = 0) -> di
 
     Returns "graph: tensor" -> the largest magnitude that went into its rounding, over all scales.
     """
-    with tempfile.TemporaryDirectory(dir=bundle.parent) as scratch:
-        twin = Path(scratch) / "bundle"
+    with scratch_directory(bundle) as twin:
         simulate(bundle, twin)
         manifest = Manifest.load(twin, verify=False)
         names = {graph: _observe(bundle, twin, manifest, graph) for graph in ("condition", "transformer", "decoder")}

@@ -7,12 +7,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, ParamSpec
 
 import click
 
 from .errors import VarEdgeError
+from .files import remove_unfinished
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -25,9 +28,9 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        sys.unraisablehook = _interrupt_again
         try:
-            command(*args, **kwargs)
+            with _ended_by_ctrl_c():
+                command(*args, **kwargs)
         except (VarEdgeError, OSError) as error:
             print(f"Error: {error}", file=sys.stderr)
             sys.exit(1)
@@ -37,19 +40,32 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         except MemoryError:
             print("Error: out of memory", file=sys.stderr)
             sys.exit(1)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
 
     return run
 
 
-def _interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
-    """Python drops exceptions in destructors and weak references' callbacks: a Ctrl-C there has to come once more."""
-    if unraisable.exc_type is KeyboardInterrupt:
-        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()  # at once, it would be dropped again
-    else:
-        sys.__unraisablehook__(unraisable)
+@contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends the process where it is, after removing what is half written.
+
+    As an exception it would pass through C++ that cannot take one, and be dropped where a destructor runs.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        remove_unfinished()
+        clear_line_and_show_cursor = b"\r\x1b[K\x1b[?25h" if sys.stderr.isatty() else b""  # a progress bar hides it
+        os.write(2, clear_line_and_show_cursor + b"interrupted\n")
+        os._exit(130)
+
+    in_charge = threading.current_thread() is threading.main_thread()
+    if not in_charge or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def batch_sizes(text: str) -> tuple[int, ...]:

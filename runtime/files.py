@@ -5,26 +5,43 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import SettingsError
 
+_unfinished: list[Callable[[], None]] = []  # how to undo what is being written, for a process that must end at once
+
+
+def remove_unfinished() -> None:
+    """Leaves nothing half written behind. Only for a process that ends now."""
+    while _unfinished:
+        _unfinished.pop()()
+
+
+@contextmanager
+def _undone_at_the_end(undo: Callable[[], None]) -> Iterator[None]:
+    _unfinished.append(undo)
+    try:
+        yield
+    finally:
+        undo()
+        _unfinished.remove(undo)
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears at `path` when the block ends, and never if it fails."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with _undone_at_the_end(lambda: beside.unlink(missing_ok=True)):
         with beside.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -32,19 +49,27 @@ def whole_directory(path: Path) -> Iterator[Path]:
     """An empty directory to fill: it becomes `path` when the block ends, and vanishes if it fails."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
-    try:
+
+    def undo() -> None:
+        if replaced.exists() and not path.exists():
+            replaced.replace(path)
+        for leftover in (beside, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    with _undone_at_the_end(undo):
         beside.mkdir(parents=True)
         yield beside
         if path.exists():
             path.replace(replaced)
         beside.replace(path)
-    except BaseException:
-        if replaced.exists():
-            replaced.replace(path)
-        raise
-    finally:
-        for leftover in (beside, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def scratch_directory(neighbour: Path) -> Iterator[Path]:
+    """An empty directory on the disk of `neighbour`, until the block ends."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{neighbour.name}.", dir=neighbour.parent))
+    with _undone_at_the_end(lambda: shutil.rmtree(folder, ignore_errors=True)):
+        yield folder
 
 
 def sha256(path: Path) -> str:

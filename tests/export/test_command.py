@@ -121,10 +121,11 @@ def test_nan_in_a_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [1.5, 3.5])  # importing, tracing
+def test_ctrl_c_leaves_nothing(tmp_path: Path, seconds: float) -> None:
     command = [sys.executable, "-m", "export", *TINY, "--out", str(tmp_path / "bundle")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    time.sleep(4)  # somewhere in the tracing
+    time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr

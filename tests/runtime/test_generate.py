@@ -1,7 +1,6 @@
 """The command: its files, its one line, and one clear line for every mistake."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-import runtime.pipeline
 from runtime import Pipeline
 from runtime.generate import main
 
@@ -110,13 +108,23 @@ def test_altered_file(own_bundle: Path, tmp_path: Path) -> None:
     assert "bridge.onnx: altered" in result.output
 
 
-def test_interrupt_leaves_no_file(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> None:
+def test_interrupt_leaves_no_file(toy_bundle: Path, tmp_path: Path) -> None:
+    code = """
+import signal, sys
+import runtime.generate, runtime.images
+from runtime.files import whole_file
+
+def interrupted(path, image):
+    with whole_file(path) as file:
+        file.write(b"half")
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(runtime.pipeline.Pipeline, "generate", interrupted)
-    result = generate("--bundle", toy_bundle, "--label", "1", "--out", tmp_path / "picture.png")
-    assert (result.exit_code, result.output) == (130, "interrupted\n")
+runtime.images.write_png = interrupted
+runtime.generate.main(sys.argv[1:])
+"""
+    arguments = ["--bundle", str(toy_bundle), "--label", "1", "--top-k", "0", "--out", str(tmp_path / "picture.png")]
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
     assert not list(tmp_path.iterdir())
 
 
