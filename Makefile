@@ -23,6 +23,10 @@ BENCH += $(if $(VAR_CHECKPOINT),--var-checkpoint $(VAR_CHECKPOINT))
 BENCH += $(if $(VAE_CHECKPOINT),--vae-checkpoint $(VAE_CHECKPOINT))
 BENCHMARK := build/$(NAME)/bench_$(PRECISION)
 
+VERIFY := $(if $(AGAINST),--against $(AGAINST)) $(if $(BISECT),--bisect)
+VERIFY += $(if $(VAR_CHECKPOINT),--var-checkpoint $(VAR_CHECKPOINT))
+VERIFY += $(if $(VAE_CHECKPOINT),--vae-checkpoint $(VAE_CHECKPOINT))
+
 ENGINE := $(if $(TRT),--trt $(TRT)) $(if $(BATCHES),--batches $(BATCHES))
 ENGINE += $(if $(COMPUTE_CAPABILITY),--compute-capability $(COMPUTE_CAPABILITY))
 
@@ -31,7 +35,7 @@ SYSTEM_PACKAGES := $(if $(wildcard /etc/nv_tegra_release),--system-site-packages
 
 CALIBRATE := $(if $(IMAGES),--images $(IMAGES)) $(if $(BUDGET),--budget $(BUDGET))
 
-.PHONY: help setup demo onnx calibrate engine gpu-check bench lint test test-full clean
+.PHONY: help setup demo onnx calibrate engine gpu-check verify bench lint test test-full clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -73,10 +77,14 @@ engine: $(INSTALLED) ## build TensorRT engines, MODEL=var_d16 PRECISION=fp16 [TR
 	@$(call exported,$(PRECISION))
 	@$(PYTHON) -m export.engine $(BUNDLE) $(strip $(ENGINE))
 
-gpu-check: $(INSTALLED) ## on a GPU: build engines of MODEL, compare with FP32 on the CPU, measure
+gpu-check: $(INSTALLED) ## on a GPU: build FP16 and INT8 engines of MODEL, verify them against FP32 on the CPU, measure
 	@$(call exported,fp32)
 	@$(call exported,fp16)
-	@$(PYTHON) -m export.gpu_check build/$(NAME)/fp32 build/$(NAME)/fp16 --report build/$(NAME)/gpu-check
+	@$(call exported,int8)
+	@$(PYTHON) -m export.gpu_check $(addprefix build/$(NAME)/,fp32 fp16 int8) --report build/$(NAME)/gpu-check
+
+verify: $(INSTALLED) ## compare all that is built of MODEL=var_d16, stage by stage, with PyTorch [AGAINST=DIR BISECT=1]
+	@$(PYTHON) -m export.verify build/$(NAME) $(strip $(VERIFY)) --report build/$(NAME)/verify
 
 bench: $(INSTALLED) ## measure MODEL=var_d16 PRECISION=fp32 [BATCHES=1,4 COMPARE=pytorch] on this machine
 	@$(PYTHON) -m runtime.bench --bundle $(BUNDLE) $(strip $(BENCH)) --json $(BENCHMARK).json --plot $(BENCHMARK).png

@@ -27,6 +27,17 @@ class Product:
         self._target = quantizer.target
 
     def rewrite(self) -> None:
+        """The result keeps its name, whatever now stands behind the product: graphs stay comparable."""
+        original = self._node.outputs[0]
+        name = original.name
+        readers = list(original.uses())
+        self._rewrite()
+        result = next(reader.inputs[index] for reader, index in readers)
+        assert result is not None
+        if result is not original:
+            original.name, result.name = f"{self._site.name}.product", name
+
+    def _rewrite(self) -> None:
         if self._site.op == "Gemm":
             self._to_matmul()
         operand, product = self._node.inputs[0], self._node.outputs[0]

@@ -13,7 +13,7 @@ from calibration.sites import Site, modulated_by
 from calibration.target import FLOAT32, SCALES, UNSIGNED, ZERO_POINTS, Activation, Target, step_input
 from export.signature import Signature
 from export.weights import STORED, Entry
-from runtime.manifest import Tensor
+from runtime.manifest import Tensor, smoothing_tensor
 
 Compute = Callable[[], np.ndarray]
 
@@ -83,7 +83,7 @@ class Quantizer:
                 continue
             name = str(output.name)
             output.name = f"{name}.before_smoothing"
-            weight = self.weight(graph, f"{name}.smoothing", FLOAT32, factors.shape, lambda values=factors: values)  # type: ignore[misc]
+            weight = self.weight(graph, smoothing_tensor(name), FLOAT32, factors.shape, lambda values=factors: values)  # type: ignore[misc]
             node = ir.node("Mul", [output, weight])
             node.name = f"{name}.smoothed"
             smoothed = node.outputs[0]

@@ -186,9 +186,14 @@ def check_memory(bundle: Path, source: manifest.Manifest) -> None:
 
 
 def _copy_constants(bundle: Path, source: manifest.Manifest, folder: Path) -> None:
-    """What the runtime reads besides engines: its tensors of the weight file, and the class names."""
+    """What the runtime reads besides engines: its tensors of the weight file, and the class names.
+
+    With them what `condition` was smoothed by: without it nobody could verify the engine.
+    """
     with safe_open(bundle / manifest.WEIGHTS, framework="numpy") as weights:
-        tensors = {name: weights.get_tensor(name) for name in sorted(source.runtime_tensors)}
+        smoothing = {manifest.smoothing_tensor(spec.name) for spec in source.graphs["condition"].outputs}
+        wanted = source.runtime_tensors | smoothing & set(weights.keys())
+        tensors = {name: weights.get_tensor(name) for name in sorted(wanted)}
     save_file(tensors, folder / manifest.WEIGHTS)
     if source.classes:
         shutil.copyfile(bundle / source.classes, folder / source.classes)

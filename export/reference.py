@@ -1,4 +1,4 @@
-"""The whole generation in PyTorch, written for reading: what every bundle and engine is compared against.
+"""The model in PyTorch, written for reading: what every bundle and engine is compared against.
 
 It shares the modules with the exported graphs, but resizes by interpolation, filters by sorting and sums in float64,
 where the graphs use matrices, bisection and block sums.
@@ -17,6 +17,10 @@ from torch import Tensor
 from export.model import VAR, VQVAE
 from export.model.quantizer import PHI_RATIO
 from export.model.transformer import HEAD_SIZE
+from runtime.backends.base import OnStage
+from runtime.sampling import Sampling
+
+Outputs = dict[str, dict[str, np.ndarray]]  # graph -> tensor -> values, named as in `export.graphs`
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,107 @@ class Generation:
     """N pictures, their tokens per scale, and how near each draw came to another token."""
 
     images: np.ndarray  # (N, H, W, 3) uint8
-    tokens: list[np.ndarray]  # K arrays (N, p²) int64
+    tokens: list[np.ndarray]  # K arrays (N, p²) int32
     logits: list[np.ndarray]  # K arrays (N, p², V) float32 after guidance
     margins: list[np.ndarray]  # K arrays (N, p²): distance of the uniform to the nearer end of its token's interval
 
 
-@torch.inference_mode()
+class PyTorchBackend:
+    """See `runtime.backends.base.Backend`; it tells no stage's time."""
+
+    name = "PyTorch"
+    batches: tuple[int, ...] | None = None
+
+    def __init__(self, var: VAR, vqvae: VQVAE) -> None:
+        self.var, self.vqvae = var, vqvae
+        self.margins: list[np.ndarray] = []  # of the scales so far, see `Generation`
+
+    @torch.inference_mode()
+    def begin(self, labels: np.ndarray, on_stage: OnStage | None = None) -> None:
+        recipe, count = self.var.recipe, len(labels)
+        self._count = count
+        self._labels = torch.cat((torch.from_numpy(labels), torch.full((count,), recipe.num_classes)))
+        self._x = self.var.condition(self._labels)[-1]
+        empty = [torch.zeros(0, 2 * count, recipe.heads, HEAD_SIZE)] * recipe.depth
+        self._past_k, self._past_v = empty, empty
+        self._f_hat = torch.zeros(count, recipe.code_size, recipe.grid, recipe.grid)
+        self._drawn: list[np.ndarray] = []
+        self._tokens: list[np.ndarray] = []
+        self.margins = []
+
+    @torch.inference_mode()
+    def step(
+        self,
+        k: int,
+        uniforms: np.ndarray,
+        guidance: float,
+        sampling: Sampling,
+        keep: np.ndarray | None = None,
+        kept_tokens: np.ndarray | None = None,
+    ) -> None:
+        modulation, head_modulation, _ = self.var.condition(self._labels)  # at every scale, as the published code does
+        self._modulation = modulation, head_modulation
+        past = self._past_k, self._past_v
+        self._logits, self._new_k, self._new_v = self.var(self._x, modulation, head_modulation, *past)  # (L, 2N, V)
+        self._past_k = [torch.cat(pair) for pair in zip(self._past_k, self._new_k, strict=True)]
+        self._past_v = [torch.cat(pair) for pair in zip(self._past_v, self._new_v, strict=True)]
+        distribution = probabilities(guided(self._logits, guidance), sampling.top_k, sampling.top_p)
+        drawn, margins = draw(distribution, torch.from_numpy(uniforms))
+        tokens = drawn if keep is None else torch.where(torch.from_numpy(keep), torch.from_numpy(kept_tokens), drawn)
+        for kept, value in ((self._drawn, drawn), (self._tokens, tokens), (self.margins, margins)):
+            kept.append(value.numpy())
+        self._add(k, tokens)
+
+    def _add(self, k: int, tokens: Tensor) -> None:
+        """tokens (N, p²) of scale k into f_hat, and from it the next input."""
+        recipe, quantize = self.var.recipe, self.vqvae.quantize
+        h = quantize.lookup(tokens)  # (N, Z, p, p)
+        if recipe.scales[k].side != recipe.grid:
+            h = F.interpolate(h, size=(recipe.grid, recipe.grid), mode="bicubic")
+        phi = quantize.phis()[quantize.phi[k]]
+        self._f_hat = self._f_hat + (1 - PHI_RATIO) * h + PHI_RATIO * phi(h)
+        if k + 1 < len(recipe.scales):
+            following = recipe.scales[k + 1]
+            features = F.interpolate(self._f_hat, size=(following.side, following.side), mode="area")
+            positions = self.var.positions()[following.offset :][: following.tokens]
+            x = self.var.embed(features.flatten(2).permute(2, 0, 1), positions)
+            self._x = x.repeat(1, 2, 1)  # (L, 2N, C)
+
+    def drawn(self, k: int) -> np.ndarray:
+        return self._drawn[k]
+
+    def tokens(self, k: int) -> np.ndarray:
+        return self._tokens[k]
+
+    def logits(self) -> np.ndarray:
+        return self._logits.numpy()
+
+    @torch.inference_mode()
+    def decode(self) -> np.ndarray:
+        pixels = self.vqvae.decode(self._f_hat).clamp(-1, 1) * 0.5 + 0.5  # (N, 3, H, W)
+        return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+    @torch.inference_mode()
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        pixels = torch.from_numpy(images).float().permute(0, 3, 1, 2).contiguous() / 255 * 2 - 1
+        return torch.cat(self.vqvae.encode(pixels), dim=1).to(torch.int32).numpy()
+
+    def outputs(self, k: int) -> Outputs:
+        """What the stages of scale k, just stepped, made; of condition what is the same at all scales."""
+        keys, values = (
+            {f"new_{kind}_{block:02}": tensor.numpy() for block, tensor in enumerate(tensors)}
+            for kind, tensors in (("k", self._new_k), ("v", self._new_v))
+        )
+        modulation, head_modulation = (tensor.numpy() for tensor in self._modulation)
+        following = {} if k + 1 == len(self.var.recipe.scales) else {"x_next": self._x.numpy()}
+        tokens = {"drawn": self._drawn[k], "tokens": self._tokens[k]}
+        return {
+            "condition": {"modulation": modulation, "head_modulation": head_modulation},
+            "transformer": {"logits": self._logits.numpy(), **keys, **values},
+            "bridge": {**tokens, "f_hat_out": self._f_hat.numpy(), **following},
+        }
+
+
 def generate(
     var: VAR,
     vqvae: VQVAE,
@@ -40,50 +139,21 @@ def generate(
     top_p: float,
 ) -> Generation:
     """Draws one picture per label; `uniforms` are K arrays (N, p²) in [0, 1)."""
-    recipe, count = var.recipe, len(labels)
-    both = torch.cat((torch.tensor(labels), torch.full((count,), recipe.num_classes)))
-    x = var.condition(both)[-1]
-    empty = [torch.zeros(0, 2 * count, recipe.heads, HEAD_SIZE)] * recipe.depth
-    past_k, past_v = empty, empty
-    f_hat = torch.zeros(count, recipe.code_size, recipe.grid, recipe.grid)
-    result = Generation(np.empty(0), [], [], [])
-    for k, scale in enumerate(recipe.scales):
-        modulation, head_modulation, _ = var.condition(both)  # anew at every scale, as the published code does
-        logits, new_k, new_v = var(x, modulation, head_modulation, past_k, past_v)  # (L, 2N, V)
-        past_k = [torch.cat(pair) for pair in zip(past_k, new_k, strict=True)]
-        past_v = [torch.cat(pair) for pair in zip(past_v, new_v, strict=True)]
-        t = cfg * k / (len(recipe.scales) - 1)
-        guided = ((1 + t) * logits[:, :count] - t * logits[:, count:]).transpose(0, 1)  # (N, L, V)
-        tokens, margins = draw(probabilities(guided, top_k, top_p), torch.from_numpy(uniforms[k]))
-        for kept, value in zip((result.tokens, result.logits, result.margins), (tokens, guided, margins), strict=True):
-            kept.append(value.numpy())
-        h = vqvae.quantize.lookup(tokens)  # (N, Z, p, p)
-        if scale.side != recipe.grid:
-            h = F.interpolate(h, size=(recipe.grid, recipe.grid), mode="bicubic")
-        phi = vqvae.quantize.phis()[vqvae.quantize.phi[k]]
-        f_hat = f_hat + (1 - PHI_RATIO) * h + PHI_RATIO * phi(h)
-        if k + 1 < len(recipe.scales):
-            following = recipe.scales[k + 1]
-            features = F.interpolate(f_hat, size=(following.side, following.side), mode="area")
-            positions = var.positions()[following.offset :][: following.tokens]
-            x = var.embed(features.flatten(2).permute(2, 0, 1), positions).repeat(1, 2, 1)  # (L, 2N, C)
-    pixels = vqvae.decode(f_hat).clamp(-1, 1) * 0.5 + 0.5  # (N, 3, H, W)
-    images = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return Generation(images, result.tokens, result.logits, result.margins)
+    backend = PyTorchBackend(var, vqvae)
+    backend.begin(np.array(labels, np.int64))
+    logits = []
+    for k, numbers in enumerate(uniforms):
+        t = cfg * k / (len(uniforms) - 1)
+        backend.step(k, numbers, t, Sampling(cfg, top_k, top_p))
+        logits.append(guided(torch.from_numpy(backend.logits()), t).numpy())
+    tokens = [backend.tokens(k) for k in range(len(uniforms))]
+    return Generation(backend.decode(), tokens, logits, backend.margins)
 
 
-def compare(reference: Generation, tokens: Sequence[np.ndarray]) -> tuple[np.ndarray, float]:
-    """Which pictures have the reference's tokens everywhere, (N,) bool, and how far from a tie the others parted.
-
-    `tokens` are K arrays (N, p²). The second value is the largest margin of a token at the first scale where a picture
-    differs (0 if none does); what follows differs for that reason. Below 1e-5 float32 may draw either neighbour.
-    """
-    equal, widest = np.ones(len(reference.images), bool), 0.0
-    for expected, found, margin in zip(reference.tokens, tokens, reference.margins, strict=True):
-        differs = expected != found  # (N, p²)
-        widest = max(widest, margin[differs & equal[:, None]].max(initial=0.0))
-        equal &= ~differs.any(axis=1)
-    return equal, widest
+def guided(logits: Tensor, t: float) -> Tensor:
+    """Classifier-free guidance: logits (L, 2N, V) -> (N, L, V)."""
+    conditional, unconditional = logits.transpose(0, 1).chunk(2)
+    return (1 + t) * conditional - t * unconditional
 
 
 def probabilities(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -103,11 +173,11 @@ def probabilities(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def draw(distribution: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """distribution (..., V), uniforms (...) -> tokens (...) int64, and how far inside its interval each uniform is."""
+    """distribution (..., V), uniforms (...) -> tokens (...) int32, and how far inside its interval each uniform is."""
     cumulative = distribution.cumsum(-1)
     u = uniforms.double().unsqueeze(-1) * cumulative[..., -1:]
     exceeds = (cumulative > u) & (distribution > 0)
     tokens = exceeds.to(torch.uint8).argmax(-1, keepdim=True)  # the first
     above = cumulative.gather(-1, tokens) - u
     below = u - (cumulative - distribution).gather(-1, tokens)
-    return tokens.squeeze(-1), torch.minimum(above, below).squeeze(-1)
+    return tokens.squeeze(-1).to(torch.int32), torch.minimum(above, below).squeeze(-1)

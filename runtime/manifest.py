@@ -211,6 +211,11 @@ class Manifest:
                     _expect(known, place, f"numbers from 0 up or {', '.join(SYMBOLS)} in its shape", size)
 
 
+def smoothing_tensor(output: str) -> str:
+    """Name in the weight file of what an INT8 bundle multiplies this output of `condition` by, if it smooths there."""
+    return f"{output}.smoothing"
+
+
 def _expect(holds: bool, where: str, expected: str, found: object) -> None:
     if not holds:
         raise BundleError(f"{where}: expected {expected}; found {found}")

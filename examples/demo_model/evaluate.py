@@ -18,7 +18,8 @@ from examples.demo_model.data import EmojiSet, load_emoji, plain, split
 from examples.demo_model.train import RECIPE
 from export.checkpoint import checkpoint_weights, load_models
 from export.recipe import Recipe
-from export.reference import compare, generate
+from export.reference import generate
+from export.verify.metrics import parted
 from runtime.images import grid, write_png
 from runtime.pipeline import Pipeline
 from runtime.uniforms import uniforms
@@ -74,7 +75,8 @@ def agreement(pipeline: Pipeline, pictures: int, settings: Settings) -> tuple[in
     draws = [np.stack(rows) for rows in zip(*(uniforms(seed, counts) for seed in range(pictures)), strict=True)]
     models = load_models(recipe, checkpoint_weights(recipe, None, None))
     reference = generate(*models, labels, draws, settings["cfg"], int(settings["top_k"]), settings["top_p"])
-    equal, widest = compare(reference, pipeline.generate(labels, **settings).tokens)  # type: ignore[arg-type]
+    tokens = pipeline.generate(labels, **settings).tokens
+    equal, widest = parted(reference.tokens, tokens, reference.margins)  # type: ignore[arg-type]
     return int(equal.sum()), widest
 
 

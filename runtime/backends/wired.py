@@ -77,6 +77,13 @@ class WiredBackend(ABC, Generic[B]):
     def decode(self) -> np.ndarray:
         return self.batch.decode()
 
+    def outputs(self, k: int) -> dict[str, dict[str, np.ndarray]]:
+        """Graph -> tensor -> what the stages of scale k, just stepped, made; of condition what no scale changes."""
+        wiring, arrays = self.batch.wiring, self.batch.arrays
+        modulations = {name: array for name, array in wiring.condition.outputs.items() if name != "x"}
+        made = {"condition": modulations} | {stage.graph: stage.outputs for stage in wiring.steps[k]}
+        return {graph: {name: arrays.download(a) for name, a in outputs.items()} for graph, outputs in made.items()}
+
     @property
     def batch(self) -> B:
         """The batch that was begun: its arrays are what the stages see."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import platform
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from export.checkpoint import CheckpointError, Weights, checkpoint_weights, empty_models, formula_weights, load_models
+from export.checkpoint import empty_models, load_models
 from export.model import VAR, VQVAE
-from export.recipe import RECIPES, Recipe
+from export.provenance import recipe_of, weights_of
+from export.recipe import Recipe
 from export.reference import generate
 
 from ..manifest import Manifest
@@ -35,7 +35,7 @@ def pytorch_rivals(
     torch.set_num_threads(threads)
     _keep_freed_memory()
     recipe = recipe_of(manifest)
-    var, vqvae = load_models(recipe, _weights(recipe, manifest, *checkpoints))
+    var, vqvae = load_models(recipe, weights_of(manifest, *checkpoints))
     draws = {EAGER: _draw(var, vqvae, label, settings)}
     compiled = _draw(*_compiled(recipe, var, vqvae), label, settings)
     try:
@@ -55,35 +55,6 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def recipe_of(manifest: Manifest) -> Recipe:
-    """The recipe the bundle was made with. One that is not shipped has no place of its own to look for checkpoints."""
-    fields = {field.name for field in dataclasses.fields(Recipe)}
-    sizes = {name: value for name, value in dataclasses.asdict(manifest.model).items() if name in fields}
-    if (RECIPES / f"{manifest.model.name}.toml").is_file():
-        return dataclasses.replace(Recipe.load(manifest.model.name), **sizes)
-    source = manifest.provenance.source
-    files = {kind: source.get(kind, {}).get("file", f"{kind}.pth") for kind in ("var_checkpoint", "vae_checkpoint")}
-    return Recipe(**sizes, **files)
-
-
-def _weights(recipe: Recipe, manifest: Manifest, var_file: Path | None, vae_file: Path | None) -> Weights:
-    """The weights that the provenance names. Raises CheckpointError if those found are others."""
-    source = manifest.provenance.source
-    if "random_weights" in source:
-        return formula_weights(recipe, source["random_weights"])
-    if "var_checkpoint" not in source:
-        raise CheckpointError("--compare pytorch: the manifest's provenance does not say what the weights were made of")
-    weights = checkpoint_weights(recipe, var_file, vae_file)
-    for kind, found in weights.source.items():
-        expected = source.get(kind, {}).get("sha256", "nothing")
-        if found["sha256"] != expected:
-            raise CheckpointError(
-                f"{found['file']}: not what the bundle was made of: expected SHA-256 {expected:.12}…,"
-                f" found {found['sha256']:.12}…; give --{kind.replace('_', '-')} FILE"
-            )
-    return weights
 
 
 def _compiled(recipe: Recipe, var: VAR, vqvae: VQVAE) -> tuple[VAR, VQVAE]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.reference import Generation, compare
+from export.reference import Generation
+from export.verify.metrics import parted
 from runtime.pipeline import Result
 
 BOUNDARY = 1e-5  # of probability
@@ -12,7 +13,7 @@ BOUNDARY = 1e-5  # of probability
 
 def pictures_with_equal_tokens(reference: Generation, result: Result) -> np.ndarray:
     """(N,) bool. Fails where a picture first parts from the reference at anything but a draw at a boundary."""
-    equal, widest = compare(reference, result.tokens)
+    equal, widest = parted(reference.tokens, result.tokens, reference.margins)
     assert widest < BOUNDARY
     return equal
 

@@ -1,4 +1,4 @@
-"""make gpu-check: it says that there is no GPU, and its comparison passes what is equal and fails what is not."""
+"""make gpu-check: it says that there is no GPU; engines are verified through the backend that runs them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from export.gpu_check import NO_GPU, candidates, compared, stage_errors
+from export.gpu_check import NO_GPU, candidates
+from export.verify.artifacts import Artifact
+from export.verify.run import bundle_reference, verified
 from runtime import Pipeline
 from runtime.backends import tensorrt as backend_module
 from runtime.backends.cuda import gpu
 from runtime.engine_record import EngineRecord
+from runtime.manifest import Manifest
 from tests.runtime.fake_gpu import FakeCuda, fake_tensorrt, write_engines
 
 
@@ -38,26 +40,29 @@ def test_engines_of_what_is_installed_are_built(fp16_demo_bundle: Path, tmp_path
     assert EngineRecord.load(found["tensorrt"]).batches == (1, 8)
 
 
-def test_every_output_is_compared(
+def test_engines_are_verified(
     demo_bundle: Path, fp16_demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Through the TensorRT backend, on a driver that computes with ONNX Runtime."""
     cuda = FakeCuda()
     monkeypatch.setattr(backend_module, "Cuda", lambda: cuda)
     monkeypatch.setattr(backend_module, "load_tensorrt", lambda flavour: fake_tensorrt(cuda))
     bundle = tmp_path / "bundle"
     shutil.copytree(fp16_demo_bundle, bundle)
-    write_engines(bundle, (1, 8))
-    reference, engines = Pipeline(demo_bundle, "onnxruntime"), Pipeline(bundle, "tensorrt")
-    lines, failed = compared(reference, engines, tokens=1000)
-    assert failed == []
-    for output in ("modulation", "logits", "new_k_00", "new_v_03", "f_hat_out", "x_next", "image", "encoder tokens"):
-        assert any(line.startswith(f"| {output} |") for line in lines), output
+    write_engines(bundle, (1, 4))
+    (engines,) = (bundle / "engines").iterdir()
+    artifact = Artifact(engines, Manifest.load(engines), engines=True)
 
-    logits = engines.backend.logits
-    monkeypatch.setattr(engines.backend, "logits", lambda: np.flip(logits(), axis=-1))
-    assert any("agreement" in text for text in compared(reference, engines, tokens=64)[1])
-    list(stage_errors(reference, engines))  # so that the arrays are those of one picture
-    outputs = engines.backend.batch.wiring.steps[2][0].outputs  # type: ignore[attr-defined]
+    def progress(stage: str, done: int, total: int) -> None: ...
+
+    reference = bundle_reference(demo_bundle, artifact, 4, progress)
+    pipeline = Pipeline(engines, "tensorrt")
+    entry = verified(artifact, pipeline, reference, progress)
+    assert entry.status == "passed"
+    assert {"condition", "transformer", "keys and values", "bridge", "decoder", "encoder", "generation"} == {
+        row.stage for row in entry.rows
+    }
+
+    outputs = pipeline.backend.batch.wiring.steps[2][0].outputs  # type: ignore[attr-defined]
     outputs["new_k_00"], outputs["new_k_01"] = outputs["new_k_01"], outputs["new_k_00"]
-    errors = [error for error in stage_errors(reference, engines) if error.tensor == "new_k_00"]
-    assert min(errors, key=lambda error: error.cosine).scale == 2
+    assert verified(artifact, pipeline, reference, progress).failed[0].name == "keys and values, scale 2"

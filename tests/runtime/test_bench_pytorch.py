@@ -11,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from export.checkpoint import CheckpointError, checkpoint_weights, empty_models, formula_weights
 from export.model.transformer import HEAD_SIZE
+from export.provenance import recipe_of
 from export.recipe import Recipe
 from runtime.bench.benchmark import benchmark
-from runtime.bench.pytorch import COMPILED, EAGER, pytorch_rivals, recipe_of
+from runtime.bench.pytorch import COMPILED, EAGER, pytorch_rivals
 from runtime.bench.report import Settings
 from runtime.bench.work import decoder_flop, transformer_flop
 from runtime.manifest import Manifest, Model

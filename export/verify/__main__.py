@@ -1,0 +1,58 @@
+"""python -m export.verify: is this still the model?"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from runtime.cli import progress_bar, reports_errors
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("directories", metavar="DIR…", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--var-checkpoint", type=click.Path(path_type=Path), help="Transformer weights the bundles were made of.")
+@click.option("--vae-checkpoint", type=click.Path(path_type=Path), help="VQVAE weights the bundles were made of.")
+@click.option("--against", type=click.Path(path_type=Path), help="FP32 bundle to compare with; needs no PyTorch.")
+@click.option("--pictures", type=click.IntRange(min=1), default=8, help="Pictures to draw, of labels all over.")
+@click.option("--bisect", "with_bisect", is_flag=True, help="Where a stage fails, name the node inside.")
+@click.option("--report", type=click.Path(path_type=Path), help="Directory for report.html and report.json.")
+@reports_errors
+def main(
+    directories: tuple[Path, ...],
+    var_checkpoint: Path | None,
+    vae_checkpoint: Path | None,
+    against: Path | None,
+    pictures: int,
+    with_bisect: bool,
+    report: Path | None,
+) -> None:
+    """Compare every stage of every bundle and engine in DIR with the PyTorch model.
+
+    DIR is a bundle, a directory of engines, or a folder of bundles such as build/var_d16. The weights are those that
+    the bundles name. Exit code 1 if anything is out of tolerance.
+    """
+    from export.verify.report import HTML, check_folder
+    from export.verify.run import verify
+
+    if report is not None:
+        check_folder(report)
+    if against is not None and (var_checkpoint or vae_checkpoint):
+        raise click.UsageError("--against takes the place of both checkpoints; give one or the other.")
+    with progress_bar() as bar:
+        task = bar.add_task("starting", total=None)
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+
+        result = verify(directories, (var_checkpoint, vae_checkpoint), against, pictures, with_bisect, progress)
+    result.print()
+    if report is not None:
+        result.write(report)
+        click.echo(f"{report / HTML}: {result.summary}")
+    sys.exit(not result.passed)
+
+
+if __name__ == "__main__":
+    main()

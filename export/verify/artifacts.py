@@ -1,0 +1,149 @@
+"""What there is to verify: bundles and engine directories, each ready to run on this machine, or the reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from export.simulate import WITH_FP16, simulate
+from runtime import engine_record
+from runtime.backends.cuda import gpu
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.ort_session import Session
+from runtime.errors import BundleError, SettingsError
+from runtime.files import scratch_directory
+from runtime.manifest import FILE_NAME, WEIGHTS, Manifest, smoothing_tensor
+from runtime.pipeline import Pipeline
+from runtime.sampling import Sampling
+
+PRECISIONS = ("fp32", "fp16", "int8", "int8-cpu")  # directories that make onnx and make calibrate write
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A bundle or a directory of engines; without a manifest it is absent."""
+
+    path: Path
+    manifest: Manifest | None
+    engines: bool = False
+
+    @property
+    def name(self) -> str:
+        """Short, for tables: "fp16", "fp16/engines/tensorrt-…"."""
+        if not self.engines:
+            return self.path.name
+        return "/".join(self.path.parts[-3:]) if self.path.parent.name == engine_record.FOLDER else self.path.name
+
+    @property
+    def simulated(self) -> bool:
+        """Whether this is FP16 that ONNX Runtime's CPU would compute in FP32, so that it has to be rounded."""
+        return not self.engines and self.manifest is not None and self.manifest.precision in WITH_FP16
+
+    def unable(self) -> str | None:
+        """Why it cannot run here."""
+        if self.manifest is None:
+            return "absent"
+        if self.engines and gpu() is None:
+            return "not run: engines need an NVIDIA GPU, and there is none here"
+        return None
+
+
+def find(directories: Sequence[Path]) -> list[Artifact]:
+    """The artifacts in these directories: bundles with their engines, engines, or folders of bundles.
+
+    Raises BundleError for one that is damaged or of another model, SettingsError if there is nothing.
+    """
+    found = [artifact for directory in directories for artifact in _in(directory)]
+    present = [(artifact.path, artifact.manifest) for artifact in found if artifact.manifest]
+    if not present:
+        named = ", ".join(map(str, directories))
+        raise SettingsError(f"{named}: no bundle, and none of {', '.join(PRECISIONS)} in it; make onnx makes one")
+    first_path, first = present[0]
+    for path, manifest in present[1:]:
+        if manifest.model != first.model:
+            raise SettingsError(f"{path}: {manifest.model.name} of other sizes than {first_path}; verify one model")
+        if manifest.provenance.source != first.provenance.source:
+            raise SettingsError(f"{path}: made of other weights than {first_path}; verify one model at a time")
+    return found
+
+
+def _in(directory: Path) -> Iterator[Artifact]:
+    if (directory / FILE_NAME).is_file():
+        engines = (directory / engine_record.FILE_NAME).is_file()
+        yield Artifact(directory, Manifest.load(directory), engines)
+        for record in sorted(directory.glob(f"{engine_record.FOLDER}/*/{engine_record.FILE_NAME}")):
+            yield Artifact(record.parent, Manifest.load(record.parent), engines=True)
+    elif directory.is_dir():
+        if any((directory / name / FILE_NAME).is_file() for name in PRECISIONS):
+            for name in PRECISIONS:
+                if (directory / name).exists():
+                    if not (directory / name / FILE_NAME).is_file():
+                        raise BundleError(
+                            f"{directory / name}: no {FILE_NAME}, so only part of a bundle; make it again"
+                        )
+                    yield from _in(directory / name)
+                else:
+                    yield Artifact(directory / name, None)
+        else:
+            raise BundleError(f"{directory}: no {FILE_NAME}, so not a bundle, and no folder of bundles")
+    else:
+        raise SettingsError(f"{directory}: no such directory; make onnx makes a bundle")
+
+
+@contextmanager
+def runnable(artifact: Artifact) -> Iterator[tuple[Path, Pipeline]]:
+    """The directory that runs, for FP16 on a CPU its simulated twin, and the loaded pipeline."""
+    if artifact.engines:  # files were checked when they were found
+        yield artifact.path, Pipeline(artifact.path, "tensorrt", verify=False)
+    elif artifact.simulated:
+        with scratch_directory(artifact.path) as scratch:
+            twin = scratch / artifact.path.name
+            simulate(artifact.path, twin)
+            yield twin, Pipeline(twin, "onnxruntime", verify=False)
+    else:
+        yield artifact.path, Pipeline(artifact.path, "onnxruntime", verify=False)
+
+
+def smoothing(artifact: Artifact) -> dict[str, np.ndarray]:
+    """What an INT8 bundle multiplies the outputs of `condition` by, each (…, 1, C); empty where it does not."""
+    assert artifact.manifest
+    outputs = [spec.name for spec in artifact.manifest.graphs["condition"].outputs]
+    with safe_open(artifact.path / WEIGHTS, framework="numpy") as weights:
+        held = set(weights.keys())
+        return {name: weights.get_tensor(smoothing_tensor(name)) for name in outputs if smoothing_tensor(name) in held}
+
+
+class StaticSteps(OnnxRuntimeBackend):
+    """Runs the static per-scale steps in place of the symbolic transformer, one loaded at a time."""
+
+    def __init__(self, bundle: Path, manifest: Manifest) -> None:
+        super().__init__(bundle, manifest)
+        self.batches = (1,)
+
+    @staticmethod
+    def names(manifest: Manifest) -> list[str]:
+        """Of the steps for one picture, by scale; empty if the bundle has none."""
+        names = [f"transformer_b1_{k:02d}" for k in range(len(manifest.scales))]
+        return names if all(name in manifest.graphs for name in names) else []
+
+    def step(
+        self,
+        k: int,
+        uniforms: np.ndarray,
+        guidance: float,
+        sampling: Sampling,
+        keep: np.ndarray | None = None,
+        kept_tokens: np.ndarray | None = None,
+    ) -> None:
+        wiring = self.batch.wiring
+        wiring.set_scale(k, uniforms, guidance, sampling, keep, kept_tokens)
+        transformer, bridge = wiring.steps[k]
+        static = Session(self._bundle, self._manifest.graphs[self.names(self._manifest)[k]], self._threads)
+        static.bind(transformer.inputs, transformer.outputs)()
+        self._sessions["bridge"].bind(bridge.inputs, bridge.outputs)()
+        self.batch.latest = k

@@ -1,0 +1,253 @@
+"""Inside a stage that fails: the first node whose result is out of tolerance, or the input that is wrong already.
+
+The graph runs as it is and as the exporter writes it in FP32, each in its own generation led by the same tokens, with
+their inner tensors as outputs. Tensors keep their names through mixed precision and INT8, so equal names are compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from export.verify.check import STATIC_STEP, Row, Trace
+from export.verify.metrics import Difference
+from export.verify.tolerances import INSIDE, kind
+from runtime.backends.arrays import Array
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.ort_session import WEIGHTS_FOLDER, Session
+from runtime.manifest import REQUIRED_GRAPHS, Manifest
+from runtime.pipeline import Pipeline, ScaleView
+from runtime.sampling import Sampling
+
+CHUNK = 1 << 29  # bytes of inner tensors held at a time, of each graph
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where a stage goes wrong."""
+
+    graph: str
+    scale: int | None
+    place: str  # 'MatMul node_MatMul_83 (blocks.0.ffn.fc1.weight)', "input phi"
+    tensor: str
+    error: float  # relative
+    tolerance: float  # of one tensor; below it the place is where the error grows most
+
+    def __str__(self) -> str:
+        where = self.graph if self.scale is None else f"{self.graph}, scale {self.scale}"
+        grows = "" if self.error > self.tolerance else "; no tensor is out of tolerance, the error grows most here"
+        error = f"relative error {self.error:.3g}, at most {self.tolerance:g}{grows}"
+        return f"{where}: {self.place}: {self.tensor}: {error}"
+
+
+def bisect(
+    failed: Row, candidate: Path, sound: Path, known: Trace, sampling: Sampling, smoothing: Mapping[str, np.ndarray]
+) -> Finding | None:
+    """What is wrong in the stage of the row `failed`; None if it computes what the sound bundle computes.
+
+    `candidate` is the bundle that failed, `sound` an FP32 bundle of the same model.
+    """
+    graph = failed.stage if failed.stage in REQUIRED_GRAPHS or failed.stage == "encoder" else "transformer"
+    manifests = [Manifest.load(path, verify=False) for path in (candidate, sound)]
+    tolerance = INSIDE[kind(manifests[0].precision)]
+    found, expected = (
+        _inputs(path, manifest, graph, failed.scale, known, sampling)
+        for path, manifest in zip((candidate, sound), manifests, strict=True)
+    )
+    for name, values in expected.items():
+        error = _error(name, values, found[name], smoothing)
+        if error > tolerance:
+            return Finding(graph, failed.scale, f"input {name}", name, error, tolerance)
+    if graph == "bridge":  # a draw may hang on the last bit of a logit
+        found = expected
+    file = f"{graph}_b1_{failed.scale:02d}" if failed.stage == STATIC_STEP else graph
+    files = [path / manifest.graphs[file].file for path, manifest in zip((candidate, sound), manifests, strict=True)]
+    node = _wrong_node(files, (found, expected), tolerance, smoothing)
+    return node and Finding(graph, failed.scale, *node, tolerance)
+
+
+def _inputs(
+    bundle: Path, manifest: Manifest, graph: str, scale: int | None, known: Trace, sampling: Sampling
+) -> dict[str, np.ndarray]:
+    """What the graph reads at this scale for the first picture, led by the reference's tokens."""
+    if graph == "encoder":
+        return {"image": known.images[:1]}
+    backend = _InputBackend(bundle, manifest, graph, scale)
+    lead = [maps[:1] for maps in known.tokens]
+
+    def on_scale(view: ScaleView) -> None:
+        if graph != "decoder" and backend.seen:
+            raise _Seen
+
+    settings = (sampling.cfg, sampling.top_k, sampling.top_p)
+    keep = [np.ones_like(maps, bool) for maps in lead]
+    try:
+        pipeline = Pipeline(bundle, backend, verify=False)
+        pipeline.generate(known.turn.labels[:1], known.turn.seed, *settings, keep, lead, on_scale=on_scale)
+    except _Seen:
+        pass
+    return backend.seen
+
+
+class _Seen(Exception):
+    """The stage has run."""
+
+
+class _InputBackend(OnnxRuntimeBackend):
+    """Keeps a copy of what one graph reads at one scale."""
+
+    def __init__(self, bundle: Path, manifest: Manifest, graph: str, scale: int | None) -> None:
+        self.seen: dict[str, np.ndarray] = {}
+        self._graph, self._scale = graph, scale
+        super().__init__(bundle, manifest)
+
+    def _open(self, graph: str) -> Session:
+        session = super()._open(graph)
+        if graph != self._graph:
+            return session
+        plain, scales = session.bind, self._manifest.scales
+
+        def bind(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Callable[[], None]:
+            run = plain(inputs, outputs)
+            made = outputs.get("logits", outputs.get("tokens"))
+            tokens = None if made is None else made.shape[graph == "bridge"]
+
+            def keep_and_run() -> None:
+                if self._scale is None or scales[self._scale].tokens == tokens:
+                    self.seen = {name: array.copy() for name, array in inputs.items()}
+                run()
+
+            return keep_and_run
+
+        session.bind = bind  # type: ignore[method-assign]
+        return session
+
+
+def _wrong_node(
+    files: Sequence[Path],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+    tolerance: float,
+    smoothing: Mapping[str, np.ndarray],
+) -> tuple[str, str, float] | None:
+    """The first node out of tolerance, else the one where the error grows most: itself, its result, its error.
+
+    `files` and `feeds` are those of the candidate, then those of the sound bundle.
+    """
+    models = [onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False)) for path in files]
+    floats = [_floats(model) for model in models]
+    results = {value.name for value in models[0].graph.output} - {"drawn", "tokens"}  # token numbers are no quantities
+    shared = (floats[0].keys() & floats[1].keys()) | results
+    makers = {name: node for node in models[0].graph.node for name in node.output}
+    order = [name for name in makers if name in shared]
+    sessions = [_session(path, model, order) for path, model in zip(files, models, strict=True)]
+    errors: dict[str, float] = {}  # of the candidate's tensors, those between two compared ones as what they come from
+    worst: tuple[float, str] | None = None
+    for names in _chunks(order, floats[1], feeds[1]):
+        found, expected = (
+            dict(zip(names, session.run(names, _fed(session, feed)), strict=True))
+            for session, feed in zip(sessions, feeds, strict=True)
+        )
+        for name in names:
+            errors[name] = _error(name, expected[name], found[name], smoothing)
+            if errors[name] > tolerance:
+                return _described(makers[name], makers), name, errors[name]
+            growth = errors[name] - _inherited(makers[name], makers, errors)
+            if growth > 0 and (worst is None or growth > worst[0]):
+                worst = growth, name
+    return worst and (_described(makers[worst[1]], makers), worst[1], errors[worst[1]])
+
+
+def _inherited(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], errors: dict[str, float]) -> float:
+    """The largest error of what a node reads."""
+    for name in node.input:
+        if name not in errors:
+            errors[name] = _inherited(makers[name], makers, errors) if name in makers else 0.0
+    return max((errors[name] for name in node.input), default=0.0)
+
+
+def _floats(model: onnx.ModelProto) -> dict[str, list[int | None]]:
+    """Inner tensors of numbers and their shapes, where known; None for an axis that is not."""
+    inputs = {value.name for value in model.graph.input}
+    floats = (
+        value
+        for value in model.graph.value_info
+        if value.type.tensor_type.elem_type in FLOATS and value.name not in inputs
+    )
+    return {value.name: [axis.dim_value or None for axis in value.type.tensor_type.shape.dim] for value in floats}
+
+
+def _session(file: Path, model: onnx.ModelProto, names: Sequence[str]) -> ort.InferenceSession:
+    """A session that can give any of these tensors."""
+    given = {value.name for value in model.graph.output}
+    model.graph.output.extend(onnx.helper.make_tensor_value_info(n, 0, None) for n in names if n not in given)
+    for value in model.graph.output:
+        if value.name not in given:
+            value.ClearField("type")  # ONNX Runtime infers it
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry(WEIGHTS_FOLDER, str(file.parent))
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _fed(session: ort.InferenceSession, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {value.name: feed[value.name] for value in session.get_inputs()}
+
+
+def _chunks(
+    order: Sequence[str], shapes: Mapping[str, list[int | None]], feed: Mapping[str, np.ndarray]
+) -> Iterator[list[str]]:
+    """The tensors in the order they are computed, so many at a time that they fit into CHUNK bytes."""
+    largest_axis = max(size for values in feed.values() for size in values.shape)
+    chunk: list[str] = []
+    held = 0
+    for name in order:
+        size = 4 * math.prod(axis or largest_axis for axis in shapes.get(name, []))
+        if chunk and held + size > CHUNK:
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(name)
+        held += size
+    if chunk:
+        yield chunk
+
+
+def _error(name: str, expected: np.ndarray, found: np.ndarray, smoothing: Mapping[str, np.ndarray]) -> float:
+    """Relative; infinite for another shape. Where `condition` smoothed the channels, that is undone first."""
+    if expected.shape != found.shape:
+        return math.inf
+    if not expected.size:
+        return 0.0
+    if name in smoothing:
+        return _relative(expected, found / smoothing[name])
+    by_block = {f"modulation_{i:02d}": factors for i, factors in enumerate(smoothing.get("modulation", ()))}
+    if name in by_block:
+        return _relative(expected, found / by_block[name])
+    vectors = [row for factors in smoothing.values() for row in factors.reshape(-1, factors.shape[-1])]
+    fitting = [row for row in vectors if expected.shape[-1:] == row.shape and (row != 1).any()]
+    return min(_relative(expected, found / vector) for vector in (np.float32(1), *fitting))
+
+
+def _relative(expected: np.ndarray, found: np.ndarray) -> float:
+    difference = Difference()
+    difference.add(expected, found)
+    error = difference.metrics()["relative"]
+    return math.inf if math.isnan(error) else error
+
+
+def _described(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> str:
+    """Operator and name of a node, and the weights it reads, dequantized or not."""
+    weights = []
+    for name in node.input:
+        maker = makers.get(name)
+        stored = name if maker is None else maker.input[0] if maker.op_type == "DequantizeLinear" else ""
+        if ".weight" in stored or ".bias" in stored:
+            weights.append(stored)
+    read = f" ({', '.join(weights)})" if weights else ""
+    return f"{node.op_type} {node.name}{read}"

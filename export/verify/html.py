@@ -1,0 +1,169 @@
+"""report.html: one file for a browser or a phone, without script, network or other files."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from export.verify.plot import Line, chart
+from export.verify.tolerances import LIMITS
+
+if TYPE_CHECKING:
+    from export.verify.report import Entry, Report
+
+PICTURES = 4  # shown of those that were drawn
+AMPLIFIED = 16  # differences, to be seen
+PLOTS = (
+    ("relative", "Logits: relative error", True),
+    ("kl", "Next token: KL divergence, nats", True),
+    ("top1", "Next token: top-1 agreement", False),
+)
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2430; --paper: #fff; --soft: #5b6675; --line: #d9dee5; --bad: #b42318;
+  --good: #1a7f37; --card: #f5f7f9; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --paper: #14181e; --soft: #97a3b3; --line: #333c48;
+  --bad: #ff7b72; --good: #56d364; --card: #1c222b; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 64rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
+  background: var(--paper); }
+h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+p { margin: .4rem 0; } .soft { color: var(--soft); } .passed { color: var(--good); } .FAILED { color: var(--bad); }
+.verdict { font-weight: 600; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .75rem; }
+.card { background: var(--card); border-radius: .5rem; padding: .75rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: .75rem; }
+svg { width: 100%; height: auto; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .5rem;
+  margin-bottom: 1rem; }
+figure { margin: 0; }
+figure img { width: 100%; image-rendering: pixelated; border-radius: .25rem; display: block; margin-bottom: .25rem; }
+figcaption { font-size: .75rem; color: var(--soft); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .6rem .2rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th:first-child, td:first-child, td:last-child { text-align: left; }
+details { margin: .5rem 0; } summary { cursor: pointer; }
+"""
+
+
+def page(report: Report) -> str:
+    """The whole document."""
+    verdict = "passed" if report.passed else "FAILED"
+    parts = [
+        f"<h1>{escape(report.model)}: <span class='{verdict}'>{verdict}</span></h1>",
+        f"<p class='soft'>Against {escape(report.reference.name)}, {escape(report.settings)}. {report.created}</p>",
+        "<div class='cards'>",
+        *(_card(entry) for entry in report.entries),
+        "</div>",
+        *_plots(report),
+        *_pictures(report),
+        *_tables(report),
+        _tolerances(),
+    ]
+    title = escape(f"{report.model} {verdict}")
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{title}</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _card(entry: Entry) -> str:
+    lines = [f"<b>{escape(entry.artifact.name)}</b> <span class='verdict {entry.status}'>{escape(entry.status)}</span>"]
+    if entry.reason:
+        lines.append(f"<span class='soft'>{escape(entry.reason)}</span>")
+    else:
+        lines.append(f"<span class='soft'>{escape(entry.title)}</span>")
+        passed = len(entry.rows) - len(entry.failed)
+        lines.append(f"{passed} of {len(entry.rows)} rows within tolerance")
+    if entry.failed:
+        first = entry.failed[0]
+        lines.append(f"First: <b class='FAILED'>{escape(first.name)}</b>: {escape('; '.join(first.misses))}")
+    if entry.finding:
+        lines.append(f"Bisected: {escape(str(entry.finding))}")
+    return f"<div class='card'>{'<br>'.join(lines)}</div>"
+
+
+def _plots(report: Report) -> Iterator[str]:
+    """Errors by scale, a line for each artifact."""
+    ran = [entry for entry in report.entries if entry.rows]
+    yield "<h2>Scale by scale, led by the reference's tokens</h2><div class='plots'>"
+    for metric, title, logarithmic in PLOTS:
+        lines = [
+            Line(entry.artifact.name, [row.metrics[metric] for row in entry.rows if row.stage == "transformer"])
+            for entry in ran
+        ]
+        yield f"<div class='card'>{chart(title, lines, logarithmic)}</div>"
+    yield "</div>"
+
+
+def _pictures(report: Report) -> Iterator[str]:
+    """From the reference's tokens, and from tokens of their own."""
+    known = report.reference.images
+    for title, field, note in (
+        ("Pictures from the reference's tokens", "led", f"Below each its difference, amplified {AMPLIFIED} times."),
+        ("Pictures drawn freely with equal seeds", "free", "Once a token differs, a picture goes its own way."),
+    ):
+        yield f"<h2>{title}</h2><p class='soft'>{note}</p>"
+        for i in range(min(PICTURES, len(known))):
+            yield "<div class='pictures'>" + _figure(report.reference.name, known[i])
+            for entry in report.entries:
+                images = getattr(entry, field)
+                if images is None:
+                    continue
+                difference = (np.abs(images[i].astype(int) - known[i]) * AMPLIFIED).clip(max=255).astype(np.uint8)
+                yield _figure(entry.artifact.name, images[i], *([difference] if field == "led" else []))
+            yield "</div>"
+
+
+def _figure(caption: str, *images: np.ndarray) -> str:
+    """Pictures (H, W, 3) uint8, one below the other."""
+    text = escape(caption)
+    shown = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, format="png")
+        data = base64.b64encode(file.getvalue()).decode()
+        shown.append(f"<img alt='{text}' src='data:image/png;base64,{data}'>")
+    return f"<figure><figcaption>{text}</figcaption>{''.join(shown)}</figure>"
+
+
+def _tables(report: Report) -> Iterator[str]:
+    from export.verify.report import COLUMNS, shown
+
+    yield "<h2>Every stage</h2>"
+    for entry in report.entries:
+        if not entry.rows:
+            continue
+        used = [name for name in COLUMNS if any(name in row.metrics for row in entry.rows)]
+        head = "".join(f"<th>{name}</th>" for name in used)
+        body = []
+        for row in entry.rows:
+            cells = "".join(f"<td>{shown(name, row.metrics.get(name))}</td>" for name in used)
+            verdict = escape("; ".join(row.misses)) if row.misses else "ok"
+            mark = "FAILED" if row.misses else "passed"
+            body.append(f"<tr><td>{escape(row.name)}</td>{cells}<td class='{mark}'>{verdict}</td></tr>")
+        opened = " open" if entry.failed else ""
+        yield (
+            f"<details{opened}><summary>{escape(entry.title)}</summary><div class='wide'><table>"
+            f"<tr><th>stage</th>{head}<th></th></tr>{''.join(body)}</table></div></details>"
+        )
+
+
+def _tolerances() -> str:
+    rows = []
+    for precision, stages in LIMITS.items():
+        for stage, limits in stages.items():
+            text = ", ".join(f"{name} {value:g}" for name, value in limits.items())
+            rows.append(f"<tr><td>{precision}</td><td>{stage}</td><td>{text}</td></tr>")
+    return (
+        "<details><summary>Tolerances</summary><div class='wide'><table><tr><th>precision</th><th>stage</th><th>limits"
+        f"</th></tr>{''.join(rows)}</table></div></details>"
+    )

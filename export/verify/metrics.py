@@ -1,0 +1,188 @@
+"""How far two results are apart: everything that the report measures, summed up call by call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from export.fidelity import ScaleFidelity, psnr
+from runtime.sampling import Sampling
+
+WINDOW, SIGMA = 11, 1.5  # of SSIM, pixels
+CANDIDATES = 5  # of top-5 agreement
+
+
+@dataclass
+class Difference:
+    """Of tensors of numbers."""
+
+    largest: float = 0.0
+    absolute: float = 0.0  # summed
+    square_error: float = 0.0
+    square_expected: float = 0.0
+    square_found: float = 0.0
+    product: float = 0.0
+    values: int = 0
+
+    def add(self, expected: np.ndarray, found: np.ndarray) -> None:
+        a, b = (array.astype(np.float64).ravel() for array in (expected, found))
+        error = b - a
+        self.largest = float(np.fmax(self.largest, np.abs(error).max(initial=0)))
+        self.absolute += float(np.abs(error).sum())
+        self.square_error += float(error @ error)
+        self.square_expected += float(a @ a)
+        self.square_found += float(b @ b)
+        self.product += float(a @ b)
+        self.values += error.size
+
+    @property
+    def relative(self) -> float:
+        """Norm of the error over the norm of what was expected."""
+        return math.sqrt(self.square_error / self.square_expected) if self.square_expected else math.inf
+
+    def metrics(self) -> dict[str, float]:
+        norms = math.sqrt(self.square_expected * self.square_found)
+        return {
+            "max": math.nan if math.isnan(self.square_error) else self.largest,
+            "mean": self.absolute / self.values,
+            "relative": self.relative if self.square_error else 0.0,
+            "cosine": self.product / norms if norms else float(self.square_error == 0),
+        }
+
+
+@dataclass
+class LogitDifference:
+    """Of logits after guidance, and of the distributions that they mean."""
+
+    side: int
+    difference: Difference = field(default_factory=Difference)
+    shared: float = 0.0  # of the five most probable tokens, summed over contexts
+
+    def __post_init__(self) -> None:
+        self.fidelity = ScaleFidelity(self.side)
+
+    def add(self, expected: np.ndarray, found: np.ndarray) -> None:
+        """Both (B, L, V)."""
+        self.difference.add(expected, found)
+        self.fidelity.add(expected, found)
+        best, chosen = (np.argpartition(x, -CANDIDATES, axis=-1)[..., -CANDIDATES:] for x in (expected, found))
+        self.shared += float((best[..., :, None] == chosen[..., None, :]).sum()) / CANDIDATES
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            **self.difference.metrics(),
+            "top1": self.fidelity.agreement,
+            "top5": self.shared / self.fidelity.tokens,
+            "kl": self.fidelity.kl,
+        }
+
+
+@dataclass
+class Share:
+    """Of tokens that are the same."""
+
+    same: int = 0
+    tokens: int = 0
+
+    def add(self, expected: np.ndarray, found: np.ndarray) -> None:
+        self.same += int((expected == found).sum())
+        self.tokens += expected.size
+
+    @property
+    def share(self) -> float:
+        return self.same / self.tokens
+
+
+@dataclass
+class PictureDifference:
+    """Of pictures (B, H, W, 3) uint8."""
+
+    largest: int = 0
+    square_error: float = 0.0
+    values: int = 0
+    similarity: float = 0.0  # summed
+    pictures: int = 0
+
+    def add(self, expected: np.ndarray, found: np.ndarray) -> None:
+        error = expected.astype(np.int64) - found
+        self.largest = max(self.largest, int(np.abs(error).max()))
+        self.square_error += float((error**2).sum())
+        self.values += error.size
+        self.similarity += sum(ssim(a, b) for a, b in zip(expected, found, strict=True))
+        self.pictures += len(expected)
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "max": self.largest,
+            "psnr": psnr(self.square_error / self.values),
+            "ssim": self.similarity / self.pictures,
+        }
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Structural similarity of two pictures (H, W, 3) uint8, mean of the channels (Wang et al., 2004)."""
+    rows, columns = (_gaussian_band(size) for size in a.shape[:2])
+
+    def blurred(channels: np.ndarray) -> np.ndarray:
+        return rows @ channels @ columns.T  # (3, H - 10, W - 10)
+
+    x, y = (picture.transpose(2, 0, 1).astype(np.float64) for picture in (a, b))
+    mean_x, mean_y = blurred(x), blurred(y)
+    variance_x, variance_y = blurred(x * x) - mean_x**2, blurred(y * y) - mean_y**2
+    covariance = blurred(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return float((luminance * (2 * covariance + c2) / (variance_x + variance_y + c2)).mean())
+
+
+def _gaussian_band(size: int) -> np.ndarray:
+    """(size - 10, size): each row a window of Gaussian weights."""
+    offsets = np.arange(WINDOW) - WINDOW // 2
+    weights = np.exp(-(offsets**2) / (2 * SIGMA**2))
+    band = np.zeros((size - WINDOW + 1, size))
+    for i in range(len(band)):
+        band[i, i : i + WINDOW] = weights / weights.sum()
+    return band
+
+
+def redrawn(logits: np.ndarray, uniforms: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """What the sampler has to draw: logits (B, L, V) after guidance, uniforms (B, L) -> tokens (B, L), margins (B, L).
+
+    The definition in float64, by sorting. A margin is the uniform's distance to the nearer end of its token's interval.
+    """
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    wide = np.take_along_axis(logits, order, -1).astype(np.float64)
+    if sampling.top_k:
+        wide[wide < wide[..., sampling.top_k - 1, None]] = -np.inf
+    mass = np.exp(wide - wide[..., :1])
+    mass /= mass.sum(-1, keepdims=True)
+    if sampling.top_p:
+        mass[mass.cumsum(-1) - mass >= sampling.top_p] = 0
+        mass /= mass.sum(-1, keepdims=True)
+    distribution = np.empty_like(mass)
+    np.put_along_axis(distribution, order, mass, -1)
+    cumulative = distribution.cumsum(-1)
+    u = uniforms[..., None] * cumulative[..., -1:]
+    tokens = ((cumulative > u) & (distribution > 0)).argmax(-1)[..., None]
+    above = np.take_along_axis(cumulative, tokens, -1) - u
+    below = u - np.take_along_axis(cumulative - distribution, tokens, -1)
+    return tokens[..., 0].astype(np.int32), np.minimum(above, below)[..., 0]
+
+
+def parted(
+    expected: Sequence[np.ndarray], found: Sequence[np.ndarray], margins: Sequence[np.ndarray]
+) -> tuple[np.ndarray, float]:
+    """Which pictures have equal tokens everywhere, (N,) bool, and how far from a tie the others parted.
+
+    K arrays (N, p²) each. The second value is the largest margin of a token at the first scale where a picture differs
+    (0 if none does); what follows differs for that reason. Below 1e-5 float32 may draw either neighbour.
+    """
+    equal, widest = np.ones(len(expected[0]), bool), 0.0
+    for a, b, margin in zip(expected, found, margins, strict=True):
+        differs = a != b  # (N, p²)
+        widest = max(widest, float(margin[differs & equal[:, None]].max(initial=0.0)))
+        equal &= ~differs.any(axis=1)
+    return equal, widest

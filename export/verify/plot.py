@@ -1,0 +1,77 @@
+"""A line chart as SVG: no script, no fonts of its own, readable in light and in dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 340, 230
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 30, 46
+COLOURS = ("#2f81f7", "#d9730d", "#2da44e", "#a855f7", "#c93c6f", "#0891b2")
+SMALLEST = 1e-12  # what a logarithmic axis shows of 0
+
+
+@dataclass(frozen=True)
+class Line:
+    """A value for each scale."""
+
+    name: str
+    values: Sequence[float]
+
+
+def chart(title: str, lines: Sequence[Line], logarithmic: bool) -> str:
+    """One `<svg>`; values that are no numbers leave a gap."""
+    heights = [[_height(value, logarithmic) for value in line.values] for line in lines]
+    known = [height for row in heights for height in row if math.isfinite(height)] or [0.0]
+    low, high = (math.floor(min(known)), math.ceil(max(known))) if logarithmic else (min(known), max(known))
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    count = max((len(line.values) for line in lines), default=1)
+
+    def x(k: int) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * k / max(count - 1, 1)
+
+    def y(height: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (high - height) / (high - low)
+
+    parts = [
+        f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{escape(title)}'",
+        " font-size='10' fill='currentColor'>",
+        f"<text x='{LEFT}' y='16' font-size='12' font-weight='600'>{escape(title)}</text>",
+    ]
+    for tick in _ticks(low, high, logarithmic):
+        text = f"1e{tick:.0f}" if logarithmic else f"{tick:.2%}"
+        parts.append(
+            f"<line x1='{LEFT}' x2='{WIDTH - RIGHT}' y1='{y(tick):.1f}' y2='{y(tick):.1f}' stroke='currentColor'"
+            f" stroke-opacity='.18'/><text x='{LEFT - 5}' y='{y(tick) + 3.5:.1f}' text-anchor='end'>{text}</text>"
+        )
+    for k in range(count):
+        text = str(k or "scale 0")
+        parts.append(f"<text x='{x(k):.1f}' y='{HEIGHT - BOTTOM + 14}' text-anchor='middle'>{text}</text>")
+    legend = LEFT
+    for i, (line, row) in enumerate(zip(lines, heights, strict=True)):
+        colour = COLOURS[i % len(COLOURS)]
+        points = [f"{x(k):.1f},{y(height):.1f}" for k, height in enumerate(row) if math.isfinite(height)]
+        parts.append(f"<polyline points='{' '.join(points)}' fill='none' stroke='{colour}' stroke-width='1.8'/>")
+        parts += [f"<circle cx='{p.split(',')[0]}' cy='{p.split(',')[1]}' r='2.4' fill='{colour}'/>" for p in points]
+        parts.append(
+            f"<rect x='{legend}' y='{HEIGHT - 17}' width='10' height='4' fill='{colour}'/>"
+            f"<text x='{legend + 14}' y='{HEIGHT - 12}'>{escape(line.name[:24])}</text>"
+        )
+        legend += 24 + 6 * min(len(line.name), 24)
+    return "".join([*parts, "</svg>"])
+
+
+def _height(value: float, logarithmic: bool) -> float:
+    if not math.isfinite(value):
+        return math.nan
+    return math.log10(max(value, SMALLEST)) if logarithmic else value
+
+
+def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
+    if not logarithmic:
+        return [low + (high - low) * i / 4 for i in range(5)]
+    step = max(1, math.ceil((high - low) / 6))
+    return [float(tick) for tick in range(int(low), int(high) + 1, step)]

@@ -1,0 +1,195 @@
+"""The result of a verification: in the terminal, as report.json, and (see `html`) as report.html."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.verify.artifacts import Artifact
+from export.verify.bisect import Finding
+from export.verify.check import Reference, Row
+from export.verify.tolerances import LIMITS
+from runtime.errors import SettingsError
+from runtime.files import whole_directory
+
+JSON, HTML = "report.json", "report.html"
+COLUMNS = ("max", "mean", "relative", "cosine", "top1", "top5", "kl", "tokens", "drawn", "parted", "psnr", "ssim")
+SHARES = ("top1", "top5", "tokens", "drawn")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One artifact: its rows and pictures, or why it did not run."""
+
+    artifact: Artifact
+    reason: str | None
+    backend: str = ""
+    rows: Sequence[Row] = ()
+    led: np.ndarray | None = None  # (N, H, W, 3) uint8
+    free: np.ndarray | None = None
+    finding: Finding | str | None = None
+
+    @property
+    def failed(self) -> list[Row]:
+        return [row for row in self.rows if row.misses]
+
+    @property
+    def status(self) -> str:
+        if self.reason:
+            return self.reason.split(":")[0]
+        return "FAILED" if self.failed else "passed"
+
+    @property
+    def title(self) -> str:
+        """With what it ran on."""
+        rounded = ", rounded as FP16 hardware does" if self.artifact.simulated else ""
+        return f"{self.artifact.name} ({self.backend}{rounded})" if self.backend else self.artifact.name
+
+
+@dataclass(frozen=True)
+class Report:
+    """All artifacts against one reference."""
+
+    reference: Reference
+    entries: Sequence[Entry]
+    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
+
+    @property
+    def passed(self) -> bool:
+        """Something was verified, and nothing failed. What is absent or did not run is no pass of its own."""
+        return all(not entry.failed for entry in self.entries) and any(entry.rows for entry in self.entries)
+
+    @property
+    def summary(self) -> str:
+        found = [entry.status for entry in self.entries]
+        return ", ".join(f"{found.count(status)} {status}" for status in dict.fromkeys(found))
+
+    @property
+    def model(self) -> str:
+        return next(entry.artifact.manifest for entry in self.entries if entry.artifact.manifest).model.name
+
+    @property
+    def settings(self) -> str:
+        settings = self.reference.settings
+        sampling = settings.sampling
+        drawn = f"{settings.pictures} pictures, seeds from {settings.seed}"
+        return f"{drawn}, cfg {sampling.cfg:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}"
+
+    def print(self) -> None:
+        """A table for each artifact on stdout."""
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console()
+        console.print(f"{self.model} against {self.reference.name}: {self.settings}", highlight=False)
+        for entry in self.entries:
+            if entry.reason:
+                console.print(f"\n{entry.artifact.name}: {entry.reason}", highlight=False)
+                continue
+            used = [name for name in COLUMNS if any(name in row.metrics for row in entry.rows)]
+            table = Table(title=entry.title, title_justify="left", pad_edge=False, box=None)
+            for heading in ("stage", *used, ""):
+                table.add_column(heading, justify="left" if heading in ("stage", "") else "right", no_wrap=True)
+            for row in entry.rows:
+                verdict = f"[red]FAILED {'; '.join(row.misses)}[/red]" if row.misses else "[green]ok[/green]"
+                table.add_row(row.name, *(shown(name, row.metrics.get(name)) for name in used), verdict)
+            # Where nobody looks on, no line is broken.
+            Console(width=None if console.is_terminal else 400).print("", table)
+            if entry.failed:
+                console.print(f"first out of tolerance: {entry.failed[0].name}", highlight=False)
+            if entry.finding:
+                console.print(f"bisected: {entry.finding}", highlight=False, soft_wrap=True)
+
+    def to_json(self) -> dict[str, Any]:
+        settings = self.reference.settings
+        return {
+            "created": self.created,
+            "passed": self.passed,
+            "model": self.model,
+            "reference": self.reference.name,
+            "settings": {
+                "pictures": settings.pictures,
+                "labels": [label for trace in self.reference.traces for label in trace.turn.labels],
+                "seed": settings.seed,
+                "cfg": settings.sampling.cfg,
+                "top_k": settings.sampling.top_k,
+                "top_p": settings.sampling.top_p,
+            },
+            "machine": {"system": platform.platform(), "onnxruntime": version("onnxruntime"), "cores": os.cpu_count()},
+            "tolerances": LIMITS,
+            "artifacts": [_entry_json(entry) for entry in self.entries],
+        }
+
+    def write(self, folder: Path) -> None:
+        """Writes the directory `folder` with both files, replacing an earlier report. Raises OSError."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with whole_directory(folder) as beside:
+            self.write_files(beside)
+
+    def write_files(self, folder: Path) -> None:
+        """Writes both files into a directory that is there."""
+        from export.verify.html import page
+
+        (folder / JSON).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        (folder / HTML).write_text(page(self), encoding="utf-8")
+
+
+def check_folder(folder: Path) -> None:
+    """Raises SettingsError unless a report can be written there. Ask before long work."""
+    if folder.exists() and not (folder / JSON).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SettingsError(f"--report {folder}: exists and is no report; choose another directory or remove it")
+    parent = next(place for place in folder.absolute().parents if place.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise SettingsError(f"--report {folder}: {parent} cannot be written; choose another directory")
+
+
+def shown(metric: str, value: float | None) -> str:
+    """A metric for people."""
+    if value is None:
+        return ""
+    if metric in SHARES:
+        return f"{value:.2%}"
+    if metric == "psnr":
+        return "equal" if math.isinf(value) else f"{value:.1f} dB"
+    if metric in ("cosine", "ssim"):
+        return f"{value:.6f}"
+    return f"{value:.2g}"
+
+
+def _entry_json(entry: Entry) -> dict[str, Any]:
+    finding = entry.finding
+    rows = [
+        {
+            "stage": row.stage,
+            "scale": row.scale,
+            "passed": not row.misses,
+            "misses": row.misses,
+            "metrics": {name: _number(value) for name, value in row.metrics.items()},
+        }
+        for row in entry.rows
+    ]
+    return {
+        "directory": str(entry.artifact.path),
+        "precision": entry.artifact.manifest.precision if entry.artifact.manifest else None,
+        "backend": entry.backend or None,
+        "simulated": entry.artifact.simulated,
+        "status": entry.status,
+        "reason": entry.reason,
+        "rows": rows,
+        "bisected": finding if finding is None or isinstance(finding, str) else finding.__dict__,
+    }
+
+
+def _number(value: float) -> float | str:
+    """JSON knows no infinity."""
+    return value if math.isfinite(value) else str(value)

@@ -1,0 +1,61 @@
+"""What still counts as the model, in one table: precision, stage, metric, limit. What is not listed is only shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+AT_LEAST = ("cosine", "top1", "top5", "tokens", "drawn", "psnr", "ssim")  # of the others less is better
+
+# relative: norm of the error over the norm of the tensor. kl: mean of a context, nats. drawn: share of the draws that
+# follow from the stage's own logits. parted: the largest margin at which a picture first drew another token.
+LIMITS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
+    "fp32": {
+        "condition": {"relative": 1e-5},
+        "transformer": {"relative": 5e-5, "kl": 1e-8},
+        "keys and values": {"relative": 5e-5},
+        "bridge": {"relative": 1e-5, "drawn": 1.0},
+        "decoder": {"psnr": 65, "ssim": 0.9999},
+        "encoder": {"tokens": 0.99},
+        "generation": {"parted": 1e-5},
+    },
+    "fp16": {
+        "condition": {"relative": 3e-3},
+        "transformer": {"relative": 1e-2, "kl": 2e-4},
+        "keys and values": {"relative": 1e-2},
+        "bridge": {"relative": 1e-5, "drawn": 1.0},
+        "decoder": {"psnr": 48, "ssim": 0.998},
+        "encoder": {"tokens": 0.9},
+        "generation": {},
+    },
+    "int8": {
+        "condition": {"relative": 0.01},
+        "transformer": {"relative": 0.12, "kl": 0.05},
+        "keys and values": {"relative": 0.06},
+        "bridge": {"relative": 1e-5, "drawn": 1.0},
+        "decoder": {"psnr": 32, "ssim": 0.93},
+        "encoder": {"tokens": 0.9},
+        "generation": {},
+    },
+}
+
+# Of tensors inside a graph, for --bisect: relative errors that no sound bundle has.
+INSIDE = {"fp32": 1e-3, "fp16": 0.01, "int8": 0.2}
+
+
+def kind(precision: str) -> str:
+    """Row of the table for the precision that a manifest names: "int8 for trt simulated" -> "int8"."""
+    return precision.split()[0]
+
+
+def misses(precision: str, stage: str, metrics: Mapping[str, float]) -> list[str]:
+    """What is out of tolerance: "kl 0.3, at most 0.04"."""
+    found = []
+    for name, limit in LIMITS[kind(precision)][stage].items():
+        if name not in metrics:
+            continue
+        value = metrics[name]
+        within = value >= limit if name in AT_LEAST else value <= limit
+        if not within or math.isnan(value):
+            found.append(f"{name} {value:.4g}, {'at least' if name in AT_LEAST else 'at most'} {limit:g}")
+    return found

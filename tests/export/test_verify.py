@@ -1,0 +1,333 @@
+"""Verification says yes to sound bundles, and of damaged ones which stage and which node: numbers alone tell it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from safetensors.numpy import load_file
+
+from export.bundle import export_bundle
+from export.checkpoint import formula_weights
+from export.recipe import Recipe
+from export.verify.bisect import Finding
+from export.verify.metrics import redrawn, ssim
+from export.verify.report import Report
+from export.verify.run import verify
+from runtime.errors import BundleError, SettingsError
+from runtime.manifest import WEIGHTS, File
+from runtime.sampling import Sampling
+from tests.conftest import DATA
+
+
+@pytest.fixture(scope="module")
+def folder(
+    demo_bundle: Path,
+    fp16_demo_bundle: Path,
+    int8_bundles: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """What make onnx and make calibrate leave in build/var_demo, but int8-cpu."""
+    out = tmp_path_factory.mktemp("build") / "var_demo"
+    for name, bundle in (("fp32", demo_bundle), ("fp16", fp16_demo_bundle), ("int8", int8_bundles["trt"])):
+        shutil.copytree(bundle, out / name)
+    return out
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> Report:
+    return verify([folder])
+
+
+def test_all_precisions_pass_and_a_missing_one_is_absent(report: Report) -> None:
+    assert report.passed
+    assert {entry.artifact.name: entry.status for entry in report.entries} == {
+        "fp32": "passed",
+        "fp16": "passed",
+        "int8": "passed",
+        "int8-cpu": "absent",
+    }
+    assert report.summary == "3 passed, 1 absent"
+    scales = range(len(report.reference.traces[0].tokens))
+    for entry in report.entries[:3]:
+        stages = {(row.stage, row.scale) for row in entry.rows}
+        for stage in ("transformer", "keys and values", "bridge", "transformer, static step"):
+            assert {(stage, k) for k in scales} <= stages
+        assert {("condition", None), ("decoder", None), ("encoder", None), ("generation", None)} <= stages
+
+
+def test_precisions_differ_as_they_should(report: Report) -> None:
+    """Simulated FP16 is no FP32: if it were, nothing was rounded."""
+    last = [
+        next(row for row in reversed(entry.rows) if row.stage == "transformer").metrics["relative"]
+        for entry in report.entries[:3]
+    ]
+    assert last[0] < 1e-5 < last[1] / 10 < last[2] / 10
+
+
+def test_without_pytorch_against_an_fp32_bundle(folder: Path) -> None:
+    code = """
+import sys
+sys.modules["torch"] = None
+from export.verify.__main__ import main
+main(sys.argv[1:])
+"""
+    command = [sys.executable, "-c", code, str(folder / "fp16"), "--against", str(folder / "fp32"), "--pictures", "2"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "against onnxruntime" in result.stdout
+    assert "transformer, scale 5" in result.stdout
+
+
+# What is damaged: a bundle, which of it, the stage that has to be named, and what --bisect has to say.
+def one_weight(bundle: Path) -> None:
+    _change_tensor(bundle, "blocks.2.ffn.fc1.weight", lambda tensor: tensor[7:8, 11:12].__iadd__(2))
+
+
+def activation_scale(bundle: Path) -> None:
+    _change_tensor(bundle, "activation_scales_01", lambda tensor: tensor[3, :1].__imul__(8))
+
+
+def transposed_axis(bundle: Path) -> None:
+    model = onnx.load(bundle / "decoder.onnx", load_external_data=False)
+    node = [node for node in model.graph.node if node.op_type == "Transpose"][-1]
+    assert list(node.attribute[0].ints) == [0, 2, 3, 1]
+    node.attribute[0].ints[:] = [0, 3, 2, 1]  # the picture lies on its side
+    onnx.save_model(model, bundle / "decoder.onnx")
+
+
+def phi_index(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    document = json.loads(path.read_text())
+    document["scales"][3]["phi"] ^= 1
+    path.write_text(json.dumps(document))
+
+
+def cache_offset(bundle: Path) -> None:
+    """Block 1 reads its keys a row too late, the first row behind the others: something else from scale 2 on."""
+    model = onnx.load(bundle / "transformer.onnx", load_external_data=False)
+    graph = model.graph
+    index, node = next(
+        (i, node) for i, node in enumerate(graph.node) if "past_k_01" in node.input and node.op_type == "Concat"
+    )
+    for name, values in (("row_0", [0]), ("row_1", [1]), ("row_end", [1 << 30])):
+        graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.INT64, [1], values))
+    node.input[list(node.input).index("past_k_01")] = "rolled"
+    for new in (
+        helper.make_node("Concat", ["later_rows", "first_row"], ["rolled"], axis=0),
+        helper.make_node("Slice", ["past_k_01", "row_0", "row_1", "row_0"], ["first_row"]),
+        helper.make_node("Slice", ["past_k_01", "row_1", "row_end", "row_0"], ["later_rows"]),
+    ):
+        graph.node.insert(index, new)
+    onnx.save_model(model, bundle / "transformer.onnx")
+
+
+def _change_tensor(bundle: Path, name: str, change: Callable[[np.ndarray], object]) -> None:
+    """In place, so that nothing else in the file moves."""
+    path = bundle / WEIGHTS
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    name = next(stored for stored in header if stored.startswith(name))  # "….weight.transposed"
+    start, _ = header[name]["data_offsets"]
+    tensor = load_file(path)[name].copy()
+    change(tensor)
+    with path.open("r+b") as file:
+        file.seek(8 + length + start)
+        file.write(tensor.tobytes())
+
+
+CASES = {
+    "one weight": ("demo", one_weight, "transformer, scale 0", r"MatMul .*\(blocks\.2\.ffn\.fc1\.weight"),
+    "activation scale": ("cpu", activation_scale, "keys and values, scale 3", r"MatMul .*\(blocks\.1\.attn\.mat_qkv\."),
+    "transposed axis": ("demo", transposed_axis, "decoder", r"Transpose node_permute"),
+    "phi index": ("demo", phi_index, "bridge, scale 3", "input phi"),
+    "cache offset": ("demo", cache_offset, "transformer, scale 2", r"Concat "),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_damage_is_found_and_named(case: str, demo_bundle: Path, int8_bundles: dict[str, Path], tmp_path: Path) -> None:
+    which, damage, stage, place = CASES[case]
+    bundle = tmp_path / "damaged"
+    shutil.copytree(demo_bundle if which == "demo" else int8_bundles[which], bundle)
+    damage(bundle)
+    document = json.loads((bundle / "manifest.json").read_text())
+    document["files"] = {name: asdict(File.of(bundle / name)) for name in document["files"]}
+    (bundle / "manifest.json").write_text(json.dumps(document))  # only the numbers can tell
+    result = verify([bundle], against=demo_bundle, with_bisect=True)
+    (entry,) = result.entries
+    assert not result.passed
+    assert entry.failed[0].name == stage
+    assert isinstance(entry.finding, Finding), entry.finding
+    assert re.match(place, entry.finding.place), entry.finding
+
+
+def test_damage_is_found_against_pytorch_too(demo_bundle: Path, tmp_path: Path) -> None:
+    """What --bisect compares with is then exported anew."""
+    bundle = tmp_path / "damaged"
+    shutil.copytree(demo_bundle, bundle)
+    phi_index(bundle)
+    command = [sys.executable, "-m", "export.verify", str(bundle), "--bisect", "--report", str(tmp_path / "report")]
+    result = subprocess.run([*command, "--pictures", "1"], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "first out of tolerance: bridge, scale 3" in result.stdout
+    assert "bisected: bridge, scale 3: input phi" in result.stdout
+    document = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert not document["passed"]
+    assert document["artifacts"][0]["bisected"]["place"] == "input phi"
+    assert sorted(os.listdir(tmp_path)) == ["damaged", "report"]  # no scratch left
+
+
+def test_report_in_a_browser(report: Report, tmp_path: Path) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium to look at report.html with: apt-get install chromium")
+    from PIL import Image
+
+    report.write(tmp_path / "report")
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert "<script" not in html
+    assert "http" not in html.replace("http-equiv", "")
+    picture = tmp_path / "phone.png"
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=500,2000"]
+    page = (tmp_path / "report" / "report.html").as_uri()
+    subprocess.run([browser, *options, f"--screenshot={picture}", page], check=True, capture_output=True, timeout=120)
+    with Image.open(picture) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert pixels.shape == (2000, 500, 3)
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000  # pictures were drawn, not alt texts
+    for colour in ((47, 129, 247), (217, 115, 13), (45, 164, 78)):  # a line for each precision
+        assert (np.abs(pixels.astype(int) - colour).max(-1) < 8).sum() > 50
+
+
+def test_json_has_every_number(report: Report) -> None:
+    document = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert [artifact["status"] for artifact in document["artifacts"]] == ["passed"] * 3 + ["absent"]
+    row = next(row for row in document["artifacts"][1]["rows"] if row["stage"] == "transformer")
+    assert row["metrics"].keys() == {"max", "mean", "relative", "cosine", "top1", "top5", "kl"}
+    assert document["tolerances"]["fp16"]["transformer"]["kl"] > row["metrics"]["kl"] > 0
+
+
+def test_engines_that_cannot_run_here_are_no_pass(folder: Path, tmp_path: Path) -> None:
+    from runtime.backends.cuda import gpu
+
+    if gpu() is not None:
+        pytest.skip("there is a GPU here: engines would run")
+    engines = folder / "fp16" / "engines" / "somewhere"
+    shutil.copytree(folder / "fp16", engines, ignore=shutil.ignore_patterns("engines"))
+    (engines / "engine.json").write_text("{}")
+    try:
+        (bundle, built) = verify([folder / "fp16"], against=folder / "fp32", pictures=1).entries
+        alone = verify([engines], against=folder / "fp32", pictures=1)
+    finally:
+        shutil.rmtree(folder / "fp16" / "engines")
+    assert (bundle.status, built.status) == ("passed", "not run")
+    assert "need an NVIDIA GPU" in str(built.reason)
+    assert not alone.passed
+
+
+def refused(*arguments: str | Path) -> str:
+    command = [sys.executable, "-m", "export.verify", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    (line,) = result.stderr.strip().splitlines()
+    return line
+
+
+def test_bundles_of_different_models(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="of other sizes than"):
+        verify([folder / "fp32", tiny_bundle])
+    with pytest.raises(SettingsError, match=r"--against .*: another model than .*fp32"):
+        verify([folder / "fp32"], against=tiny_bundle)
+    recipe = Recipe.load(str(DATA / "tiny.toml"))
+    export_bundle(recipe, formula_weights(recipe, 1), tmp_path / "other")
+    with pytest.raises(SettingsError, match="made of other weights than"):
+        verify([tiny_bundle, tmp_path / "other"])
+    with pytest.raises(SettingsError, match="expected an FP32 bundle, found fp16"):
+        verify([folder / "fp16"], against=folder / "fp16")
+
+
+def test_a_checkpoint_that_is_gone_or_another(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    weights = next(Path("examples/demo_model/weights").glob("var_demo*"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    other.write_bytes(data)
+    assert "--var-checkpoint: no file gone.pth" in refused(folder / "fp32", "--var-checkpoint", "gone.pth")
+    assert "not what the bundle was made of" in refused(folder / "fp32", "--var-checkpoint", other)
+
+
+def test_partial_directories(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "build")
+    (tmp_path / "build" / "fp16" / "decoder.onnx").unlink()
+    with pytest.raises(BundleError, match=r"decoder\.onnx: missing; copy the whole bundle again"):
+        verify([tmp_path / "build"])
+    (tmp_path / "build" / "fp16" / "manifest.json").unlink()
+    with pytest.raises(BundleError, match="part of a bundle; make it again"):
+        verify([tmp_path / "build"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BundleError, match="not a bundle, and no folder of bundles"):
+        verify([tmp_path / "empty"])
+    with pytest.raises(SettingsError, match="no such directory"):
+        verify([tmp_path / "nowhere"])
+
+
+def test_a_report_directory_of_something_else(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    assert "exists and is no report" in refused(folder / "fp32", "--report", tmp_path)
+    assert "cannot be written" in refused(folder / "fp32", "--report", tmp_path / "holiday.jpg" / "report")
+
+
+def test_ssim_knows_equal_noisy_and_unrelated_pictures() -> None:
+    random = np.random.default_rng(0)
+    rows = np.linspace(0, 255, 64)[:, None, None]
+    picture = np.broadcast_to(rows, (64, 64, 3)).astype(np.uint8)
+    noisy = (picture + random.normal(0, 10, picture.shape)).clip(0, 255).astype(np.uint8)
+    noise = random.integers(0, 256, picture.shape, np.uint8)
+    assert ssim(picture, picture) == 1
+    assert 0.2 < ssim(picture, noisy) < 0.9
+    assert abs(ssim(picture, noise)) < 0.1
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.0), (5, 0.0), (0, 0.5), (50, 0.9)])
+def test_redrawn_is_the_reference_s_draw(top_k: int, top_p: float) -> None:
+    import torch
+
+    from export.reference import draw, probabilities
+
+    random = np.random.default_rng(1)
+    logits = random.normal(0, 3, (2, 40, 128)).astype(np.float32)
+    numbers = random.random((2, 40), np.float32)
+    tokens, margins = redrawn(logits, numbers, Sampling(4.0, top_k, top_p))
+    expected, expected_margins = draw(probabilities(torch.from_numpy(logits), top_k, top_p), torch.from_numpy(numbers))
+    np.testing.assert_array_equal(tokens, expected)
+    np.testing.assert_allclose(margins, expected_margins, atol=1e-12)
+
+
+def _documented_lines() -> list[str]:
+    text = Path("docs/verify.md").read_text().partition("## Going on with Polygraphy")[2]
+    return [line for line in text.splitlines() if line.startswith("polygraphy ")]
+
+
+@pytest.mark.parametrize("target", ["condition", "transformer", "bridge", "decoder", "encoder"])
+def test_documented_polygraphy_lines_run(target: str, folder: Path, tmp_path: Path) -> None:
+    lines = [line for line in _documented_lines() if f"/{target}" in line]
+    assert lines
+    for line in lines:
+        arguments = line.replace("build/var_demo", str(folder)).split()[1:]
+        command = [sys.executable, "-c", "import polygraphy.tools as tools; raise SystemExit(tools.main())", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert result.returncode == 0, result.stdout + result.stderr
