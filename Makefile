@@ -35,7 +35,7 @@ SYSTEM_PACKAGES := $(if $(wildcard /etc/nv_tegra_release),--system-site-packages
 
 CALIBRATE := $(if $(IMAGES),--images $(IMAGES)) $(if $(BUDGET),--budget $(BUDGET))
 
-.PHONY: help setup demo onnx calibrate engine gpu-check verify bench lint test test-full clean
+.PHONY: help setup demo onnx calibrate engine gpu-check verify bench cpp lint test test-full clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -88,6 +88,14 @@ verify: $(INSTALLED) ## compare all that is built of MODEL=var_d16, stage by sta
 
 bench: $(INSTALLED) ## measure MODEL=var_d16 PRECISION=fp32 [BATCHES=1,4 COMPARE=pytorch] on this machine
 	@$(PYTHON) -m runtime.bench --bundle $(BUNDLE) $(strip $(BENCH)) --json $(BENCHMARK).json --plot $(BENCHMARK).png
+
+# Other builds of the library lie beside this one: sanitizers, fuzzers, aarch64.
+cpp: $(INSTALLED) ## build the C and C++ library and its examples in build/cpp/release, and test them
+	@$(PYTHON) runtime/cpp/fetch.py build/cpp/deps
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" cmake -S runtime/cpp -B build/cpp/release -G Ninja -DVAR_EDGE_TESTS=ON \
+	  -DONNXRUNTIME_ROOT=$(CURDIR)/build/cpp/deps/onnxruntime -DNLOHMANN_JSON_INCLUDE=$(CURDIR)/build/cpp/deps/include > /dev/null
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" cmake --build build/cpp/release > /dev/null
+	@$(PYTHON) -m pytest -q tests/cpp
 
 lint: $(INSTALLED) ## check style and types
 	@$(PYTHON) -m ruff check --quiet .

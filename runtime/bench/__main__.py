@@ -27,7 +27,7 @@ from ..sampling import Sampling
 @click.option("--top-p", default=Sampling.top_p, help="Draw from the likeliest tokens of mass P; 0: all.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything to this .json.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Draw the times into this .png.")
-@click.option("--compare", type=click.Choice(["pytorch"]), help="Time this in turns with the runtime.")
+@click.option("--compare", type=click.Choice(["pytorch", "cpp"]), help="Time this in turns with the runtime.")
 @click.option("--var-checkpoint", type=click.Path(path_type=Path), help="The bundle's, for --compare.")
 @click.option("--vae-checkpoint", type=click.Path(path_type=Path), help="The bundle's, for --compare.")
 @click.option("--verify/--no-verify", default=True, help="Check the SHA-256 of the bundle's files.")
@@ -54,7 +54,7 @@ def main(
 
     settings = Settings(batches=sizes, **options)
     _check(bundle, json_file, plot_file)
-    check_libraries(plot_file is not None, settings.compare is not None)
+    check_libraries(plot_file is not None, settings.compare == "pytorch")
     with progress_bar() as bar:
         task = bar.add_task("loading", total=None)
 

@@ -52,7 +52,7 @@ def benchmark(
     progress("first runs", 0, 1)
     # While PyTorch is not yet in this process.
     held = {batch: memory_while_drawing(pipeline, settings, batch) for batch in settings.batches}
-    rivals, left_out = _rivals(pipeline, settings, threads, checkpoints, progress)
+    rivals, left_out = _rivals(bundle, pipeline, settings, threads, checkpoints, progress)
     batches = []
     for batch in settings.batches:
         on_round = _counted(progress, f"batch of {batch}", settings.runs + 1)
@@ -77,15 +77,20 @@ def benchmark(
 
 
 def _rivals(
-    pipeline: Pipeline, settings: Settings, threads: int, checkpoints: Checkpoints, progress: Progress
+    bundle: Path, pipeline: Pipeline, settings: Settings, threads: int, checkpoints: Checkpoints, progress: Progress
 ) -> tuple[dict[str, Draw], dict[str, str]]:
     """What to compare with, ready to run, and what is left out, with the reason."""
     if settings.compare is None:
         return {}, {}
+    label = pipeline.classes.label(settings.label)
+    if settings.compare == "cpp":
+        from .cpp import cpp_rival
+
+        return cpp_rival(bundle, pipeline.manifest, label, settings, threads), {}
     from .pytorch import pytorch_rivals
 
     progress("loading PyTorch", 0, 1)
-    return pytorch_rivals(pipeline.manifest, pipeline.classes.label(settings.label), settings, threads, checkpoints)
+    return pytorch_rivals(pipeline.manifest, label, settings, threads, checkpoints)
 
 
 def _bundle_facts(bundle: Path, manifest: Manifest) -> BundleFacts:

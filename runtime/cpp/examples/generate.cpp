@@ -1,0 +1,68 @@
+// var_edge_generate DIR LABEL,… [--seed N] [--cfg X] [--top-k N] [--top-p X] [--backend NAME] [--out PICTURE.png]
+//
+// One PNG for a label; of several labels picture_0.png, picture_1.png, …
+#include <cstdlib>
+#include <cstring>
+#include <iostream>
+#include <map>
+#include <sstream>
+
+#include <var_edge.hpp>
+
+#include "png.hpp"
+
+namespace {
+
+const std::map<std::string, var_edge_backend> BACKENDS = {{"auto", VAR_EDGE_AUTO},
+                                                          {"onnxruntime", VAR_EDGE_ONNXRUNTIME},
+                                                          {"onnxruntime-cuda", VAR_EDGE_ONNXRUNTIME_CUDA},
+                                                          {"onnxruntime-tensorrt", VAR_EDGE_ONNXRUNTIME_TENSORRT},
+                                                          {"tensorrt", VAR_EDGE_TENSORRT}};
+
+std::vector<std::int32_t> numbers(const std::string& text) {
+    std::vector<std::int32_t> found;
+    std::istringstream stream(text);
+    for (std::string part; std::getline(stream, part, ',');) found.push_back(std::stoi(part));
+    return found;
+}
+
+int run(int count, char** arguments) {
+    if (count < 3 || count % 2 == 0) {
+        std::cerr << "usage: " << arguments[0] << " DIR LABEL,… [--seed N] [--cfg X] [--top-k N] [--top-p X]"
+                  << " [--backend NAME] [--out PICTURE.png]\n";
+        return 2;
+    }
+    var_edge::Options options;
+    var_edge::Settings settings;
+    std::string out = "picture.png";
+    for (int i = 3; i < count; i += 2) {
+        const std::string name = arguments[i], value = arguments[i + 1];
+        if (name == "--seed") settings.seed = std::stoull(value);
+        else if (name == "--cfg") settings.cfg = std::stod(value);
+        else if (name == "--top-k") settings.top_k = std::stoi(value);
+        else if (name == "--top-p") settings.top_p = std::stod(value);
+        else if (name == "--backend") options.backend = BACKENDS.at(value);
+        else if (name == "--out") out = value;
+        else throw std::invalid_argument("unknown option " + name);
+    }
+    var_edge::Model model(arguments[1], options);
+    const var_edge::Pictures pictures = model.generate(numbers(arguments[2]), settings);
+    for (int i = 0; i < pictures.count; ++i) {
+        const std::string number = pictures.count > 1 ? "_" + std::to_string(i) : "";
+        const std::string path = out.substr(0, out.rfind('.')) + number + ".png";
+        Png::write(path, pictures.image(i), std::uint32_t(pictures.side), std::uint32_t(pictures.side));
+        std::cout << path << "\n";
+    }
+    return 0;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    try {
+        return run(count, arguments);
+    } catch (const std::exception& error) {
+        std::cerr << "Error: " << error.what() << "\n";
+        return 1;
+    }
+}

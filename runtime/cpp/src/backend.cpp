@@ -1,0 +1,56 @@
+#include "backend.hpp"
+
+#include "engine_record.hpp"
+#include "files.hpp"
+
+namespace var_edge_impl {
+
+namespace {
+
+std::unique_ptr<Backend> onnxruntime([[maybe_unused]] var_edge_backend wanted, [[maybe_unused]] const std::filesystem::path& bundle,
+                                     [[maybe_unused]] const Manifest& manifest, [[maybe_unused]] const BackendOptions& options) {
+#ifdef VAR_EDGE_WITH_ONNXRUNTIME
+    return create_onnxruntime(wanted, bundle, manifest, options);
+#else
+    throw unsupported("this library was built without ONNX Runtime; build it with -DVAR_EDGE_ONNXRUNTIME=ON");
+#endif
+}
+
+std::unique_ptr<Backend> tensorrt([[maybe_unused]] const std::filesystem::path& bundle, [[maybe_unused]] Manifest& manifest,
+                                  [[maybe_unused]] const BackendOptions& options) {
+#ifdef VAR_EDGE_WITH_TENSORRT
+    return create_tensorrt(bundle, manifest, options);
+#else
+    throw unsupported("this library was built without TensorRT; build it with -DVAR_EDGE_TENSORRT=ON");
+#endif
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> create_backend(var_edge_backend wanted, const std::filesystem::path& bundle, Manifest& manifest,
+                                        const BackendOptions& options) {
+    switch (wanted) {
+        case VAR_EDGE_TENSORRT:
+            return tensorrt(bundle, manifest, options);
+        case VAR_EDGE_ONNXRUNTIME:
+        case VAR_EDGE_ONNXRUNTIME_CUDA:
+        case VAR_EDGE_ONNXRUNTIME_TENSORRT:
+            return onnxruntime(wanted, bundle, manifest, options);
+        case VAR_EDGE_AUTO:
+            break;
+        default:
+            throw bad_argument("backend: expected one of var_edge_backend, found " + std::to_string(int(wanted)));
+    }
+    const bool engines = is_file(bundle / ENGINE_RECORD);
+    if (engines || !engine_folders(bundle).empty()) {
+        try {
+            return tensorrt(bundle, manifest, options);
+        } catch (const Error& error) {
+            if (engines) throw;
+            options.log(1, std::string("engines not used: ") + error.what());
+        }
+    }
+    return onnxruntime(VAR_EDGE_ONNXRUNTIME, bundle, manifest, options);
+}
+
+}  // namespace var_edge_impl

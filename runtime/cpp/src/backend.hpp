@@ -1,0 +1,55 @@
+// What the scale loop asks of an inference engine. Twin of runtime/backends/base.py.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "manifest.hpp"
+#include "sampling.hpp"
+#include "var_edge.h"
+#include "wiring.hpp"
+
+namespace var_edge_impl {
+
+using Log = std::function<void(int level, const std::string& message)>;
+
+struct BackendOptions {
+    int threads = 0;  // of the CPU; 0: the engine's choice
+    bool verify = true;
+    void* stream = nullptr;  // cudaStream_t; null: a stream of its own
+    Log log = [](int, const std::string&) {};
+};
+
+// The stages of one batch of pictures: `begin`, `step` for scale 0, 1 … K - 1, then `decode`.
+class Backend {
+  public:
+    virtual ~Backend() = default;
+    virtual std::string name() const = 0;
+    virtual bool on_device() const = 0;  // whether its arrays are a GPU's
+    virtual const std::vector<std::int64_t>& batches() const = 0;  // it can draw together, 1 among them; empty: any
+    virtual void begin(const std::vector<std::int64_t>& labels) = 0;
+    virtual void step(std::size_t k, const Draw& draw, const Sampling& sampling) = 0;
+    virtual void tokens(std::size_t k, std::int32_t* out) = 0;  // (B, L): what scale k, already stepped, drew or kept
+    virtual void decode(std::uint8_t* images, bool to_device) = 0;  // (B, H, W, 3): f_hat as it is after the latest step
+    virtual void encode(const std::uint8_t* image, std::int32_t* tokens) = 0;  // one picture
+};
+
+// The backend asked for, never another; AUTO takes TensorRT where there are engines that run here, else ONNX Runtime.
+// `manifest` becomes the one of the engines' directory where engines are used.
+std::unique_ptr<Backend> create_backend(var_edge_backend wanted, const std::filesystem::path& bundle, Manifest& manifest,
+                                        const BackendOptions& options);
+
+#ifdef VAR_EDGE_WITH_ONNXRUNTIME
+std::unique_ptr<Backend> create_onnxruntime(var_edge_backend wanted, const std::filesystem::path& bundle,
+                                            const Manifest& manifest, const BackendOptions& options);
+#endif
+#ifdef VAR_EDGE_WITH_TENSORRT
+std::unique_ptr<Backend> create_tensorrt(const std::filesystem::path& bundle, Manifest& manifest,
+                                         const BackendOptions& options);
+#endif
+
+}  // namespace var_edge_impl

@@ -1,0 +1,68 @@
+#include "engine_record.hpp"
+
+#include <algorithm>
+
+#include "files.hpp"
+#include "strict.hpp"
+
+namespace var_edge_impl {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr std::int64_t ENGINE_SCHEMA_VERSION = 2;
+
+Built parse_built(const Strict& s) {
+    s.with({"flavour", "version", "compute_capabilities", "gpu", "hardware_compatible", "version_compatible"});
+    Built built{s["flavour"].string(), s["version"].string(), {}, s["gpu"].string_or_null(), s["hardware_compatible"].boolean(),
+                s["version_compatible"].boolean()};
+    for (const Strict& capability : s["compute_capabilities"].list()) built.compute_capabilities.push_back(capability.string());
+    return built;
+}
+
+Engine parse_engine(const Strict& s) {
+    s.with({"file", "source_sha256", "profiles", "build_seconds", "weight_bytes", "layers", "int8_planned", "int8_built"});
+    Engine engine{s["file"].string(), s["source_sha256"].string(), {}};
+    for (const Strict& profile : s["profiles"].list()) {
+        std::map<std::string, Shape> shapes;
+        for (const auto& [name, shape] : profile.members()) shapes[name] = shape.integers();
+        engine.profiles.push_back(std::move(shapes));
+    }
+    return engine;
+}
+
+}  // namespace
+
+EngineRecord EngineRecord::parse(const std::string& text, const std::string& where) {
+    const nlohmann::json document = parse_json(text, where);
+    check_schema(document, ENGINE_SCHEMA_VERSION, where, "run make engine again");
+    const Strict s(document, where);
+    s.with({"schema_version", "built", "weights_sha256", "batches", "options", "engines", "peak_bytes", "created"});
+    EngineRecord record{parse_built(s["built"]), s["weights_sha256"].string(), s["batches"].integers(), {}};
+    for (const auto& [name, engine] : s["engines"].members()) record.engines.emplace(name, parse_engine(engine));
+    return record;
+}
+
+EngineRecord EngineRecord::load(const fs::path& folder) {
+    const fs::path path = folder / ENGINE_RECORD;
+    if (!is_file(path)) throw bad_bundle(folder.string() + ": no " + ENGINE_RECORD + ", so no engines; make engine builds them");
+    return parse(read_file(path), path.string());
+}
+
+std::size_t EngineRecord::profile(std::int64_t batch, std::size_t scale, std::size_t scales) const {
+    const auto found = std::find(batches.begin(), batches.end(), batch);
+    return std::size_t(found - batches.begin()) * scales + scale;
+}
+
+std::vector<fs::path> engine_folders(const fs::path& bundle) {
+    std::vector<fs::path> folders;
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(bundle / ENGINES, ignored)) {
+        if (is_file(entry.path() / ENGINE_RECORD)) folders.push_back(entry.path());
+    }
+    std::sort(folders.begin(), folders.end());
+    return folders;
+}
+
+}  // namespace var_edge_impl

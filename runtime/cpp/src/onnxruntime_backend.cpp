@@ -1,0 +1,267 @@
+// ONNX Runtime: graphs work in place on arrays that are allocated once for a batch size. Twin of
+// runtime/backends/onnxruntime.py and ort_session.py.
+#include <onnxruntime_cxx_api.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "backend.hpp"
+#include "error.hpp"
+
+namespace var_edge_impl {
+
+namespace {
+
+ONNXTensorElementDataType element_type(Dtype dtype) {
+    constexpr ONNXTensorElementDataType types[] = {
+        ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
+        ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,   ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL};
+    return types[std::size_t(dtype)];
+}
+
+std::string one_line(const std::string& text) {
+    std::string line;
+    for (char c : text) {
+        const bool space = std::isspace(static_cast<unsigned char>(c));
+        if (!space) line += c;
+        else if (!line.empty() && line.back() != ' ') line += ' ';
+    }
+    return line;
+}
+
+// One environment for the process: ONNX Runtime allows no second one beside it.
+Ort::Env& environment() {
+    static Ort::Env env(ORT_LOGGING_LEVEL_FATAL, "var_edge");  // errors come back as exceptions
+    return env;
+}
+
+// A graph bound to its arrays, ready to run.
+class Bound {
+  public:
+    Bound(Ort::Session& session, const std::string& path, const Stage& stage) : session_(&session), path_(path), binding_(session) {
+        const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+        for (const auto* tensors : {&stage.inputs, &stage.outputs}) {
+            for (const auto& [name, array] : *tensors) {
+                values_.push_back(Ort::Value::CreateTensor(memory, array.data, array.bytes(), array.shape.data(),
+                                                           array.shape.size(), element_type(array.dtype)));
+                if (tensors == &stage.inputs) binding_.BindInput(name.c_str(), values_.back());
+                else binding_.BindOutput(name.c_str(), values_.back());
+            }
+        }
+    }
+
+    void run() {
+        try {
+            session_->Run(Ort::RunOptions{nullptr}, binding_);
+        } catch (const Ort::Exception& error) {
+            throw failed(path_ + ": ONNX Runtime failed: " + one_line(error.what()));
+        }
+    }
+
+  private:
+    Ort::Session* session_;
+    std::string path_;
+    Ort::IoBinding binding_;
+    std::vector<Ort::Value> values_;
+};
+
+using Specs = std::map<std::string, ONNXTensorElementDataType>;
+
+Specs declared(const std::vector<TensorSpec>& tensors) {
+    Specs specs;
+    for (const TensorSpec& tensor : tensors) specs[tensor.name] = element_type(tensor.dtype);
+    return specs;
+}
+
+// A graph of a bundle, checked against the manifest.
+class Session {
+  public:
+    Session(const std::filesystem::path& bundle, const GraphSpec& graph, const Ort::SessionOptions& options)
+        : path_((bundle / graph.file).string()) {
+        try {
+            session_ = Ort::Session(environment(), path_.c_str(), options);
+        } catch (const Ort::Exception& error) {
+            throw bad_bundle(path_ + ": ONNX Runtime " + Ort::GetVersionString() + " cannot load it: " + one_line(error.what()));
+        }
+        Ort::AllocatorWithDefaultOptions allocator;
+        Specs inputs, outputs;
+        for (std::size_t i = 0; i < session_.GetInputCount(); ++i) {
+            const auto type = session_.GetInputTypeInfo(i);
+            inputs[session_.GetInputNameAllocated(i, allocator).get()] = type.GetTensorTypeAndShapeInfo().GetElementType();
+        }
+        for (std::size_t i = 0; i < session_.GetOutputCount(); ++i) {
+            const auto type = session_.GetOutputTypeInfo(i);
+            outputs[session_.GetOutputNameAllocated(i, allocator).get()] = type.GetTensorTypeAndShapeInfo().GetElementType();
+        }
+        agree("manifest", declared(graph.inputs), inputs);
+        agree("manifest", declared(graph.outputs), outputs);
+        inputs_ = std::move(inputs);
+        outputs_ = std::move(outputs);
+    }
+
+    Bound bind(const Stage& stage) {
+        agree("runtime", of(stage.inputs), inputs_);
+        agree("runtime", of(stage.outputs), outputs_);
+        return {session_, path_, stage};
+    }
+
+  private:
+    static Specs of(const Tensors& tensors) {
+        Specs specs;
+        for (const auto& [name, array] : tensors) specs[name] = element_type(array.dtype);
+        return specs;
+    }
+
+    void agree(const char* other, const Specs& expected, const Specs& found) const {
+        std::string differing;
+        const auto note = [&](const std::string& name) { differing += (differing.empty() ? "" : ", ") + name; };
+        for (const auto& [name, type] : expected) {
+            if (const auto same = found.find(name); same == found.end() || same->second != type) note(name);
+        }
+        for (const auto& [name, _] : found) {
+            if (!expected.count(name)) note(name);
+        }
+        if (!differing.empty()) {
+            throw bad_bundle(path_ + ": " + differing + ": the graph and the " + other +
+                             " differ in name or dtype; export the bundle again");
+        }
+    }
+
+    std::string path_;
+    Ort::Session session_{nullptr};
+    Specs inputs_, outputs_;
+};
+
+Ort::SessionOptions session_options(var_edge_backend wanted, const BackendOptions& asked) {
+    Ort::SessionOptions options;
+    options.SetIntraOpNumThreads(asked.threads);  // 0: one per physical core
+    // The graphs take turns: idle threads of one session that keep spinning take the cores of the next.
+    options.AddConfigEntry("session.intra_op.allow_spinning", "0");
+    // A pattern is remembered for every shape, here for every scale: memory for no speed.
+    options.DisableMemPattern();
+    // INT8 weights alone: by default ONNX Runtime rounds the activations to 8 bits as well.
+    options.AddConfigEntry("session.qdq_matmulnbits_accuracy_level", "1");
+    options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
+    if (wanted == VAR_EDGE_ONNXRUNTIME) return options;
+
+    const bool tensorrt = wanted == VAR_EDGE_ONNXRUNTIME_TENSORRT;
+    const std::string provider = tensorrt ? "TensorrtExecutionProvider" : "CUDAExecutionProvider";
+    const auto available = Ort::GetAvailableProviders();
+    if (std::find(available.begin(), available.end(), provider) == available.end()) {
+        throw unsupported("this ONNX Runtime has no " + provider + "; link a build that has it, or use another backend");
+    }
+    try {
+        if (tensorrt) {
+            options.AppendExecutionProvider_TensorRT({});
+        }
+        OrtCUDAProviderOptions cuda{};
+        cuda.has_user_compute_stream = asked.stream != nullptr;
+        cuda.user_compute_stream = asked.stream;
+        options.AppendExecutionProvider_CUDA(cuda);
+    } catch (const Ort::Exception& error) {
+        throw unsupported(provider + ": " + one_line(error.what()));
+    }
+    return options;
+}
+
+class OnnxRuntimeBackend final : public Backend {
+  public:
+    OnnxRuntimeBackend(var_edge_backend wanted, const std::filesystem::path& bundle, const Manifest& manifest,
+                       const BackendOptions& options)
+        : bundle_(bundle), manifest_(manifest), options_(session_options(wanted, options)) {
+        name_ = "ONNX Runtime " + Ort::GetVersionString();
+        if (wanted == VAR_EDGE_ONNXRUNTIME_CUDA) name_ += ", CUDA execution provider";
+        if (wanted == VAR_EDGE_ONNXRUNTIME_TENSORRT) name_ += ", TensorRT execution provider";
+        for (const auto& [_, graph] : manifest.graphs) {
+            const std::string suffix = ".onnx";
+            if (graph.file.size() < suffix.size() || graph.file.substr(graph.file.size() - suffix.size()) != suffix) {
+                throw bad_bundle(bundle.string() + ": holds engines (" + graph.file + "), which only the TensorRT backend runs");
+            }
+        }
+        for (const std::string& graph : REQUIRED_GRAPHS) sessions_.emplace(graph, open(graph));
+        constants_ = scale_constants(bundle, manifest, constant_arrays_);
+    }
+
+    std::string name() const override { return name_; }
+    bool on_device() const override { return false; }
+    const std::vector<std::int64_t>& batches() const override { return any_; }
+
+    void begin(const std::vector<std::int64_t>& labels) override {
+        if (!batch_ || batch_->wiring.size != std::int64_t(labels.size())) {
+            batch_.reset();  // the arrays of the other size first
+            batch_ = std::make_unique<Batch>(std::int64_t(labels.size()), *this);
+        }
+        batch_->latest = -1;
+        batch_->wiring.set_labels(labels.data());
+        batch_->wiring.start();
+        batch_->condition.run();
+    }
+
+    void step(std::size_t k, const Draw& draw, const Sampling& sampling) override {
+        batch_->wiring.set_scale(k, draw, sampling);
+        batch_->wiring.settings[k].upload();
+        batch_->steps[k].first.run();
+        batch_->steps[k].second.run();
+        batch_->latest = std::int64_t(k);
+    }
+
+    void tokens(std::size_t k, std::int32_t* out) override { batch_->arrays.download(out, batch_->wiring.tokens[k]); }
+
+    void decode(std::uint8_t* images, bool) override {
+        for (Bound& run : batch_->decoders[std::size_t(batch_->latest) % 2]) run.run();
+        batch_->arrays.download(images, batch_->wiring.images);
+    }
+
+    void encode(const std::uint8_t* image, std::int32_t* tokens) override {
+        if (!manifest_.graphs.count("encoder")) throw bad_bundle(bundle_.string() + ": this bundle has no encoder; export it again with one");
+        if (!encoder_) encoder_ = std::make_unique<Session>(open("encoder"));  // only editing pays for it
+        HostArrays arrays;
+        const std::int64_t side = manifest_.model.image_size;
+        const Array in = arrays.zeros({1, side, side, 3}, Dtype::uint8), out = arrays.zeros({1, manifest_.model.tokens()}, Dtype::int32);
+        std::memcpy(in.data, image, in.bytes());
+        encoder_->bind({"encoder", {{"image", in}}, {{"tokens", out}}}).run();
+        arrays.download(tokens, out);
+    }
+
+  private:
+    // The stages of one batch size, bound to their arrays.
+    struct Batch {
+        Batch(std::int64_t size, OnnxRuntimeBackend& backend)
+            : wiring(size, backend.manifest_, backend.constants_, arrays), condition(backend.bind(wiring.condition)) {
+            for (const auto& [transformer, bridge] : wiring.steps) steps.emplace_back(backend.bind(transformer), backend.bind(bridge));
+            for (std::size_t k : {0, 1}) {  // by f_hat's turn
+                for (const Stage& stage : wiring.decoders(k)) decoders[k].push_back(backend.bind(stage));
+            }
+        }
+
+        HostArrays arrays;
+        Wiring wiring;
+        Bound condition;
+        std::vector<std::pair<Bound, Bound>> steps;
+        std::vector<Bound> decoders[2];
+        std::int64_t latest = -1;  // the scale stepped last
+    };
+
+    Session open(const std::string& graph) const { return {bundle_, manifest_.graphs.at(graph), options_}; }
+    Bound bind(const Stage& stage) { return sessions_.at(stage.graph).bind(stage); }
+
+    std::filesystem::path bundle_;
+    Manifest manifest_;
+    Ort::SessionOptions options_;
+    std::string name_;
+    std::vector<std::int64_t> any_;
+    std::map<std::string, Session> sessions_;
+    std::unique_ptr<Session> encoder_;
+    HostArrays constant_arrays_;
+    std::vector<ScaleConstants> constants_;
+    std::unique_ptr<Batch> batch_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> create_onnxruntime(var_edge_backend wanted, const std::filesystem::path& bundle,
+                                            const Manifest& manifest, const BackendOptions& options) {
+    return std::make_unique<OnnxRuntimeBackend>(wanted, bundle, manifest, options);
+}
+
+}  // namespace var_edge_impl

@@ -1,0 +1,139 @@
+#include "pipeline.hpp"
+
+#include <algorithm>
+
+#include "error.hpp"
+#include "files.hpp"
+#include "uniforms.hpp"
+
+namespace var_edge_impl {
+
+namespace {
+
+// One class a line, synonyms separated by ", ". Throws Error BAD_BUNDLE.
+std::vector<std::string> load_classes(const std::filesystem::path& bundle, const Manifest& manifest) {
+    std::vector<std::string> names;
+    if (!manifest.classes) return names;
+    const std::filesystem::path path = bundle / *manifest.classes;
+    const std::string text = read_file(path);
+    for (std::size_t start = 0; start < text.size();) {
+        const std::size_t end = std::min(text.find('\n', start), text.size());
+        const std::string line = text.substr(start, end - start);
+        names.push_back(line.substr(0, line.find(", ")));
+        start = end + 1;
+    }
+    if (std::int64_t(names.size()) != manifest.model.num_classes) {
+        throw bad_bundle(path.string() + ": expected " + std::to_string(manifest.model.num_classes) +
+                         " lines, one for each class, found " + std::to_string(names.size()));
+    }
+    return names;
+}
+
+}  // namespace
+
+Pipeline::Pipeline(const std::filesystem::path& bundle, var_edge_backend backend, const BackendOptions& options)
+    : manifest_(Manifest::load(bundle, options.verify)) {
+    classes_ = load_classes(bundle, manifest_);
+    backend_ = create_backend(backend, bundle, manifest_, options);
+}
+
+void Pipeline::check(const Request& request, bool to_device) const {
+    const Model& model = manifest_.model;
+    if (request.labels.empty()) throw bad_argument("labels: expected at least one");
+    for (std::int64_t label : request.labels) {
+        if (label < 0 || label > model.num_classes) {
+            const std::string last = std::to_string(model.num_classes);
+            throw bad_argument("label: expected 0 to " + last + " (" + last + " means no class), found " + std::to_string(label));
+        }
+    }
+    request.sampling.check(model.vocab_size);
+    if (request.batch < 1) throw bad_argument("batch: expected 1 or more, found " + std::to_string(request.batch));
+    if (request.seed > UINT64_MAX - (request.labels.size() - 1)) {
+        throw bad_argument("seed: expected room for seed + i of every picture below 2**64, found " + std::to_string(request.seed));
+    }
+    if (!request.keep != !request.kept_tokens) throw bad_argument("keep, kept_tokens: expected both or neither");
+    const std::size_t count = request.labels.size() * std::size_t(model.tokens());
+    for (std::size_t i = 0; request.keep && i < count; ++i) {
+        if (request.keep[i] && (request.kept_tokens[i] < 0 || request.kept_tokens[i] >= model.vocab_size)) {
+            throw bad_argument("kept_tokens: expected 0 to " + std::to_string(model.vocab_size - 1) + ", found " +
+                               std::to_string(request.kept_tokens[i]));
+        }
+    }
+    if (to_device && !backend_->on_device()) {
+        throw unsupported("images_on_device: " + backend_->name() + " keeps its pictures in host memory; use the TensorRT backend");
+    }
+}
+
+std::int64_t Pipeline::turn_size(std::int64_t left, std::int64_t batch) const {
+    const std::int64_t most = std::min(batch, left);
+    if (backend_->batches().empty()) return most;
+    std::int64_t size = 1;
+    for (std::int64_t possible : backend_->batches()) {
+        if (possible <= most) size = std::max(size, possible);
+    }
+    return size;
+}
+
+void Pipeline::generate(const Request& request, std::uint8_t* images, bool to_device, std::int32_t* tokens) {
+    check(request, to_device);
+    const Model& model = manifest_.model;
+    const std::size_t picture = std::size_t(model.image_size * model.image_size * 3);
+    const std::int64_t count = std::int64_t(request.labels.size()), total = model.tokens();
+    for (std::int64_t start = 0; start < count;) {
+        const std::int64_t size = turn_size(count - start, request.batch);
+        draw(request, start, size);
+        backend_->decode(images + std::size_t(start) * picture, to_device);
+        for (std::size_t k = 0; tokens && k < manifest_.scales.size(); ++k) {
+            const Scale& scale = manifest_.scales[k];
+            std::vector<std::int32_t> map(std::size_t(size * scale.tokens));
+            backend_->tokens(k, map.data());
+            for (std::int64_t i = 0; i < size; ++i) {
+                std::copy_n(map.data() + i * scale.tokens, scale.tokens, tokens + (start + i) * total + scale.offset);
+            }
+        }
+        start += size;
+    }
+}
+
+void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t size) {
+    const std::int64_t total = manifest_.model.tokens();
+    std::vector<std::vector<float>> numbers;
+    for (std::int64_t i = 0; i < size; ++i) numbers.push_back(uniforms(request.seed + std::uint64_t(start + i), total));
+    backend_->begin({request.labels.begin() + start, request.labels.begin() + start + size});
+    for (std::size_t k = 0; k < manifest_.scales.size(); ++k) {
+        const Scale& scale = manifest_.scales[k];
+        // Rows (B, L) of this scale out of (N, T).
+        std::vector<float> scale_numbers;
+        std::vector<std::uint8_t> keep;
+        std::vector<std::int32_t> kept;
+        for (std::int64_t i = 0; i < size; ++i) {
+            const auto first = numbers[std::size_t(i)].begin() + scale.offset;
+            scale_numbers.insert(scale_numbers.end(), first, first + scale.tokens);
+            if (!request.keep) continue;
+            const std::int64_t row = (start + i) * total + scale.offset;
+            keep.insert(keep.end(), request.keep + row, request.keep + row + scale.tokens);
+            kept.insert(kept.end(), request.kept_tokens + row, request.kept_tokens + row + scale.tokens);
+        }
+        const double guidance = request.sampling.guidance(std::int64_t(k), std::int64_t(manifest_.scales.size()));
+        backend_->step(k, {scale_numbers.data(), guidance, request.keep ? keep.data() : nullptr, kept.data()}, request.sampling);
+        if (!request.on_scale) continue;
+        drawing_ = true;
+        const bool go_on = request.on_scale(std::int64_t(k), start, size);
+        drawing_ = false;
+        if (!go_on) throw Error(VAR_EDGE_STOPPED, "stopped after scale " + std::to_string(k));
+    }
+}
+
+void Pipeline::preview(std::uint8_t* images) {
+    if (!drawing_) throw bad_argument("var_edge_preview: only within on_scale");
+    backend_->decode(images, false);
+}
+
+void Pipeline::encode(const std::uint8_t* images, std::int64_t count, std::int32_t* tokens) {
+    const Model& model = manifest_.model;
+    for (std::int64_t i = 0; i < count; ++i) {
+        backend_->encode(images + i * model.image_size * model.image_size * 3, tokens + i * model.tokens());
+    }
+}
+
+}  // namespace var_edge_impl

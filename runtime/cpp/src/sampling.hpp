@@ -1,0 +1,31 @@
+// The settings of a generation. Twin of runtime/sampling.py.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+
+#include "error.hpp"
+
+namespace var_edge_impl {
+
+constexpr std::int32_t BATCH = 8;  // pictures drawn together
+
+struct Sampling {
+    double cfg = 4.0;
+    std::int64_t top_k = 900;
+    double top_p = 0.95;
+
+    void check(std::int64_t vocab_size) const {
+        if (!(std::isfinite(cfg) && cfg >= 0)) throw bad_argument("cfg: expected a finite number from 0 up, found " + std::to_string(cfg));
+        if (top_k < 0 || top_k > vocab_size) {
+            throw bad_argument("top_k: expected 0 (all) to " + std::to_string(vocab_size) + ", found " + std::to_string(top_k));
+        }
+        if (!(top_p >= 0 && top_p <= 1)) throw bad_argument("top_p: expected 0 (all) to 1, found " + std::to_string(top_p));
+    }
+
+    // Guidance t, growing from 0 to `cfg`; logits become (1 + t) * conditional - t * unconditional.
+    double guidance(std::int64_t scale, std::int64_t scales) const { return cfg * double(scale) / double(scales - 1); }
+};
+
+}  // namespace var_edge_impl

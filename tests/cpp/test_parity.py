@@ -1,0 +1,134 @@
+"""The C++ runtime draws what the Python runtime draws: the same directory, seed and settings, the same picture."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export.bundle import export_bundle
+from export.checkpoint import formula_weights
+from export.recipe import Recipe
+from runtime.pipeline import Pipeline
+from tests.conftest import DATA
+from tests.cpp.conftest import DEPENDENCIES, Configure, require, run
+from tests.cpp.traces import Case, assert_equal, drawn_by_cpp, drawn_by_python
+
+# 64 combinations of label, seed, guidance and both filters, and batches that end in turns of other sizes.
+COMBINATIONS = [
+    Case((label,), seed, cfg, top_k, top_p)
+    for (label, seed), cfg, (top_k, top_p) in itertools.product(
+        [(0, 0), (7, 1), (28, 2**32 + 5), (29, 2**64 - 1)],
+        [0.0, 1.5, 4.0, 7.25],
+        [(0, 0.0), (1, 0.0), (300, 0.9), (2048, 1e-6)],
+    )
+]
+BATCHES = [Case(tuple(range(5)), 11, 3.0, 600, 0.96, batch) for batch in (1, 2, 8)]
+
+
+def test_64_combinations(release: Path, demo_bundle: Path, tmp_path: Path) -> None:
+    cases = COMBINATIONS + BATCHES
+    found = drawn_by_cpp([release / "tests" / "trace"], demo_bundle, cases, tmp_path / "out")
+    assert_equal(drawn_by_python(demo_bundle, cases), found, cases)
+    assert len({drawn.tokens.tobytes() for drawn in found[:64]}) >= 30  # the settings do change what is drawn
+
+
+@pytest.mark.parametrize("which", ["fp16", "cpu"])
+def test_other_precisions(
+    which: str,
+    release: Path,
+    fp16_demo_bundle: Path,
+    int8_bundles: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    """Keys and values in FP16; scales and zero points by step."""
+    bundle = fp16_demo_bundle if which == "fp16" else int8_bundles[which]
+    cases = COMBINATIONS[8:16]
+    found = drawn_by_cpp([release / "tests" / "trace"], bundle, cases, tmp_path / "out")
+    assert_equal(drawn_by_python(bundle, cases), found, cases)
+
+
+def test_other_models(release: Path, tiny_bundle: Path, shared_bundle: Path, tmp_path: Path) -> None:
+    """Three scales without class names; 512 pixels with shared AdaLN."""
+    for bundle, case in (
+        (tiny_bundle, Case((0, 9), 3, 2.0, 50, 0.9)),
+        (shared_bundle, Case((980,), 3, 4.0, 900, 0.95)),
+    ):
+        found = drawn_by_cpp([release / "tests" / "trace"], bundle, [case], tmp_path / "out")
+        assert_equal(drawn_by_python(bundle, [case]), found, [case])
+
+
+def test_the_example_writes_the_picture(release: Path, demo_bundle: Path, tmp_path: Path) -> None:
+    options = ("--seed", "5", "--cfg", "3.5", "--top-k", "200", "--top-p", "0.8")
+    run(release / "examples" / "var_edge_generate", demo_bundle, "3,12", *options, "--out", tmp_path / "picture.png")
+    result = Pipeline(demo_bundle, "onnxruntime").generate([3, 12], 5, 3.5, 200, 0.8)
+    for i, image in enumerate(result.images):
+        with Image.open(tmp_path / f"picture_{i}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), image)
+    lines = (Path(__file__).parents[2] / "runtime/cpp/examples/generate.cpp").read_text().splitlines()
+    assert len(lines) <= 80
+
+
+def test_previews(release: Path, demo_bundle: Path, tmp_path: Path) -> None:
+    run(release / "examples" / "var_edge_preview", demo_bundle, "4", tmp_path, "9")
+    previews: list[np.ndarray] = []
+    pipeline = Pipeline(demo_bundle, "onnxruntime")
+    pipeline.generate([4], 9, top_k=900, on_scale=lambda view: previews.append(view.preview()[0]))
+    for k, image in enumerate(previews):
+        with Image.open(tmp_path / f"scale_{k}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), image)
+
+
+@pytest.fixture(scope="session")
+def emulated(build: Configure, tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
+    """tests/trace.cpp for aarch64, and what runs it here."""
+    require("aarch64-linux-gnu-g++", "qemu-aarch64-static", "unshare")
+    folder = build(
+        "arm64",
+        "-DCMAKE_SYSTEM_NAME=Linux",
+        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+        "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++",
+        "-DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc",
+        onnxruntime="onnxruntime-arm64",
+        targets=("trace",),
+    )
+    # ONNX Runtime asks /proc/cpuinfo what the processor is, which is this machine's own and makes it crash.
+    cpuinfo = tmp_path_factory.mktemp("arm64") / "cpuinfo"
+    core = "processor\t: {}\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
+    core += "CPU variant\t: 0x0\nCPU part\t: 0xd08\nCPU revision\t: 3\n\n"
+    cpuinfo.write_text("".join(core.format(i) for i in range(2)))
+    libraries = f"{folder}:{DEPENDENCIES / 'onnxruntime-arm64' / 'lib'}"
+    inside = 'mount --bind "$0" /proc/cpuinfo && exec qemu-aarch64-static -L /usr/aarch64-linux-gnu -E "$1" "${@:2}"'
+    return ["unshare", "-m", "bash", "-c", inside, cpuinfo, f"LD_LIBRARY_PATH={libraries}", folder / "tests" / "trace"]
+
+
+def test_on_aarch64(emulated: list[str | Path], demo_bundle: Path, tmp_path: Path) -> None:
+    """As on a Jetson's CPU, emulated: the tokens are equal, pictures within the last bit of another processor."""
+    import os
+
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount an Arm /proc/cpuinfo for the emulated process")
+    cases = [COMBINATIONS[14], Case((3, 12), 5, 3.5, 200, 0.8)]
+    found = drawn_by_cpp(emulated, demo_bundle, cases, tmp_path / "out")
+    for case, a, b in zip(cases, drawn_by_python(demo_bundle, cases), found, strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens, err_msg=str(case))
+        assert (np.abs(a.images.astype(int) - b.images) <= 1).mean() >= 0.999
+
+
+@pytest.mark.full
+def test_golden_d16(release: Path, tmp_path: Path) -> None:
+    """The tokens of the published code."""
+    golden = np.load(DATA / "golden_d16.npz")
+    case = json.loads(str(golden["case"]))
+    recipe, bundle = Recipe.load("var_d16"), tmp_path / "bundle"
+    export_bundle(recipe, formula_weights(recipe, 0), bundle)
+    wanted = Case(tuple(case["labels"]), 0, case["cfg"], case["top_k"], 0.0)
+    (drawn,) = drawn_by_cpp([release / "tests" / "trace"], bundle, [wanted], tmp_path / "out")
+    expected = np.concatenate([golden[f"tokens_{k}"] for k in range(len(recipe.patch_nums))], axis=1)
+    shutil.rmtree(bundle)
+    np.testing.assert_array_equal(drawn.tokens, expected)
