@@ -15,6 +15,7 @@ DEMO_SETTINGS := --cfg 6 --top-k 300 --top-p 0.9 --seed 300
 
 # Where the weights come from; if none is given the exporter looks beside the recipe, in VAR_CHECKPOINTS, on the hub.
 WEIGHTS := $(if $(RANDOM_WEIGHTS),--random-weights $(RANDOM_WEIGHTS))
+WEIGHTS += $(if $(SMOOTH),--smooth)
 WEIGHTS += $(if $(VAR_CHECKPOINT),--var-checkpoint $(VAR_CHECKPOINT))
 WEIGHTS += $(if $(VAE_CHECKPOINT),--vae-checkpoint $(VAE_CHECKPOINT))
 
@@ -57,7 +58,7 @@ $(DEMO_BUNDLE)/manifest.json: $(INSTALLED) $(wildcard export/*.py export/*/*.py 
                               examples/demo_model/weights/*)
 	@$(PYTHON) -m export --model var_demo --precision fp32 --out $(DEMO_BUNDLE)
 
-onnx: $(INSTALLED) ## export MODEL=var_d16 PRECISION=fp32 [VAR_CHECKPOINT=F VAE_CHECKPOINT=F | RANDOM_WEIGHTS=SEED]
+onnx: $(INSTALLED) ## export MODEL=var_d16 PRECISION=fp32 [VAR_CHECKPOINT=F VAE_CHECKPOINT=F | RANDOM_WEIGHTS=SEED, SMOOTH=1]
 	@$(PYTHON) -m export --model $(MODEL) --precision $(PRECISION) $(strip $(WEIGHTS)) --out $(BUNDLE)
 
 # INT8 for TensorRT lies in int8, for ONNX Runtime on a CPU in int8-cpu.

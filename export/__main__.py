@@ -17,6 +17,7 @@ from runtime.cli import batch_sizes, progress_bar, reports_errors
 @click.option("--random-weights", metavar="SEED", type=click.IntRange(min=0), help="Instead of any checkpoint.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", help="Of weights and arithmetic.")
 @click.option("--batches", default="1", help="Batch sizes of the static per-scale steps: 1,8")
+@click.option("--smooth", is_flag=True, help="Add the graph of smooth sampling.")
 @reports_errors
 def main(
     model: str,
@@ -26,6 +27,7 @@ def main(
     random_weights: int | None,
     precision: str,
     batches: str,
+    smooth: bool,
 ) -> None:
     """Export a VAR checkpoint to a bundle: ONNX graphs, one weight file, manifest.
 
@@ -50,7 +52,8 @@ def main(
         def progress(stage: str, done: int, total: int) -> None:
             bar.update(task, description=stage, completed=done, total=total)
 
-        export_bundle(recipe, weights, out, precision, sizes, {"precision": precision, "batches": sizes}, progress)
+        options = {"precision": precision, "batches": sizes, "smooth": smooth}
+        export_bundle(recipe, weights, out, precision, sizes, options, smooth, progress)
     size = sum(file.stat().st_size for file in out.iterdir())
     click.echo(f"{out}: {recipe.name} {precision}, {size / 1e6:.1f} MB")
 

@@ -36,17 +36,18 @@ def export_bundle(
     precision: str = "fp32",
     batches: Sequence[int] = (1,),
     options: dict[str, Any] | None = None,
+    smooth: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> None:
     """Writes the bundle directory `out`, replacing a bundle that is there.
 
     `precision` is one of `PRECISIONS`. `batches` are the batch sizes that the static per-scale steps are specialised
-    for; all other graphs take any.
+    for; all other graphs take any. `smooth` adds the graph of smooth sampling.
     `options` go into the provenance. Raises SettingsError, CheckpointError, OSError.
     """
     check_target(out)
     check_room(recipe, out)
-    traced = list(_trace_all(recipe, precision, progress))
+    traced = list(_trace_all(recipe, precision, smooth, progress))
     head = Head(
         model=_model(recipe),
         precision=precision,
@@ -62,11 +63,11 @@ def export_bundle(
 Traced = tuple[Signature, ir.Model, dict[str, Expression]]
 
 
-def _trace_all(recipe: Recipe, precision: str, progress: Progress) -> Iterator[Traced]:
+def _trace_all(recipe: Recipe, precision: str, smooth: bool, progress: Progress) -> Iterator[Traced]:
     var, vqvae = empty_models(recipe)
     var.to_empty(device="cpu")  # addresses without memory: tracing looks at no value
     vqvae.to_empty(device="cpu")
-    graphs = list(all_graphs(recipe, var, vqvae))
+    graphs = list(all_graphs(recipe, var, vqvae, smooth))
     for i, graph in enumerate(graphs):
         progress(f"tracing {graph.name}", i, len(graphs))
         model = trace(graph)

@@ -29,11 +29,13 @@ class Graph(Signature):
     module: nn.Module
 
 
-def all_graphs(recipe: Recipe, var: VAR, vqvae: VQVAE) -> Iterator[Graph]:
-    """The graphs of a bundle, in the order of their use."""
+def all_graphs(recipe: Recipe, var: VAR, vqvae: VQVAE, smooth: bool = False) -> Iterator[Graph]:
+    """The graphs of a bundle, in the order of their use; with `smooth` also the bridge of smooth sampling."""
     yield condition(recipe, var)
     yield transformer(recipe, var)
     yield bridge(recipe, var, vqvae)
+    if smooth:
+        yield bridge_smooth(recipe, var, vqvae)
     yield decoder(recipe, vqvae)
     yield encoder(recipe, vqvae)
 
@@ -54,12 +56,26 @@ def transformer(recipe: Recipe, var: VAR) -> Graph:
 
 
 def bridge(recipe: Recipe, var: VAR, vqvae: VQVAE) -> Graph:
+    uniforms = TensorSpec("uniforms", "float32", ("B", "L"))
+    inputs, outputs = _bridge_tensors(recipe, uniforms)
+    return Graph("bridge", inputs, outputs, Bridge(var, vqvae))
+
+
+def bridge_smooth(recipe: Recipe, var: VAR, vqvae: VQVAE) -> Graph:
+    noise = TensorSpec("noise", "float32", ("B", "L", recipe.vocab_size))
+    sharpness, temperature = (TensorSpec(name, "float32", (1,)) for name in ("sharpness", "temperature"))
+    inputs, outputs = _bridge_tensors(recipe, noise, sharpness, temperature)
+    return Graph("bridge_smooth", inputs, outputs, SmoothBridge(var, vqvae))
+
+
+def _bridge_tensors(recipe: Recipe, *drawing: TensorSpec) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of a bridge that draws with `drawing`."""
     pixels = recipe.grid**2
     f_hat = ("B", recipe.code_size, recipe.grid, recipe.grid)
     inputs = (
         TensorSpec("logits", "float32", ("L", "2B", recipe.vocab_size)),
         TensorSpec("f_hat", "float32", f_hat),
-        TensorSpec("uniforms", "float32", ("B", "L")),
+        *drawing,
         TensorSpec("guidance", "float32", (1,)),
         TensorSpec("top_k", "int64", (1,)),
         TensorSpec("top_p", "float32", (1,)),
@@ -76,7 +92,7 @@ def bridge(recipe: Recipe, var: VAR, vqvae: VQVAE) -> Graph:
         TensorSpec("f_hat_out", "float32", f_hat),
         TensorSpec("x_next", "float32", ("L_next", "2B", recipe.width)),
     )
-    return Graph("bridge", inputs, outputs, Bridge(var, vqvae))
+    return inputs, outputs
 
 
 def decoder(recipe: Recipe, vqvae: VQVAE) -> Graph:
@@ -162,11 +178,18 @@ class Bridge(nn.Module):
         weights = sampler.filtered(sampler.guided(logits, guidance), top_k, top_p)  # (L, B, V)
         drawn = sampler.drawn(weights, uniforms.T).T.to(torch.int32)  # (B, L)
         tokens = torch.where(keep, kept_tokens, drawn)
-        codes = self.vqvae.quantize.embedding(tokens).transpose(1, 2)  # (B, Z, L)
-        f_hat = f_hat + self._phi((codes @ upsample).unflatten(2, f_hat.shape[2:]), phi)
+        codes = self.vqvae.quantize.embedding(tokens)  # (B, L, Z)
+        return drawn, tokens, *self._add(codes, f_hat, upsample, phi, downsample, next_positions)
+
+    def _add(
+        self, codes: Tensor, f_hat: Tensor, upsample: Tensor, phi: Tensor, downsample: Tensor, next_positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """codes (B, L, Z) into f_hat, and from it the next input (L_next, 2B, C)."""
+        upsampled = codes.transpose(1, 2) @ upsample  # (B, Z, P²)
+        f_hat = f_hat + self._phi(upsampled.unflatten(2, f_hat.shape[2:]), phi)
         features = (f_hat.flatten(2) @ downsample).permute(2, 0, 1)  # (L_next, B, Z)
         x_next = self.var.embed(features, self.var.positions().index_select(0, next_positions))  # (L_next, B, C)
-        return drawn, tokens, f_hat, torch.cat((x_next, x_next), dim=1)
+        return f_hat, torch.cat((x_next, x_next), dim=1)
 
     def _phi(self, h: Tensor, index: Tensor) -> Tensor:
         """h (B, Z, P, P) -> phi of that index. All four are computed: engines want constant convolution weights."""
@@ -174,6 +197,39 @@ class Bridge(nn.Module):
         weight, bias = (torch.cat([getattr(phi, name) for phi in phis]) for name in ("weight", "bias"))
         convolved = F.conv2d(h, weight, bias, padding=1).unflatten(1, (PHI_COUNT, -1))  # (B, 4, Z, P, P)
         return (1 - PHI_RATIO) * h + PHI_RATIO * convolved.index_select(1, index).squeeze(1)
+
+
+class SmoothBridge(Bridge):
+    """The same with a mixture of codes in place of a token's: the softmax of the logits plus Gumbel noise.
+
+    The published demo's "more smooth" sampling. Noise (B, L, V) comes in as data: no two engines draw alike.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        logits: Tensor,
+        f_hat: Tensor,
+        noise: Tensor,
+        sharpness: Tensor,
+        temperature: Tensor,
+        guidance: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        keep: Tensor,
+        kept_tokens: Tensor,
+        upsample: Tensor,
+        phi: Tensor,
+        downsample: Tensor,
+        next_positions: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        guided = sampler.guided(logits, guidance)  # (L, B, V)
+        weights = sampler.smoothed(guided, noise.transpose(0, 1), sharpness, temperature, top_k, top_p)
+        drawn = guided.argmax(-1).T.to(torch.int32)  # (B, L): for what wants tokens; the picture is of the mixture
+        tokens = torch.where(keep, kept_tokens, drawn)
+        codebook = self.vqvae.quantize.embedding
+        mixed = (weights @ codebook.weight).transpose(0, 1)  # (B, L, Z)
+        codes = torch.where(keep.unsqueeze(-1), codebook(kept_tokens), mixed)
+        return drawn, tokens, *self._add(codes, f_hat, upsample, phi, downsample, next_positions)
 
 
 class Decoder(nn.Module):

@@ -18,7 +18,10 @@ from runtime.manifest import Tensor as TensorSpec
 COMPUTE = ("MatMul", "Gemm", "Conv")
 FOLLOWING = ("Gelu",)  # elementwise after a product; its result goes into one
 MOVEMENT = ("Reshape", "Transpose", "Split", "Concat", "Slice", "Gather", "Squeeze", "Unsqueeze", "Resize")
-FLOAT32_GRAPHS = ("bridge",)  # guidance, filtering, the draw: 4096 values to tell apart, and little work
+FLOAT32_GRAPHS = (
+    "bridge",
+    "bridge_smooth",
+)  # guidance, filtering, the draw: 4096 values to tell apart, and little work
 FLOAT32_WEIGHTS = (
     "head.",  # guidance multiplies the rounding of logits by up to 1 + 2t
     "quantize.",  # nearest codes: near ties decide tokens

@@ -44,7 +44,7 @@ class PyTorchBackend:
         self.margins: list[np.ndarray] = []  # of the scales so far, see `Generation`
 
     @torch.inference_mode()
-    def begin(self, labels: np.ndarray, on_stage: OnStage | None = None) -> None:
+    def begin(self, labels: np.ndarray, on_stage: OnStage | None = None, smooth: bool = False) -> None:
         recipe, count = self.var.recipe, len(labels)
         self._count = count
         self._labels = torch.cat((torch.from_numpy(labels), torch.full((count,), recipe.num_classes)))
@@ -60,7 +60,7 @@ class PyTorchBackend:
     def step(
         self,
         k: int,
-        uniforms: np.ndarray,
+        randoms: np.ndarray,
         guidance: float,
         sampling: Sampling,
         keep: np.ndarray | None = None,
@@ -72,18 +72,36 @@ class PyTorchBackend:
         self._logits, self._new_k, self._new_v = self.var(self._x, modulation, head_modulation, *past)  # (L, 2N, V)
         self._past_k = [torch.cat(pair) for pair in zip(self._past_k, self._new_k, strict=True)]
         self._past_v = [torch.cat(pair) for pair in zip(self._past_v, self._new_v, strict=True)]
-        distribution = probabilities(guided(self._logits, guidance), sampling.top_k, sampling.top_p)
-        drawn, margins = draw(distribution, torch.from_numpy(uniforms))
-        tokens = drawn if keep is None else torch.where(torch.from_numpy(keep), torch.from_numpy(kept_tokens), drawn)
-        for kept, value in ((self._drawn, drawn), (self._tokens, tokens), (self.margins, margins)):
-            kept.append(value.numpy())
-        self._add(k, tokens)
+        logits = guided(self._logits, guidance)  # (N, L, V)
+        distribution = probabilities(logits, sampling.top_k, sampling.top_p)
+        if sampling.smooth:
+            drawn, margins = logits.argmax(-1).to(torch.int32), torch.ones(logits.shape[:-1])
+        else:
+            drawn, margins = draw(distribution, torch.from_numpy(randoms))
+        kept = None if keep is None else torch.from_numpy(np.array(keep))
+        tokens = drawn if kept is None else torch.where(kept, torch.from_numpy(np.array(kept_tokens)), drawn)
+        for values, value in ((self._drawn, drawn), (self._tokens, tokens), (self.margins, margins)):
+            values.append(value.numpy())
+        codes = self.vqvae.quantize.embedding(tokens)  # (N, L, Z)
+        if sampling.smooth:
+            mixed = self._mixed(
+                k, logits.masked_fill(distribution == 0, -torch.inf), torch.from_numpy(randoms), sampling
+            )
+            codes = mixed if kept is None else torch.where(kept.unsqueeze(-1), codes, mixed)
+        self._add(k, codes)
 
-    def _add(self, k: int, tokens: Tensor) -> None:
-        """tokens (N, p²) of scale k into f_hat, and from it the next input."""
+    def _mixed(self, k: int, logits: Tensor, noise: Tensor, sampling: Sampling) -> Tensor:
+        """Gumbel-softmax: logits (N, L, V), removed ones -inf, and noise -> codes (N, L, Z)."""
+        scales = len(self.var.recipe.scales)
+        noised = logits * sampling.sharpness(k, scales) + noise
+        return (noised / sampling.temperature(k, scales)).softmax(-1) @ self.vqvae.quantize.embedding.weight
+
+    def _add(self, k: int, codes: Tensor) -> None:
+        """codes (N, p², Z) of scale k into f_hat, and from it the next input."""
         recipe, quantize = self.var.recipe, self.vqvae.quantize
-        h = quantize.lookup(tokens)  # (N, Z, p, p)
-        if recipe.scales[k].side != recipe.grid:
+        side = recipe.scales[k].side
+        h = codes.transpose(1, 2).unflatten(2, (side, side))  # (N, Z, p, p)
+        if side != recipe.grid:
             h = F.interpolate(h, size=(recipe.grid, recipe.grid), mode="bicubic")
         phi = quantize.phis()[quantize.phi[k]]
         self._f_hat = self._f_hat + (1 - PHI_RATIO) * h + PHI_RATIO * phi(h)

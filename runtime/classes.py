@@ -10,6 +10,8 @@ from pathlib import Path
 from .errors import BundleError, SettingsError
 from .manifest import Manifest
 
+NO_CLASS = "none"
+
 
 @dataclass(frozen=True)
 class ClassNames:
@@ -43,7 +45,7 @@ class ClassNames:
         return [self.label(entry) for entry in wanted]
 
     def label(self, wanted: int | str) -> int:
-        """The label for a number (`num_classes` means "no class"), a name, or the beginning of a name.
+        """The label for a number, a name, or the beginning of a name; `num_classes` and "none" mean "no class".
 
         Upper and lower case are the same. A beginning must fit one class only, and so must a name. Raises
         SettingsError, with what may have been meant.
@@ -56,6 +58,8 @@ class ClassNames:
         return int(wanted)
 
     def _find(self, text: str) -> int:
+        if text.lower() == NO_CLASS:
+            return self.num_classes
         if not self.names:
             raise SettingsError(f"label {text!r}: this bundle has no class names; give a number")
         key = text.lower()

@@ -79,10 +79,19 @@ def batch_sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def progress_bar() -> Progress:
-    """A bar on stderr, gone when done; nothing where stderr is no terminal."""
+def progress_bar(unit: str | None = None) -> Progress:
+    """A bar on stderr, gone when done; nothing where stderr is no terminal. With `unit`: how many, and a second."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.2f} {unit}/s" if task.speed else "")
 
     console = Console(stderr=True)
-    return Progress(console=console, transient=True, disable=not console.is_terminal)
+    columns = [*Progress.get_default_columns(), *([MofNCompleteColumn(), Rate()] if unit else [])]
+    period = 600 if unit else 30  # seconds whose mean is the speed: pictures come in batches
+    return Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal, speed_estimate_period=period
+    )

@@ -16,7 +16,7 @@ SCHEMA_VERSION = 2
 FILE_NAME = "engine.json"
 FOLDER = "engines"  # in a bundle: one directory of engines for each kind of device
 FLAVOURS = ("tensorrt", "tensorrt_rtx")  # names of the Python modules
-GRAPHS = ("condition", "transformer", "bridge", "decoder", "encoder")
+GRAPHS = ("condition", "transformer", "bridge", "bridge_smooth", "decoder", "encoder")
 
 
 @dataclass(frozen=True)

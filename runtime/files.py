@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -81,11 +81,28 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def check_target(path: Path, suffix: str) -> None:
-    """Raises SettingsError unless `path` has this suffix and can be written. Ask before long work."""
-    if path.suffix.lower() != suffix:
-        raise SettingsError(f"{path}: expected a name that ends in {suffix}")
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Removes what processes that were killed left half written of the files called `names` in `folder`."""
+    for path in folder.glob(".*"):
+        if path.name[1:].rpartition(".")[0] in names:
+            path.unlink(missing_ok=True)
+
+
+def check_target(path: Path, *suffixes: str) -> None:
+    """Raises SettingsError unless `path` has one of these suffixes and can be written. Ask before long work."""
+    if path.suffix.lower() not in suffixes:
+        raise SettingsError(f"{path}: expected a name that ends in {' or '.join(suffixes)}")
     if not path.parent.is_dir():
         raise SettingsError(f"{path}: there is no folder {path.parent}; make it first")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise SettingsError(f"{path}: cannot be written; choose another place")
+
+
+def check_folder(path: Path) -> None:
+    """Raises SettingsError unless `path` is a folder to write to, or can become one. Ask before long work."""
+    if path.exists() and not path.is_dir():
+        raise SettingsError(f"{path}: expected a folder, found a file")
+    if not path.parent.is_dir():
+        raise SettingsError(f"{path}: there is no folder {path.parent}; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise SettingsError(f"{path}: cannot be written; choose another place")

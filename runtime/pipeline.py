@@ -6,16 +6,18 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .backends import create
 from .backends.base import Backend, OnStage
-from .classes import ClassNames
+from .classes import NO_CLASS, ClassNames
+from .editing import Box, keep_masks, kept_cells
 from .errors import SettingsError
 from .manifest import Manifest
 from .sampling import BATCH, Sampling
-from .uniforms import check_seed, uniforms
+from .uniforms import check_seed, gumbel_noise, uniforms
 
 Maps = list[np.ndarray]  # K arrays (N, p*p), one for each scale
 Kept = tuple[Maps, Maps]  # masks and tokens
@@ -80,7 +82,7 @@ class Pipeline:
     def generate(
         self,
         labels: int | str | Sequence[int | str],
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         cfg: float = Sampling.cfg,
         top_k: int = Sampling.top_k,
         top_p: float = Sampling.top_p,
@@ -89,34 +91,54 @@ class Pipeline:
         batch: int = BATCH,
         on_scale: Callable[[ScaleView], None] | None = None,
         on_stage: OnStage | None = None,
+        smooth: bool = False,
     ) -> Result:
         """Draws one picture for each label: a number (`num_classes` is "no class") or a class name.
 
-        Picture i is drawn with `seed` + i, `batch` pictures at a time, and does not depend on the others.
+        Picture i is drawn with `seed` + i, or with the i-th of several seeds, `batch` pictures at a time, and does
+        not depend on the others.
         Where `keep`, K masks (N or 1, p*p) bool, is true, `kept_tokens`, K maps (N or 1, p*p) int32, replace
         the tokens drawn. `on_scale` is called after every scale of every turn; to stop, raise from it.
         `on_stage(graph, scale, seconds)` hears how long every run of a graph took; the scale of condition and
-        decoder is None. Raises SettingsError.
+        decoder is None. `smooth` mixes codes, see `Sampling`; tokens are then the most probable ones, and not what
+        the pictures are made of. Raises SettingsError, or BundleError for `smooth` if the bundle has no graph for it.
         """
         numbers = np.array(self.classes.labels(labels), np.int64)  # (N,)
-        sampling = Sampling(cfg, top_k, top_p)
+        sampling = Sampling(cfg, top_k, top_p, smooth)
         sampling.check(self.manifest.model.vocab_size)
         if not len(numbers):
             raise SettingsError("labels: expected at least one")
         if batch < 1:
             raise SettingsError(f"batch: expected 1 or more, found {batch}")
-        check_seed(seed, len(numbers))
+        seeds = _seeds(seed, len(numbers))
         kept = self._check_kept(keep, kept_tokens, len(numbers))
 
         images, tokens, drawn = [], [], []
         for pictures in _turns(len(numbers), batch, self.backend.batches):
-            self._draw(pictures, numbers, seed, sampling, kept, on_scale, on_stage)
+            self._draw(pictures, numbers, seeds, sampling, kept, on_scale, on_stage)
             images.append(self.backend.decode())
             tokens.append([self.backend.tokens(k) for k in range(len(self.manifest.scales))])
             if kept:
                 drawn.append([self.backend.drawn(k) for k in range(len(self.manifest.scales))])
         all_tokens = _join(tokens)
         return Result(np.concatenate(images), all_tokens, _join(drawn) if kept else all_tokens)
+
+    def edit(
+        self,
+        image: np.ndarray,
+        region: Box | np.ndarray,
+        mode: str = "inpaint",
+        labels: int | str | Sequence[int | str] = NO_CLASS,
+        **settings: Any,
+    ) -> Result:
+        """Draws a part of a picture (H, W, 3) uint8 anew, once for each label; `settings` are those of `generate`.
+
+        `region` is a box (y0, x0, y1, x1) in shares of the picture, or a mask (H, W) bool: "inpaint" draws what is
+        inside and keeps the rest, "outpaint" the other way round. What is kept are tokens: the VQVAE reconstructs
+        them. Raises SettingsError, or BundleError if the bundle has no encoder.
+        """
+        keep = keep_masks(kept_cells(region, mode, self.manifest.model), self.manifest.model.patch_nums)
+        return self.generate(labels, keep=keep, kept_tokens=self.encode(image[None]), **settings)
 
     def encode(self, images: np.ndarray) -> Maps:
         """The K token maps (N, p*p) int32 of pictures (N, H, W, 3) uint8.
@@ -134,7 +156,7 @@ class Pipeline:
         self,
         pictures: range,
         labels: np.ndarray,
-        seed: int,
+        seeds: Sequence[int],
         sampling: Sampling,
         kept: Kept | None,
         on_scale: Callable[[ScaleView], None] | None,
@@ -143,8 +165,12 @@ class Pipeline:
         """One turn: the scales of these pictures, coarse to fine."""
         scales = self.manifest.scales
         rows = slice(pictures.start, pictures.stop)
-        draws = [uniforms(seed + i, [scale.tokens for scale in scales]) for i in pictures]
-        self.backend.begin(labels[rows], on_stage)
+        counts = [scale.tokens for scale in scales]
+        if sampling.smooth:
+            draws = [gumbel_noise(seeds[i], counts, self.manifest.model.vocab_size) for i in pictures]
+        else:
+            draws = [uniforms(seeds[i], counts) for i in pictures]
+        self.backend.begin(labels[rows], on_stage, sampling.smooth)
         for k, (scale, *draw) in enumerate(zip(scales, *draws, strict=True)):
             guidance = sampling.guidance(k, len(scales))
             keep, kept_tokens = (None, None) if kept is None else (part[k][rows] for part in kept)
@@ -176,7 +202,19 @@ class Pipeline:
             if array.dtype != dtype or array.shape not in ((count, scale.tokens), (1, scale.tokens)):
                 expected = f"({count} or 1, {scale.tokens}) {dtype}"
                 raise SettingsError(f"{name}[{k}]: expected {expected}, found {array.shape} {array.dtype}")
-        return [np.broadcast_to(array, (count, array.shape[1])) for array in arrays]
+        return [array.repeat(count // len(array), axis=0) for array in arrays]
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> Sequence[int]:
+    """One for each picture. Raises SettingsError."""
+    if not isinstance(seed, Sequence):
+        check_seed(seed, count)
+        return range(seed, seed + count)
+    if len(seed) != count:
+        raise SettingsError(f"seed: expected one, or {count} for {count} picture(s), found {len(seed)}")
+    for each in seed:
+        check_seed(each, 1)
+    return seed
 
 
 def _turns(count: int, batch: int, sizes: tuple[int, ...] | None) -> Iterator[range]:

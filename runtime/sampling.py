@@ -17,6 +17,7 @@ class Sampling:
     cfg: float = 4.0
     top_k: int = 900
     top_p: float = 0.95
+    smooth: bool = False  # a mixture of codes in place of a token's, the published demo's "more smooth"
 
     def check(self, vocab_size: int) -> None:
         """Raises SettingsError for a value outside its range."""
@@ -30,3 +31,14 @@ class Sampling:
     def guidance(self, scale: int, scales: int) -> float:
         """Guidance t, growing from 0 to `cfg`; logits become (1 + t) * conditional - t * unconditional."""
         return self.cfg * scale / (scales - 1)
+
+    def sharpness(self, scale: int, scales: int) -> float:
+        """What smooth sampling multiplies the logits by."""
+        return 1 + scale / (scales - 1)
+
+    def temperature(self, scale: int, scales: int) -> float:
+        """Of the softmax over noised logits that smooth sampling mixes codes with."""
+        return max(0.27 * (1 - 0.95 * scale / (scales - 1)), 0.005)
+
+
+EVALUATION = Sampling(cfg=1.5, top_k=900, top_p=0.96)  # of the published FID

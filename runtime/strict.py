@@ -59,6 +59,7 @@ def _parse_dataclass(kind: type[T], value: Any, where: str) -> T:
 def _name(kind: Any) -> str:
     names: dict[Any, str] = {
         int: "an integer",
+        float: "a number with a point",
         str: "a string",
         bool: "true or false",
         type(None): "null",

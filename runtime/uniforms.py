@@ -23,6 +23,20 @@ def uniforms(seed: int, counts: Sequence[int]) -> list[np.ndarray]:
     return np.split(values, np.cumsum(counts)[:-1])
 
 
+def gumbel_noise(seed: int, counts: Sequence[int], vocab_size: int) -> list[np.ndarray]:
+    """Gumbel noise of the picture `seed` for smooth sampling, scale after scale: (counts[k], V) float32 each.
+
+    -log(-log(u)) in float64, u = (w + 1/2) * 2**-24 of the 24-bit numbers w that `uniforms` is made of, but with the
+    second word of the generator's key 1. It is drawn here, not in the graph: no two engines have the same generator.
+    """
+    total = sum(counts) * vocab_size
+    raw = np.random.Philox(key=np.array([seed, 1], np.uint64)).random_raw((total + 1) // 2)  # uint64
+    words = raw.astype("<u8").view("<u4")[:total]
+    noise = -np.log(-np.log(((words >> 8) + 0.5) * 2**-24))
+    shaped = noise.astype(np.float32).reshape(-1, vocab_size)
+    return np.split(shaped, np.cumsum(counts)[:-1])
+
+
 def check_seed(seed: int, pictures: int) -> None:
     """Raises SettingsError unless `seed`, `seed` + 1 … one for each picture fit into 64 bits."""
     if not 0 <= seed <= 2**64 - pictures:

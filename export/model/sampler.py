@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 LOWEST = -104.0  # exp(-104) is 0 in float32: what lies lower below the largest logit is never drawn
+REMOVED = -1e30  # no infinity: engines fuse softmax in ways that make it NaN
 ROUNDS = 30  # halvings of an interval of at most 104: finer than float32 resolves logits
 BLOCK = 64  # a cumulative sum over V is one over blocks of 64 and one over their totals
 
@@ -34,6 +35,14 @@ def filtered(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     share = torch.where(top_p > 0, top_p, 2.0)  # 2: more than there is, so all are kept
     mass = share * weights.sum(-1, keepdim=True)
     return weights * (relative >= _highest_threshold(relative, weights, mass))
+
+
+def smoothed(
+    logits: Tensor, noise: Tensor, sharpness: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor
+) -> Tensor:
+    """Gumbel-softmax over what top-k and top-p leave: logits and noise (..., V) -> probabilities (..., V)."""
+    noised = (logits * sharpness + noise) / temperature
+    return torch.where(filtered(logits, top_k, top_p) > 0, noised, REMOVED).softmax(-1)
 
 
 def _highest_threshold(values: Tensor, weights: Tensor | None, wanted: Tensor) -> Tensor:

@@ -134,14 +134,14 @@ class StaticSteps(OnnxRuntimeBackend):
     def step(
         self,
         k: int,
-        uniforms: np.ndarray,
+        randoms: np.ndarray,
         guidance: float,
         sampling: Sampling,
         keep: np.ndarray | None = None,
         kept_tokens: np.ndarray | None = None,
     ) -> None:
         wiring = self.batch.wiring
-        wiring.set_scale(k, uniforms, guidance, sampling, keep, kept_tokens)
+        wiring.set_scale(k, randoms, guidance, sampling, keep, kept_tokens)
         transformer, bridge = wiring.steps[k]
         static = Session(self._bundle, self._manifest.graphs[self.names(self._manifest)[k]], self._threads)
         static.bind(transformer.inputs, transformer.outputs)()

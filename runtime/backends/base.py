@@ -22,8 +22,8 @@ class Backend(Protocol):
     name: str
     batches: tuple[int, ...] | None  # how many pictures it can draw together, 1 among them; None: any number
 
-    def begin(self, labels: np.ndarray, on_stage: OnStage | None = None) -> None:
-        """Starts a batch. `labels` (B,) int64.
+    def begin(self, labels: np.ndarray, on_stage: OnStage | None = None, smooth: bool = False) -> None:
+        """Starts a batch. `labels` (B,) int64. Raises BundleError for `smooth` sampling without its graph.
 
         Until the next `begin`, `on_stage` hears how long each run of a stage took, at the latest when `decode` returns.
         """
@@ -31,7 +31,7 @@ class Backend(Protocol):
     def step(
         self,
         k: int,
-        uniforms: np.ndarray,
+        randoms: np.ndarray,
         guidance: float,
         sampling: Sampling,
         keep: np.ndarray | None = None,
@@ -39,8 +39,8 @@ class Backend(Protocol):
     ) -> None:
         """Draws the tokens of scale k and adds them to f_hat.
 
-        `uniforms` (B, L) float32. Where `keep` (B, L) bool is true, `kept_tokens` (B, L) int32 replace the
-        tokens drawn.
+        `randoms` are uniforms (B, L) float32, for smooth sampling Gumbel noise (B, L, V). Where `keep` (B, L) bool is
+        true, `kept_tokens` (B, L) int32 replace the tokens drawn.
         """
 
     def drawn(self, k: int) -> np.ndarray:

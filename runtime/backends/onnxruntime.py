@@ -17,7 +17,7 @@ from .base import OnStage
 from .cuda import Cuda
 from .ort_session import Device, Session
 from .wired import WiredBackend
-from .wiring import Stage, Wiring, scale_constants
+from .wiring import SMOOTH_BRIDGE, Stage, Wiring, scale_constants
 
 
 class OnnxRuntimeBackend(WiredBackend["_Batch"]):
@@ -37,9 +37,11 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
         self._sessions = {name: self._open(name) for name in REQUIRED_GRAPHS}
         self._constants = scale_constants(bundle, manifest, self._arrays())
 
-    def _prepare(self, size: int) -> _Batch:
+    def _prepare(self, size: int, smooth: bool) -> _Batch:
         arrays = self._arrays()
-        return _Batch(Wiring(size, self._manifest, self._constants, arrays), arrays, self._sessions)
+        if smooth and SMOOTH_BRIDGE not in self._sessions:  # only smooth sampling pays for it
+            self._sessions[SMOOTH_BRIDGE] = self._open(SMOOTH_BRIDGE)
+        return _Batch(Wiring(size, self._manifest, self._constants, arrays, smooth), arrays, self._sessions)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         arrays, side, tokens = self._arrays(), self._manifest.model.image_size, self._manifest.model.tokens
@@ -57,7 +59,7 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
     def _encoder(self) -> Session:
         # Only editing needs it, so only editing pays for it.
         if "encoder" not in self._manifest.graphs:
-            raise BundleError(f"{self._bundle}: this bundle has no encoder; export it again with one")
+            raise BundleError(f"{self._bundle}: no encoder, which editing needs; make onnx exports the bundle with one")
         return self._open("encoder")
 
     def _open(self, graph: str) -> Session:

@@ -19,7 +19,7 @@ from .base import OnStage
 from .cuda import Cuda, Gpu
 from .trt_engine import LoadedEngine, Log, load_tensorrt
 from .wired import WiredBackend
-from .wiring import ScaleConstants, Stage, Wiring, scale_constants
+from .wiring import SMOOTH_BRIDGE, ScaleConstants, Stage, Wiring, scale_constants
 
 
 def find_engines(bundle: Path, manifest: Manifest, gpu: Gpu, verify: bool) -> tuple[Path, Manifest, EngineRecord]:
@@ -92,18 +92,21 @@ class TensorRTBackend(WiredBackend["_Batch"]):
         if built.version_compatible:
             self._runtime.engine_host_code_allowed = True
         self._engines = {name: self._load(name) for name in REQUIRED_GRAPHS}
-        arrays = DeviceArrays(self._cuda)
+        self._own_arrays = arrays = DeviceArrays(self._cuda)
         # All stages run one after the other on one stream, so they share scratch memory.
         scratch = arrays.zeros((max(engine.scratch_bytes() for engine in self._engines.values()),), np.uint8)
         for engine in self._engines.values():
             engine.use(scratch, self._cuda.stream)
         self._constants = scale_constants(self._folder, self._manifest, arrays)
 
-    def _prepare(self, size: int) -> _Batch:
+    def _prepare(self, size: int, smooth: bool) -> _Batch:
         if size not in self._record.batches:
             sizes = ", ".join(map(str, self._record.batches))
             raise SettingsError(f"batch: these engines draw {sizes} pictures at once, not {size}")
-        return _Batch(size, self._cuda, self._engines, self._record, self._manifest, self._constants)
+        if smooth and SMOOTH_BRIDGE not in self._engines:  # only smooth sampling pays for it
+            engine = self._engines[SMOOTH_BRIDGE] = self._load(SMOOTH_BRIDGE)
+            engine.use(self._own_arrays.zeros((engine.scratch_bytes(),), np.uint8), self._cuda.stream)
+        return _Batch(size, smooth, self._cuda, self._engines, self._record, self._manifest, self._constants)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         arrays, engine, image, found = self._encoder
@@ -118,7 +121,8 @@ class TensorRTBackend(WiredBackend["_Batch"]):
     def _encoder(self) -> tuple[DeviceArrays, LoadedEngine, DeviceArray, DeviceArray]:
         """The engine with its picture and its tokens. Only editing needs it, so only editing pays for it."""
         if "encoder" not in self._record.engines:
-            raise BundleError(f"{self._folder}: there is no encoder engine; export the bundle with one and build again")
+            advice = "make onnx exports the bundle with one, then run make engine"
+            raise BundleError(f"{self._folder}: no encoder engine, which editing needs; {advice}")
         arrays, engine, side = DeviceArrays(self._cuda), self._load("encoder"), self._manifest.model.image_size
         image = arrays.zeros((1, side, side, 3), np.uint8)
         found = arrays.zeros((1, self._manifest.model.tokens), np.int32)
@@ -141,6 +145,7 @@ class _Batch:
     def __init__(
         self,
         size: int,
+        smooth: bool,
         cuda: Cuda,
         engines: dict[str, LoadedEngine],
         record: EngineRecord,
@@ -149,7 +154,7 @@ class _Batch:
     ) -> None:
         self._cuda, self._engines = cuda, engines
         self.arrays = DeviceArrays(cuda)
-        self.wiring = wiring = Wiring(size, manifest, constants, self.arrays)
+        self.wiring = wiring = Wiring(size, manifest, constants, self.arrays, smooth)
         self.latest = -1  # the scale stepped last
         self._on_stage: OnStage | None = None
         self._marks: list[tuple[str, int | None, Any, Any]] = []

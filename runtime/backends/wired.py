@@ -7,11 +7,12 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from ..errors import BundleError
 from ..manifest import Manifest
 from ..sampling import Sampling
 from .arrays import Arrays
 from .base import OnStage
-from .wiring import Wiring
+from .wiring import SMOOTH_BRIDGE, Wiring
 
 
 class Batch(Protocol):
@@ -42,26 +43,30 @@ class WiredBackend(ABC, Generic[B]):
         self._batch: B | None = None
 
     @abstractmethod
-    def _prepare(self, size: int) -> B: ...
+    def _prepare(self, size: int, smooth: bool) -> B: ...
 
-    def begin(self, labels: np.ndarray, on_stage: OnStage | None = None) -> None:
-        if self._batch is None or self._batch.wiring.size != len(labels):
+    def begin(self, labels: np.ndarray, on_stage: OnStage | None = None, smooth: bool = False) -> None:
+        wanted = len(labels), smooth
+        if self._batch is None or (self._batch.wiring.size, self._batch.wiring.smooth) != wanted:
             if self._batch:
                 self._batch.free()
-            self._batch = None  # the arrays of the other size first
-            self._batch = self._prepare(len(labels))
+            self._batch = None  # the arrays of the other kind first
+            if smooth and SMOOTH_BRIDGE not in self._manifest.graphs:
+                advice = "make onnx SMOOTH=1 exports the bundle with it"
+                raise BundleError(f"{self._manifest.model.name}: no graph for smooth sampling; {advice}")
+            self._batch = self._prepare(*wanted)
         self._batch.begin(labels, on_stage)
 
     def step(
         self,
         k: int,
-        uniforms: np.ndarray,
+        randoms: np.ndarray,
         guidance: float,
         sampling: Sampling,
         keep: np.ndarray | None = None,
         kept_tokens: np.ndarray | None = None,
     ) -> None:
-        self.batch.wiring.set_scale(k, uniforms, guidance, sampling, keep, kept_tokens)
+        self.batch.wiring.set_scale(k, randoms, guidance, sampling, keep, kept_tokens)
         self.batch.step(k)
 
     def drawn(self, k: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from ..manifest import WEIGHTS, Manifest
 from ..sampling import Sampling
 from .arrays import Array, Arrays
 
+SMOOTH_BRIDGE = "bridge_smooth"
 ALIGNMENT = 256  # bytes; what TensorRT asks of an address
 
 
@@ -69,17 +70,19 @@ class Wiring:
     values are the first rows of caches for all T tokens, and the new ones go right behind them.
     """
 
-    def __init__(self, size: int, manifest: Manifest, constants: list[ScaleConstants], arrays: Arrays) -> None:
+    def __init__(
+        self, size: int, manifest: Manifest, constants: list[ScaleConstants], arrays: Arrays, smooth: bool = False
+    ) -> None:
         model, scales = manifest.model, manifest.scales
         rows, columns = scales[-1].tokens, 2 * size
-        self.size = size
-        self._arrays = arrays
+        self.size, self.smooth = size, smooth
+        self._arrays, self._scales = arrays, len(scales)
         self.labels = Staged(arrays, {"labels": ((size,), np.int64)})
         self.settings = [
             Staged(
                 arrays,
                 {
-                    "uniforms": ((size, scale.tokens), np.float32),
+                    **_drawing(smooth, size, scale.tokens, model.vocab_size),
                     "guidance": ((1,), np.float32),
                     "top_k": ((1,), np.int64),
                     "top_p": ((1,), np.float32),
@@ -131,7 +134,7 @@ class Wiring:
                         {"logits": logits, **new},
                     ),
                     Stage(
-                        "bridge",
+                        SMOOTH_BRIDGE if smooth else "bridge",
                         {"logits": logits, **f_hat, **self.settings[k].stages, **constants[k].bridge},
                         results,
                     ),
@@ -150,7 +153,7 @@ class Wiring:
     def set_scale(
         self,
         k: int,
-        uniforms: np.ndarray,
+        randoms: np.ndarray,
         guidance: float,
         sampling: Sampling,
         keep: np.ndarray | None,
@@ -158,7 +161,10 @@ class Wiring:
     ) -> None:
         """Writes what scale k draws with; not yet uploaded."""
         host = self.settings[k].host
-        host["uniforms"][:], host["guidance"][:] = uniforms, guidance
+        host["noise" if self.smooth else "uniforms"][:], host["guidance"][:] = randoms, guidance
+        if self.smooth:
+            host["sharpness"][:] = sampling.sharpness(k, self._scales)
+            host["temperature"][:] = sampling.temperature(k, self._scales)
         host["top_k"][:], host["top_p"][:] = sampling.top_k, sampling.top_p
         host["keep"][:] = False if keep is None else keep
         host["kept_tokens"][:] = 0 if kept_tokens is None else kept_tokens
@@ -172,6 +178,14 @@ class Wiring:
         f_hat = self.f_hat_after(k)
         rows = [slice(i, i + 1) for i in range(self.size)]
         return [Stage("decoder", {"f_hat": f_hat[row]}, {"image": self.images[row]}) for row in rows]
+
+
+def _drawing(smooth: bool, size: int, tokens: int, vocab_size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """What a bridge draws a scale with besides guidance and filters."""
+    if not smooth:
+        return {"uniforms": ((size, tokens), np.float32)}
+    noise = ((size, tokens, vocab_size), np.float32)
+    return {"noise": noise, "sharpness": ((1,), np.float32), "temperature": ((1,), np.float32)}
 
 
 def scale_constants(bundle: Path, manifest: Manifest, arrays: Arrays) -> list[ScaleConstants]:

@@ -28,7 +28,7 @@ def cpp_rival(bundle: Path, manifest: Manifest, label: int, settings: Settings, 
 
     def draw(batch: int) -> Maps:
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(f"{','.join([str(label)] * batch)} {drawing} {batch}\n".encode())
+        process.stdin.write(f"{','.join([str(label)] * batch)} {drawing} {batch} 0\n".encode())
         process.stdin.flush()
         size = batch * model.tokens * 4
         data = process.stdout.read(size + batch * model.image_size**2 * 3)

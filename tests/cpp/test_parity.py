@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from export.bundle import export_bundle
-from export.checkpoint import formula_weights
+from export.checkpoint import checkpoint_weights, formula_weights
 from export.recipe import Recipe
 from runtime.pipeline import Pipeline
 from tests.conftest import DATA
@@ -82,6 +82,40 @@ def test_previews(release: Path, demo_bundle: Path, tmp_path: Path) -> None:
     for k, image in enumerate(previews):
         with Image.open(tmp_path / f"scale_{k}.png") as picture:
             np.testing.assert_array_equal(np.asarray(picture), image)
+
+
+@pytest.fixture(scope="module")
+def smooth_demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = Recipe.load("var_demo")
+    out = tmp_path_factory.mktemp("smooth_demo") / "bundle"
+    export_bundle(recipe, checkpoint_weights(recipe, None, None), out, smooth=True)
+    return out
+
+
+def test_smooth_sampling(release: Path, smooth_demo_bundle: Path, tmp_path: Path) -> None:
+    """Plain and smooth by turns. The noise passes through two logarithms, whose last bit is each library's own."""
+    cases = [Case((3, 12), 5, 3.5, 200, 0.8, 8, smooth) for smooth in (True, False, True)]
+    found = drawn_by_cpp([release / "tests" / "trace"], smooth_demo_bundle, cases, tmp_path / "out")
+    for a, b in zip(drawn_by_python(smooth_demo_bundle, cases), found, strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        assert (np.abs(a.images.astype(int) - b.images) <= 1).mean() >= 0.9999
+
+
+@pytest.mark.parametrize("mode", ["inpaint", "outpaint"])
+@pytest.mark.parametrize("box", [(0.25, 0.25, 0.75, 0.75), (0.0, 0.06, 0.45, 1.0), (0.1875, 0.3, 0.8125, 0.9)])
+def test_edits(
+    mode: str, box: tuple[float, float, float, float], release: Path, smooth_demo_bundle: Path, tmp_path: Path
+) -> None:
+    pipeline = Pipeline(smooth_demo_bundle, "onnxruntime")
+    image = pipeline.generate([4], 9).images[0]
+    (tmp_path / "image").write_bytes(image.tobytes())
+    options = [*map(repr, box), mode, "12", "7", "0"]
+    run(release / "tests" / "edit", smooth_demo_bundle, tmp_path / "image", tmp_path / "out", *options)
+    expected = pipeline.edit(image, box, mode, [12], seed=7)
+    data = (tmp_path / "out").read_bytes()
+    tokens = np.concatenate(expected.tokens, axis=1)
+    np.testing.assert_array_equal(np.frombuffer(data[: tokens.nbytes], "<i4"), tokens[0])
+    np.testing.assert_array_equal(np.frombuffer(data[tokens.nbytes :], np.uint8), expected.images.ravel())
 
 
 @pytest.fixture(scope="session")

@@ -21,12 +21,13 @@ class Case:
     top_k: int
     top_p: float
     batch: int = 8
+    smooth: bool = False
 
     @property
     def line(self) -> str:
         """As tests/trace.cpp reads it."""
         labels = ",".join(map(str, self.labels))
-        return f"{labels} {self.seed} {self.cfg!r} {self.top_k} {self.top_p!r} {self.batch}\n"
+        return f"{labels} {self.seed} {self.cfg!r} {self.top_k} {self.top_p!r} {self.batch} {self.smooth:d}\n"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def drawn_by_cpp(
 def drawn_by_python(bundle: Path, cases: Sequence[Case]) -> list[Drawn]:
     pipeline, found = Pipeline(bundle, "onnxruntime"), []
     for case in cases:
-        result = pipeline.generate(list(case.labels), case.seed, case.cfg, case.top_k, case.top_p, batch=case.batch)
+        settings = {"batch": case.batch, "smooth": case.smooth}
+        result = pipeline.generate(list(case.labels), case.seed, case.cfg, case.top_k, case.top_p, **settings)  # type: ignore[arg-type]
         found.append(Drawn(np.concatenate(result.tokens, axis=1), result.images))
     return found
 

@@ -81,3 +81,8 @@ def test_file_with_another_number_of_classes(own_bundle: Path) -> None:
     (own_bundle / "classes.txt").write_text("tench\n")
     with pytest.raises(BundleError, match="expected 5 lines, one for each class, found 1"):
         ClassNames.load(own_bundle, manifest)
+
+
+def test_none_is_no_class(imagenet: ClassNames) -> None:
+    assert imagenet.labels(["none", "None", 1000]) == [1000] * 3
+    assert ClassNames(10).label("none") == 10

@@ -12,6 +12,7 @@ from PIL import Image
 
 from runtime import Pipeline
 from runtime.generate import main
+from runtime.images import FRAME, LAST_FRAME, grid, write_animation
 
 
 def generate(*arguments: object) -> Result:
@@ -57,6 +58,50 @@ def test_dump_holds_the_whole_generation(toy_bundle: Path, tmp_path: Path) -> No
         assert trace[f"logits_{k}"].dtype == np.float32
 
 
+def test_previews_and_animation_go_from_coarse_to_fine(toy_bundle: Path, tmp_path: Path) -> None:
+    out, folder = tmp_path / "picture.png", tmp_path / "previews"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    common = ["--bundle", toy_bundle, "--label", "1,2,3", "--top-k", 5, "--batch", 2, "--out", out]
+    result = generate(*common, "--preview-dir", folder, "--animation", tmp_path / "a.webp")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "notes.txt",
+        "scale_00.png",
+        "scale_01.png",
+        "scale_02.png",
+    ]
+    assert (folder / "scale_02.png").read_bytes() == out.read_bytes()
+    previews: list[list[np.ndarray]] = [[], [], []]
+    Pipeline(toy_bundle).generate(
+        [1, 2, 3], top_k=5, batch=2, on_scale=lambda view: previews[view.index].append(view.preview())
+    )
+    for k, turns in enumerate(previews):
+        sheet = grid(np.concatenate(turns))
+        assert np.array_equal(np.asarray(Image.open(folder / f"scale_{k:02}.png")), sheet)
+
+    assert generate(*common, "--animation", tmp_path / "a.gif").exit_code == 0
+    for name in ("a.webp", "a.gif"):
+        with Image.open(tmp_path / name) as animation:
+            assert (animation.n_frames, animation.size) == (3, Image.open(out).size)
+            durations = []
+            for k in range(3):
+                animation.seek(k)
+                animation.load()
+                durations.append(animation.info["duration"])
+            assert durations == [FRAME, FRAME, LAST_FRAME]
+
+
+def test_an_animated_frame_looks_like_its_picture(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 32 * 32).astype(np.uint8).reshape(32, 32, 1).repeat(3, 2)
+    for name in ("a.webp", "a.gif"):
+        write_animation(tmp_path / name, [ramp, 255 - ramp])
+        with Image.open(tmp_path / name) as animation:
+            animation.seek(1)
+            error = np.asarray(animation.convert("RGB")).astype(int) - (255 - ramp)
+        assert np.abs(error).mean() < 4
+
+
 def test_list_classes(toy_bundle: Path) -> None:
     result = generate("--bundle", toy_bundle, "--list-classes")
     assert result.exit_code == 0
@@ -75,6 +120,8 @@ def test_list_classes(toy_bundle: Path) -> None:
         (["--label", "1", "--out", "picture.jpg"], 1, "ends in .png"),
         (["--label", "1", "--out", "missing/picture.png"], 1, "there is no folder"),
         (["--label", "1", "--dump", "trace.npy"], 1, "ends in .npz"),
+        (["--label", "1", "--animation", "a.png"], 1, "a.png: expected a name that ends in .webp or .gif"),
+        (["--label", "1", "--preview-dir", "missing/previews"], 1, "there is no folder missing"),
         (["--label", "1", "--bundle", "missing"], 1, "not a bundle"),
         (["--label", "1", "--dump-logits"], 2, "--dump-logits needs --dump"),
         (["--label", "1", "--backend", "cuda"], 2, "'cuda' is not one of"),
@@ -128,8 +175,9 @@ runtime.generate.main(sys.argv[1:])
     assert not list(tmp_path.iterdir())
 
 
-def test_help_waits_for_no_library() -> None:
-    code = "import sys, runtime.generate as g; g.main(['--help'], standalone_mode=False); print(*sys.modules)"
+@pytest.mark.parametrize("command", ["generate", "edit", "sample_set"])
+def test_help_waits_for_no_library(command: str) -> None:
+    code = f"import sys, runtime.{command} as c; c.main(['--help'], standalone_mode=False); print(*sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "--list-classes" in output
+    assert "--bundle" in output
     assert not {"numpy", "onnxruntime", "PIL", "rich"} & set(output.splitlines()[-1].split())

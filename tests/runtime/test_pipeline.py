@@ -78,6 +78,12 @@ def test_keeping_everything_drawn_changes_nothing(pipeline: Pipeline) -> None:
     assert_equal(pipeline.generate([1, 2], keep=keep, kept_tokens=free.tokens, **SETTINGS), free)
 
 
+def test_each_picture_may_have_its_own_seed(pipeline: Pipeline) -> None:
+    result = pipeline.generate([1, 2], seed=[9, 4], top_k=2)
+    for i, (label, seed) in enumerate([(1, 9), (2, 4)]):
+        assert np.array_equal(result.images[i], pipeline.generate(label, seed=seed, top_k=2).images[0])
+
+
 def test_views_show_each_scale_of_each_turn(pipeline: Pipeline) -> None:
     seen: list[tuple[int, int, range]] = []
     tokens: dict[int, list[np.ndarray]] = {}
@@ -132,6 +138,8 @@ def test_keys_and_values_are_written_behind_the_past(pipeline: Pipeline) -> None
         ({"batch": 0}, "batch: expected 1 or more"),
         ({"seed": -1}, "seed: expected 0"),
         ({"seed": 2**64 - 1, "labels": [1, 2]}, "seed: expected 0"),
+        ({"seed": [1, 2]}, r"seed: expected one, or 1 for 1 picture\(s\), found 2"),
+        ({"seed": [-1]}, "seed: expected 0"),
         ({"keep": []}, "keep, kept_tokens: expected both or neither"),
         ({"keep": [], "kept_tokens": []}, "keep: expected 3 arrays"),
     ],
@@ -204,7 +212,7 @@ def test_a_graph_that_fails_is_one_line(toy_bundle: Path) -> None:
 
 
 def test_the_device_needs_neither_torch_nor_onnx() -> None:
-    code = "import sys, runtime.pipeline, runtime.generate, runtime.trace; print(*sys.modules)"
+    code = "import sys, runtime.pipeline, runtime.trace, runtime.evaluation_set; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "onnxruntime" not in loaded.split()  # loaded by the backend that needs it
     assert not {"torch", "onnx", "onnxscript"} & set(loaded.split())

@@ -60,7 +60,7 @@ typedef enum var_edge_status {
 } var_edge_status;
 
 typedef enum var_edge_backend {
-    VAR_EDGE_AUTO = 0, /* TensorRT where the directory has engines for this machine, else ONNX Runtime */
+    VAR_EDGE_AUTO = 0, /* TensorRT where there are engines for this machine, else ONNX Runtime on a GPU, else on the CPU */
     VAR_EDGE_ONNXRUNTIME = 1,
     VAR_EDGE_ONNXRUNTIME_CUDA = 2, /* the CUDA execution provider */
     VAR_EDGE_ONNXRUNTIME_TENSORRT = 3, /* the TensorRT execution provider; builds its engines at the first run */
@@ -99,6 +99,12 @@ typedef struct var_edge_scale {
     int32_t first_picture, pictures; /* of this turn */
 } var_edge_scale;
 
+/* What an edit draws anew. */
+typedef enum var_edge_mode {
+    VAR_EDGE_INPAINT = 0, /* the inside of the region; the rest of the picture is kept */
+    VAR_EDGE_OUTPAINT = 1 /* the outside of it */
+} var_edge_mode;
+
 /* Called after every scale of every turn; anything but 0 stops the generation with VAR_EDGE_STOPPED. */
 typedef int (*var_edge_on_scale)(var_edge_model* model, const var_edge_scale* scale, void* user);
 
@@ -109,6 +115,7 @@ typedef struct var_edge_settings {
     int32_t top_k;  /* 0: all */
     double top_p;   /* 0 to 1; 0: all */
     int32_t batch;  /* pictures drawn together, at most */
+    int32_t smooth; /* 1: mix codes in place of drawing tokens, the published demo's "more smooth"; needs its graph */
     int32_t images_on_device; /* 1: the images go to device memory; needs a GPU backend */
     const uint8_t* keep;        /* (count, T) or NULL: where 1, kept_tokens replace the tokens drawn */
     const int32_t* kept_tokens; /* (count, T), scale after scale; with keep */
@@ -143,6 +150,13 @@ VAR_EDGE_API var_edge_status var_edge_preview(var_edge_model* model, uint8_t* im
 
 /* Tokens (count, T) of pictures (count, H, W, 3), both in host memory. Needs a bundle with an encoder. */
 VAR_EDGE_API var_edge_status var_edge_encode(var_edge_model* model, const uint8_t* images, int32_t count, int32_t* tokens);
+
+/* Draws a part of `image` (H, W, 3) anew, once for each label; `num_classes` is plain in-painting. The region is `box`
+ * {y0, x0, y1, x1} in shares of the picture, or `mask` (H, W), inside where it is not 0; the other one is NULL. The kept
+ * part comes back as the VQVAE reconstructs it. Settings without keep. */
+VAR_EDGE_API var_edge_status var_edge_edit(var_edge_model* model, const uint8_t* image, const double* box,
+                                           const uint8_t* mask, var_edge_mode mode, const int32_t* labels, int32_t count,
+                                           const var_edge_settings* settings, uint8_t* images, int32_t* tokens);
 
 /* NULL is allowed. */
 VAR_EDGE_API void var_edge_free(var_edge_model* model);

@@ -8,6 +8,7 @@
 #ifndef VAR_EDGE_HPP
 #define VAR_EDGE_HPP
 
+#include <array>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -90,13 +91,8 @@ class Model {
 
     // Throws Error, and what `on_scale` throws.
     Pictures generate(const std::vector<int32_t>& labels, Settings settings = {}, const OnScale& on_scale = {}) {
-        const var_edge_info about = info();
-        Pictures result;
-        result.side = about.image_size;
-        result.count = int32_t(labels.size());
-        result.images.resize(labels.size() * about.image_size * about.image_size * 3);
-        result.tokens.resize(labels.size() * about.tokens);
-        Call call{on_scale, about.image_size, nullptr};
+        Pictures result = room_for(labels.size());
+        Call call{on_scale, result.side, nullptr};
         if (on_scale) {
             settings.on_scale = [](var_edge_model* model, const var_edge_scale* scale, void* user) {
                 auto& self = *static_cast<Call*>(user);
@@ -116,6 +112,16 @@ class Model {
         return result;
     }
 
+    // A part of `image` (side, side, 3), the box y0, x0, y1, x1 in shares of it, drawn anew once for each label.
+    Pictures edit(const std::vector<uint8_t>& image, const std::array<double, 4>& box, var_edge_mode mode,
+                  const std::vector<int32_t>& labels, const Settings& settings = {}) {
+        Pictures result = room_for(labels.size());
+        if (image.size() * labels.size() != result.images.size()) throw std::invalid_argument("edit: image of another size");
+        check(var_edge_edit(model_.get(), image.data(), box.data(), nullptr, mode, labels.data(), result.count, &settings,
+                            result.images.data(), result.tokens.data()));
+        return result;
+    }
+
     // images (count, side, side, 3) -> tokens (count, T).
     std::vector<int32_t> encode(const std::vector<uint8_t>& images) {
         const var_edge_info about = info();
@@ -129,6 +135,16 @@ class Model {
     var_edge_model* get() const { return model_.get(); }
 
   private:
+    Pictures room_for(std::size_t count) const {
+        const var_edge_info about = info();
+        Pictures pictures;
+        pictures.side = about.image_size;
+        pictures.count = int32_t(count);
+        pictures.images.resize(count * std::size_t(about.image_size) * std::size_t(about.image_size) * 3);
+        pictures.tokens.resize(count * std::size_t(about.tokens));
+        return pictures;
+    }
+
     struct Call {
         const OnScale& on_scale;
         int32_t side;

@@ -1,8 +1,9 @@
 // The C boundary: arguments in, one try around each call, a status and a message out.
-#include <cstring>
+#include <algorithm>
 #include <memory>
 #include <new>
 
+#include "editing.hpp"
 #include "error.hpp"
 #include "pipeline.hpp"
 #include "var_edge.h"
@@ -57,6 +58,37 @@ void right_size(const T* value, const char* name) {
         throw bad_argument(std::string(name) + ".struct_size: expected " + std::to_string(sizeof(T)) + ", found " +
                            std::to_string(value->struct_size) + "; set it, and use the header of this library");
     }
+}
+
+// The settings, or the defaults as far as the vocabulary allows.
+var_edge_settings checked(const var_edge_model* model, const var_edge_settings* settings) {
+    if (settings) {
+        right_size(settings, "settings");
+        return *settings;
+    }
+    var_edge_settings defaults;
+    var_edge_default_settings(&defaults);
+    defaults.top_k = std::int32_t(std::min<std::int64_t>(defaults.top_k, model->pipeline.manifest().model.vocab_size));
+    return defaults;
+}
+
+Request request_of(var_edge_model* model, const int32_t* labels, int32_t count, const var_edge_settings& asked) {
+    Request request;
+    if (count > 0) request.labels.assign(labels, labels + count);
+    request.seed = asked.seed;
+    request.sampling = {asked.cfg, asked.top_k, asked.top_p, asked.smooth != 0};
+    request.batch = asked.batch;
+    request.keep = asked.keep;
+    request.kept_tokens = asked.kept_tokens;
+    if (asked.on_scale) {
+        request.on_scale = [model, asked](std::int64_t k, std::int64_t first, std::int64_t pictures) {
+            const std::vector<Scale>& scales = model->pipeline.manifest().scales;
+            const var_edge_scale scale = {std::int32_t(k), std::int32_t(scales.size()), std::int32_t(scales[std::size_t(k)].side),
+                                          std::int32_t(first), std::int32_t(pictures)};
+            return asked.on_scale(model, &scale, asked.user) == 0;
+        };
+    }
+    return request;
 }
 
 }  // namespace
@@ -138,30 +170,29 @@ var_edge_status var_edge_generate(var_edge_model* model, const int32_t* labels, 
         required(model, "model");
         required(labels, "labels");
         required(images, "images");
-        var_edge_settings asked;
-        var_edge_default_settings(&asked);
-        if (settings) {
-            right_size(settings, "settings");
-            asked = *settings;
+        const var_edge_settings asked = checked(model, settings);
+        model->pipeline.generate(request_of(model, labels, count, asked), images, asked.images_on_device != 0, tokens);
+    });
+}
+
+var_edge_status var_edge_edit(var_edge_model* model, const uint8_t* image, const double* box, const uint8_t* mask,
+                              var_edge_mode mode, const int32_t* labels, int32_t count, const var_edge_settings* settings,
+                              uint8_t* images, int32_t* tokens) {
+    return guarded([&] {
+        required(model, "model");
+        required(image, "image");
+        required(labels, "labels");
+        required(images, "images");
+        if (!box == !mask) throw bad_argument("box, mask: expected one of them, and NULL for the other");
+        if (mode != VAR_EDGE_INPAINT && mode != VAR_EDGE_OUTPAINT) {
+            throw bad_argument("mode: expected one of var_edge_mode, found " + std::to_string(int(mode)));
         }
-        Request request;
-        if (count > 0) request.labels.assign(labels, labels + count);
-        request.seed = asked.seed;
-        request.sampling = {asked.cfg, asked.top_k, asked.top_p};
-        if (!settings) request.sampling.top_k = std::min<std::int64_t>(asked.top_k, model->pipeline.manifest().model.vocab_size);
-        request.batch = asked.batch;
-        request.keep = asked.keep;
-        request.kept_tokens = asked.kept_tokens;
-        if (asked.on_scale) {
-            const Manifest& manifest = model->pipeline.manifest();
-            request.on_scale = [&, asked](std::int64_t k, std::int64_t first, std::int64_t pictures) {
-                const var_edge_scale scale = {std::int32_t(k), std::int32_t(manifest.scales.size()),
-                                              std::int32_t(manifest.scales[std::size_t(k)].side), std::int32_t(first),
-                                              std::int32_t(pictures)};
-                return asked.on_scale(model, &scale, asked.user) == 0;
-            };
-        }
-        model->pipeline.generate(request, images, asked.images_on_device != 0, tokens);
+        const var_edge_settings asked = checked(model, settings);
+        const Model& about = model->pipeline.manifest().model;
+        const bool outpaint = mode == VAR_EDGE_OUTPAINT;
+        const auto kept = box ? kept_cells_of_box({box[0], box[1], box[2], box[3]}, outpaint, about)
+                              : kept_cells_of_mask(mask, outpaint, about);
+        model->pipeline.edit(request_of(model, labels, count, asked), image, kept, images, asked.images_on_device != 0, tokens);
     });
 }
 

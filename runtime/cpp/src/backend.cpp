@@ -27,6 +27,11 @@ std::unique_ptr<Backend> tensorrt([[maybe_unused]] const std::filesystem::path& 
 
 }  // namespace
 
+void check_smooth(const Manifest& manifest) {
+    if (manifest.graphs.count(SMOOTH_BRIDGE)) return;
+    throw bad_bundle(manifest.model.name + ": no graph for smooth sampling; make onnx SMOOTH=1 exports the bundle with it");
+}
+
 std::unique_ptr<Backend> create_backend(var_edge_backend wanted, const std::filesystem::path& bundle, Manifest& manifest,
                                         const BackendOptions& options) {
     switch (wanted) {
@@ -49,6 +54,11 @@ std::unique_ptr<Backend> create_backend(var_edge_backend wanted, const std::file
             if (engines) throw;
             options.log(1, std::string("engines not used: ") + error.what());
         }
+    }
+    try {
+        return onnxruntime(VAR_EDGE_ONNXRUNTIME_CUDA, bundle, manifest, options);
+    } catch (const Error& error) {
+        if (error.status != VAR_EDGE_UNSUPPORTED) throw;  // no GPU, or a library without its provider
     }
     return onnxruntime(VAR_EDGE_ONNXRUNTIME, bundle, manifest, options);
 }

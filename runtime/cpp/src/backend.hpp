@@ -31,12 +31,15 @@ class Backend {
     virtual std::string name() const = 0;
     virtual bool on_device() const = 0;  // whether its arrays are a GPU's
     virtual const std::vector<std::int64_t>& batches() const = 0;  // it can draw together, 1 among them; empty: any
-    virtual void begin(const std::vector<std::int64_t>& labels) = 0;
+    virtual void begin(const std::vector<std::int64_t>& labels, bool smooth) = 0;
     virtual void step(std::size_t k, const Draw& draw, const Sampling& sampling) = 0;
     virtual void tokens(std::size_t k, std::int32_t* out) = 0;  // (B, L): what scale k, already stepped, drew or kept
     virtual void decode(std::uint8_t* images, bool to_device) = 0;  // (B, H, W, 3): f_hat as it is after the latest step
     virtual void encode(const std::uint8_t* image, std::int32_t* tokens) = 0;  // one picture
 };
+
+// Throws Error BAD_BUNDLE for smooth sampling with a bundle that has no graph for it.
+void check_smooth(const Manifest& manifest);
 
 // The backend asked for, never another; AUTO takes TensorRT where there are engines that run here, else ONNX Runtime.
 // `manifest` becomes the one of the engines' directory where engines are used.

@@ -186,10 +186,15 @@ class OnnxRuntimeBackend final : public Backend {
     bool on_device() const override { return false; }
     const std::vector<std::int64_t>& batches() const override { return any_; }
 
-    void begin(const std::vector<std::int64_t>& labels) override {
-        if (!batch_ || batch_->wiring.size != std::int64_t(labels.size())) {
-            batch_.reset();  // the arrays of the other size first
-            batch_ = std::make_unique<Batch>(std::int64_t(labels.size()), *this);
+    void begin(const std::vector<std::int64_t>& labels, bool smooth) override {
+        const auto size = std::int64_t(labels.size());
+        if (!batch_ || batch_->wiring.size != size || batch_->wiring.smooth != smooth) {
+            batch_.reset();  // the arrays of the other kind first
+            if (smooth && !sessions_.count(SMOOTH_BRIDGE)) {  // only smooth sampling pays for it
+                check_smooth(manifest_);
+                sessions_.emplace(SMOOTH_BRIDGE, open(SMOOTH_BRIDGE));
+            }
+            batch_ = std::make_unique<Batch>(size, smooth, *this);
         }
         batch_->latest = -1;
         batch_->wiring.set_labels(labels.data());
@@ -226,8 +231,8 @@ class OnnxRuntimeBackend final : public Backend {
   private:
     // The stages of one batch size, bound to their arrays.
     struct Batch {
-        Batch(std::int64_t size, OnnxRuntimeBackend& backend)
-            : wiring(size, backend.manifest_, backend.constants_, arrays), condition(backend.bind(wiring.condition)) {
+        Batch(std::int64_t size, bool smooth, OnnxRuntimeBackend& backend)
+            : wiring(size, smooth, backend.manifest_, backend.constants_, arrays), condition(backend.bind(wiring.condition)) {
             for (const auto& [transformer, bridge] : wiring.steps) steps.emplace_back(backend.bind(transformer), backend.bind(bridge));
             for (std::size_t k : {0, 1}) {  // by f_hat's turn
                 for (const Stage& stage : wiring.decoders(k)) decoders[k].push_back(backend.bind(stage));

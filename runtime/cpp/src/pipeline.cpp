@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "editing.hpp"
 #include "error.hpp"
 #include "files.hpp"
 #include "uniforms.hpp"
@@ -97,9 +98,13 @@ void Pipeline::generate(const Request& request, std::uint8_t* images, bool to_de
 
 void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t size) {
     const std::int64_t total = manifest_.model.tokens();
+    const bool smooth = request.sampling.smooth;
+    const std::int64_t values = smooth ? manifest_.model.vocab_size : 1;  // random numbers of a token
     std::vector<std::vector<float>> numbers;
-    for (std::int64_t i = 0; i < size; ++i) numbers.push_back(uniforms(request.seed + std::uint64_t(start + i), total));
-    backend_->begin({request.labels.begin() + start, request.labels.begin() + start + size});
+    for (std::int64_t i = 0; i < size; ++i) {
+        numbers.push_back((smooth ? gumbel_noise : uniforms)(request.seed + std::uint64_t(start + i), total * values));
+    }
+    backend_->begin({request.labels.begin() + start, request.labels.begin() + start + size}, smooth);
     for (std::size_t k = 0; k < manifest_.scales.size(); ++k) {
         const Scale& scale = manifest_.scales[k];
         // Rows (B, L) of this scale out of (N, T).
@@ -107,8 +112,8 @@ void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t siz
         std::vector<std::uint8_t> keep;
         std::vector<std::int32_t> kept;
         for (std::int64_t i = 0; i < size; ++i) {
-            const auto first = numbers[std::size_t(i)].begin() + scale.offset;
-            scale_numbers.insert(scale_numbers.end(), first, first + scale.tokens);
+            const auto first = numbers[std::size_t(i)].begin() + scale.offset * values;
+            scale_numbers.insert(scale_numbers.end(), first, first + scale.tokens * values);
             if (!request.keep) continue;
             const std::int64_t row = (start + i) * total + scale.offset;
             keep.insert(keep.end(), request.keep + row, request.keep + row + scale.tokens);
@@ -134,6 +139,23 @@ void Pipeline::encode(const std::uint8_t* images, std::int64_t count, std::int32
     for (std::int64_t i = 0; i < count; ++i) {
         backend_->encode(images + i * model.image_size * model.image_size * 3, tokens + i * model.tokens());
     }
+}
+
+void Pipeline::edit(Request request, const std::uint8_t* image, const std::vector<std::uint8_t>& kept, std::uint8_t* images,
+                    bool to_device, std::int32_t* tokens) {
+    if (request.keep || request.kept_tokens) throw bad_argument("keep: an edit says itself what it keeps; expected NULL");
+    const std::vector<std::uint8_t> keep = keep_masks(kept, manifest_.model);
+    std::vector<std::int32_t> known(keep.size());
+    encode(image, 1, known.data());
+    std::vector<std::uint8_t> all_keep;
+    std::vector<std::int32_t> all_known;
+    for (std::size_t i = 0; i < request.labels.size(); ++i) {
+        all_keep.insert(all_keep.end(), keep.begin(), keep.end());
+        all_known.insert(all_known.end(), known.begin(), known.end());
+    }
+    request.keep = all_keep.data();
+    request.kept_tokens = all_known.data();
+    generate(request, images, to_device, tokens);
 }
 
 }  // namespace var_edge_impl

@@ -34,6 +34,10 @@ class Pipeline {
 
     void encode(const std::uint8_t* images, std::int64_t count, std::int32_t* tokens);
 
+    // `request` without keep: what `kept` (P, P) marks of `image` is kept, and drawn anew for each label.
+    void edit(Request request, const std::uint8_t* image, const std::vector<std::uint8_t>& kept, std::uint8_t* images,
+              bool to_device, std::int32_t* tokens);
+
     const Manifest& manifest() const { return manifest_; }
     const Backend& backend() const { return *backend_; }
     const std::vector<std::string>& classes() const { return classes_; }

@@ -1,6 +1,7 @@
 #include "uniforms.hpp"
 
 #include <array>
+#include <cmath>
 
 namespace var_edge_impl {
 
@@ -21,19 +22,33 @@ Words philox(Words counter, std::uint64_t key0, std::uint64_t key1) {
     return counter;
 }
 
+// `count` 24-bit numbers of the generator with this key.
+template <typename Use>
+void for_each_number(std::uint64_t key0, std::uint64_t key1, std::int64_t count, Use use) {
+    for (std::uint64_t block = 1; count > 0; ++block) {  // numpy counts before it draws
+        for (std::uint64_t word : philox({block, 0, 0, 0}, key0, key1)) {
+            for (std::uint32_t half : {std::uint32_t(word), std::uint32_t(word >> 32)}) {
+                if (count-- > 0) use(half >> 8);
+            }
+        }
+    }
+}
+
 }  // namespace
 
 std::vector<float> uniforms(std::uint64_t seed, std::int64_t count) {
     std::vector<float> values;
-    values.reserve(std::size_t(count) + 7);
-    for (std::uint64_t block = 1; std::int64_t(values.size()) < count; ++block) {  // numpy counts before it draws
-        for (std::uint64_t word : philox({block, 0, 0, 0}, seed, 0)) {
-            for (std::uint32_t half : {std::uint32_t(word), std::uint32_t(word >> 32)}) {
-                values.push_back(float(half >> 8) * 0x1p-24f);
-            }
-        }
-    }
-    values.resize(std::size_t(count));
+    values.reserve(std::size_t(count));
+    for_each_number(seed, 0, count, [&](std::uint32_t number) { values.push_back(float(number) * 0x1p-24f); });
+    return values;
+}
+
+std::vector<float> gumbel_noise(std::uint64_t seed, std::int64_t count) {
+    std::vector<float> values;
+    values.reserve(std::size_t(count));
+    for_each_number(seed, 1, count, [&](std::uint32_t number) {
+        values.push_back(float(-std::log(-std::log((double(number) + 0.5) * 0x1p-24))));
+    });
     return values;
 }
 

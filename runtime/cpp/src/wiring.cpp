@@ -100,8 +100,9 @@ std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle,
     return constants;
 }
 
-Wiring::Wiring(std::int64_t batch, const Manifest& manifest, const std::vector<ScaleConstants>& constants, Arrays& arrays)
-    : size(batch), arrays_(&arrays) {
+Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const std::vector<ScaleConstants>& constants,
+               Arrays& arrays)
+    : size(batch), smooth(mixed), arrays_(&arrays), vocab_size_(manifest.model.vocab_size) {
     const Model& model = manifest.model;
     const std::vector<Scale>& scales = manifest.scales;
     const std::int64_t rows = scales.back().tokens, columns = 2 * size;
@@ -109,12 +110,19 @@ Wiring::Wiring(std::int64_t batch, const Manifest& manifest, const std::vector<S
     for (const Scale& scale : scales) {
         counts_.push_back(scale.tokens);
         const Shape map = {size, scale.tokens};
-        settings.emplace_back(arrays, std::vector<std::tuple<std::string, Shape, Dtype>>{{"uniforms", map, Dtype::float32},
-                                                                                        {"guidance", {1}, Dtype::float32},
-                                                                                        {"top_k", {1}, Dtype::int64},
-                                                                                        {"top_p", {1}, Dtype::float32},
-                                                                                        {"keep", map, Dtype::boolean},
-                                                                                        {"kept_tokens", map, Dtype::int32}});
+        std::vector<std::tuple<std::string, Shape, Dtype>> specs = {{"guidance", {1}, Dtype::float32},
+                                                                    {"top_k", {1}, Dtype::int64},
+                                                                    {"top_p", {1}, Dtype::float32},
+                                                                    {"keep", map, Dtype::boolean},
+                                                                    {"kept_tokens", map, Dtype::int32}};
+        if (smooth) {
+            specs.emplace_back("noise", Shape{size, scale.tokens, model.vocab_size}, Dtype::float32);
+            specs.emplace_back("sharpness", Shape{1}, Dtype::float32);
+            specs.emplace_back("temperature", Shape{1}, Dtype::float32);
+        } else {
+            specs.emplace_back("uniforms", map, Dtype::float32);
+        }
+        settings.emplace_back(arrays, specs);
         drawn.push_back(arrays.zeros(map, Dtype::int32));
         tokens.push_back(arrays.zeros(map, Dtype::int32));
     }
@@ -157,7 +165,7 @@ Wiring::Wiring(std::int64_t batch, const Manifest& manifest, const std::vector<S
         const Tensors results = {
             {"drawn", drawn[k]}, {"tokens", tokens[k]}, {"f_hat_out", f_hat_after(k)}, {"x_next", x.rows(0, next)}};
         steps.emplace_back(Stage{"transformer", joined({&input, &by_block, &past, &constants[k].transformer}), made},
-                           Stage{"bridge", joined({&drawing, &settings[k].stages(), &constants[k].bridge}), results});
+                           Stage{smooth ? SMOOTH_BRIDGE : "bridge", joined({&drawing, &settings[k].stages(), &constants[k].bridge}), results});
     }
 }
 
@@ -171,7 +179,14 @@ void Wiring::start() const {
 void Wiring::set_scale(std::size_t k, const Draw& draw, const Sampling& sampling) const {
     const Staged& staged = settings[k];
     const std::int64_t count = size * counts_[k];
-    std::copy_n(draw.uniforms, count, staged.host<float>("uniforms"));
+    if (smooth) {
+        const auto scales = std::int64_t(counts_.size());
+        std::copy_n(draw.randoms, count * vocab_size_, staged.host<float>("noise"));
+        *staged.host<float>("sharpness") = float(sampling.sharpness(std::int64_t(k), scales));
+        *staged.host<float>("temperature") = float(sampling.temperature(std::int64_t(k), scales));
+    } else {
+        std::copy_n(draw.randoms, count, staged.host<float>("uniforms"));
+    }
     *staged.host<float>("guidance") = float(draw.guidance);
     *staged.host<std::int64_t>("top_k") = sampling.top_k;
     *staged.host<float>("top_p") = float(sampling.top_p);

@@ -12,6 +12,7 @@
 
 namespace var_edge_impl {
 
+constexpr const char* SMOOTH_BRIDGE = "bridge_smooth";
 constexpr std::size_t ALIGNMENT = 256;  // bytes; what TensorRT asks of an address
 
 using Tensors = std::map<std::string, Array>;
@@ -47,9 +48,9 @@ struct ScaleConstants {
 // What each scale's graphs are told beside data. Throws Error BAD_BUNDLE if the weight file lacks a tensor.
 std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle, const Manifest& manifest, Arrays& arrays);
 
-// What one scale of one turn is drawn with: `uniforms` (B, L); `keep` and `kept_tokens` (B, L) or null.
+// What one scale of one turn is drawn with: `randoms` are uniforms (B, L) or, smooth, noise (B, L, V); `keep` and `kept_tokens` (B, L) or null.
 struct Draw {
-    const float* uniforms;
+    const float* randoms;
     double guidance;
     const std::uint8_t* keep;
     const std::int32_t* kept_tokens;
@@ -64,7 +65,8 @@ std::map<std::string, std::int64_t> scale_sizes(const std::vector<Scale>& scales
 // are the first rows of caches for all T tokens, and the new ones go right behind them.
 class Wiring {
   public:
-    Wiring(std::int64_t size, const Manifest& manifest, const std::vector<ScaleConstants>& constants, Arrays& arrays);
+    Wiring(std::int64_t size, bool smooth, const Manifest& manifest, const std::vector<ScaleConstants>& constants,
+           Arrays& arrays);
 
     void set_labels(const std::int64_t* labels) const;
     void start() const;  // queues the upload of the labels and an empty f_hat
@@ -73,6 +75,7 @@ class Wiring {
     std::vector<Stage> decoders(std::size_t k) const;  // after scale k, one for each picture
 
     std::int64_t size;
+    bool smooth;
     std::vector<Staged> labels;    // one
     std::vector<Staged> settings;  // by scale
     std::vector<Array> drawn, tokens;
@@ -83,6 +86,7 @@ class Wiring {
   private:
     Arrays* arrays_;
     std::vector<std::int64_t> counts_;  // tokens, by scale
+    std::int64_t vocab_size_;
     Array f_hat_[2];  // by turns: a graph may write an output before it has read all of its input
 };
 

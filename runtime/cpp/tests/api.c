@@ -122,6 +122,28 @@ int main(int count, char** arguments) {
     if (!seen) ++failures;
     settings.on_scale = NULL;
     expect("after a stop", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_OK, "");
+    const double box[4] = {0.25, 0.25, 0.75, 0.75}, empty[4] = {0.5, 0.5, 0.5, 0.9}, outside[4] = {0, 0, 1, 1.5};
+    uint8_t* mask = calloc(picture, 1);
+    labels[0] = info.num_classes;
+    expect("edit", var_edge_edit(model, preview, box, NULL, VAR_EDGE_INPAINT, labels, 1, &settings, images, tokens), VAR_EDGE_OK, "");
+    expect("empty box", var_edge_edit(model, preview, empty, NULL, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL),
+           VAR_EDGE_BAD_ARGUMENT, "box: expected");
+    expect("box outside", var_edge_edit(model, preview, outside, NULL, VAR_EDGE_OUTPAINT, labels, 1, &settings, images, NULL),
+           VAR_EDGE_BAD_ARGUMENT, "box: expected");
+    expect("empty mask", var_edge_edit(model, preview, NULL, mask, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL),
+           VAR_EDGE_BAD_ARGUMENT, "mask: covers no token");
+    memset(mask, 1, picture / 3);
+    expect("whole mask", var_edge_edit(model, preview, NULL, mask, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL), VAR_EDGE_OK, "");
+    expect("box and mask", var_edge_edit(model, preview, box, mask, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL),
+           VAR_EDGE_BAD_ARGUMENT, "expected one of them");
+    expect("no image", var_edge_edit(model, NULL, box, NULL, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL),
+           VAR_EDGE_BAD_ARGUMENT, "image");
+    expect("mode", var_edge_edit(model, preview, box, NULL, (var_edge_mode)7, labels, 1, &settings, images, NULL),
+           VAR_EDGE_BAD_ARGUMENT, "mode: expected");
+    settings.smooth = 1;
+    expect("smooth", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_BUNDLE, "make onnx SMOOTH=1");
+    settings.smooth = 0;
+    free(mask);
     expect("encode", var_edge_encode(model, images, 1, tokens), VAR_EDGE_OK, "");
     expect("encode none", var_edge_encode(model, images, 0, tokens), VAR_EDGE_BAD_ARGUMENT, "count: expected 1 or more");
 

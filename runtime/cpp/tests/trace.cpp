@@ -1,5 +1,5 @@
-// trace DIR OUT [TIMES [THREADS]] < cases: draws each case as its line comes, "label,… seed cfg top_k top_p batch", and
-// writes tokens (int32), then images (uint8), to OUT ("-": standard output). With TIMES each case is drawn so often, and
+// trace DIR OUT [TIMES [THREADS]] < cases: draws each case as its line comes, "label,… seed cfg top_k top_p batch smooth",
+// and writes tokens (int32), then images (uint8), to OUT ("-": standard output). With TIMES each case is drawn so often, and
 // the resident memory in kB goes to standard error after a tenth of them and at the end.
 #include <cstdio>
 #include <cstdlib>
@@ -22,7 +22,8 @@ Case parse(const std::string& line) {
     Case found;
     std::istringstream stream(line);
     std::string labels;
-    stream >> labels >> found.settings.seed >> found.settings.cfg >> found.settings.top_k >> found.settings.top_p >> found.settings.batch;
+    stream >> labels >> found.settings.seed >> found.settings.cfg >> found.settings.top_k >> found.settings.top_p >> found.settings.batch >>
+        found.settings.smooth;
     std::istringstream list(labels);
     for (std::string label; std::getline(list, label, ',');) found.labels.push_back(std::stoi(label));
     return found;

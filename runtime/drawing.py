@@ -1,0 +1,132 @@
+"""What the commands that draw have in common: their options, and the files they write."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .backends import BACKENDS
+from .files import check_folder, check_target
+from .sampling import BATCH, Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .pipeline import Result, ScaleView
+
+C = TypeVar("C", bound=Callable[..., Any])
+Options = Callable[[C], C]
+FILE = click.Path(path_type=Path)
+
+
+def together(*options: Options) -> Options:
+    """These options as one decorator."""
+
+    def decorate(command: C) -> C:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def split_labels(labels: tuple[str, ...]) -> list[str]:
+    """The labels of a repeated option whose values may be lists."""
+    return [label.strip() for group in labels for label in group.split(",")]
+
+
+drawing_options = together(
+    click.option("--seed", default=0, help="Picture i is drawn with SEED + i."),
+    click.option("--cfg", default=Sampling.cfg, help="Guidance: 0 is none, more is closer to the class."),
+    click.option("--top-k", default=Sampling.top_k, help="Draw from the K likeliest tokens; 0: all."),
+    click.option("--top-p", default=Sampling.top_p, help="Draw from the likeliest tokens of mass P; 0: all."),
+    click.option("--smooth", is_flag=True, help="Mix codes in place of drawing tokens: smoother pictures."),
+    click.option("--batch", default=BATCH, help="Pictures drawn together."),
+)
+engine_options = together(
+    click.option("--threads", type=int, help="CPU threads.  [default: the backend's choice]"),
+    click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine."),
+    click.option("--verify/--no-verify", default=True, help="Check the SHA-256 of the bundle's files."),
+)
+
+
+@dataclass(frozen=True)
+class Files:
+    """What a drawing command writes: the picture `out`, and what else is wanted."""
+
+    out: Path
+    preview_dir: Path | None = None
+    animation: Path | None = None
+    dump: Path | None = None
+
+    def check(self) -> None:
+        """Raises SettingsError if one of them cannot be written. Ask before long work."""
+        from .images import check_animation
+
+        check_target(self.out, ".png")
+        if self.dump:
+            check_target(self.dump, ".npz")
+        if self.animation:
+            check_animation(self.animation)
+        if self.preview_dir:
+            check_folder(self.preview_dir)
+
+    def watch(self, advance: Callable[[float], None], with_logits: bool = False) -> Watch:
+        """To give to `on_scale`: it keeps what these files need of each scale. `advance` hears of every token drawn."""
+        return Watch(bool(self.animation or self.preview_dir), with_logits, advance)
+
+    def write(self, sheet: np.ndarray, result: Result, watch: Watch) -> None:
+        """Writes all of them; `sheet` (H, W, 3) uint8 is the picture `out`."""
+        import numpy as np
+
+        from .images import grid, write_animation, write_png
+        from .trace import write_trace
+
+        previews = [grid(np.concatenate(turns)) for turns in watch.previews.values()]
+        if self.preview_dir:
+            self.preview_dir.mkdir(exist_ok=True)
+            for k, preview in enumerate(previews):
+                write_png(self.preview_dir / f"scale_{k:02}.png", preview)
+        if self.animation:
+            write_animation(self.animation, previews)
+        if self.dump:
+            write_trace(self.dump, result, [np.concatenate(turns) for turns in watch.logits.values()])
+        write_png(self.out, sheet)
+
+
+def file_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of `Files`, which `command` gets as `files`."""
+
+    @functools.wraps(command)
+    def run(*, out: Path, preview_dir: Path | None, animation: Path | None, dump: Path | None, **others: Any) -> None:
+        command(files=Files(out, preview_dir, animation, dump), **others)
+
+    return together(
+        click.option("--out", type=FILE, default=Path("picture.png"), help="PNG to write."),
+        click.option("--preview-dir", type=FILE, help="Also write the pictures after each scale into this folder."),
+        click.option("--animation", type=FILE, help="Also write them as one .webp or .gif, coarse to fine."),
+        click.option("--dump", type=FILE, help="Also write tokens and pictures to this .npz."),
+    )(run)
+
+
+@dataclass
+class Watch:
+    """A hook for `on_scale`. Both dictionaries: scale -> one array for each turn, (B, …) each."""
+
+    with_previews: bool
+    with_logits: bool
+    advance: Callable[[float], None]
+    previews: dict[int, list[np.ndarray]] = field(default_factory=dict)
+    logits: dict[int, list[np.ndarray]] = field(default_factory=dict)
+
+    def __call__(self, view: ScaleView) -> None:
+        if self.with_previews:
+            self.previews.setdefault(view.index, []).append(view.preview())
+        if self.with_logits:
+            self.logits.setdefault(view.index, []).append(view.logits())
+        self.advance(len(view.pictures) * view.side**2)

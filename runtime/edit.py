@@ -1,0 +1,86 @@
+"""python -m runtime.edit: a part of a given picture is drawn anew."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .classes import NO_CLASS
+from .cli import progress_bar, reports_errors
+from .drawing import FILE, Files, drawing_options, engine_options, file_options, split_labels
+from .errors import SettingsError
+
+if TYPE_CHECKING:
+    from .editing import Box
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--bundle", type=FILE, required=True, help="Directory to run.")
+@click.option("--image", type=FILE, required=True, help="Picture to edit; of another shape its middle square.")
+@click.option("--box", metavar="Y0,X0,Y1,X1", help="Part of that square, as shares of its side: 0.25,0.25,0.75,0.75")
+@click.option("--mask", type=FILE, help="Instead of a box: a picture of the same size, white inside.")
+@click.option("--mode", type=click.Choice(["inpaint", "outpaint"]), default="inpaint", help="Draw inside, or outside.")
+@click.option("--label", "labels", multiple=True, default=[NO_CLASS], help="What to draw; several draw several times.")
+@click.option("--compare", is_flag=True, help="Put the given picture, and what is kept of it, before the result.")
+@drawing_options
+@engine_options
+@file_options
+@reports_errors
+def main(
+    bundle: Path,
+    image: Path,
+    box: str | None,
+    mask: Path | None,
+    mode: str,
+    labels: tuple[str, ...],
+    compare: bool,
+    threads: int | None,
+    backend: str,
+    verify: bool,
+    files: Files,
+    **settings: Any,
+) -> None:
+    """Draw a part of a picture anew and keep the rest. The label "none" leaves open what is drawn."""
+    if (box is None) == (mask is None):
+        raise click.UsageError("Expected one of '--box' and '--mask'.")
+
+    import numpy as np
+
+    from .editing import greyed, kept_cells
+    from .images import grid, read_mask, read_picture
+    from .manifest import Manifest
+    from .pipeline import Pipeline
+
+    files.check()
+    model, wanted = Manifest.load(bundle, verify=False).model, split_labels(labels)
+    picture = read_picture(image, model.image_size, smallest=model.grid)
+    region = _box(box) if mask is None else read_mask(mask, image, model.image_size)
+    kept = kept_cells(region, mode, model)
+    with progress_bar() as bar:
+        task = bar.add_task("loading", total=None)
+        pipeline = Pipeline(bundle, backend, threads, verify)
+        bar.update(task, description="drawing", total=len(wanted) * model.tokens)
+        watch = files.watch(partial(bar.advance, task))
+        start = time.perf_counter()
+        result = pipeline.edit(picture, region, mode, wanted, on_scale=watch, **settings)
+        seconds = time.perf_counter() - start
+    before = [picture, greyed(picture, kept)] if compare else []
+    images = [*before, *result.images]
+    files.write(grid(np.stack(images), len(images) if compare else None), result, watch)
+    click.echo(f"{files.out}: {len(wanted)} edit(s) in {seconds:.1f} s with {pipeline.backend.name}")
+
+
+def _box(text: str | None) -> Box:
+    try:
+        y0, x0, y1, x1 = map(float, (text or "").split(","))
+    except ValueError:
+        raise SettingsError(f"box: expected four numbers such as 0.25,0.25,0.75,0.75, found {text!r}") from None
+    return y0, x0, y1, x1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The pictures that a model is judged by: equally many of each class, the same files in however many parts drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from .errors import SettingsError
+from .files import check_folder, remove_leftovers, whole_file
+from .images import open_picture, write_png
+from .manifest import Manifest
+from .pipeline import Pipeline, ScaleView
+from .sampling import BATCH, EVALUATION, Sampling
+from .strict import load
+
+SCHEMA_VERSION = 1
+SETTINGS, SAMPLES = "settings.json", "samples.npz"
+Advance = Callable[[float], None]  # hears of pictures, or of parts of one, as they get done
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Picture `index` of a class."""
+
+    label: int
+    index: int
+
+    @property
+    def file(self) -> str:
+        return f"{self.label:04}_{self.index:05}.png"
+
+    def seed(self, of_set: int) -> int:
+        """Depends on nothing but the class, the index and the set's seed: 20, 20 and 24 of 64 bits."""
+        return of_set << 40 | self.label << 20 | self.index
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """What a set is, as `settings.json` says it: all that the bytes of its files depend on.
+
+    Pictures are drawn in fixed batches, because a picture may differ in the last bit from the same drawn with others.
+    So a shard is made of whole batches, and a run that was stopped draws the whole batch that it was at again.
+    """
+
+    schema_version: int
+    model: str
+    precision: str
+    bundle: str  # SHA-256, see `fingerprint`
+    backend: str
+    image_size: int
+    classes: tuple[int, ...]
+    per_class: int
+    seed: int
+    cfg: float
+    top_k: int
+    top_p: float
+    batch: int
+
+    @classmethod
+    def of(
+        cls,
+        pipeline: Pipeline,
+        classes: Sequence[int | str] = (),
+        per_class: int = 50,
+        seed: int = 0,
+        cfg: float = EVALUATION.cfg,
+        top_k: int | None = None,
+        top_p: float = EVALUATION.top_p,
+        batch: int = BATCH,
+    ) -> EvaluationSet:
+        """The set that this pipeline draws, of all classes unless some are given. Raises SettingsError.
+
+        Unless `top_k` is given it is that of the published FID, or all of a smaller vocabulary.
+        """
+        for name, value, least, most in (
+            ("per_class", per_class, 1, 2**20),
+            ("batch", batch, 1, 2**20),
+            ("seed", seed, 0, 2**24 - 1),
+        ):
+            if not least <= value <= most:
+                raise SettingsError(f"{name}: expected {least} to {most}, found {value}")
+        model = pipeline.manifest.model
+        top_k = min(EVALUATION.top_k, model.vocab_size) if top_k is None else top_k
+        Sampling(cfg, top_k, top_p).check(model.vocab_size)
+        labels = dict.fromkeys(pipeline.classes.labels(classes) or range(model.num_classes))
+        return cls(
+            schema_version=SCHEMA_VERSION,
+            model=model.name,
+            precision=pipeline.manifest.precision,
+            bundle=fingerprint(pipeline.manifest),
+            backend=pipeline.backend.name,
+            image_size=model.image_size,
+            classes=tuple(labels),
+            per_class=per_class,
+            seed=seed,
+            cfg=float(cfg),
+            top_k=top_k,
+            top_p=float(top_p),
+            batch=batch,
+        )
+
+    @cached_property
+    def pictures(self) -> list[Picture]:
+        """In the order of `samples.npz`."""
+        return [Picture(label, index) for label in self.classes for index in range(self.per_class)]
+
+    def batches(self, shard: int = 1, shards: int = 1) -> list[list[Picture]]:
+        """The `shard`-th of every `shards` batches, counted from 1."""
+        starts = range(0, len(self.pictures), self.batch)
+        return [self.pictures[start : start + self.batch] for start in starts[shard - 1 :: shards]]
+
+    def claim(self, folder: Path) -> None:
+        """Makes `folder` the place of this set, or finds that it is already. Raises SettingsError for another's."""
+        check_folder(folder)
+        folder.mkdir(exist_ok=True)
+        path = folder / SETTINGS
+        if path.exists():
+            self._compare(path)
+            return
+        # A hidden file may be of another shard, which is writing the same settings.
+        if found := [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]:
+            raise SettingsError(f"{folder}: expected an empty folder or a set, found {min(found)} but no {SETTINGS}")
+        with whole_file(path) as file:
+            file.write((json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
+
+    def missing(self, folder: Path, shard: int = 1, shards: int = 1) -> list[list[Picture]]:
+        """The batches of a shard that are not, or not all, in `folder`."""
+        there = {entry.name for entry in folder.iterdir()}
+        return [batch for batch in self.batches(shard, shards) if any(picture.file not in there for picture in batch)]
+
+    def draw(self, pipeline: Pipeline, folder: Path, shard: int, shards: int, advance: Advance) -> None:
+        """Draws what is missing of a shard. Raises SettingsError."""
+        batches = self.missing(folder, shard, shards)
+        remove_leftovers(folder, {picture.file for batch in batches for picture in batch})
+        tokens = pipeline.manifest.model.tokens
+
+        def on_scale(view: ScaleView) -> None:
+            advance(len(view.pictures) * view.side**2 / tokens)
+
+        for batch in batches:
+            labels = [picture.label for picture in batch]
+            seeds = [picture.seed(self.seed) for picture in batch]
+            result = pipeline.generate(
+                labels, seeds, self.cfg, self.top_k, self.top_p, batch=self.batch, on_scale=on_scale
+            )
+            for picture, image in zip(batch, result.images, strict=True):
+                write_png(folder / picture.file, image)
+
+    def write_samples(self, folder: Path, advance: Advance) -> None:
+        """Writes `samples.npz`: `arr_0` (N, H, W, 3) uint8, as the FID toolkit of guided diffusion reads it.
+
+        Picture by picture, as 50,000 of 256 x 256 pixels are 9.8 GB; and without the time, so always the same bytes.
+        Raises SettingsError.
+        """
+        shape = (len(self.pictures), self.image_size, self.image_size, 3)
+        entry = zipfile.ZipInfo("arr_0.npy", date_time=(1980, 1, 1, 0, 0, 0))
+        remove_leftovers(folder, {SAMPLES, SETTINGS})
+        with (
+            whole_file(folder / SAMPLES) as file,
+            zipfile.ZipFile(file, "w") as archive,
+            archive.open(entry, "w", force_zip64=True) as stream,
+        ):
+            np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for picture in self.pictures:
+                stream.write(_pixels(folder / picture.file, shape[1:]))
+                advance(1)
+
+    def _compare(self, path: Path) -> None:
+        found = load(EvaluationSet, path, SCHEMA_VERSION, f"{path}: missing", "give another folder")
+        for key, expected in dataclasses.asdict(self).items():
+            value = getattr(found, key)
+            if value != expected:
+                raise SettingsError(
+                    f"{path}: another set: {key}: expected {expected!r:.50}, found {value!r:.50}; give another folder"
+                )
+
+
+def fingerprint(manifest: Manifest) -> str:
+    """SHA-256 of the names and hashes of a bundle's files: the same however often it was exported."""
+    lines = [f"{name} {file.sha256}\n" for name, file in sorted(manifest.files.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _pixels(path: Path, shape: tuple[int, ...]) -> bytes:
+    pixels = np.asarray(open_picture(path))
+    if pixels.shape != shape:
+        raise SettingsError(f"{path}: expected pixels {shape}, found {pixels.shape}; delete it and run again")
+    return pixels.tobytes()

@@ -1,0 +1,73 @@
+"""python -m runtime.sample_set: the pictures that FID and IS are computed from."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli import progress_bar, reports_errors
+from .drawing import FILE, engine_options, split_labels
+from .sampling import BATCH, EVALUATION
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--bundle", type=FILE, required=True, help="Directory to run.")
+@click.option("--out", type=FILE, required=True, help="Folder of the set; one that was begun is continued.")
+@click.option("--per-class", default=50, help="Pictures of each class.")
+@click.option("--classes", multiple=True, help="Only these, numbers or names: 207,980.  [default: all]")
+@click.option("--seed", default=0, help="Another seed, other pictures.")
+@click.option("--shard", default="1/1", metavar="I/N", help="Draw the I-th of N parts, for N machines or processes.")
+@click.option("--cfg", default=EVALUATION.cfg, help="Guidance: 0 is none, more is closer to the class.")
+@click.option("--top-k", type=int, help=f"Draw from the K likeliest tokens; 0: all.  [default: {EVALUATION.top_k}]")
+@click.option("--top-p", default=EVALUATION.top_p, help="Draw from the likeliest tokens of mass P; 0: all.")
+@click.option("--batch", default=BATCH, help="Pictures drawn together.")
+@engine_options
+@reports_errors
+def main(
+    bundle: Path,
+    out: Path,
+    classes: tuple[str, ...],
+    shard: str,
+    threads: int | None,
+    backend: str,
+    verify: bool,
+    **settings: Any,
+) -> None:
+    """Draw an evaluation set: PNGs named by class and index and, when all are there, the .npz of the FID toolkit."""
+    part = _part(shard)
+
+    from .evaluation_set import SAMPLES, EvaluationSet
+    from .pipeline import Pipeline
+
+    with progress_bar("pictures") as bar:
+        task = bar.add_task("loading", total=None)
+        pipeline = Pipeline(bundle, backend, threads, verify)
+        wanted = EvaluationSet.of(pipeline, split_labels(classes), **settings)
+        wanted.claim(out)
+        todo = sum(map(len, wanted.missing(out, *part)))
+        bar.update(task, description="drawing", total=todo)
+        wanted.draw(pipeline, out, *part, partial(bar.advance, task))
+        complete = not wanted.missing(out)
+        if complete and not (out / SAMPLES).exists():
+            bar.reset(task, description=f"writing {SAMPLES}", total=len(wanted.pictures))
+            wanted.write_samples(out, partial(bar.advance, task))
+    state = f"complete, with {SAMPLES}" if complete else "the other shards draw the rest"
+    click.echo(f"{out}: {todo} of {len(wanted.pictures)} picture(s) drawn with {pipeline.backend.name}; {state}")
+
+
+def _part(text: str) -> tuple[int, int]:
+    """The value of --shard, "2/8"."""
+    try:
+        shard, shards = map(int, text.split("/"))
+    except ValueError:
+        shard, shards = 0, 0
+    if not 1 <= shard <= shards:
+        raise click.UsageError(f"--shard: expected I/N with I from 1 to N, such as 2/8, found {text!r}.")
+    return shard, shards
+
+
+if __name__ == "__main__":
+    main()

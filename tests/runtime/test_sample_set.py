@@ -1,0 +1,216 @@
+"""An evaluation set is the same bytes however it was drawn: a FID must not depend on a power cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from runtime import Pipeline
+from runtime.evaluation_set import SAMPLES, SETTINGS, EvaluationSet, Picture
+from runtime.manifest import Manifest
+from runtime.sample_set import main
+from tests.runtime.fake_gpu import rewrite_manifest
+
+SMALL = ["--per-class", 6, "--batch", 4, "--top-k", 5]  # 5 classes: batches reach from one class into the next
+
+
+def sample_set(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn without a break."""
+    out = tmp_path_factory.mktemp("whole") / "set"
+    result = sample_set("--bundle", toy_bundle, "--out", out, *SMALL)
+    assert result.exit_code == 0, result.output
+    assert result.output == f"{out}: 30 of 30 picture(s) drawn with onnxruntime; complete, with samples.npz\n"
+    return out
+
+
+def test_pictures_are_those_of_their_class_and_seed(toy_bundle: Path, whole: Path) -> None:
+    names = {f"{label:04}_{index:05}.png" for label in range(5) for index in range(6)}
+    assert set(contents(whole)) == names | {SETTINGS, SAMPLES}
+    expected = Pipeline(toy_bundle).generate(3, seed=(3 << 20) + 4, cfg=1.5, top_k=5, top_p=0.96).images[0]
+    assert np.array_equal(np.asarray(Image.open(whole / "0003_00004.png")), expected)
+
+
+def test_samples_are_what_the_fid_toolkit_reads(whole: Path) -> None:
+    samples = np.load(whole / SAMPLES)
+    assert samples.files == ["arr_0"]
+    assert samples["arr_0"].shape == (30, 6, 6, 3)
+    assert samples["arr_0"].dtype == np.uint8
+    for i, path in enumerate(sorted(whole.glob("*.png"))):
+        assert np.array_equal(samples["arr_0"][i], np.asarray(Image.open(path)))
+    # It reads the header itself and streams what follows.
+    with zipfile.ZipFile(whole / SAMPLES) as archive, archive.open("arr_0.npy") as stream:
+        assert np.lib.format.read_magic(stream) == (1, 0)
+        assert np.lib.format.read_array_header_1_0(stream) == ((30, 6, 6, 3), False, np.dtype("u1"))
+
+
+def test_settings_say_what_the_set_is(whole: Path) -> None:
+    settings = json.loads((whole / SETTINGS).read_text())
+    assert settings["classes"] == [0, 1, 2, 3, 4]
+    expected = {"per_class": 6, "seed": 0, "cfg": 1.5, "top_k": 5, "top_p": 0.96, "batch": 4, "model": "toy"}
+    assert expected.items() <= settings.items()
+
+
+def test_shards_together_are_the_whole(toy_bundle: Path, whole: Path, tmp_path: Path) -> None:
+    first = sample_set("--bundle", toy_bundle, "--out", tmp_path / "set", *SMALL, "--shard", "1/2")
+    assert first.output.endswith("16 of 30 picture(s) drawn with onnxruntime; the other shards draw the rest\n")
+    assert not (tmp_path / "set" / SAMPLES).exists()
+    second = sample_set("--bundle", toy_bundle, "--out", tmp_path / "set", *SMALL, "--shard", "2/2")
+    assert "14 of 30" in second.output
+    assert contents(tmp_path / "set") == contents(whole)
+
+
+def test_killed_and_started_again(toy_bundle: Path, tmp_path: Path) -> None:
+    """At any moment: between files, while one is written, while samples.npz is."""
+    settings = ["--bundle", toy_bundle, "--per-class", 120, "--batch", 3, "--top-k", 5, "--out"]
+    assert sample_set(*settings, tmp_path / "unbroken").exit_code == 0
+    command = [sys.executable, "-m", "runtime.sample_set", *map(str, settings), str(tmp_path / "broken")]
+    draw = np.random.default_rng(os.getpid())
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        there = len(list(tmp_path.glob("broken/*.png")))
+        while process.poll() is None and len(list(tmp_path.glob("broken/*.png"))) < there + 10:
+            time.sleep(0.01)
+        time.sleep(draw.random() / 4)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert sample_set(*settings, tmp_path / "broken").exit_code == 0
+    assert contents(tmp_path / "broken") == contents(tmp_path / "unbroken")
+
+
+def test_what_was_half_written_is_cleared_away(toy_bundle: Path, whole: Path, tmp_path: Path) -> None:
+    """What a kill while each kind of file is written leaves behind."""
+    out = tmp_path / "set"
+    sample_set("--bundle", toy_bundle, "--out", out, *SMALL)
+    (out / SAMPLES).unlink()
+    (out / "0002_00003.png").unlink()
+    for name in (SAMPLES, SETTINGS, "0002_00003.png"):
+        (out / f".{name}.4711").write_bytes(b"half")
+    result = sample_set("--bundle", toy_bundle, "--out", out, *SMALL)
+    assert ": 4 of 30 picture(s) drawn" in result.output  # the batch that the missing one belongs to
+    assert contents(out) == contents(whole)
+
+
+def test_nothing_is_drawn_twice(toy_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    for expected in ("12 of 12", "0 of 12"):
+        result = sample_set("--bundle", toy_bundle, "--out", out, *SMALL, "--classes", "goldfish,3,1")
+        assert expected in result.output
+    assert sorted(path.name for path in out.glob("*_00000.png")) == ["0001_00000.png", "0003_00000.png"]
+
+
+def test_a_picture_depends_on_nothing_but_class_and_index(toy_bundle: Path, whole: Path, tmp_path: Path) -> None:
+    sample_set("--bundle", toy_bundle, "--out", tmp_path / "set", "--per-class", 2, "--classes", "4,2", "--top-k", 5)
+    files = contents(tmp_path / "set")
+    for name in ("0002_00001.png", "0004_00000.png"):
+        assert files[name] == contents(whole)[name]
+
+
+def test_seeds_never_meet() -> None:
+    seeds = {Picture(c, j).seed(s) for c in (0, 1, 1000) for j in (0, 1, 2**20 - 1) for s in (0, 1, 2**24 - 1)}
+    assert len(seeds) == 27
+    assert max(seeds) < 2**64
+
+
+def test_published_settings_are_the_default(toy_bundle: Path, demo_bundle: Path) -> None:
+    wanted = EvaluationSet.of(Pipeline(demo_bundle))
+    assert (wanted.cfg, wanted.top_k, wanted.top_p, wanted.per_class) == (1.5, 900, 0.96, 50)
+    assert len(wanted.pictures) == 29 * 50
+    assert EvaluationSet.of(Pipeline(toy_bundle)).top_k == 16  # all of a smaller vocabulary
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--per-class", 7], "settings.json: another set: per_class: expected 7, found 6; give another folder"),
+        (["--top-p", 0.9], "another set: top_p: expected 0.9, found 0.96"),
+        (["--classes", "1"], "another set: classes: expected (1,), found (0, 1, 2, 3, 4)"),
+        (["--threads", 1], "another set: backend: expected 'onnxruntime with 1 thread(s)', found 'onnxruntime'"),
+    ],
+)
+def test_a_folder_of_another_set(toy_bundle: Path, whole: Path, arguments: list[object], message: str) -> None:
+    before = contents(whole)
+    result = sample_set("--bundle", toy_bundle, "--out", whole, *SMALL, *arguments)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert result.output.count("\n") == 1
+    assert contents(whole) == before
+
+
+def test_a_folder_of_another_bundle(whole: Path, own_bundle: Path) -> None:
+    path = own_bundle / "classes.txt"
+    manifest = Manifest.load(own_bundle)
+    path.write_bytes(path.read_bytes().replace(b"goldfish", b"fishgold"))
+    rewrite_manifest(own_bundle, manifest)
+    result = sample_set("--bundle", own_bundle, "--out", whole, *SMALL)
+    assert result.exit_code == 1
+    assert "another set: bundle: expected '" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--per-class", 0], 1, "per_class: expected 1 to 1048576, found 0"),
+        (["--batch", 0], 1, "batch: expected 1 to"),
+        (["--seed", -1], 1, "seed: expected 0 to 16777215, found -1"),
+        (["--classes", "6"], 1, "label: expected 0 to 5"),
+        (["--top-k", 17], 1, "top_k: expected 0 (all) to 16, found 17"),
+        (["--cfg", "nan"], 1, "cfg: expected a finite number"),
+        (["--out", "missing/set"], 1, "there is no folder missing"),
+        (["--out", "file"], 1, "file: expected a folder, found a file"),
+        (["--out", "other"], 1, "other: expected an empty folder or a set, found notes.txt but no settings.json"),
+        (["--out", "broken"], 1, "settings.json: expected schema_version 1, found None; give another folder"),
+        (["--shard", "0/2"], 2, "--shard: expected I/N with I from 1 to N, such as 2/8, found '0/2'"),
+        (["--shard", "3/2"], 2, "--shard: expected"),
+        (["--shard", "2"], 2, "--shard: expected"),
+    ],
+)
+def test_mistakes(
+    toy_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[object],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    for folder, name in (("other", "notes.txt"), ("broken", SETTINGS)):
+        Path(folder).mkdir()
+        Path(folder, name).write_text("{}")
+    result = sample_set("--bundle", toy_bundle, "--out", "set", *arguments)
+    assert result.exit_code == code
+    assert message in result.output
+    if code == 1:
+        assert result.output.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["broken", "file", "notes.txt", "other", SETTINGS]
+
+
+def test_a_picture_that_was_altered(toy_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    sample_set("--bundle", toy_bundle, "--out", out, *SMALL)
+    (out / SAMPLES).unlink()
+    Image.new("RGB", (7, 6)).save(out / "0001_00001.png")
+    result = sample_set("--bundle", toy_bundle, "--out", out, *SMALL)
+    assert result.exit_code == 1
+    assert "0001_00001.png: expected pixels (6, 6, 3), found (6, 7, 3); delete it and run again" in result.output
+    assert not (out / SAMPLES).exists()
