@@ -43,7 +43,7 @@ def test_a_bundle_is_written_with_its_provenance(tmp_path: Path) -> None:
     manifest = Manifest.load(tmp_path / "bundle")
     assert {f"transformer_b{b}_0{k}" for b in (1, 2) for k in range(3)} < manifest.graphs.keys()
     assert manifest.provenance.source == {"random_weights": 0}
-    assert manifest.provenance.options == {"precision": "fp32", "batches": [1, 2]}
+    assert manifest.provenance.options == {"precision": "fp32", "batches": [1, 2], "smooth": False}
     assert os.listdir(tmp_path) == ["bundle"]
 
 
