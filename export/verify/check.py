@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from export.fidelity import top_k
 from export.verify.metrics import Difference, LogitDifference, PictureDifference, Share, parted, redrawn
 from export.verify.tolerances import misses
+from runtime.backends.wiring import SMOOTH_BRIDGE
 from runtime.errors import SettingsError
 from runtime.pipeline import Maps, Pipeline, ScaleView
 from runtime.sampling import Sampling
@@ -65,6 +66,7 @@ class Trace:
     outputs: list[Outputs]  # by scale; keys and values in the first turn only: they are large
     images: np.ndarray  # (B, H, W, 3) uint8
     encoded: np.ndarray | None  # (B, T): the tokens of `images`; None without an encoder
+    smooth: np.ndarray | None  # (B, H, W, 3) uint8: by smooth sampling; None without its graph
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,10 @@ def trace(pipeline: Pipeline, turn: Turn, sampling: Sampling, with_keys: bool) -
     encoded = None
     if "encoder" in pipeline.manifest.graphs:
         encoded = np.concatenate(pipeline.encode(result.images), axis=1)
-    return Trace(turn, result.tokens, logits, outputs, result.images, encoded)
+    smooth = None
+    if SMOOTH_BRIDGE in pipeline.manifest.graphs:
+        smooth = _generate(pipeline, turn, replace(sampling, smooth=True), None, None).images
+    return Trace(turn, result.tokens, logits, outputs, result.images, encoded, smooth)
 
 
 def prepare(
@@ -154,6 +159,9 @@ def check(reference: Reference, pipeline: Pipeline, smoothing: Mapping[str, np.n
         led.append(_led(known, pipeline, reference.settings.sampling, smoothing, measured))
         progress("drawing freely", i, len(reference.traces))
         result = _generate(pipeline, known.turn, reference.settings.sampling, None, None)
+        if known.smooth is not None and SMOOTH_BRIDGE in pipeline.manifest.graphs:
+            mixed = _generate(pipeline, known.turn, replace(reference.settings.sampling, smooth=True), None, None)
+            measured.setdefault(("smooth generation", None), PictureDifference()).add(known.smooth, mixed.images)
         free_images.append(result.images)
         free_tokens.append(result.tokens)
     rows = [_row(precision, stage, scale, value.metrics()) for (stage, scale), value in measured.items()]
@@ -172,6 +180,7 @@ def check_steps(reference: Reference, pipeline: Pipeline) -> list[Row]:
         [logits[:1] for logits in known.logits],
         [{} for _ in known.outputs],
         known.images[:1],
+        None,
         None,
     )
     measured: dict[tuple[str, int | None], Any] = {}
@@ -296,6 +305,7 @@ def _generate(
         lead,
         batch=len(turn.labels),
         on_scale=on_scale,
+        smooth=sampling.smooth,
     )
 
 

@@ -139,12 +139,13 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _gaussian_band(size: int) -> np.ndarray:
-    """(size - 10, size): each row a window of Gaussian weights."""
-    offsets = np.arange(WINDOW) - WINDOW // 2
+    """(size - 10, size): each row a window of Gaussian weights; a smaller picture is one window."""
+    width = min(WINDOW, size)
+    offsets = np.arange(width) - (width - 1) / 2
     weights = np.exp(-(offsets**2) / (2 * SIGMA**2))
-    band = np.zeros((size - WINDOW + 1, size))
+    band = np.zeros((size - width + 1, size))
     for i in range(len(band)):
-        band[i, i : i + WINDOW] = weights / weights.sum()
+        band[i, i : i + width] = weights / weights.sum()
     return band
 
 

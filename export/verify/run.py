@@ -134,7 +134,7 @@ def _found(
 ) -> Finding | str:
     """What --bisect has to say of an artifact that failed."""
     row = next(failed(entry.rows))
-    if row.stage == "generation":
+    if row.stage.endswith("generation"):
         return "every stage is within tolerance when led by the reference: the loop, the seeds or the sampler differ"
     path = entry.artifact.path
     with scratch_directory(path) as scratch, runnable(entry.artifact) as (candidate, pipeline):

@@ -18,6 +18,7 @@ LIMITS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
         "decoder": {"psnr": 65, "ssim": 0.9999},
         "encoder": {"tokens": 0.99},
         "generation": {"parted": 1e-5},
+        "smooth generation": {"psnr": 50},
     },
     "fp16": {
         "condition": {"relative": 3e-3},
@@ -27,6 +28,7 @@ LIMITS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
         "decoder": {"psnr": 48, "ssim": 0.998},
         "encoder": {"tokens": 0.9},
         "generation": {},
+        "smooth generation": {},
     },
     "int8": {
         "condition": {"relative": 0.01},
@@ -36,6 +38,7 @@ LIMITS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
         "decoder": {"psnr": 32, "ssim": 0.93},
         "encoder": {"tokens": 0.9},
         "generation": {},
+        "smooth generation": {},
     },
 }
 

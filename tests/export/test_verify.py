@@ -291,6 +291,15 @@ def test_a_report_directory_of_something_else(folder: Path, tmp_path: Path) -> N
     assert "cannot be written" in refused(folder / "fp32", "--report", tmp_path / "holiday.jpg" / "report")
 
 
+def test_smooth_sampling_is_verified_where_its_graph_is(tmp_path: Path) -> None:
+    recipe = Recipe.load(str(DATA / "tiny.toml"))
+    export_bundle(recipe, formula_weights(recipe, 0), tmp_path / "bundle", smooth=True)
+    (entry,) = verify([tmp_path / "bundle"], pictures=2).entries
+    (row,) = (row for row in entry.rows if row.stage == "smooth generation")
+    assert not entry.failed
+    assert row.metrics["psnr"] > 50
+
+
 def test_ssim_knows_equal_noisy_and_unrelated_pictures() -> None:
     random = np.random.default_rng(0)
     rows = np.linspace(0, 255, 64)[:, None, None]
