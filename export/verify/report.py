@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -149,8 +150,13 @@ def check_folder(folder: Path) -> None:
     if folder.exists() and not (folder / JSON).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingsError(f"--report {folder}: exists and is no report; choose another directory or remove it")
     parent = next(place for place in folder.absolute().parents if place.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise SettingsError(f"--report {folder}: {parent} cannot be written; choose another directory")
+    try:
+        with tempfile.TemporaryDirectory(dir=parent):
+            pass
+    except OSError as error:
+        raise SettingsError(
+            f"--report {folder}: {parent} cannot be written ({error.strerror}); choose another"
+        ) from None
 
 
 def shown(metric: str, value: float | None) -> str:

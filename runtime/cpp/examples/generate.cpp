@@ -19,10 +19,18 @@ const std::map<std::string, var_edge_backend> BACKENDS = {{"auto", VAR_EDGE_AUTO
                                                           {"onnxruntime-tensorrt", VAR_EDGE_ONNXRUNTIME_TENSORRT},
                                                           {"tensorrt", VAR_EDGE_TENSORRT}};
 
-std::vector<std::int32_t> numbers(const std::string& text) {
+template <typename T>
+T number(const std::string& name, const std::string& text) {
+    std::istringstream stream(text);
+    T value{};
+    if (!(stream >> value) || !stream.eof()) throw std::invalid_argument(name + ": expected a number, found " + text);
+    return value;
+}
+
+std::vector<std::int32_t> labels(const std::string& text) {
     std::vector<std::int32_t> found;
     std::istringstream stream(text);
-    for (std::string part; std::getline(stream, part, ',');) found.push_back(std::stoi(part));
+    for (std::string part; std::getline(stream, part, ',');) found.push_back(number<std::int32_t>("label", part));
     return found;
 }
 
@@ -37,16 +45,16 @@ int run(int count, char** arguments) {
     std::string out = "picture.png";
     for (int i = 3; i < count; i += 2) {
         const std::string name = arguments[i], value = arguments[i + 1];
-        if (name == "--seed") settings.seed = std::stoull(value);
-        else if (name == "--cfg") settings.cfg = std::stod(value);
-        else if (name == "--top-k") settings.top_k = std::stoi(value);
-        else if (name == "--top-p") settings.top_p = std::stod(value);
-        else if (name == "--backend") options.backend = BACKENDS.at(value);
+        if (name == "--seed") settings.seed = number<std::uint64_t>(name, value);
+        else if (name == "--cfg") settings.cfg = number<double>(name, value);
+        else if (name == "--top-k") settings.top_k = number<std::int32_t>(name, value);
+        else if (name == "--top-p") settings.top_p = number<double>(name, value);
+        else if (name == "--backend" && BACKENDS.count(value)) options.backend = BACKENDS.at(value);
         else if (name == "--out") out = value;
-        else throw std::invalid_argument("unknown option " + name);
+        else throw std::invalid_argument("unknown: " + name + " " + value);
     }
     var_edge::Model model(arguments[1], options);
-    const var_edge::Pictures pictures = model.generate(numbers(arguments[2]), settings);
+    const var_edge::Pictures pictures = model.generate(labels(arguments[2]), settings);
     for (int i = 0; i < pictures.count; ++i) {
         const std::string number = pictures.count > 1 ? "_" + std::to_string(i) : "";
         const std::string path = out.substr(0, out.rfind('.')) + number + ".png";
