@@ -71,7 +71,7 @@ class Builder:
         return None
 
     def _config(self, profiles: Sequence[Shapes], monitor: Any) -> Any:
-        from polygraphy.backend.trt import CreateConfig, Profile
+        from polygraphy.backend.trt import CreateConfig, PostprocessConfig, Profile
 
         trt, options = self._trt, self._options
         settings: dict[str, Any] = {
@@ -89,10 +89,15 @@ class Builder:
             return CreateConfig(**settings)
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
-        if self._built.gpu:
-            return CreateConfigRTX(use_gpu=True, **settings)
-        capabilities = [tuple(map(int, text.split("."))) for text in self._built.compute_capabilities]
-        return CreateConfigRTX(compute_capabilities=capabilities, **settings)
+        if not self._built.gpu:
+            capabilities = [tuple(map(int, text.split("."))) for text in self._built.compute_capabilities]
+            settings["compute_capabilities"] = capabilities
+        return PostprocessConfig(CreateConfigRTX(use_gpu=bool(self._built.gpu), **settings), self._recordable)
+
+    def _recordable(self, _builder: Any, _network: Any, config: Any) -> None:
+        """Plans that allocate nothing while they run, or no plan: a CUDA graph cannot record an allocation."""
+        if hasattr(self._trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX 1.2 and later
+            config.set_flag(self._trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
     def _timing_cache(self) -> str | None:
         return str(self._cache) if self._cache else None

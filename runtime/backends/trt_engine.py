@@ -60,6 +60,7 @@ class LoadedEngine:
 
     def __init__(self, trt: ModuleType, runtime: Any, log: Log, path: Path, graph: Graph, record: Engine) -> None:
         self._trt, self._log, self._path, self._record = trt, log, path, record
+        self._config: Any = None  # of TensorRT for RTX
         with path.open("rb") as file:
             self._engine = runtime.deserialize_cuda_engine(stream_reader(trt, file))
         if self._engine is None:
@@ -89,7 +90,7 @@ class LoadedEngine:
 
     def _context(self, profile: int) -> Any:
         """TensorRT allows one context for each profile."""
-        context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        context = self._new_context()
         if context is None:
             raise VarEdgeError(f"{self._path}: no execution context: {self._log.reason()}")
         accepted = context.set_optimization_profile_async(profile, self._stream)
@@ -99,6 +100,17 @@ class LoadedEngine:
         if not accepted:
             raise VarEdgeError(f"{self._path}: profile {profile}: TensorRT refuses its shapes: {self._log.reason()}")
         return context
+
+    def _new_context(self) -> Any:
+        trt, scratch_is_ours = self._trt, self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+            return self._engine.create_execution_context(scratch_is_ours)
+        self._config = self._config or self._engine.create_runtime_config()  # outlives the contexts
+        self._config.set_execution_context_allocation_strategy(scratch_is_ours)
+        # TensorRT for RTX compiles the kernels of a shape in the background unless told otherwise, and runs slower ones
+        # until they are ready: a recording would keep those for ever.
+        self._config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        return self._engine.create_execution_context(runtime_config=self._config)
 
     def _check(self, graph: Graph) -> None:
         engine, trt = self._engine, self._trt

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -153,6 +154,21 @@ def test_a_foreign_timing_cache_is_not_used(fp16_demo_bundle: Path, tmp_path: Pa
     )
     with pytest.raises(BuildError, match=r"condition\.onnx: tensorrt_rtx cannot build it"):
         builder.build(graph, [{"labels": (0, 7)}], lambda stage, done, total: None)
+
+
+def test_plans_for_rtx_allocate_nothing_while_they_run(monkeypatch: pytest.MonkeyPatch, fp16_demo_bundle: Path) -> None:
+    asked: list[bool] = []
+
+    def recordable(builder: Builder, *parts: Any) -> None:
+        original(builder, *parts)
+        asked.append(parts[2].get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION))
+
+    original = Builder._recordable
+    monkeypatch.setattr(Builder, "_recordable", recordable)
+    built_for = target(load_tensorrt("tensorrt_rtx"), "tensorrt_rtx", ("8.6",), Options())
+    builder = Builder(trt, built_for, Options(), None)
+    builder.build(fp16_demo_bundle / "condition.onnx", [{"labels": (1,)}], lambda stage, done, total: None)
+    assert asked == [True]
 
 
 def test_layers_are_counted_by_kind_and_type() -> None:

@@ -139,6 +139,7 @@ def fake_tensorrt(cuda: FakeCuda, version: str = "1.7.0") -> Any:
         Runtime=Runtime,
         TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
+        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
         nptype=np.dtype,
     )
 
@@ -166,9 +167,22 @@ class FakeEngine:
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
         return SCRATCH * (profile + 1)
 
-    def create_execution_context(self, strategy: str) -> FakeContext:
-        assert strategy == "user"
+    def create_runtime_config(self) -> FakeRuntimeConfig:
+        return FakeRuntimeConfig()
+
+    def create_execution_context(self, runtime_config: FakeRuntimeConfig) -> FakeContext:
+        assert runtime_config.allocation == "user"
+        assert runtime_config.dynamic_shapes_kernel_specialization_strategy == "eager"
         return FakeContext(self)
+
+
+class FakeRuntimeConfig:
+    """TensorRT for RTX: by default it allocates itself and compiles kernels in the background."""
+
+    allocation, dynamic_shapes_kernel_specialization_strategy = "static", "lazy"
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.allocation = strategy
 
 
 class FakeContext:

@@ -273,9 +273,24 @@ void LoadedEngine::bind(nvinfer1::IExecutionContext& context, std::size_t profil
     }
 }
 
+LoadedEngine::Context LoadedEngine::new_context() {
+    constexpr auto scratch_is_ours = nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED;
+#ifdef TRT_MAJOR_RTX
+    if (!config_) config_.reset(engine_->createRuntimeConfig());
+    if (!config_) return nullptr;
+    config_->setExecutionContextAllocationStrategy(scratch_is_ours);
+    // It compiles the kernels of a shape in the background unless told otherwise, and runs slower ones until they are
+    // ready: a recording would keep those for ever.
+    config_->setDynamicShapesKernelSpecializationStrategy(nvinfer1::DynamicShapesKernelSpecializationStrategy::kEAGER);
+    return Context(engine_->createExecutionContext(config_.get()));
+#else
+    return Context(engine_->createExecutionContext(scratch_is_ours));
+#endif
+}
+
 // TensorRT allows one context for each profile.
-LoadedEngine::Context LoadedEngine::context(std::size_t profile) const {
-    Context made(engine_->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
+LoadedEngine::Context LoadedEngine::context(std::size_t profile) {
+    Context made = new_context();
     if (!made) throw problem(VAR_EDGE_FAILED, "no execution context");
     bool accepted = made->setOptimizationProfileAsync(std::int32_t(profile), cuda_->stream());
 #if VAR_EDGE_SIZED_SCRATCH

@@ -75,7 +75,8 @@ class LoadedEngine {
   private:
     using Context = std::unique_ptr<nvinfer1::IExecutionContext>;
 
-    Context context(std::size_t profile) const;
+    Context new_context();
+    Context context(std::size_t profile);
     void bind(nvinfer1::IExecutionContext& context, std::size_t profile, const std::string& name, const Array& array) const;
     Error problem(var_edge_status status, const std::string& what) const;
     void check_tensors(const GraphSpec& graph) const;
@@ -87,6 +88,9 @@ class LoadedEngine {
     const Engine* record_;
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
     Array scratch_;
+#ifdef TRT_MAJOR_RTX
+    std::unique_ptr<nvinfer1::IRuntimeConfig> config_;  // outlives the contexts
+#endif
     std::vector<Context> contexts_;  // by profile
 };
 
