@@ -84,7 +84,7 @@ gpu-check: $(INSTALLED) ## on a GPU: build FP16 and INT8 engines of MODEL, verif
 	@$(call exported,int8)
 	@$(PYTHON) -m export.gpu_check $(addprefix build/$(NAME)/,fp32 fp16 int8) --report build/$(NAME)/gpu-check
 
-verify: $(INSTALLED) ## compare all that is built of MODEL=var_d16, stage by stage, with PyTorch [AGAINST=DIR BISECT=1]
+verify: $(INSTALLED) ## compare what is built of MODEL=var_d16, stage by stage, with PyTorch [AGAINST=DIR BISECT=1]
 	@$(PYTHON) -m export.verify build/$(NAME) $(strip $(VERIFY)) --report build/$(NAME)/verify
 
 bench: $(INSTALLED) ## measure MODEL=var_d16 PRECISION=fp32 [BATCHES=1,4 COMPARE=pytorch] on this machine

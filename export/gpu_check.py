@@ -73,6 +73,7 @@ def main(fp32: Path, bundles: tuple[Path, ...], report: Path, pictures: int) -> 
     except SettingsError as error:
         click.echo(f"gpu-check: {error}; nothing was checked", err=True)
         sys.exit(NO_GPU)
+    report = report.resolve()
     check_folder(report)
     entries, lines = [], [f"# {gpu.name}, sm_{gpu.capability.replace('.', '')}", ""]
     report.parent.mkdir(parents=True, exist_ok=True)

@@ -17,10 +17,9 @@ from torch import Tensor
 from export.model import VAR, VQVAE
 from export.model.quantizer import PHI_RATIO
 from export.model.transformer import HEAD_SIZE
-from runtime.backends.base import OnStage
+from runtime.backends.base import OnStage, Outputs
+from runtime.backends.wiring import SMOOTH_BRIDGE
 from runtime.sampling import Sampling
-
-Outputs = dict[str, dict[str, np.ndarray]]  # graph -> tensor -> values, named as in `export.graphs`
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class PyTorchBackend:
         self._count = count
         self._labels = torch.cat((torch.from_numpy(labels), torch.full((count,), recipe.num_classes)))
         self._x = self.var.condition(self._labels)[-1]
+        self._bridge = SMOOTH_BRIDGE if smooth else "bridge"
         empty = [torch.zeros(0, 2 * count, recipe.heads, HEAD_SIZE)] * recipe.depth
         self._past_k, self._past_v = empty, empty
         self._f_hat = torch.zeros(count, recipe.code_size, recipe.grid, recipe.grid)
@@ -67,7 +67,6 @@ class PyTorchBackend:
         kept_tokens: np.ndarray | None = None,
     ) -> None:
         modulation, head_modulation, _ = self.var.condition(self._labels)  # at every scale, as the published code does
-        self._modulation = modulation, head_modulation
         past = self._past_k, self._past_v
         self._logits, self._new_k, self._new_v = self.var(self._x, modulation, head_modulation, *past)  # (L, 2N, V)
         self._past_k = [torch.cat(pair) for pair in zip(self._past_k, self._new_k, strict=True)]
@@ -131,19 +130,23 @@ class PyTorchBackend:
         pixels = torch.from_numpy(images).float().permute(0, 3, 1, 2).contiguous() / 255 * 2 - 1
         return torch.cat(self.vqvae.encode(pixels), dim=1).to(torch.int32).numpy()
 
+    @torch.inference_mode()
+    def started(self) -> dict[str, np.ndarray]:
+        """What condition makes; tensors are named as in `export.graphs`."""
+        names = ("modulation", "head_modulation", "x")
+        return {name: value.numpy() for name, value in zip(names, self.var.condition(self._labels), strict=True)}
+
     def outputs(self, k: int) -> Outputs:
-        """What the stages of scale k, just stepped, made; of condition what is the same at all scales."""
+        """What the stages of scale k, just stepped, made."""
         keys, values = (
             {f"new_{kind}_{block:02}": tensor.numpy() for block, tensor in enumerate(tensors)}
             for kind, tensors in (("k", self._new_k), ("v", self._new_v))
         )
-        modulation, head_modulation = (tensor.numpy() for tensor in self._modulation)
         following = {} if k + 1 == len(self.var.recipe.scales) else {"x_next": self._x.numpy()}
         tokens = {"drawn": self._drawn[k], "tokens": self._tokens[k]}
         return {
-            "condition": {"modulation": modulation, "head_modulation": head_modulation},
             "transformer": {"logits": self._logits.numpy(), **keys, **values},
-            "bridge": {**tokens, "f_hat_out": self._f_hat.numpy(), **following},
+            self._bridge: {**tokens, "f_hat_out": self._f_hat.numpy(), **following},
         }
 
 

@@ -114,7 +114,7 @@ class Pipeline:
         kept = self._check_kept(keep, kept_tokens, len(numbers))
 
         images, tokens, drawn = [], [], []
-        for pictures in _turns(len(numbers), batch, self.backend.batches):
+        for pictures in turns(len(numbers), batch, self.backend.batches):
             self._draw(pictures, numbers, seeds, sampling, kept, on_scale, on_stage)
             images.append(self.backend.decode())
             tokens.append([self.backend.tokens(k) for k in range(len(self.manifest.scales))])
@@ -217,7 +217,7 @@ def _seeds(seed: int | Sequence[int], count: int) -> Sequence[int]:
     return seed
 
 
-def _turns(count: int, batch: int, sizes: tuple[int, ...] | None) -> Iterator[range]:
+def turns(count: int, batch: int, sizes: tuple[int, ...] | None) -> Iterator[range]:
     """Which pictures are drawn together: `batch` or as many as are left, and only as many at once as one of `sizes`."""
     start = 0
     while start < count:

@@ -37,6 +37,7 @@ def main(
     from export.verify.run import verify
 
     if report is not None:
+        report = report.resolve()
         check_folder(report)
     if against is not None and (var_checkpoint or vae_checkpoint):
         raise click.UsageError("--against takes the place of both checkpoints; give one or the other.")

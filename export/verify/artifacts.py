@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from safetensors import safe_open
 
 from export.simulate import WITH_FP16, simulate
+from export.verify.tolerances import LIMITS, kind
 from runtime import engine_record
 from runtime.backends.cuda import gpu
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -58,12 +60,16 @@ def find(directories: Sequence[Path]) -> list[Artifact]:
 
     Raises BundleError for one that is damaged or of another model, SettingsError if there is nothing.
     """
-    found = [artifact for directory in directories for artifact in _in(directory)]
+    everything = (artifact for directory in directories for artifact in _in(directory.resolve()))
+    found = list({artifact.path: artifact for artifact in everything}.values())  # each once
     present = [(artifact.path, artifact.manifest) for artifact in found if artifact.manifest]
     if not present:
         named = ", ".join(map(str, directories))
         raise SettingsError(f"{named}: no bundle, and none of {', '.join(PRECISIONS)} in it; make onnx makes one")
     first_path, first = present[0]
+    for path, manifest in present:
+        if kind(manifest.precision) not in LIMITS:
+            raise BundleError(f"{path}: precision {manifest.precision}: expected one of {', '.join(LIMITS)}")
     for path, manifest in present[1:]:
         if manifest.model != first.model:
             raise SettingsError(f"{path}: {manifest.model.name} of other sizes than {first_path}; verify one model")
@@ -76,8 +82,12 @@ def _in(directory: Path) -> Iterator[Artifact]:
     if (directory / FILE_NAME).is_file():
         engines = (directory / engine_record.FILE_NAME).is_file()
         yield Artifact(directory, Manifest.load(directory), engines)
-        for record in sorted(directory.glob(f"{engine_record.FOLDER}/*/{engine_record.FILE_NAME}")):
-            yield Artifact(record.parent, Manifest.load(record.parent), engines=True)
+        for folder in sorted(directory.glob(f"{engine_record.FOLDER}/[!.]*")):  # hidden: being written
+            if not (folder / engine_record.FILE_NAME).is_file():
+                raise BundleError(
+                    f"{folder}: no {engine_record.FILE_NAME}, so only part of its engines; make engine again"
+                )
+            yield Artifact(folder, Manifest.load(folder), engines=True)
     elif directory.is_dir():
         if any((directory / name / FILE_NAME).is_file() for name in PRECISIONS):
             for name in PRECISIONS:
@@ -119,17 +129,24 @@ def smoothing(artifact: Artifact) -> dict[str, np.ndarray]:
 
 
 class StaticSteps(OnnxRuntimeBackend):
-    """Runs the static per-scale steps in place of the symbolic transformer, one loaded at a time."""
+    """Runs the static steps for `size` pictures in place of the symbolic transformer, one loaded at a time.
 
-    def __init__(self, bundle: Path, manifest: Manifest) -> None:
+    Where the bundle lacks a step, the symbolic transformer goes on.
+    """
+
+    def __init__(self, bundle: Path, manifest: Manifest, size: int) -> None:
         super().__init__(bundle, manifest)
-        self.batches = (1,)
+        self._size = size
 
     @staticmethod
-    def names(manifest: Manifest) -> list[str]:
-        """Of the steps for one picture, by scale; empty if the bundle has none."""
-        names = [f"transformer_b1_{k:02d}" for k in range(len(manifest.scales))]
-        return names if all(name in manifest.graphs for name in names) else []
+    def sizes(manifest: Manifest) -> list[int]:
+        """How many pictures there are steps for."""
+        steps = (re.fullmatch(r"transformer_b(\d+)_\d+", name) for name in manifest.graphs)
+        return sorted({int(step[1]) for step in steps if step})
+
+    def graph(self, k: int) -> str:
+        """Name of the step's graph."""
+        return f"transformer_b{self._size}_{k:02d}"
 
     def step(
         self,
@@ -143,7 +160,7 @@ class StaticSteps(OnnxRuntimeBackend):
         wiring = self.batch.wiring
         wiring.set_scale(k, randoms, guidance, sampling, keep, kept_tokens)
         transformer, bridge = wiring.steps[k]
-        static = Session(self._bundle, self._manifest.graphs[self.names(self._manifest)[k]], self._threads)
-        static.bind(transformer.inputs, transformer.outputs)()
+        graph = self._manifest.graphs.get(self.graph(k), self._manifest.graphs["transformer"])
+        Session(self._bundle, graph, self._threads).bind(transformer.inputs, transformer.outputs)()
         self._sessions["bridge"].bind(bridge.inputs, bridge.outputs)()
         self.batch.latest = k

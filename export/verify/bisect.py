@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 
-from export.verify.check import STATIC_STEP, Row, Trace
+from export.verify.check import SMOOTH, STATIC_STEP, Row
 from export.verify.metrics import Difference
 from export.verify.tolerances import INSIDE, kind
+from export.verify.trace import Trace, generate
 from runtime.backends.arrays import Array
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.ort_session import WEIGHTS_FOLDER, Session
+from runtime.backends.wiring import SMOOTH_BRIDGE
+from runtime.errors import SettingsError
 from runtime.manifest import REQUIRED_GRAPHS, Manifest
 from runtime.pipeline import Pipeline, ScaleView
 from runtime.sampling import Sampling
 
 CHUNK = 1 << 29  # bytes of inner tensors held at a time, of each graph
+GRAPHS = {name: name for name in (*REQUIRED_GRAPHS, "encoder")} | {SMOOTH: SMOOTH_BRIDGE}  # by stage
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 
 
@@ -47,14 +52,22 @@ class Finding:
         return f"{where}: {self.place}: {self.tensor}: {error}"
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def bisect(
-    failed: Row, candidate: Path, sound: Path, known: Trace, sampling: Sampling, smoothing: Mapping[str, np.ndarray]
+    failed: Row,
+    candidate: Path,
+    original: Path,
+    sound: Path,
+    known: Trace,
+    sampling: Sampling,
+    smoothing: Mapping[str, np.ndarray],
 ) -> Finding | None:
     """What is wrong in the stage of the row `failed`; None if it computes what the sound bundle computes.
 
-    `candidate` is the bundle that failed, `sound` an FP32 bundle of the same model.
+    `candidate` is the bundle that failed, for FP16 the simulated twin of `original`; `sound` is an FP32 bundle of the
+    same model, and `known` what the reference made for one picture. Raises SettingsError.
     """
-    graph = failed.stage if failed.stage in REQUIRED_GRAPHS or failed.stage == "encoder" else "transformer"
+    graph = GRAPHS.get(failed.stage, "transformer")
     manifests = [Manifest.load(path, verify=False) for path in (candidate, sound)]
     tolerance = INSIDE[kind(manifests[0].precision)]
     found, expected = (
@@ -65,34 +78,47 @@ def bisect(
         error = _error(name, values, found[name], smoothing)
         if error > tolerance:
             return Finding(graph, failed.scale, f"input {name}", name, error, tolerance)
-    if graph == "bridge":  # a draw may hang on the last bit of a logit
-        found = expected
-    file = f"{graph}_b1_{failed.scale:02d}" if failed.stage == STATIC_STEP else graph
+    file = graph
+    if failed.stage.startswith(STATIC_STEP):
+        size = int(failed.stage.removeprefix(STATIC_STEP))
+        file = f"transformer_b{size}_{failed.scale:02d}"
+        found, expected = (_repeated(feed, manifests[1], size) for feed in (found, expected))
+    if file not in manifests[1].graphs:
+        raise SettingsError(f"--bisect: {sound} has no {file} to compare with; export it as the other was")
+    feeds = [(found, expected)]
+    if graph.startswith("bridge"):  # equal inputs: a draw may hang on the last bit of a logit; and drawing as well
+        feeds = [(feed, feed) for feed in (expected, {**expected, "keep": np.zeros_like(expected["keep"])})]
     files = [path / manifest.graphs[file].file for path, manifest in zip((candidate, sound), manifests, strict=True)]
-    node = _wrong_node(files, (found, expected), tolerance, smoothing)
-    return node and Finding(graph, failed.scale, *node, tolerance)
+    written = original / Manifest.load(original, verify=False).graphs[file].file
+    for pair in feeds:
+        node = _wrong_node(files, written, pair, tolerance, smoothing)
+        if node and (node[-1] > tolerance or len(feeds) == 1):
+            return Finding(graph, failed.scale, *node, tolerance)
+    return None
+
+
+def _repeated(feed: Mapping[str, np.ndarray], manifest: Manifest, size: int) -> dict[str, np.ndarray]:
+    """What a transformer reads for one picture, for several of the same."""
+    axes = {spec.name: spec.shape.index("2B") for spec in manifest.graphs["transformer"].inputs if "2B" in spec.shape}
+    return {name: values.repeat(size, axes[name]) if name in axes else values for name, values in feed.items()}
 
 
 def _inputs(
     bundle: Path, manifest: Manifest, graph: str, scale: int | None, known: Trace, sampling: Sampling
 ) -> dict[str, np.ndarray]:
-    """What the graph reads at this scale for the first picture, led by the reference's tokens."""
+    """What the graph reads at this scale for the picture, led by the reference's tokens."""
     if graph == "encoder":
-        return {"image": known.images[:1]}
+        return {"image": known.images}
     backend = _InputBackend(bundle, manifest, graph, scale)
-    lead = [maps[:1] for maps in known.tokens]
+    smooth, led_scales = graph == SMOOTH_BRIDGE, scale if graph == SMOOTH_BRIDGE else None
 
     def on_scale(view: ScaleView) -> None:
         if graph != "decoder" and backend.seen:
             raise _Seen
 
-    settings = (sampling.cfg, sampling.top_k, sampling.top_p)
-    keep = [np.ones_like(maps, bool) for maps in lead]
-    try:
-        pipeline = Pipeline(bundle, backend, verify=False)
-        pipeline.generate(known.turn.labels[:1], known.turn.seed, *settings, keep, lead, on_scale=on_scale)
-    except _Seen:
-        pass
+    pipeline = Pipeline(bundle, backend, verify=False)
+    with suppress(_Seen):
+        generate(pipeline, known.turn, replace(sampling, smooth=smooth), known.tokens, on_scale, led_scales=led_scales)
     return backend.seen
 
 
@@ -117,7 +143,7 @@ class _InputBackend(OnnxRuntimeBackend):
         def bind(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Callable[[], None]:
             run = plain(inputs, outputs)
             made = outputs.get("logits", outputs.get("tokens"))
-            tokens = None if made is None else made.shape[graph == "bridge"]
+            tokens = None if made is None else made.shape[graph.startswith("bridge")]
 
             def keep_and_run() -> None:
                 if self._scale is None or scales[self._scale].tokens == tokens:
@@ -132,36 +158,43 @@ class _InputBackend(OnnxRuntimeBackend):
 
 def _wrong_node(
     files: Sequence[Path],
+    written: Path,
     feeds: Sequence[Mapping[str, np.ndarray]],
     tolerance: float,
     smoothing: Mapping[str, np.ndarray],
 ) -> tuple[str, str, float] | None:
     """The first node out of tolerance, else the one where the error grows most: itself, its result, its error.
 
-    `files` and `feeds` are those of the candidate, then those of the sound bundle.
+    `files` and `feeds` are those of the candidate, then those of the sound bundle. The node is that of the file
+    `written`, the candidate's before it was made to round.
     """
     models = [onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False)) for path in files]
     floats = [_floats(model) for model in models]
-    results = {value.name for value in models[0].graph.output} - {"drawn", "tokens"}  # token numbers are no quantities
-    shared = (floats[0].keys() & floats[1].keys()) | results
-    makers = {name: node for node in models[0].graph.node for name in node.output}
+    shared = (floats[0].keys() & floats[1].keys()) | {value.name for value in models[0].graph.output}
+    makers = _makers(models[0])
+    names = {**makers, **_makers(onnx.load(written, load_external_data=False))}
     order = [name for name in makers if name in shared]
     sessions = [_session(path, model, order) for path, model in zip(files, models, strict=True)]
     errors: dict[str, float] = {}  # of the candidate's tensors, those between two compared ones as what they come from
     worst: tuple[float, str] | None = None
-    for names in _chunks(order, floats[1], feeds[1]):
+    for chunk in _chunks(order, floats[1], feeds[1]):
         found, expected = (
-            dict(zip(names, session.run(names, _fed(session, feed)), strict=True))
+            dict(zip(chunk, session.run(chunk, _fed(session, feed)), strict=True))
             for session, feed in zip(sessions, feeds, strict=True)
         )
-        for name in names:
+        for name in chunk:
             errors[name] = _error(name, expected[name], found[name], smoothing)
             if errors[name] > tolerance:
-                return _described(makers[name], makers), name, errors[name]
+                return _described(names[name], names), name, errors[name]
             growth = errors[name] - _inherited(makers[name], makers, errors)
             if growth > 0 and (worst is None or growth > worst[0]):
                 worst = growth, name
-    return worst and (_described(makers[worst[1]], makers), worst[1], errors[worst[1]])
+    return worst and (_described(names[worst[1]], names), worst[1], errors[worst[1]])
+
+
+def _makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """The node that computes a tensor."""
+    return {name: node for node in model.graph.node for name in node.output}
 
 
 def _inherited(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], errors: dict[str, float]) -> float:
@@ -219,11 +252,16 @@ def _chunks(
 
 
 def _error(name: str, expected: np.ndarray, found: np.ndarray, smoothing: Mapping[str, np.ndarray]) -> float:
-    """Relative; infinite for another shape. Where `condition` smoothed the channels, that is undone first."""
+    """Relative, of tokens the share that differs; infinite for another shape.
+
+    Where `condition` smoothed the channels, that is undone first.
+    """
     if expected.shape != found.shape:
         return math.inf
     if not expected.size:
         return 0.0
+    if np.issubdtype(expected.dtype, np.integer):
+        return float((expected != found).mean())
     if name in smoothing:
         return _relative(expected, found / smoothing[name])
     by_block = {f"modulation_{i:02d}": factors for i, factors in enumerate(smoothing.get("modulation", ()))}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from export.verify.plot import Line, chart
+from export.verify.plot import chart, colour
 from export.verify.tolerances import LIMITS
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ STYLE = """
 body { margin: 0 auto; padding: 1rem; max-width: 64rem; font: 16px/1.5 system-ui, sans-serif; color: var(--ink);
   background: var(--paper); }
 h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p { margin: .4rem 0; } .soft { color: var(--soft); } .passed { color: var(--good); } .FAILED { color: var(--bad); }
+p { margin: .4rem 0; }
+.soft, .absent, .shown { color: var(--soft); } .passed { color: var(--good); } .FAILED { color: var(--bad); }
 .verdict { font-weight: 600; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .75rem; }
 .card { background: var(--card); border-radius: .5rem; padding: .75rem; }
@@ -44,7 +45,9 @@ svg { width: 100%; height: auto; }
   margin-bottom: 1rem; }
 figure { margin: 0; }
 figure img { width: 100%; image-rendering: pixelated; border-radius: .25rem; display: block; margin-bottom: .25rem; }
-figcaption { font-size: .75rem; color: var(--soft); }
+figcaption { font-size: .75rem; color: var(--soft); overflow-wrap: anywhere; }
+.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .8rem; margin: .5rem 0; }
+.legend i { display: inline-block; width: .8rem; height: .3rem; margin-right: .4rem; vertical-align: middle; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .8rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem .2rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
@@ -81,11 +84,12 @@ def _card(entry: Entry) -> str:
         lines.append(f"<span class='soft'>{escape(entry.reason)}</span>")
     else:
         lines.append(f"<span class='soft'>{escape(entry.title)}</span>")
-        passed = len(entry.rows) - len(entry.failed)
-        lines.append(f"{passed} of {len(entry.rows)} rows within tolerance")
+        verdicts = [row.verdict for row in entry.rows]
+        judged = verdicts.count("passed") + verdicts.count("FAILED")
+        lines.append(f"{verdicts.count('passed')} of {judged} rows within tolerance")
     if entry.failed:
         first = entry.failed[0]
-        lines.append(f"First: <b class='FAILED'>{escape(first.name)}</b>: {escape('; '.join(first.misses))}")
+        lines.append(f"First: <b class='FAILED'>{escape(first.name)}</b>: {escape(first.remark)}")
     if entry.finding:
         lines.append(f"Bisected: {escape(str(entry.finding))}")
     return f"<div class='card'>{'<br>'.join(lines)}</div>"
@@ -94,12 +98,12 @@ def _card(entry: Entry) -> str:
 def _plots(report: Report) -> Iterator[str]:
     """Errors by scale, a line for each artifact."""
     ran = [entry for entry in report.entries if entry.rows]
-    yield "<h2>Scale by scale, led by the reference's tokens</h2><div class='plots'>"
+    yield "<h2>Scale by scale, led by the reference's tokens</h2><div class='legend'>"
+    for i, entry in enumerate(ran):
+        yield f"<span><i style='background:{colour(i)}'></i>{escape(entry.artifact.name)}</span>"
+    yield "</div><div class='plots'>"
     for metric, title, logarithmic in PLOTS:
-        lines = [
-            Line(entry.artifact.name, [row.metrics[metric] for row in entry.rows if row.stage == "transformer"])
-            for entry in ran
-        ]
+        lines = [[row.metrics[metric] for row in entry.rows if row.stage == "transformer"] for entry in ran]
         yield f"<div class='card'>{chart(title, lines, logarithmic)}</div>"
     yield "</div>"
 
@@ -147,9 +151,8 @@ def _tables(report: Report) -> Iterator[str]:
         body = []
         for row in entry.rows:
             cells = "".join(f"<td>{shown(name, row.metrics.get(name))}</td>" for name in used)
-            verdict = escape("; ".join(row.misses)) if row.misses else "ok"
-            mark = "FAILED" if row.misses else "passed"
-            body.append(f"<tr><td>{escape(row.name)}</td>{cells}<td class='{mark}'>{verdict}</td></tr>")
+            remark = f"<td class='{row.verdict}'>{escape(row.remark)}</td>"
+            body.append(f"<tr><td>{escape(row.name)}</td>{cells}{remark}</tr>")
         opened = " open" if entry.failed else ""
         yield (
             f"<details{opened}><summary>{escape(entry.title)}</summary><div class='wide'><table>"

@@ -93,7 +93,7 @@ class Share:
 
     @property
     def share(self) -> float:
-        return self.same / self.tokens
+        return self.same / self.tokens if self.tokens else 1.0
 
 
 @dataclass

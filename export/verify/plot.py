@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 340, 230
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 30, 46
+WIDTH, HEIGHT = 340, 208
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 30, 24
 COLOURS = ("#2f81f7", "#d9730d", "#2da44e", "#a855f7", "#c93c6f", "#0891b2")
 SMALLEST = 1e-12  # what a logarithmic axis shows of 0
 
 
-@dataclass(frozen=True)
-class Line:
-    """A value for each scale."""
-
-    name: str
-    values: Sequence[float]
+def colour(line: int) -> str:
+    """Of the lines of a chart."""
+    return COLOURS[line % len(COLOURS)]
 
 
-def chart(title: str, lines: Sequence[Line], logarithmic: bool) -> str:
-    """One `<svg>`; values that are no numbers leave a gap."""
-    heights = [[_height(value, logarithmic) for value in line.values] for line in lines]
+def chart(title: str, lines: Sequence[Sequence[float]], logarithmic: bool) -> str:
+    """One `<svg>` of lines with a value for each scale; values that are no numbers leave a gap."""
+    heights = [[_height(value, logarithmic) for value in line] for line in lines]
     known = [height for row in heights for height in row if math.isfinite(height)] or [0.0]
     low, high = (math.floor(min(known)), math.ceil(max(known))) if logarithmic else (min(known), max(known))
     if high - low < 1e-9:
         low, high = low - 0.5, high + 0.5
-    count = max((len(line.values) for line in lines), default=1)
+    count = max(map(len, lines), default=1)
 
     def x(k: int) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * k / max(count - 1, 1)
@@ -50,17 +46,10 @@ def chart(title: str, lines: Sequence[Line], logarithmic: bool) -> str:
     for k in range(count):
         text = str(k or "scale 0")
         parts.append(f"<text x='{x(k):.1f}' y='{HEIGHT - BOTTOM + 14}' text-anchor='middle'>{text}</text>")
-    legend = LEFT
-    for i, (line, row) in enumerate(zip(lines, heights, strict=True)):
-        colour = COLOURS[i % len(COLOURS)]
+    for i, row in enumerate(heights):
         points = [f"{x(k):.1f},{y(height):.1f}" for k, height in enumerate(row) if math.isfinite(height)]
-        parts.append(f"<polyline points='{' '.join(points)}' fill='none' stroke='{colour}' stroke-width='1.8'/>")
-        parts += [f"<circle cx='{p.split(',')[0]}' cy='{p.split(',')[1]}' r='2.4' fill='{colour}'/>" for p in points]
-        parts.append(
-            f"<rect x='{legend}' y='{HEIGHT - 17}' width='10' height='4' fill='{colour}'/>"
-            f"<text x='{legend + 14}' y='{HEIGHT - 12}'>{escape(line.name[:24])}</text>"
-        )
-        legend += 24 + 6 * min(len(line.name), 24)
+        parts.append(f"<polyline points='{' '.join(points)}' fill='none' stroke='{colour(i)}' stroke-width='1.8'/>")
+        parts += [f"<circle cx='{p.split(',')[0]}' cy='{p.split(',')[1]}' r='2.4' fill='{colour(i)}'/>" for p in points]
     return "".join([*parts, "</svg>"])
 
 

@@ -18,8 +18,9 @@ import numpy as np
 
 from export.verify.artifacts import Artifact
 from export.verify.bisect import Finding
-from export.verify.check import Reference, Row
+from export.verify.check import Row
 from export.verify.tolerances import LIMITS
+from export.verify.trace import Reference
 from runtime.errors import SettingsError
 from runtime.files import whole_directory
 
@@ -53,7 +54,7 @@ class Entry:
     @property
     def title(self) -> str:
         """With what it ran on."""
-        rounded = ", rounded as FP16 hardware does" if self.artifact.simulated else ""
+        rounded = ", rounded as FP16 hardware does, but for static steps" if self.artifact.simulated else ""
         return f"{self.artifact.name} ({self.backend}{rounded})" if self.backend else self.artifact.name
 
 
@@ -89,27 +90,34 @@ class Report:
     def print(self) -> None:
         """A table for each artifact on stdout."""
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
-        console = Console()
-        console.print(f"{self.model} against {self.reference.name}: {self.settings}", highlight=False)
+        terminal = Console(highlight=False)
+        # Where nobody looks on, no line is broken.
+        console = terminal if terminal.is_terminal else Console(highlight=False, width=400)
+
+        def say(text: str) -> None:
+            console.print(text, markup=False, soft_wrap=True)
+
+        say(f"{self.model} against {self.reference.name}: {self.settings}")
         for entry in self.entries:
             if entry.reason:
-                console.print(f"\n{entry.artifact.name}: {entry.reason}", highlight=False)
+                say(f"\n{entry.artifact.name}: {entry.reason}")
                 continue
             used = [name for name in COLUMNS if any(name in row.metrics for row in entry.rows)]
-            table = Table(title=entry.title, title_justify="left", pad_edge=False, box=None)
+            table = Table(title=escape(entry.title), title_justify="left", pad_edge=False, box=None)
             for heading in ("stage", *used, ""):
                 table.add_column(heading, justify="left" if heading in ("stage", "") else "right", no_wrap=True)
             for row in entry.rows:
-                verdict = f"[red]FAILED {'; '.join(row.misses)}[/red]" if row.misses else "[green]ok[/green]"
-                table.add_row(row.name, *(shown(name, row.metrics.get(name)) for name in used), verdict)
-            # Where nobody looks on, no line is broken.
-            Console(width=None if console.is_terminal else 400).print("", table)
+                style, prefix = {"FAILED": ("red", "FAILED "), "passed": ("green", "")}.get(row.verdict, ("dim", ""))
+                cells = (shown(name, row.metrics.get(name)) for name in used)
+                table.add_row(row.name, *cells, f"[{style}]{prefix}{escape(row.remark)}[/{style}]")
+            console.print("", table)
             if entry.failed:
-                console.print(f"first out of tolerance: {entry.failed[0].name}", highlight=False)
+                say(f"first out of tolerance: {entry.failed[0].name}")
             if entry.finding:
-                console.print(f"bisected: {entry.finding}", highlight=False, soft_wrap=True)
+                say(f"bisected: {entry.finding}")
 
     def to_json(self) -> dict[str, Any]:
         settings = self.reference.settings
@@ -141,14 +149,16 @@ class Report:
         """Writes both files into a directory that is there."""
         from export.verify.html import page
 
-        (folder / JSON).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        document = json.dumps(self.to_json(), indent=1, allow_nan=False)
+        (folder / JSON).write_text(document + "\n", encoding="utf-8")
         (folder / HTML).write_text(page(self), encoding="utf-8")
 
 
 def check_folder(folder: Path) -> None:
-    """Raises SettingsError unless a report can be written there. Ask before long work."""
-    if folder.exists() and not (folder / JSON).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SettingsError(f"--report {folder}: exists and is no report; choose another directory or remove it")
+    """Raises SettingsError unless a report can be written there, which replaces it. Ask before long work."""
+    if folder.exists() and (not folder.is_dir() or any(not _ours(path) for path in folder.iterdir())):
+        found = "is a file" if not folder.is_dir() else "holds other things than a report"
+        raise SettingsError(f"--report {folder}: {found}; choose another directory or a new one")
     parent = next(place for place in folder.absolute().parents if place.exists())
     try:
         with tempfile.TemporaryDirectory(dir=parent):
@@ -157,6 +167,11 @@ def check_folder(folder: Path) -> None:
         raise SettingsError(
             f"--report {folder}: {parent} cannot be written ({error.strerror}); choose another"
         ) from None
+
+
+def _ours(path: Path) -> bool:
+    """Whether verify or gpu-check wrote it."""
+    return path.name in (JSON, HTML, "benchmarks.md") or path.match("bench-*.json")
 
 
 def shown(metric: str, value: float | None) -> str:
@@ -178,8 +193,8 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         {
             "stage": row.stage,
             "scale": row.scale,
-            "passed": not row.misses,
-            "misses": row.misses,
+            "verdict": row.verdict,
+            "remark": row.remark,
             "metrics": {name: _number(value) for name, value in row.metrics.items()},
         }
         for row in entry.rows
@@ -192,7 +207,9 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "status": entry.status,
         "reason": entry.reason,
         "rows": rows,
-        "bisected": finding if finding is None or isinstance(finding, str) else finding.__dict__,
+        "bisected": {k: _number(v) if k == "error" else v for k, v in vars(finding).items()}
+        if isinstance(finding, Finding)
+        else finding,
     }
 
 

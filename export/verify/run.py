@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from export.verify.artifacts import Artifact, StaticSteps, find, runnable, smoothing
 from export.verify.bisect import Finding, bisect
 from export.verify.check import (
+    SMOOTH,
     STATIC_STEP,
-    Drawn,
-    Progress,
-    Reference,
-    Turn,
+    Measured,
+    Row,
+    Smoothing,
+    absent,
     check,
     check_steps,
-    default_settings,
-    failed,
-    prepare,
+    led,
+    mix,
+    rows,
 )
 from export.verify.report import Entry, Report
-from runtime.errors import SettingsError
+from export.verify.trace import Drawn, Progress, Reference, Settings, Trace, prepare
+from runtime.backends.wiring import SMOOTH_BRIDGE
+from runtime.errors import BundleError, SettingsError
 from runtime.files import scratch_directory
 from runtime.manifest import Manifest
 from runtime.pipeline import Pipeline
@@ -44,59 +48,59 @@ def verify(
     """
     artifacts = find(directories)
     first = next(artifact for artifact in artifacts if artifact.manifest)
-    assert first.manifest
-    reference = _reference(first, checkpoints, against, pictures, progress)
+    smooth = any(artifact.manifest and SMOOTH_BRIDGE in artifact.manifest.graphs for artifact in artifacts)
+    if against is None:
+        reference = _pytorch_reference(first, checkpoints, pictures, smooth, progress)
+    else:
+        reference = bundle_reference(against, first, pictures, progress)
     entries = []
     for artifact in artifacts:
-        if reason := artifact.unable():
+        if against is not None and artifact.path == against.resolve():
+            entries.append(Entry(artifact, "reference: every other one is held against it"))
+        elif reason := artifact.unable():
             entries.append(Entry(artifact, reason))
-            continue
-        entry = _verified(artifact, reference, _titled(progress, artifact.name))
-        if with_bisect and entry.failed and not artifact.engines:
-            entry = replace(entry, finding=_found(entry, reference, first.manifest, checkpoints, against, progress))
-        entries.append(entry)
+        else:
+            entries.append(_verified(artifact, reference, _titled(progress, artifact.name)))
+    if with_bisect and any(entry.failed for entry in entries):
+        with _sound(artifacts, checkpoints, against, progress) as sound:
+            entries = [_bisected(entry, reference, sound, progress) for entry in entries]
     return Report(reference, entries)
 
 
-def _reference(
-    first: Artifact, checkpoints: Checkpoints, against: Path | None, pictures: int, progress: Progress
+def _pytorch_reference(
+    first: Artifact, checkpoints: Checkpoints, pictures: int, smooth: bool, progress: Progress
 ) -> Reference:
-    assert first.manifest
-    if against is not None:
-        return bundle_reference(against, first, pictures, progress)
-
-    import numpy as np
-
     from export.checkpoint import load_models
     from export.provenance import recipe_of, weights_of
     from export.reference import PyTorchBackend, generate
-    from runtime.uniforms import uniforms
 
+    assert first.manifest
     progress("loading PyTorch's model", 0, 1)
     models = load_models(recipe_of(first.manifest), weights_of(first.manifest, *checkpoints))
     pipeline = Pipeline(first.path, PyTorchBackend(*models), verify=False)
-    settings = default_settings(pipeline, pictures, _batch(first))
-    sampling, counts = settings.sampling, [scale.tokens for scale in first.manifest.scales]
+    settings = Settings.default(pipeline, pictures, _batch(first))
+    sampling = settings.sampling
 
-    def free(turn: Turn) -> Drawn:
-        rows = [uniforms(turn.seed + i, counts) for i in range(len(turn.labels))]
-        draws = [np.stack(scale) for scale in zip(*rows, strict=True)]
-        drawn = generate(*models, turn.labels, draws, sampling.cfg, sampling.top_k, sampling.top_p)
+    def free(trace: Trace) -> Drawn:
+        drawn = generate(*models, trace.turn.labels, trace.draws(), sampling.cfg, sampling.top_k, sampling.top_p)
         return Drawn(drawn.images, drawn.tokens, drawn.margins)
 
-    return prepare(pipeline, settings, free, progress)
+    return prepare(pipeline, settings, smooth, free, progress)
 
 
 def bundle_reference(against: Path, first: Artifact, pictures: int, progress: Progress) -> Reference:
     """The FP32 bundle `against` as the reference of `first` and others of its model. Raises SettingsError."""
     assert first.manifest
+    if not against.is_dir():
+        raise SettingsError(f"--against {against}: expected the directory of an FP32 bundle")
     manifest = Manifest.load(against)
     if manifest.model != first.manifest.model or manifest.provenance.source != first.manifest.provenance.source:
         raise SettingsError(f"--against {against}: another model than {first.path}, or other weights")
     if manifest.precision != "fp32":
         raise SettingsError(f"--against {against}: expected an FP32 bundle, found {manifest.precision}")
     pipeline = Pipeline(against, "onnxruntime", verify=False)
-    return prepare(pipeline, default_settings(pipeline, pictures, _batch(first)), None, progress)
+    smooth = SMOOTH_BRIDGE in manifest.graphs
+    return prepare(pipeline, Settings.default(pipeline, pictures, _batch(first)), smooth, None, progress)
 
 
 def _batch(artifact: Artifact) -> int:
@@ -114,42 +118,83 @@ def verified(artifact: Artifact, pipeline: Pipeline, reference: Reference, progr
 def _verified(artifact: Artifact, reference: Reference, progress: Progress) -> Entry:
     assert artifact.manifest
     progress("loading", 0, 1)
-    with runnable(artifact) as (_, pipeline):
-        entry = verified(artifact, pipeline, reference, progress)
-        del pipeline  # its memory, before the static steps take theirs
-    if artifact.engines or not StaticSteps.names(artifact.manifest):
+    try:
+        with runnable(artifact) as (_, pipeline):
+            entry = verified(artifact, pipeline, reference, progress)
+            del pipeline  # its memory, before the static steps take theirs
+    except (BundleError, SettingsError) as error:
+        if not artifact.engines:
+            raise
+        return Entry(artifact, f"not run: {error}")  # of another GPU or another TensorRT
+    if artifact.engines:
         return entry
-    progress("static steps", 0, 1)
-    steps = Pipeline(artifact.path, StaticSteps(artifact.path, artifact.manifest), verify=False)
-    return replace(entry, rows=[*entry.rows, *check_steps(reference, steps)])
+    steps = [
+        row for size in StaticSteps.sizes(artifact.manifest) for row in _steps(artifact, reference, size, progress)
+    ]
+    return replace(entry, rows=[*entry.rows, *(steps or [absent(f"{STATIC_STEP} 1")])])
 
 
-def _found(
-    entry: Entry,
-    reference: Reference,
-    manifest: Manifest,
-    checkpoints: Checkpoints,
-    against: Path | None,
-    progress: Progress,
-) -> Finding | str:
-    """What --bisect has to say of an artifact that failed."""
-    row = next(failed(entry.rows))
+def _steps(artifact: Artifact, reference: Reference, size: int, progress: Progress) -> list[Row]:
+    assert artifact.manifest
+    progress(f"{STATIC_STEP} {size}", 0, 1)
+    steps = StaticSteps(artifact.path, artifact.manifest, size)
+    return check_steps(reference, Pipeline(artifact.path, steps, verify=False), size)
+
+
+@contextmanager
+def _sound(
+    artifacts: Sequence[Artifact], checkpoints: Checkpoints, against: Path | None, progress: Progress
+) -> Iterator[Path]:
+    """The FP32 bundle that --bisect compares with: `against`, or what the exporter writes today."""
+    if against is not None:
+        yield against
+        return
+    from export.bundle import export_bundle
+    from export.provenance import recipe_of, weights_of
+
+    manifests = [artifact.manifest for artifact in artifacts if artifact.manifest]
+    smooth = any(SMOOTH_BRIDGE in manifest.graphs for manifest in manifests)
+    sizes = sorted({size for manifest in manifests for size in StaticSteps.sizes(manifest)}) or [1]
+    with scratch_directory(artifacts[0].path) as scratch:
+        sound, weights = scratch / "sound", weights_of(manifests[0], *checkpoints)
+        export_bundle(recipe_of(manifests[0]), weights, sound, batches=sizes, smooth=smooth, progress=progress)
+        yield sound
+
+
+def _guilty(row: Row, reference: Reference, pipeline: Pipeline, factors: Smoothing) -> Trace:
+    """The first picture of which alone the row is out of tolerance; of a fault that no led picture shows the first."""
+    sampling, manifest = reference.settings.sampling, pipeline.manifest
+    alone = (known.of(range(i, i + 1), manifest) for known in reference.traces for i in range(len(known.turn.labels)))
+    for known in alone:
+        measured: Measured = {}
+        if row.stage == SMOOTH:
+            mix(known, pipeline, sampling, measured)
+        else:
+            led(known, pipeline, sampling, factors, measured)
+        if any(found.misses and found.name == row.name for found in rows(measured, manifest.precision)):
+            return known
+    return reference.traces[0].of(range(1), manifest)
+
+
+def _bisected(entry: Entry, reference: Reference, sound: Path, progress: Progress) -> Entry:
+    """With what --bisect has to say, if it failed."""
+    if not entry.failed or entry.artifact.engines:
+        return entry
+    row, artifact = entry.failed[0], entry.artifact
     if row.stage.endswith("generation"):
-        return "every stage is within tolerance when led by the reference: the loop, the seeds or the sampler differ"
-    path = entry.artifact.path
-    with scratch_directory(path) as scratch, runnable(entry.artifact) as (candidate, pipeline):
-        del pipeline
-        if against is None:
-            from export.bundle import export_bundle
-            from export.provenance import recipe_of, weights_of
-
-            against = scratch / "sound"
-            export_bundle(recipe_of(manifest), weights_of(manifest, *checkpoints), against, progress=progress)
-        progress(f"bisecting {row.name}", 0, 1)
-        sampling = reference.settings.sampling
-        candidate = path if row.stage == STATIC_STEP else candidate  # a simulated twin has none
-        finding = bisect(row, candidate, against, reference.traces[0], sampling, smoothing(entry.artifact))
-    return finding or f"{row.name}: every tensor inside agrees with what the exporter writes today"
+        said: Finding | str | None = "every stage is within tolerance: the loop, the seeds or the sampler differ"
+        return replace(entry, finding=said)
+    progress(f"{artifact.name}: bisecting {row.name}", 0, 1)
+    factors, sampling = smoothing(artifact), reference.settings.sampling
+    if row.stage.startswith(STATIC_STEP):  # a simulated twin has none
+        known = reference.traces[0].of(range(1), Manifest.load(artifact.path, verify=False))
+        said = bisect(row, artifact.path, artifact.path, sound, known, sampling, factors)
+    else:
+        with runnable(artifact) as (candidate, pipeline):
+            known = _guilty(row, reference, pipeline, factors)
+            del pipeline
+            said = bisect(row, candidate, artifact.path, sound, known, sampling, factors)
+    return replace(entry, finding=said or f"{row.name}: every tensor inside agrees with the sound bundle")
 
 
 def _titled(progress: Progress, title: str) -> Progress:

@@ -10,6 +10,7 @@ import numpy as np
 from ..sampling import Sampling
 
 OnStage = Callable[[str, int | None, float], None]  # graph, its scale or None, seconds
+Outputs = dict[str, dict[str, np.ndarray]]  # graph -> tensor -> values
 
 
 class Backend(Protocol):

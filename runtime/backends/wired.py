@@ -11,8 +11,8 @@ from ..errors import BundleError
 from ..manifest import Manifest
 from ..sampling import Sampling
 from .arrays import Arrays
-from .base import OnStage
-from .wiring import SMOOTH_BRIDGE, Wiring
+from .base import OnStage, Outputs
+from .wiring import SMOOTH_BRIDGE, Stage, Wiring
 
 
 class Batch(Protocol):
@@ -82,12 +82,16 @@ class WiredBackend(ABC, Generic[B]):
     def decode(self) -> np.ndarray:
         return self.batch.decode()
 
-    def outputs(self, k: int) -> dict[str, dict[str, np.ndarray]]:
-        """Graph -> tensor -> what the stages of scale k, just stepped, made; of condition what no scale changes."""
-        wiring, arrays = self.batch.wiring, self.batch.arrays
-        modulations = {name: array for name, array in wiring.condition.outputs.items() if name != "x"}
-        made = {"condition": modulations} | {stage.graph: stage.outputs for stage in wiring.steps[k]}
-        return {graph: {name: arrays.download(a) for name, a in outputs.items()} for graph, outputs in made.items()}
+    def started(self) -> dict[str, np.ndarray]:
+        """What condition has just made; the first scale's step overwrites some of it."""
+        return self._downloaded(self.batch.wiring.condition)
+
+    def outputs(self, k: int) -> Outputs:
+        """Graph -> tensor -> what the stages of scale k, just stepped, made."""
+        return {stage.graph: self._downloaded(stage) for stage in self.batch.wiring.steps[k]}
+
+    def _downloaded(self, stage: Stage) -> dict[str, np.ndarray]:
+        return {name: self.batch.arrays.download(array) for name, array in stage.outputs.items()}
 
     @property
     def batch(self) -> B:

@@ -19,7 +19,7 @@ from onnx import helper
 from safetensors.numpy import load_file
 
 from export.bundle import export_bundle
-from export.checkpoint import formula_weights
+from export.checkpoint import checkpoint_weights, formula_weights
 from export.recipe import Recipe
 from export.verify.bisect import Finding
 from export.verify.metrics import redrawn, ssim
@@ -62,7 +62,7 @@ def test_all_precisions_pass_and_a_missing_one_is_absent(report: Report) -> None
     scales = range(len(report.reference.traces[0].tokens))
     for entry in report.entries[:3]:
         stages = {(row.stage, row.scale) for row in entry.rows}
-        for stage in ("transformer", "keys and values", "bridge", "transformer, static step"):
+        for stage in ("transformer", "keys and values", "bridge", "static step for 1"):
             assert {(stage, k) for k in scales} <= stages
         assert {("condition", None), ("decoder", None), ("encoder", None), ("generation", None)} <= stages
 
@@ -133,6 +133,36 @@ def cache_offset(bundle: Path) -> None:
     onnx.save_model(model, bundle / "transformer.onnx")
 
 
+def unkept_tokens(bundle: Path) -> None:
+    """Token 0 wherever nothing is kept: what leads the model hides it, drawing freely shows it."""
+    model = onnx.load(bundle / "bridge.onnx", load_external_data=False)
+    (index, where) = next((i, node) for i, node in enumerate(model.graph.node) if "tokens" in node.output)
+    drawn = list(where.input).index("drawn")
+    where.input[drawn] = "nothing"
+    model.graph.node.insert(index, helper.make_node("Sub", ["drawn", "drawn"], ["nothing"]))
+    onnx.save_model(model, bundle / "bridge.onnx")
+
+
+def one_class(bundle: Path) -> None:
+    """Of the third picture's label."""
+    _change_tensor(bundle, "class_emb.weight", lambda tensor: tensor[7].__iadd__(3))
+
+
+def start_position(bundle: Path) -> None:
+    _change_tensor(bundle, "pos_1LC.unsqueeze", lambda tensor: tensor.__iadd__(0.5))
+
+
+def overflow(bundle: Path) -> None:
+    _change_tensor(bundle, "head.bias", lambda tensor: tensor[5:6].__iadd__(np.inf))
+
+
+def static_step(bundle: Path) -> None:
+    model = onnx.load(bundle / "transformer_b1_03.onnx", load_external_data=False)
+    softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
+    softmax.attribute[0].i = 1
+    onnx.save_model(model, bundle / "transformer_b1_03.onnx")
+
+
 def _change_tensor(bundle: Path, name: str, change: Callable[[np.ndarray], object]) -> None:
     """In place, so that nothing else in the file moves."""
     path = bundle / WEIGHTS
@@ -148,24 +178,37 @@ def _change_tensor(bundle: Path, name: str, change: Callable[[np.ndarray], objec
         file.write(tensor.tobytes())
 
 
+def mend_hashes(bundle: Path) -> None:
+    """So that only the numbers can tell."""
+    document = json.loads((bundle / "manifest.json").read_text())
+    document["files"] = {name: asdict(File.of(bundle / name)) for name in document["files"]}
+    (bundle / "manifest.json").write_text(json.dumps(document))
+
+
 CASES = {
     "one weight": ("demo", one_weight, "transformer, scale 0", r"MatMul .*\(blocks\.2\.ffn\.fc1\.weight"),
     "activation scale": ("cpu", activation_scale, "keys and values, scale 3", r"MatMul .*\(blocks\.1\.attn\.mat_qkv\."),
     "transposed axis": ("demo", transposed_axis, "decoder", r"Transpose node_permute"),
     "phi index": ("demo", phi_index, "bridge, scale 3", "input phi"),
     "cache offset": ("demo", cache_offset, "transformer, scale 2", r"Concat "),
+    "unkept tokens": ("demo", unkept_tokens, "bridge, scale 0", r"Where "),
+    "one class": ("demo", one_class, "condition", r"Gather .*\(class_emb\.weight"),
+    "start position": ("demo", start_position, "condition", r"Add "),
+    "overflow": ("demo", overflow, "transformer, scale 0", r"Add .*\(head\.bias"),
+    "half precision": ("fp16", one_weight, "transformer, scale 1", r"MatMul .*\(blocks\.2\.ffn\.fc1\.weight"),
+    "static step": ("demo", static_step, "static step for 1, scale 3", r"Softmax "),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_damage_is_found_and_named(case: str, demo_bundle: Path, int8_bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_damage_is_found_and_named(
+    case: str, demo_bundle: Path, fp16_demo_bundle: Path, int8_bundles: dict[str, Path], tmp_path: Path
+) -> None:
     which, damage, stage, place = CASES[case]
     bundle = tmp_path / "damaged"
-    shutil.copytree(demo_bundle if which == "demo" else int8_bundles[which], bundle)
+    shutil.copytree({"demo": demo_bundle, "fp16": fp16_demo_bundle, **int8_bundles}[which], bundle)
     damage(bundle)
-    document = json.loads((bundle / "manifest.json").read_text())
-    document["files"] = {name: asdict(File.of(bundle / name)) for name in document["files"]}
-    (bundle / "manifest.json").write_text(json.dumps(document))  # only the numbers can tell
+    mend_hashes(bundle)
     result = verify([bundle], against=demo_bundle, with_bisect=True)
     (entry,) = result.entries
     assert not result.passed
@@ -188,6 +231,49 @@ def test_damage_is_found_against_pytorch_too(demo_bundle: Path, tmp_path: Path) 
     assert not document["passed"]
     assert document["artifacts"][0]["bisected"]["place"] == "input phi"
     assert sorted(os.listdir(tmp_path)) == ["damaged", "report"]  # no scratch left
+
+
+def test_what_is_missing_is_absent_and_no_pass(folder: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(folder / "fp32", bundle)
+    document = json.loads((bundle / "manifest.json").read_text())
+    for name in ("encoder", "transformer_b1_02"):
+        del document["graphs"][name]
+    (bundle / "manifest.json").write_text(json.dumps(document))
+    (entry,) = verify([bundle], against=folder / "fp32", pictures=1).entries
+    absent = [row.name for row in entry.rows if row.verdict == "absent"]
+    assert absent == ["encoder", "smooth generation", "static step for 1, scale 2"]
+    assert entry.status == "passed"
+
+
+def test_steps_of_every_batch_size(tmp_path: Path) -> None:
+    recipe = Recipe.load(str(DATA / "tiny.toml"))
+    sound, damaged, without = (tmp_path / name for name in ("sound", "damaged", "without"))
+    export_bundle(recipe, formula_weights(recipe, 0), sound, batches=(1, 3))
+    shutil.copytree(sound, damaged)
+    step = damaged / "transformer_b3_01.onnx"
+    model = onnx.load(step, load_external_data=False)
+    next(node for node in model.graph.node if node.op_type == "Softmax").attribute[0].i = 1
+    onnx.save_model(model, step)
+    mend_hashes(damaged)
+    shutil.copytree(sound, without)
+    document = json.loads((without / "manifest.json").read_text())
+    document["graphs"] = {k: v for k, v in document["graphs"].items() if not k.startswith("transformer_")}
+    (without / "manifest.json").write_text(json.dumps(document))
+
+    entries = verify([damaged, without], against=sound, pictures=2, with_bisect=True).entries
+    assert entries[0].failed[0].name == "static step for 3, scale 1"
+    assert isinstance(entries[0].finding, Finding)
+    assert entries[0].finding.place.startswith("Softmax ")
+    assert not [row for row in entries[0].failed if row.stage != "static step for 3"]
+    assert [row.name for row in entries[1].rows if row.stage.startswith("static step")] == ["static step for 1"]
+    assert entries[1].status == "passed"
+
+
+def test_the_reference_does_not_pass_itself(folder: Path) -> None:
+    report = verify([folder / "fp32", folder / "fp32"], against=folder / "fp32", pictures=1)
+    assert [entry.status for entry in report.entries] == ["reference"]
+    assert not report.passed
 
 
 def test_report_in_a_browser(report: Report, tmp_path: Path) -> None:
@@ -236,6 +322,13 @@ def test_engines_that_cannot_run_here_are_no_pass(folder: Path, tmp_path: Path) 
     assert (bundle.status, built.status) == ("passed", "not run")
     assert "need an NVIDIA GPU" in str(built.reason)
     assert not alone.passed
+
+
+def test_unfinished_engines(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "fp32", tmp_path / "fp32")
+    (tmp_path / "fp32" / "engines" / "half").mkdir(parents=True)
+    with pytest.raises(BundleError, match=r"half: no engine\.json, so only part of its engines; make engine again"):
+        verify([tmp_path / "fp32"])
 
 
 def refused(*arguments: str | Path) -> str:
@@ -287,17 +380,37 @@ def test_partial_directories(folder: Path, tmp_path: Path) -> None:
 
 def test_a_report_directory_of_something_else(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
-    assert "exists and is no report" in refused(folder / "fp32", "--report", tmp_path)
+    (tmp_path / "report.json").write_text("{}")
+    assert "holds other things than a report" in refused(folder / "fp32", "--report", tmp_path)
     assert "cannot be written" in refused(folder / "fp32", "--report", tmp_path / "holiday.jpg" / "report")
 
 
-def test_smooth_sampling_is_verified_where_its_graph_is(tmp_path: Path) -> None:
-    recipe = Recipe.load(str(DATA / "tiny.toml"))
-    export_bundle(recipe, formula_weights(recipe, 0), tmp_path / "bundle", smooth=True)
-    (entry,) = verify([tmp_path / "bundle"], pictures=2).entries
-    (row,) = (row for row in entry.rows if row.stage == "smooth generation")
-    assert not entry.failed
-    assert row.metrics["psnr"] > 50
+def test_smooth_sampling_is_verified_where_its_graph_is(demo_bundle: Path, tmp_path: Path) -> None:
+    weights = checkpoint_weights(recipe := Recipe.load("var_demo"), None, None)
+    smooth, damaged = tmp_path / "smooth", tmp_path / "damaged"
+    export_bundle(recipe, weights, smooth, smooth=True)
+    shutil.copytree(smooth, damaged)
+    model = onnx.load(damaged / "bridge_smooth.onnx", load_external_data=False)
+    for node in model.graph.node:
+        node.input[:] = ["silence" if name == "noise" else name for name in node.input]
+    model.graph.node.insert(0, helper.make_node("Sub", ["noise", "noise"], ["silence"]))
+    onnx.save_model(model, damaged / "bridge_smooth.onnx")
+    mend_hashes(damaged)
+
+    without, sound, wrong = verify([demo_bundle, smooth, damaged], pictures=2).entries
+    assert [entry.status for entry in (without, sound, wrong)] == ["passed", "passed", "FAILED"]
+    assert [row.remark for row in without.rows if row.stage.startswith("smooth")] == ["absent"]
+    assert {("smooth bridge", k) for k in range(len(recipe.patch_nums))} < {
+        (row.stage, row.scale) for row in sound.rows
+    }
+    assert wrong.failed[0].name == "smooth bridge, scale 0"
+    (entry,) = verify([damaged], against=smooth, pictures=1, with_bisect=True).entries
+    assert isinstance(entry.finding, Finding)
+    assert entry.finding.place.startswith("Transpose ")  # the first that reads the noise
+    (entry,) = verify([damaged], against=demo_bundle, pictures=1).entries
+    (row,) = (row for row in entry.rows if row.stage.startswith("smooth"))
+    assert row.verdict == "absent"
+    assert "the reference has none" in row.remark
 
 
 def test_ssim_knows_equal_noisy_and_unrelated_pictures() -> None:
