@@ -30,6 +30,18 @@ std::vector<std::string> load_classes(const std::filesystem::path& bundle, const
     return names;
 }
 
+// True while it lives, also if a callback throws.
+class During {
+  public:
+    explicit During(bool& flag) : flag_(flag) { flag_ = true; }
+    ~During() { flag_ = false; }
+    During(const During&) = delete;
+    During& operator=(const During&) = delete;
+
+  private:
+    bool& flag_;
+};
+
 }  // namespace
 
 Pipeline::Pipeline(const std::filesystem::path& bundle, var_edge_backend backend, const BackendOptions& options)
@@ -122,9 +134,8 @@ void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t siz
         const double guidance = request.sampling.guidance(std::int64_t(k), std::int64_t(manifest_.scales.size()));
         backend_->step(k, {scale_numbers.data(), guidance, request.keep ? keep.data() : nullptr, kept.data()}, request.sampling);
         if (!request.on_scale) continue;
-        drawing_ = true;
+        const During drawing(drawing_);
         const bool go_on = request.on_scale(std::int64_t(k), start, size);
-        drawing_ = false;
         if (!go_on) throw Error(VAR_EDGE_STOPPED, "stopped after scale " + std::to_string(k));
     }
 }
