@@ -24,12 +24,11 @@ from runtime.sampling import Sampling
 
 @dataclass(frozen=True)
 class Generation:
-    """N pictures, their tokens per scale, and how near each draw came to another token."""
+    """N pictures, their tokens and logits per scale."""
 
     images: np.ndarray  # (N, H, W, 3) uint8
     tokens: list[np.ndarray]  # K arrays (N, p²) int32
     logits: list[np.ndarray]  # K arrays (N, p², V) float32 after guidance
-    margins: list[np.ndarray]  # K arrays (N, p²): distance of the uniform to the nearer end of its token's interval
 
 
 class PyTorchBackend:
@@ -40,7 +39,6 @@ class PyTorchBackend:
 
     def __init__(self, var: VAR, vqvae: VQVAE) -> None:
         self.var, self.vqvae = var, vqvae
-        self.margins: list[np.ndarray] = []  # of the scales so far, see `Generation`
 
     @torch.inference_mode()
     def begin(self, labels: np.ndarray, on_stage: OnStage | None = None, smooth: bool = False) -> None:
@@ -54,7 +52,6 @@ class PyTorchBackend:
         self._f_hat = torch.zeros(count, recipe.code_size, recipe.grid, recipe.grid)
         self._drawn: list[np.ndarray] = []
         self._tokens: list[np.ndarray] = []
-        self.margins = []
 
     @torch.inference_mode()
     def step(
@@ -73,14 +70,12 @@ class PyTorchBackend:
         self._past_v = [torch.cat(pair) for pair in zip(self._past_v, self._new_v, strict=True)]
         logits = guided(self._logits, guidance)  # (N, L, V)
         distribution = probabilities(logits, sampling.top_k, sampling.top_p)
-        if sampling.smooth:
-            drawn, margins = logits.argmax(-1).to(torch.int32), torch.ones(logits.shape[:-1])
-        else:
-            drawn, margins = draw(distribution, torch.from_numpy(randoms))
+        uniforms = torch.from_numpy(randoms)  # noise, if smooth
+        drawn = logits.argmax(-1).to(torch.int32) if sampling.smooth else draw(distribution, uniforms)
         kept = None if keep is None else torch.from_numpy(np.array(keep))
         tokens = drawn if kept is None else torch.where(kept, torch.from_numpy(np.array(kept_tokens)), drawn)
-        for values, value in ((self._drawn, drawn), (self._tokens, tokens), (self.margins, margins)):
-            values.append(value.numpy())
+        self._drawn.append(drawn.numpy())
+        self._tokens.append(tokens.numpy())
         codes = self.vqvae.quantize.embedding(tokens)  # (N, L, Z)
         if sampling.smooth:
             mixed = self._mixed(
@@ -168,7 +163,7 @@ def generate(
         backend.step(k, numbers, t, Sampling(cfg, top_k, top_p))
         logits.append(guided(torch.from_numpy(backend.logits()), t).numpy())
     tokens = [backend.tokens(k) for k in range(len(uniforms))]
-    return Generation(backend.decode(), tokens, logits, backend.margins)
+    return Generation(backend.decode(), tokens, logits)
 
 
 def guided(logits: Tensor, t: float) -> Tensor:
@@ -193,12 +188,9 @@ def probabilities(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return distribution
 
 
-def draw(distribution: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """distribution (..., V), uniforms (...) -> tokens (...) int32, and how far inside its interval each uniform is."""
+def draw(distribution: Tensor, uniforms: Tensor) -> Tensor:
+    """distribution (..., V), uniforms (...) -> tokens (...) int32."""
     cumulative = distribution.cumsum(-1)
     u = uniforms.double().unsqueeze(-1) * cumulative[..., -1:]
     exceeds = (cumulative > u) & (distribution > 0)
-    tokens = exceeds.to(torch.uint8).argmax(-1, keepdim=True)  # the first
-    above = cumulative.gather(-1, tokens) - u
-    below = u - (cumulative - distribution).gather(-1, tokens)
-    return tokens.squeeze(-1).to(torch.int32), torch.minimum(above, below).squeeze(-1)
+    return exceeds.to(torch.uint8).argmax(-1).to(torch.int32)  # the first

@@ -111,6 +111,7 @@ class PowerMeter:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> PowerMeter:
+        self._latest = time.monotonic(), self._watts()  # here, because the thread may start late
         self._thread.start()
         return self
 
@@ -130,7 +131,7 @@ class PowerMeter:
 
     def _integrate(self) -> None:
         """Adds a trapezium for every interval; the last one ends when the block does."""
-        then, before = time.monotonic(), self._watts()
+        then, before = self._latest
         stopped = False
         while not stopped:
             stopped = self._stop.wait(self._interval)

@@ -19,9 +19,10 @@ from examples.demo_model.train import RECIPE
 from export.checkpoint import checkpoint_weights, load_models
 from export.recipe import Recipe
 from export.reference import generate
-from export.verify.metrics import parted
+from export.verify.draws import Parting
 from runtime.images import grid, write_png
 from runtime.pipeline import Pipeline
+from runtime.sampling import Sampling
 from runtime.uniforms import uniforms
 
 Settings = dict[str, float]  # cfg, top_k, top_p
@@ -67,17 +68,18 @@ def recognised(
     return hits.reshape(len(CLASSES), per_class).mean(1), images
 
 
-def agreement(pipeline: Pipeline, pictures: int, settings: Settings) -> tuple[int, float]:
-    """Pictures of `pictures` whose tokens PyTorch draws too, and how far from a tie the others parted."""
+def agreement(pipeline: Pipeline, pictures: int, settings: Settings) -> Parting:
+    """Draw `pictures` pictures with PyTorch and with the runtime, and return where they part."""
     recipe = Recipe.load(RECIPE)
     labels = [i % recipe.num_classes for i in range(pictures)]
     counts = [scale.tokens for scale in recipe.scales]
     draws = [np.stack(rows) for rows in zip(*(uniforms(seed, counts) for seed in range(pictures)), strict=True)]
     models = load_models(recipe, checkpoint_weights(recipe, None, None))
-    reference = generate(*models, labels, draws, settings["cfg"], int(settings["top_k"]), settings["top_p"])
-    tokens = pipeline.generate(labels, **settings).tokens
-    equal, widest = parted(reference.tokens, tokens, reference.margins)  # type: ignore[arg-type]
-    return int(equal.sum()), widest
+    sampling = Sampling(settings["cfg"], int(settings["top_k"]), settings["top_p"])
+    reference = generate(*models, labels, draws, sampling.cfg, sampling.top_k, sampling.top_p)
+    parting = Parting(reference.tokens, reference.logits, draws, sampling)
+    pipeline.generate(labels, **settings, on_scale=parting)  # type: ignore[arg-type]
+    return parting
 
 
 @click.command(context_settings={"show_default": True})
@@ -93,12 +95,15 @@ def main(bundle: Path, per_class: int, pictures: Path | None, **settings: float)
     _, held_out = split(load_emoji())
     psnr = reconstruction_psnr(pipeline, held_out)
     shares, images = recognised(pipeline, classifier, per_class, settings)
-    equal, widest = agreement(pipeline, 64, settings)
+    parting = agreement(pipeline, 64, settings)
     rows = {
         f"VQVAE: PSNR of {len(psnr)} held-out renders, mean": f"{psnr.mean():.2f} dB",
         "classifier: accuracy on held-out renders": f"{real_accuracy(classifier, held_out):.1%}",
         f"generated pictures recognised ({images.shape[0]})": f"{shares.mean():.1%}",
-        "of 64 pictures, equal tokens in PyTorch and runtime": f"{equal} (widest margin {widest:.1e})",
+        "of 64 pictures, equal tokens in PyTorch and runtime": f"{parting.equal.sum()}",
+        "logits of the two, largest difference and relative error": (
+            f"{parting.error.largest:.1e}, {parting.error.relative:.1e}"
+        ),
     }
     click.echo("| figure | value |\n|---|---|")
     for name, value in rows.items():

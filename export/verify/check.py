@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from export.verify.artifacts import StaticSteps
-from export.verify.metrics import Difference, LogitDifference, PictureDifference, Share, parted, redrawn
+from export.verify.draws import Parting, allowed
+from export.verify.metrics import Difference, LogitDifference, PictureDifference, Share
 from export.verify.tolerances import limits, misses
 from export.verify.trace import Progress, Reference, Trace, Turn, generate, outputs, smoothly, started
 from runtime.backends.wiring import SMOOTH_BRIDGE
@@ -18,7 +19,6 @@ from runtime.sampling import Sampling
 
 STATIC_STEP = "static step for"  # and for how many pictures
 SMOOTH, SMOOTH_GENERATION = "smooth bridge", "smooth generation"
-BOUNDARY = 1e-5  # of probability: nearer to the end of a token's interval float32 may draw its neighbour
 Smoothing = Mapping[str, np.ndarray]  # what an INT8 bundle multiplies the outputs of `condition` by
 Measured = dict[tuple[str, int | None], Any]  # (stage, scale) -> what has `metrics()`
 
@@ -141,15 +141,17 @@ def _draw(reference: Reference, pipeline: Pipeline, measured: Measured) -> np.nd
     settings = reference.settings
     whole = Turn([label for known in reference.traces for label in known.turn.labels], settings.seed)
     draws = [np.concatenate(maps) for maps in zip(*(known.draws() for known in reference.traces), strict=True)]
+    parting = Parting(reference.free.tokens, reference.free.logits, draws, settings.sampling)
 
     def on_scale(view: ScaleView) -> None:
         rows = slice(view.pictures.start, view.pictures.stop)
         bridge = _at(measured, "bridge", view.index, _Bridge)
         bridge.drew(view.logits(), draws[view.index][rows], settings.sampling, view.tokens())
+        parting(view)
 
     batch = max(pipeline.backend.batches or (settings.batch,))
     result = generate(pipeline, whole, settings.sampling, on_scale=on_scale, batch=batch)
-    measured["generation", None] = _Generation(reference, result.tokens, result.images)
+    measured["generation", None] = _Generation(reference, result.tokens, result.images, parting)
     return result.images
 
 
@@ -237,9 +239,8 @@ class _Bridge(_Worst):
 
     def drew(self, logits: np.ndarray, draws: np.ndarray, sampling: Sampling, found: np.ndarray) -> None:
         """logits (B, L, V) after guidance, draws (B, L), the tokens found (B, L)."""
-        tokens, margins = redrawn(logits, draws, sampling)
-        near = margins <= BOUNDARY  # false for what is no number
-        self.drawn.add(tokens[~near], found[~near])
+        self.drawn.same += int(allowed(logits, draws, found, sampling).sum())
+        self.drawn.tokens += found.size
 
     def metrics(self) -> dict[str, float]:
         return (super().metrics() if self.tensors else {}) | {"drawn": self.drawn.share}
@@ -251,14 +252,13 @@ class _Tokens(Share):
 
 
 class _Generation:
-    """Free drawing: tokens, pictures, and the widest margin at which a picture drew another token first."""
+    """Free drawing: tokens, pictures, and whether the error of the logits explains where they part."""
 
-    def __init__(self, reference: Reference, tokens: Maps, images: np.ndarray) -> None:
-        self.share, self.pictures = Share(), PictureDifference()
+    def __init__(self, reference: Reference, tokens: Maps, images: np.ndarray, parting: Parting) -> None:
+        self.share, self.pictures, self.parting = Share(), PictureDifference(), parting
         for a, b in zip(reference.free.tokens, tokens, strict=True):
             self.share.add(a, b)
         self.pictures.add(reference.free.images, images)
-        self.parted = parted(reference.free.tokens, tokens, reference.free.margins)[1]
 
     def metrics(self) -> dict[str, float]:
-        return {"tokens": self.share.share, **self.pictures.metrics(), "parted": self.parted}
+        return {"tokens": self.share.share, **self.pictures.metrics(), "explained": self.parting.share_explained}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from export.fidelity import ScaleFidelity, psnr
-from runtime.sampling import Sampling
 
 WINDOW, SIGMA = 11, 1.5  # of SSIM, pixels
 CANDIDATES = 5  # of top-5 agreement
@@ -147,43 +145,3 @@ def _gaussian_band(size: int) -> np.ndarray:
     for i in range(len(band)):
         band[i, i : i + width] = weights / weights.sum()
     return band
-
-
-def redrawn(logits: np.ndarray, uniforms: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """What the sampler has to draw: logits (B, L, V) after guidance, uniforms (B, L) -> tokens (B, L), margins (B, L).
-
-    The definition in float64, by sorting. A margin is the uniform's distance to the nearer end of its token's interval.
-    """
-    order = np.argsort(-logits, axis=-1, kind="stable")
-    wide = np.take_along_axis(logits, order, -1).astype(np.float64)
-    if sampling.top_k:
-        wide[wide < wide[..., sampling.top_k - 1, None]] = -np.inf
-    mass = np.exp(wide - wide[..., :1])
-    mass /= mass.sum(-1, keepdims=True)
-    if sampling.top_p:
-        mass[mass.cumsum(-1) - mass >= sampling.top_p] = 0
-        mass /= mass.sum(-1, keepdims=True)
-    distribution = np.empty_like(mass)
-    np.put_along_axis(distribution, order, mass, -1)
-    cumulative = distribution.cumsum(-1)
-    u = uniforms[..., None] * cumulative[..., -1:]
-    tokens = ((cumulative > u) & (distribution > 0)).argmax(-1)[..., None]
-    above = np.take_along_axis(cumulative, tokens, -1) - u
-    below = u - np.take_along_axis(cumulative - distribution, tokens, -1)
-    return tokens[..., 0].astype(np.int32), np.minimum(above, below)[..., 0]
-
-
-def parted(
-    expected: Sequence[np.ndarray], found: Sequence[np.ndarray], margins: Sequence[np.ndarray]
-) -> tuple[np.ndarray, float]:
-    """Which pictures have equal tokens everywhere, (N,) bool, and how far from a tie the others parted.
-
-    K arrays (N, p²) each. The second value is the largest margin of a token at the first scale where a picture differs
-    (0 if none does); what follows differs for that reason. Below 1e-5 float32 may draw either neighbour.
-    """
-    equal, widest = np.ones(len(expected[0]), bool), 0.0
-    for a, b, margin in zip(expected, found, margins, strict=True):
-        differs = a != b  # (N, p²)
-        widest = max(widest, float(margin[differs & equal[:, None]].max(initial=0.0)))
-        equal &= ~differs.any(axis=1)
-    return equal, widest

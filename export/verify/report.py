@@ -25,8 +25,8 @@ from runtime.errors import SettingsError
 from runtime.files import whole_directory
 
 JSON, HTML = "report.json", "report.html"
-COLUMNS = ("max", "mean", "relative", "cosine", "top1", "top5", "kl", "tokens", "drawn", "parted", "psnr", "ssim")
-SHARES = ("top1", "top5", "tokens", "drawn")
+COLUMNS = ("max", "mean", "relative", "cosine", "top1", "top5", "kl", "tokens", "drawn", "explained", "psnr", "ssim")
+SHARES = ("top1", "top5", "tokens", "drawn", "explained")
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _pytorch_reference(
 
     def free(trace: Trace) -> Drawn:
         drawn = generate(*models, trace.turn.labels, trace.draws(), sampling.cfg, sampling.top_k, sampling.top_p)
-        return Drawn(drawn.images, drawn.tokens, drawn.margins)
+        return Drawn(drawn.images, drawn.tokens, drawn.logits)
 
     return prepare(pipeline, settings, smooth, free, progress)
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from export.fidelity import top_k
-from export.verify.metrics import redrawn
 from runtime.backends.base import Outputs
 from runtime.backends.wiring import SMOOTH_BRIDGE
 from runtime.errors import SettingsError
@@ -24,11 +23,11 @@ Progress = Callable[[str, int, int], None]  # what is going on, how much of it i
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures drawn freely; see `export.reference.Generation`."""
+    """N pictures drawn freely; see `export.reference.Generation`."""
 
     images: np.ndarray
     tokens: Maps
-    margins: Maps
+    logits: list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def prepare(
     for i, turn in enumerate(turns):
         progress(f"drawing with {pipeline.backend.name}", i, len(turns))
         traces.append(_trace(pipeline, turn, settings.sampling, i == 0, smooth))
-        drawn.append(free(traces[-1]) if free else _drawn(traces[-1], settings.sampling))
+        drawn.append(free(traces[-1]) if free else Drawn(traces[-1].images, traces[-1].tokens, traces[-1].logits))
     return Reference(pipeline.backend.name, settings, traces, _join(drawn))
 
 
@@ -221,17 +220,11 @@ def _trace(pipeline: Pipeline, turn: Turn, sampling: Sampling, with_keys: bool, 
     return Trace(turn, result.tokens, logits, condition, made, result.images, encoded, mixed)
 
 
-def _drawn(trace: Trace, sampling: Sampling) -> Drawn:
-    """The trace itself, its margins by the definition."""
-    pairs = zip(trace.logits, trace.draws(), strict=True)
-    return Drawn(trace.images, trace.tokens, [redrawn(logits, draws, sampling)[1] for logits, draws in pairs])
-
-
 def _join(parts: Sequence[Drawn]) -> Drawn:
     def maps(field: str) -> Maps:
         return [np.concatenate(scale) for scale in zip(*(getattr(part, field) for part in parts), strict=True)]
 
-    return Drawn(np.concatenate([part.images for part in parts]), maps("tokens"), maps("margins"))
+    return Drawn(np.concatenate([part.images for part in parts]), maps("tokens"), maps("logits"))
 
 
 def _batched(manifest: Manifest) -> dict[tuple[str, str], Tensor]:

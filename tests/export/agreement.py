@@ -2,20 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from export.reference import Generation
-from export.verify.metrics import parted
-from runtime.pipeline import Result
+from export.verify.draws import Parting
+from export.verify.tolerances import LIMITS
+from runtime.pipeline import Pipeline, Result
+from runtime.sampling import Sampling
+from runtime.uniforms import uniforms
 
-BOUNDARY = 1e-5  # of probability
+
+def draws(pipeline: Pipeline, count: int, seed: int) -> list[np.ndarray]:
+    """The uniforms of `count` pictures: K arrays (N, L) float32."""
+    counts = [scale.tokens for scale in pipeline.manifest.scales]
+    return [np.stack(scale) for scale in zip(*(uniforms(seed + i, counts) for i in range(count)), strict=True)]
 
 
-def pictures_with_equal_tokens(reference: Generation, result: Result) -> np.ndarray:
-    """(N,) bool. Fails where a picture first parts from the reference at anything but a draw at a boundary."""
-    equal, widest = parted(reference.tokens, result.tokens, reference.margins)
-    assert widest < BOUNDARY
-    return equal
+def parting(reference: Generation, pipeline: Pipeline, seed: int, sampling: Sampling) -> Parting:
+    """A hook for `on_scale` of a generation that should be `reference`."""
+    return Parting(reference.tokens, reference.logits, draws(pipeline, len(reference.images), seed), sampling)
+
+
+def assert_sound(found: Parting) -> None:
+    """Fails unless the logits agree as FP32 does, and every other token follows from what they differ in."""
+    assert found.error.relative <= LIMITS["fp32"]["transformer"]["relative"]
+    assert found.share_explained == 1.0
+
+
+def assert_drawn_alike(
+    reference: Generation, pipeline: Pipeline, labels: Sequence[int], seed: int, sampling: Sampling
+) -> None:
+    """Fails unless the runtime draws the reference's pictures, and from its tokens the same pixels."""
+    found = parting(reference, pipeline, seed, sampling)
+    settings = {"cfg": sampling.cfg, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    pipeline.generate(labels, seed, **settings, on_scale=found)  # type: ignore[arg-type]
+    assert_sound(found)
+    assert_same_pixels(reference, redrawn(reference, pipeline, labels))
+
+
+def redrawn(reference: Generation, pipeline: Pipeline, labels: Sequence[int]) -> Result:
+    """The pictures that the runtime makes of the reference's tokens."""
+    keep = [np.ones_like(tokens, bool) for tokens in reference.tokens]
+    return pipeline.generate(labels, top_k=1, keep=keep, kept_tokens=reference.tokens)
+
+
+def assert_same_pixels(reference: Generation, result: Result) -> None:
+    error = np.abs(result.images.astype(int) - reference.images)
+    assert (error <= 1).mean() >= 0.999
 
 
 def share_within_one_step(expected: np.ndarray, images: np.ndarray) -> float:

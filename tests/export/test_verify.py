@@ -22,12 +22,11 @@ from export.bundle import export_bundle
 from export.checkpoint import checkpoint_weights, formula_weights
 from export.recipe import Recipe
 from export.verify.bisect import Finding
-from export.verify.metrics import redrawn, ssim
+from export.verify.metrics import ssim
 from export.verify.report import Report
 from export.verify.run import verify
 from runtime.errors import BundleError, SettingsError
 from runtime.manifest import WEIGHTS, File
-from runtime.sampling import Sampling
 from tests.conftest import DATA
 
 
@@ -422,21 +421,6 @@ def test_ssim_knows_equal_noisy_and_unrelated_pictures() -> None:
     assert ssim(picture, picture) == 1
     assert 0.2 < ssim(picture, noisy) < 0.9
     assert abs(ssim(picture, noise)) < 0.1
-
-
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.0), (5, 0.0), (0, 0.5), (50, 0.9)])
-def test_redrawn_is_the_reference_s_draw(top_k: int, top_p: float) -> None:
-    import torch
-
-    from export.reference import draw, probabilities
-
-    random = np.random.default_rng(1)
-    logits = random.normal(0, 3, (2, 40, 128)).astype(np.float32)
-    numbers = random.random((2, 40), np.float32)
-    tokens, margins = redrawn(logits, numbers, Sampling(4.0, top_k, top_p))
-    expected, expected_margins = draw(probabilities(torch.from_numpy(logits), top_k, top_p), torch.from_numpy(numbers))
-    np.testing.assert_array_equal(tokens, expected)
-    np.testing.assert_allclose(margins, expected_margins, atol=1e-12)
 
 
 def _documented_lines() -> list[str]:

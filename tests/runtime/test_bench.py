@@ -52,7 +52,7 @@ def test_everything_is_measured_and_written(toy_bundle: Path, tmp_path: Path) ->
         steps = [(graph, k) for k in range(len(SIDES)) for graph in ("transformer", "bridge")]
         assert stages == [("condition", None), *steps, ("decoder", None)]
         spent = sum(stage["seconds"] for stage in times["stages"])
-        assert 0.2 * times["seconds"]["median"] < spent < 1.5 * times["seconds"]["median"]
+        assert spent > 0  # how it adds up to the whole: test_bench_parts.py
         assert times["memory"]["peak"] >= times["memory"]["resident"]
         assert times["rivals"] == []
     assert report["floor"]["flop_per_second"] == 1e9
@@ -94,7 +94,7 @@ def test_energy_on_a_jetson(toy_bundle: Path, tmp_path: Path) -> None:
     energy = report.batches[0].energy
     assert energy
     assert energy.board == "VDD_IN"
-    assert energy.joules_per_picture["VDD_IN"] > 6 * report.batches[0].seconds.min / 2  # 6 W, two pictures
+    assert energy.joules_per_picture["VDD_IN"] >= 6 * report.batches[0].seconds.min / 2  # 6 W, two pictures
     assert report.load.hashing is None
     console = Console(width=100, record=True, quiet=False, file=(tmp_path / "out").open("w"))
     print_report(report, console)

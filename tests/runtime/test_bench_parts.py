@@ -1,7 +1,6 @@
 """The parts of a benchmark: statistics, readers of the machine, the count of its work."""
 
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from runtime import Pipeline
+from runtime.bench import other_work
 from runtime.bench.compare import RivalRuns, differing_pictures
 from runtime.bench.gemm import gemm_rate
 from runtime.bench.machine import machine, physical_cores
@@ -134,15 +134,17 @@ def test_two_threads_of_a_core_count_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert physical_cores(tmp_path) == 2
 
 
-def test_other_work(tmp_path: Path) -> None:
+def test_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stat, ticks = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
     stat.write_text("cpu  100 0 50 9000 7 0 0 0 0 0\ncpu0 100 0 50 9000 7 0 0 0 0 0\n")
+    now, ours = 7.0, os.times()
+    monkeypatch.setattr(other_work.time, "monotonic", lambda: now)
+    monkeypatch.setattr(other_work.os, "times", lambda: ours)
     watch = OtherWork(stat)
-    time.sleep(0.1)
+    now += 0.5
     stat.write_text(f"cpu  {100 + 3 * ticks} 0 50 9900 99 0 0 {ticks} 0 0\n")  # 3 s of user time, 1 s stolen
     cpus = watch.cpus()
-    assert cpus is not None
-    assert 5 < cpus < 40  # 4 s in a tenth of a second, on a machine that may be late
+    assert cpus == pytest.approx(8)  # 4 s in half a second
     assert OtherWork(tmp_path / "no such system").cpus() is None
 
 

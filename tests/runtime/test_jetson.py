@@ -57,20 +57,23 @@ def test_other_machines_are_no_jetson(tmp_path: Path) -> None:
 
 
 def test_energy_is_power_over_time(jetson: Jetson) -> None:
+    outer = time.monotonic()
     with PowerMeter(jetson.rails, interval=0.005) as meter:
-        start = time.monotonic()
+        inner = time.monotonic()
         time.sleep(0.1)
-        seconds = time.monotonic() - start
-    assert meter.joules["VDD_IN"] == pytest.approx(6 * seconds, rel=0.5)
+        least = time.monotonic() - inner
+    assert 6 * least <= meter.joules["VDD_IN"] <= 6 * (time.monotonic() - outer)
     assert meter.joules["VDD_CPU_GPU_CV"] == pytest.approx(meter.joules["VDD_IN"] / 3)
 
 
 def test_power_that_changes(root: Path, jetson: Jetson) -> None:
+    start = time.monotonic()
     with PowerMeter(jetson.rails, interval=0.005) as meter:
         time.sleep(0.1)
         (root / "sys/class/hwmon/hwmon1/curr1_input").write_text("12000")
         time.sleep(0.1)
-    assert meter.joules["VDD_IN"] == pytest.approx(0.1 * 6 + 0.1 * 60, rel=0.5)
+    # Bounds that hold on a machine too busy to read between the first and the last moment.
+    assert 9 * 0.2 < meter.joules["VDD_IN"] < 60 * (time.monotonic() - start)
 
 
 def test_a_rail_that_fails_is_an_error(root: Path, jetson: Jetson) -> None:
