@@ -12,7 +12,7 @@ from .errors import BundleError
 from .files import sha256, whole_file
 from .strict import load
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
 REQUIRED_GRAPHS = ("condition", "transformer", "bridge", "decoder")
@@ -38,6 +38,12 @@ class Model:
     num_res_blocks: int
     shared_aln: bool
     attn_l2_norm: bool
+    norm_eps: float
+    mlp_ratio: float
+    quant_resi: float
+    share_quant_resi: int
+    using_znorm: bool
+    quant_conv_ks: int
 
     @property
     def grid(self) -> int:
@@ -167,15 +173,15 @@ class Manifest:
 
     def _check_model(self, where: str) -> None:
         model = self.model
-        sizes = [value for value in dataclasses.astuple(model) if type(value) is int]
+        sizes = [v for k, v in dataclasses.asdict(model).items() if type(v) is int and k != "share_quant_resi"]
         _expect(min([*sizes, *model.patch_nums, *model.ch_mult]) > 0, f"{where}.model", "sizes from 1 up", sizes)
         sides = list(model.patch_nums)
         growing = len(sides) > 1 and sides == sorted(set(sides))
         _expect(growing, f"{where}.model.patch_nums", "two or more growing sides", sides)
-        image_size = model.grid * 2 ** (len(model.ch_mult) - 1)
-        for key, size in {"width": 64 * model.heads, "image_size": image_size}.items():
-            found = getattr(model, key)
-            _expect(found == size, f"{where}.model.{key}", f"{size}, as the other sizes say", found)
+        fits = model.width % model.heads == 0
+        _expect(fits, f"{where}.model.width", f"a multiple of heads ({model.heads})", model.width)
+        found, size = model.image_size, model.grid * 2 ** (len(model.ch_mult) - 1)
+        _expect(found == size, f"{where}.model.image_size", f"{size}, as the other sizes say", found)
 
     def _check_scales(self, where: str) -> None:
         sides = self.model.patch_nums

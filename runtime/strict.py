@@ -28,7 +28,7 @@ def load(kind: type[T], path: Path, schema_version: int, absent: str, advice: st
 
 
 def parse(kind: type[T], value: Any, where: str) -> T:
-    """Parsed JSON as a `kind`: dataclass, int, str, bool, Any, a union of these, tuple[X, ...], dict[str, X].
+    """Parsed JSON as a `kind`: dataclass, int, float, str, bool, Any, a union of these, tuple[X, ...], dict[str, X].
 
     Raises BundleError, naming the place as `where.key[2]`, for an unknown key, a missing key or a wrong type.
     """
@@ -42,6 +42,8 @@ def parse(kind: type[T], value: Any, where: str) -> T:
     allowed = args if origin in (Union, types.UnionType) else (kind,)
     if kind is Any or type(value) in allowed:  # not isinstance: true is no integer
         return value
+    if float in allowed and type(value) is int:
+        return float(value)  # type: ignore[return-value]
     raise BundleError(f"{where}: expected {_name(kind)}, found {value!r:.60}")
 
 
@@ -59,7 +61,7 @@ def _parse_dataclass(kind: type[T], value: Any, where: str) -> T:
 def _name(kind: Any) -> str:
     names: dict[Any, str] = {
         int: "an integer",
-        float: "a number with a point",
+        float: "a number",
         str: "a string",
         bool: "true or false",
         type(None): "null",

@@ -131,9 +131,12 @@ def write_bundle(folder: Path) -> Manifest:
     (folder / "classes.txt").write_text(CLASS_FILE)
     graphs = {name: _write_graph(folder, name, text) for name, text in GRAPHS.items()}
     manifest = Manifest(
-        schema_version=2,
+        schema_version=3,
         step_constants=(),
-        model=Model("toy", 2, 64, 1, V, 2, NUM_CLASSES, SIDES, 6, 32, (1, 2), 1, False, True),
+        model=Model(
+            *("toy", 2, 64, 1, V, 2, NUM_CLASSES, SIDES, 6, 32, (1, 2), 1, False, True),
+            *(1e-6, 4.0, 0.5, 4, False, 3),
+        ),
         precision="fp32",
         classes="classes.txt",
         scales=tuple(
