@@ -20,10 +20,10 @@ from safetensors.numpy import save_file
 
 from export.builder import Builder, Options, Progress, load_tensorrt
 from export.layers import counted, has_other_products, int8_products, table
-from runtime import engine_record, manifest
+from runtime import engine_record, limits, manifest
 from runtime.backends.cuda import gpu
 from runtime.backends.wiring import ALIGNMENT
-from runtime.cli import batch_sizes, progress_bar, reports_errors
+from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
 from runtime.engine_record import Built, Engine, EngineRecord
 from runtime.errors import BundleError, SettingsError
 from runtime.files import whole_directory
@@ -265,16 +265,18 @@ def timing_cache_file(built: Built) -> Path:
     return home / "var-edge" / f"{built.tag}.timing"
 
 
-@click.command(context_settings={"show_default": True})
-@click.argument("bundle", type=click.Path(path_type=Path))
+@command()
+@click.argument("bundle", type=FILE)
 @click.option("--trt", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), default="auto", help="Which TensorRT.")
-@click.option("--out", type=click.Path(path_type=Path), help="Directory to write.  [default: BUNDLE/engines/DEVICE]")
+@click.option("--out", type=FILE, help="Directory to write.  [default: BUNDLE/engines/DEVICE]")
 @click.option("--batches", default="1", help="Pictures drawn together: 1,8")
 @click.option("--compute-capability", help="Build ahead of time for these GPUs: 8.6,8.9  [default: this machine's]")
-@click.option("--workspace", type=click.IntRange(min=1), metavar="MIB", help="Scratch memory an engine may use.")
+@click.option(
+    "--workspace", type=Number(int, limits.WORKSPACE), metavar="MIB", help="Scratch memory an engine may use."
+)
 @click.option("--hardware-compatible", is_flag=True, help="Run on later GPUs too; slower.")
 @click.option("--version-compatible", is_flag=True, help="Run on later TensorRT of the same major version.")
-@click.option("--timing-cache", type=click.Path(path_type=Path), help="File with timings.  [default: per device]")
+@click.option("--timing-cache", type=FILE, help="File with timings.  [default: per device]")
 @click.option("--force", is_flag=True, help="Build even if nothing changed.")
 @reports_errors
 def main(

@@ -16,10 +16,10 @@ from export.builder import BuildError
 from export.verify.artifacts import Artifact
 from export.verify.report import HTML, Report, check_folder
 from export.verify.run import bundle_reference, verified
-from runtime import engine_record
+from runtime import engine_record, limits
 from runtime.backends.cuda import Cuda
 from runtime.backends.trt_engine import load_tensorrt
-from runtime.cli import progress_bar, reports_errors
+from runtime.cli import FILE, Number, command, progress_bar, reports_errors
 from runtime.errors import SettingsError
 from runtime.files import whole_directory
 from runtime.manifest import Manifest
@@ -60,11 +60,11 @@ def _measured(backend: str, bundle: Path, folder: Path) -> list[str]:
     return ["| batch | median | pictures/s |", "|---|---|---|", *rows, ""]
 
 
-@click.command(context_settings={"show_default": True})
-@click.argument("fp32", type=click.Path(path_type=Path))
-@click.argument("bundles", metavar="BUNDLE…", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--report", type=click.Path(path_type=Path), default=Path("build/gpu-check"), help="Directory to write.")
-@click.option("--pictures", type=click.IntRange(min=1), default=32, help="Pictures to verify with.")
+@command()
+@click.argument("fp32", type=FILE)
+@click.argument("bundles", metavar="BUNDLE…", nargs=-1, required=True, type=FILE)
+@click.option("--report", type=FILE, default=Path("build/gpu-check"), help="Directory to write.")
+@click.option("--pictures", type=Number(int, limits.PICTURES), default=32, help="Pictures to verify with.")
 @reports_errors
 def main(fp32: Path, bundles: tuple[Path, ...], report: Path, pictures: int) -> None:
     """Build and run everything that this machine's GPU can make of each BUNDLE, against FP32 on the CPU."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from .errors import UNPRINTABLE
+
 
 @dataclass(frozen=True)
 class Range:
@@ -63,13 +65,21 @@ SIZE = Range(0, 2**31 - 1)  # of an axis
 
 # Settings and options.
 CFG = Range(0, 1000)
+TOP_K = Range(0, 2**20)
 TOP_P = Range(0, 1)
 LEAST_TOP_P = 1e-6  # of those above 0
 BATCH = Range(1, 1024)
 BATCHES = 64  # sizes that engines are built for
 PICTURES = Range(1, 2**20)
+PICTURES_BEFORE = Range(0, 2**20)  # in a shared run
 THREADS = Range(1, 1024)
 SEED = Range(0, 2**64 - 1)
+SET_SEED = Range(0, 2**24 - 1)  # of an evaluation set: 40 bits are the class and the picture
+KL = Range(0, 100, above=True)  # nats a token
+ALPHA = Range(0, 1)
+WORKSPACE = Range(1, 2**20)  # MiB
+RUNS = Range(1, 10**6)  # timed
+TESTED_TOKENS = Range(1, 10**6)  # at every scale
 
 
 def model_fault(values: Mapping[str, object]) -> str | None:
@@ -92,7 +102,7 @@ def model_fault(values: Mapping[str, object]) -> str | None:
 
 def name_fault(text: str) -> str | None:
     """What is wrong with a name of a tensor, a graph or a file; None if nothing is."""
-    if not text or len(text.encode("utf-8", "surrogatepass")) > NAME_BYTES or not text.isprintable():
+    if not text or len(text.encode("utf-8", "surrogatepass")) > NAME_BYTES or UNPRINTABLE.search(text):
         return f"expected a printable name of 1 to {NAME_BYTES} bytes, found {shown(text)}"
     return None
 

@@ -135,7 +135,7 @@ def test_published_settings_are_the_default(toy_bundle: Path, demo_bundle: Path)
     wanted = EvaluationSet.of(Pipeline(demo_bundle))
     assert (wanted.cfg, wanted.top_k, wanted.top_p, wanted.per_class) == (1.5, 900, 0.96, 50)
     assert len(wanted.pictures) == 29 * 50
-    assert EvaluationSet.of(Pipeline(toy_bundle)).top_k == 16  # all of a smaller vocabulary
+    assert EvaluationSet.of(Pipeline(toy_bundle)).top_k == 64  # all of a smaller vocabulary
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_folder_of_another_bundle(whole: Path, own_bundle: Path) -> None:
         (["--batch", 0], 1, "batch: expected 1 to"),
         (["--seed", -1], 1, "seed: expected 0 to 16777215, found -1"),
         (["--classes", "6"], 1, "label: expected 0 to 5"),
-        (["--top-k", 17], 1, "top_k: expected 0 (all) to 16, found 17"),
+        (["--top-k", 65], 1, "top_k: expected 0 (all) to 64, found 65"),
         (["--cfg", "nan"], 1, "cfg: expected a finite number"),
         (["--out", "missing/set"], 1, "there is no folder missing"),
         (["--out", "file"], 1, "file: expected a folder, found a file"),
