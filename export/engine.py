@@ -15,7 +15,6 @@ from pathlib import Path
 from types import ModuleType
 
 import click
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from export.builder import Builder, Options, Progress, load_tensorrt
@@ -23,12 +22,13 @@ from export.layers import counted, has_other_products, int8_products, table
 from runtime import engine_record, limits, manifest
 from runtime.backends.cuda import gpu
 from runtime.backends.wiring import ALIGNMENT
+from runtime.bounded import open_file
 from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
 from runtime.engine_record import Built, Engine, EngineRecord
 from runtime.errors import BundleError, SettingsError
 from runtime.files import whole_directory
 from runtime.memory import available_memory, memory
-from runtime.weight_file import weight_bytes
+from runtime.weight_file import open_weights, weight_bytes
 
 AHEAD_OF_TIME = ("8.6",)  # built for without a GPU if nothing else is asked for
 MEMORY_OF_TOOLS = 0.7e9  # bytes: TensorRT, the parsed graph
@@ -190,7 +190,7 @@ def _copy_constants(bundle: Path, source: manifest.Manifest, folder: Path) -> No
 
     With them what `condition` was smoothed by: without it nobody could verify the engine.
     """
-    with safe_open(bundle / manifest.WEIGHTS, framework="numpy") as weights:
+    with open_weights(bundle) as weights:
         smoothing = {manifest.smoothing_tensor(spec.name) for spec in source.graphs["condition"].outputs}
         wanted = source.runtime_tensors | smoothing & set(weights.keys())
         tensors = {name: weights.get_tensor(name) for name in sorted(wanted)}
@@ -299,6 +299,8 @@ def main(
     built = target(module, flavour, capabilities, options)
     cache = timing_cache or (timing_cache_file(built) if built.gpu else None)  # ahead of time nothing is timed
     if cache:
+        if os.path.lexists(cache):
+            open_file(cache, error=SettingsError).close()  # TensorRT would wait for a FIFO
         cache.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar() as bar:
         task = bar.add_task("starting", total=None)

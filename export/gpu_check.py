@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from export.verify.run import bundle_reference, verified
 from runtime import engine_record, limits
 from runtime.backends.cuda import Cuda
 from runtime.backends.trt_engine import load_tensorrt
+from runtime.bounded import read_json
 from runtime.cli import FILE, Number, command, progress_bar, reports_errors
 from runtime.errors import SettingsError
 from runtime.files import whole_directory
@@ -53,7 +53,7 @@ def _measured(backend: str, bundle: Path, folder: Path) -> list[str]:
     file = folder / f"bench-{backend}-{bundle.name}.json"
     command = [sys.executable, "-m", "runtime.bench", "--bundle", str(bundle), "--backend", backend]
     subprocess.run([*command, "--batches", "1,8", "--json", str(file)], check=True, stdout=subprocess.DEVNULL)
-    report: dict[str, Any] = json.loads(file.read_text())
+    report: dict[str, Any] = read_json(file)
     rows = [
         f"| {b['batch']} | {b['seconds']['median']:.4f} s | {b['pictures_per_second']:.2f} |" for b in report["batches"]
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import cast
 
 from .errors import UNPRINTABLE
 
@@ -17,9 +19,10 @@ class Range:
     above: bool = False
 
     def __contains__(self, value: object) -> bool:
-        if type(value) not in (int, float):  # not isinstance: true is no number
+        if not isinstance(value, Real) or isinstance(value, bool):  # Real: numpy's numbers too
             return False
-        return (self.least < value if self.above else self.least <= value) and value <= self.most  # type: ignore[operator]
+        number = cast(float, value)
+        return bool((self.least < number if self.above else self.least <= number) and number <= self.most)
 
     def __str__(self) -> str:
         return f"{'above ' if self.above else ''}{self.least} to {self.most}"
@@ -75,6 +78,8 @@ PICTURES_BEFORE = Range(0, 2**20)  # in a shared run
 THREADS = Range(1, 1024)
 SEED = Range(0, 2**64 - 1)
 SET_SEED = Range(0, 2**24 - 1)  # of an evaluation set: 40 bits are the class and the picture
+HISTOGRAM = Range(2.0**-20, 2.0**127)  # the largest magnitude that one covers
+COLLECTED = 2**22  # number of the last calibration picture
 KL = Range(0, 100, above=True)  # nats a token
 ALPHA = Range(0, 1)
 WORKSPACE = Range(1, 2**20)  # MiB

@@ -105,7 +105,7 @@ def test_an_animated_frame_looks_like_its_picture(tmp_path: Path) -> None:
 def test_list_classes(toy_bundle: Path) -> None:
     result = generate("--bundle", toy_bundle, "--list-classes")
     assert result.exit_code == 0
-    assert result.output.splitlines()[0].split(maxsplit=1) == ["0", "tench, Tinca tinca"]
+    assert result.output.splitlines()[0].split(maxsplit=1) == ["0", "tench; Tinca tinca"]
     assert len(result.output.splitlines()) == 5
 
 
@@ -116,7 +116,7 @@ def test_list_classes(toy_bundle: Path) -> None:
         (["--label", "1,"], 1, "label ''"),
         (["--label", "gold fish"], 1, "did you mean 1 (goldfish)?"),
         (["--label", "1", "--top-k", "65"], 1, "top_k: expected"),
-        (["--label", "1", "--top-k", "5", "--seed", "-1"], 1, "seed: expected"),
+        (["--label", "1", "--top-k", "5", "--seed", "-1"], 2, "seed': expected"),
         (["--label", "1", "--out", "picture.jpg"], 1, "ends in .png"),
         (["--label", "1", "--out", "missing/picture.png"], 1, "there is no folder"),
         (["--label", "1", "--dump", "trace.npy"], 1, "ends in .npz"),
