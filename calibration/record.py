@@ -182,11 +182,10 @@ def _spans(pairs: Sequence[Any]) -> list[tuple[int, int]]:
 
 def _vectors(found: dict[str, Any]) -> dict[str, np.ndarray]:
     """Raises TypeError, ValueError."""
-    vectors = {name: np.array(values, np.float32) for name, values in dict(found).items()}
-    for name, vector in vectors.items():
-        if vector.ndim != 1 or not ((vector > 0) & np.isfinite(vector)).all():
-            raise ValueError(f"smoothing of {limits.shown(name)}: expected numbers above 0")
-    return vectors
+    for name, values in dict(found).items():
+        if not set(map(type, values)) <= {int, float} or not all(value in limits.SMOOTHING for value in values):
+            raise ValueError(f"smoothing of {limits.shown(name)}: expected numbers {limits.SMOOTHING}")
+    return {name: np.array(values, np.float32) for name, values in found.items()}
 
 
 def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
