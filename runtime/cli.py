@@ -29,12 +29,12 @@ P = ParamSpec("P")
 
 
 class _Command(click.Command):
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+    def make_context(self, info_name: str | None, *args: Any, **kwargs: Any) -> click.Context:
         _print_everything()
         try:
-            return super().make_context(*args, **kwargs)
+            return super().make_context(info_name, *args, **kwargs)
         except click.UsageError as error:
-            _fail_usage(error)
+            _fail_usage(error, info_name or str(self.name))
 
 
 command = functools.partial(click.command, cls=_Command, context_settings={"show_default": True})
@@ -78,7 +78,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             with _ended_by_ctrl_c():
                 command(*args, **kwargs)
         except click.UsageError as error:
-            _fail_usage(error)
+            _fail_usage(error, click.get_current_context().command_path)
         except VarEdgeError as error:
             _fail(str(error))
         except OSError as error:
@@ -91,9 +91,8 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
-def _fail_usage(error: click.UsageError) -> NoReturn:
-    advice = f"; {error.ctx.command_path} --help lists the options" if error.ctx else ""
-    _fail(error.format_message().rstrip(".") + advice, 2)
+def _fail_usage(error: click.UsageError, command_path: str) -> NoReturn:
+    _fail(f"{error.format_message().rstrip('.')}; {command_path} --help lists the options", 2)
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
