@@ -180,9 +180,11 @@ def _spans(pairs: Sequence[Any]) -> list[tuple[int, int]]:
     return spans
 
 
-def _vectors(found: dict[str, Any]) -> dict[str, np.ndarray]:
+def _vectors(found: Any) -> dict[str, np.ndarray]:
     """Raises TypeError, ValueError."""
-    for name, values in dict(found).items():
+    if not isinstance(found, dict):
+        raise ValueError(f"smoothing: expected an object, found {limits.shown(found)}")
+    for name, values in found.items():
         if not set(map(type, values)) <= {int, float} or not all(value in limits.SMOOTHING for value in values):
             raise ValueError(f"smoothing of {limits.shown(name)}: expected numbers {limits.SMOOTHING}")
     return {name: np.array(values, np.float32) for name, values in found.items()}

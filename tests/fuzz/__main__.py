@@ -1,7 +1,7 @@
 """python -m tests.fuzz --inputs 100000: damaged files for every reader. Each is read, or refused in one line.
 
 An input may take two seconds of processor time and 500 MB. The first that takes more, or raises anything else, ends
-the run: it is kept in `crash`, with the traceback.
+the run: it is kept in `build/crash`, with the traceback.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tests.fuzz.mutate import mutated
 from tests.fuzz.readers import Reader, readers
 
 SECONDS, BYTES = 2.0, 500 << 20
+CRASH = Path("build/crash")
 MEMORY = Path("/proc/self/statm")
 
 
@@ -82,8 +83,9 @@ def main(inputs: int, seed: int, only: str | None) -> None:
             try:
                 click.echo(fuzz(reader, folder, inputs // len(chosen), seed))
             except BaseException:
-                Path("crash").write_bytes((folder / reader.name).read_bytes())
-                click.echo(f"{reader.name}: the input is kept in crash")
+                CRASH.parent.mkdir(exist_ok=True)
+                CRASH.write_bytes((folder / reader.name).read_bytes())
+                click.echo(f"{reader.name}: the input is kept in {CRASH}")
                 raise
     found = memory()
     click.echo(f"peak {found.peak / 1e6:.0f} MB" if found else "")

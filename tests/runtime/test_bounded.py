@@ -166,6 +166,7 @@ CALIBRATION: dict[str, dict[str, Any]] = {
     "outside": {"histograms": {"a": [{"limit": 1, "low": 0, "high": 2, "first": 0, "counts": [1]}]}},
     "a number": {"histograms": {"a": 1}},
     "smoothing": {"smoothing": {"a": [0]}},
+    "smoothing is empty text": {"smoothing": ""},
     "smoothing text": {"smoothing": {"a": "1"}},
     "alpha": {"settings": {"seed": 0, "cfg": 4, "top_k": 9, "top_p": 1, "smoothing": "all", "alpha": 5}},
 }
