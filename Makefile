@@ -6,35 +6,40 @@ PYTHON3   ?= python3
 
 PYTHON    := .venv/bin/python
 INSTALLED := .venv/.installed
-NAME      := $(patsubst %.toml,%,$(notdir $(MODEL)))
-BUNDLE    := build/$(NAME)/$(PRECISION)
+
+# A value as one word of the shell: file names may hold spaces and quotes, which functions of make would split at.
+quoted = '$(subst ','\'',$(1))'
+
+NAME      := $(shell basename $(call quoted,$(MODEL)) .toml)
+BUNDLE    := $(call quoted,build/$(NAME)/$(PRECISION))
+built      = $(call quoted,build/$(NAME)/$(1))
 
 DEMO_BUNDLE := build/var_demo/fp32
 DEMO_LABELS := smiley,animal face,flower,heart,woman,man,clock,moon,weather,vehicle,religious symbol,flag
 DEMO_SETTINGS := --cfg 6 --top-k 300 --top-p 0.9 --seed 300
 
 # Where the weights come from; if none is given the exporter looks beside the recipe, in VAR_CHECKPOINTS, on the hub.
-WEIGHTS := $(if $(RANDOM_WEIGHTS),--random-weights $(RANDOM_WEIGHTS))
+WEIGHTS := $(if $(RANDOM_WEIGHTS),--random-weights $(call quoted,$(RANDOM_WEIGHTS)))
 WEIGHTS += $(if $(SMOOTH),--smooth)
-WEIGHTS += $(if $(VAR_CHECKPOINT),--var-checkpoint $(VAR_CHECKPOINT))
-WEIGHTS += $(if $(VAE_CHECKPOINT),--vae-checkpoint $(VAE_CHECKPOINT))
+WEIGHTS += $(if $(VAR_CHECKPOINT),--var-checkpoint $(call quoted,$(VAR_CHECKPOINT)))
+WEIGHTS += $(if $(VAE_CHECKPOINT),--vae-checkpoint $(call quoted,$(VAE_CHECKPOINT)))
 
-BENCH := $(if $(BATCHES),--batches $(BATCHES)) $(if $(COMPARE),--compare $(COMPARE))
-BENCH += $(if $(VAR_CHECKPOINT),--var-checkpoint $(VAR_CHECKPOINT))
-BENCH += $(if $(VAE_CHECKPOINT),--vae-checkpoint $(VAE_CHECKPOINT))
+BENCH := $(if $(BATCHES),--batches $(call quoted,$(BATCHES))) $(if $(COMPARE),--compare $(call quoted,$(COMPARE)))
+BENCH += $(if $(VAR_CHECKPOINT),--var-checkpoint $(call quoted,$(VAR_CHECKPOINT)))
+BENCH += $(if $(VAE_CHECKPOINT),--vae-checkpoint $(call quoted,$(VAE_CHECKPOINT)))
 BENCHMARK := build/$(NAME)/bench_$(PRECISION)
 
-VERIFY := $(if $(AGAINST),--against $(AGAINST)) $(if $(BISECT),--bisect)
-VERIFY += $(if $(VAR_CHECKPOINT),--var-checkpoint $(VAR_CHECKPOINT))
-VERIFY += $(if $(VAE_CHECKPOINT),--vae-checkpoint $(VAE_CHECKPOINT))
+VERIFY := $(if $(AGAINST),--against $(call quoted,$(AGAINST))) $(if $(BISECT),--bisect)
+VERIFY += $(if $(VAR_CHECKPOINT),--var-checkpoint $(call quoted,$(VAR_CHECKPOINT)))
+VERIFY += $(if $(VAE_CHECKPOINT),--vae-checkpoint $(call quoted,$(VAE_CHECKPOINT)))
 
-ENGINE := $(if $(TRT),--trt $(TRT)) $(if $(BATCHES),--batches $(BATCHES))
-ENGINE += $(if $(COMPUTE_CAPABILITY),--compute-capability $(COMPUTE_CAPABILITY))
+ENGINE := $(if $(TRT),--trt $(call quoted,$(TRT))) $(if $(BATCHES),--batches $(call quoted,$(BATCHES)))
+ENGINE += $(if $(COMPUTE_CAPABILITY),--compute-capability $(call quoted,$(COMPUTE_CAPABILITY)))
 
 # On a Jetson TensorRT belongs to JetPack, outside of the environment.
 SYSTEM_PACKAGES := $(if $(wildcard /etc/nv_tegra_release),--system-site-packages)
 
-CALIBRATE := $(if $(IMAGES),--images $(IMAGES)) $(if $(BUDGET),--budget $(BUDGET))
+CALIBRATE := $(if $(IMAGES),--images $(call quoted,$(IMAGES))) $(if $(BUDGET),--budget $(call quoted,$(BUDGET)))
 
 .PHONY: help setup demo onnx calibrate engine gpu-check verify bench cpp lint test test-full clean
 .DEFAULT_GOAL := help
@@ -59,16 +64,16 @@ $(DEMO_BUNDLE)/manifest.json: $(INSTALLED) $(wildcard export/*.py export/*/*.py 
 	@$(PYTHON) -m export --model var_demo --precision fp32 --out $(DEMO_BUNDLE)
 
 onnx: $(INSTALLED) ## export MODEL=var_d16 PRECISION=fp32 [VAR_CHECKPOINT=F VAE_CHECKPOINT=F | RANDOM_WEIGHTS=SEED, SMOOTH=1]
-	@$(PYTHON) -m export --model $(MODEL) --precision $(PRECISION) $(strip $(WEIGHTS)) --out $(BUNDLE)
+	@$(PYTHON) -m export --model $(call quoted,$(MODEL)) --precision $(call quoted,$(PRECISION)) $(WEIGHTS) --out $(BUNDLE)
 
 # INT8 for TensorRT lies in int8, for ONNX Runtime on a CPU in int8-cpu.
 calibrate: $(INSTALLED) ## calibrate MODEL=var_d16 to INT8 [TARGET=trt|cpu IMAGES=128 BUDGET=0.008 METHOD=mse]
 	@$(call exported,fp32)
-	@$(PYTHON) -m calibration build/$(NAME)/fp32 --out build/$(NAME)/int8$(if $(filter cpu,$(TARGET)),-cpu) \
-	  --target $(or $(TARGET),trt) --method $(or $(METHOD),mse) $(strip $(CALIBRATE))
+	@$(PYTHON) -m calibration $(call built,fp32) --out $(call built,int8$(if $(filter cpu,$(TARGET)),-cpu)) \
+	  --target $(call quoted,$(or $(TARGET),trt)) --method $(call quoted,$(or $(METHOD),mse)) $(CALIBRATE)
 
 # A bundle that is there is used as it is; make onnx exports it anew.
-exported = test -f build/$(NAME)/$(1)/manifest.json || $(MAKE) --no-print-directory $(make_$(1))
+exported = test -f $(call built,$(1)/manifest.json) || $(MAKE) --no-print-directory $(make_$(1))
 make_fp32 = onnx PRECISION=fp32
 make_fp16 = onnx PRECISION=fp16
 make_int8 = calibrate
@@ -76,25 +81,25 @@ make_int8-cpu = calibrate TARGET=cpu
 
 engine: $(INSTALLED) ## build TensorRT engines, MODEL=var_d16 PRECISION=fp16 [TRT=tensorrt-rtx BATCHES=1,8 COMPUTE_CAPABILITY=8.6]
 	@$(call exported,$(PRECISION))
-	@$(PYTHON) -m export.engine $(BUNDLE) $(strip $(ENGINE))
+	@$(PYTHON) -m export.engine $(BUNDLE) $(ENGINE)
 
 gpu-check: $(INSTALLED) ## on a GPU: build FP16 and INT8 engines of MODEL, verify them against FP32 on the CPU, measure
 	@$(call exported,fp32)
 	@$(call exported,fp16)
 	@$(call exported,int8)
-	@$(PYTHON) -m export.gpu_check $(addprefix build/$(NAME)/,fp32 fp16 int8) --report build/$(NAME)/gpu-check
+	@$(PYTHON) -m export.gpu_check $(call built,fp32) $(call built,fp16) $(call built,int8) --report $(call built,gpu-check)
 
 verify: $(INSTALLED) ## compare what is built of MODEL=var_d16, stage by stage, with PyTorch [AGAINST=DIR BISECT=1]
-	@$(PYTHON) -m export.verify build/$(NAME) $(strip $(VERIFY)) --report build/$(NAME)/verify
+	@$(PYTHON) -m export.verify $(call quoted,build/$(NAME)) $(VERIFY) --report $(call built,verify)
 
 bench: $(INSTALLED) ## measure MODEL=var_d16 PRECISION=fp32 [BATCHES=1,4 COMPARE=pytorch] on this machine
-	@$(PYTHON) -m runtime.bench --bundle $(BUNDLE) $(strip $(BENCH)) --json $(BENCHMARK).json --plot $(BENCHMARK).png
+	@$(PYTHON) -m runtime.bench --bundle $(BUNDLE) $(BENCH) --json $(call quoted,$(BENCHMARK).json) --plot $(call quoted,$(BENCHMARK).png)
 
 # Other builds of the library lie beside this one: sanitizers, fuzzers, aarch64.
 cpp: $(INSTALLED) ## build the C and C++ library and its examples in build/cpp/release, and test them
 	@$(PYTHON) runtime/cpp/fetch.py build/cpp/deps
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" cmake -S runtime/cpp -B build/cpp/release -G Ninja -DVAR_EDGE_TESTS=ON \
-	  -DONNXRUNTIME_ROOT=$(CURDIR)/build/cpp/deps/onnxruntime -DNLOHMANN_JSON_INCLUDE=$(CURDIR)/build/cpp/deps/include > /dev/null
+	  -DONNXRUNTIME_ROOT="$(CURDIR)/build/cpp/deps/onnxruntime" -DNLOHMANN_JSON_INCLUDE="$(CURDIR)/build/cpp/deps/include" > /dev/null
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" cmake --build build/cpp/release > /dev/null
 	@$(PYTHON) -m pytest -q tests/cpp
 

@@ -68,6 +68,44 @@ def test_label_errors_say_what_may_be_meant(imagenet: ClassNames, wanted: int | 
         imagenet.label(wanted)
 
 
+def test_what_is_listed_can_be_given_as_a_label(imagenet: ClassNames) -> None:
+    lines = imagenet.listing().splitlines()
+    assert len(lines) == len(set(line[5:] for line in lines)) == 1000  # even the two cranes
+    for label, line in enumerate(lines):
+        names = line[5:]
+        for text in (line, line.strip(), names, *names.split("; ")):
+            assert imagenet.listed([text]) == [label], text
+
+
+def test_lists_of_labels(imagenet: ClassNames) -> None:
+    assert imagenet.listed(["tench, Tinca tinca"]) == [0]  # as lists of these classes are usually written
+    assert imagenet.listed(["207, tench, Tinca tinca,980", "crane (517)", "none"]) == [207, 0, 980, 517, 1000]
+    assert imagenet.listed(["goldfish, tench"]) == [1, 0]
+    names = ClassNames(2, (("salt, pepper",), ("a;b",)))
+    assert names.listed(["salt, pepper,a;b"]) == [0, 1]
+    for text, message in (("1,", "label ''"), ("9" * 5000, "expected 0 to 1000"), ("٣", "no class has this name")):
+        with pytest.raises(SettingsError, match=message):
+            imagenet.listed([text])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"a\nb\xff\n", "not UTF-8 at byte 3"),
+        (b"\xef\xbb\xbfa\nb\n", "byte order mark"),
+        (b"a\nb\0\n", "without NUL"),
+        (b"a\nb\x1b[31m\n", "line 2: expected a printable name"),
+        ("a\nb\u2028c\n".encode(), "line 2: expected a printable name"),
+        (b"a\n" + b"b" * 1025, "line 2: expected a printable name of at most 1024"),
+        (b"a\n", "expected 2 lines, one for each class, found 1"),
+    ],
+)
+def test_class_files_that_are_refused(data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_bytes(data)
+    with pytest.raises(BundleError, match=message):
+        ClassNames.read(tmp_path / "classes.txt", 2)
+
+
 def test_bundle_without_names_takes_numbers_only() -> None:
     names = ClassNames(10)
     assert names.labels([3, "10"]) == [3, 10]
