@@ -1,6 +1,7 @@
 #include "labels.hpp"
 
 #include <algorithm>
+#include <map>
 #include <set>
 
 #include "error.hpp"
@@ -34,19 +35,55 @@ std::string lower(const std::string& text) {
     return out;
 }
 
-std::string stripped(const std::string& text) {
-    const char* spaces = " \t\r\n\v\f";
-    const std::size_t begin = text.find_first_not_of(spaces);
-    return begin == text.npos ? "" : text.substr(begin, text.find_last_not_of(spaces) - begin + 1);
+bool is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
+
+// What a text is compared by: lower case, one space where there are several, none at the ends.
+std::string key_of(const std::string& text) {
+    std::string key;
+    for (const char c : lower(text)) {
+        if (!is_space(c)) key += c;
+        else if (!key.empty() && key.back() != ' ') key += ' ';
+    }
+    if (!key.empty() && key.back() == ' ') key.pop_back();
+    return key;
 }
 
-std::string joined(const std::vector<std::string>& names) {
+std::string joined(const std::vector<std::string>& names, const char* separator) {
     std::string all;
-    for (const std::string& name : names) all += (all.empty() ? "" : ", ") + name;
+    for (const std::string& name : names) all += (all.empty() ? "" : separator) + name;
     return all;
 }
 
-std::string listed(const std::set<std::int64_t>& labels, const ClassNames& names) {
+using Labels = std::set<std::int64_t>;
+using Known = std::map<std::string, Labels>;  // by key
+
+Known names_of(const ClassNames& names) {
+    Known known;
+    for (std::size_t label = 0; label < names.size(); ++label) {
+        for (const std::string& name : names[label]) known[key_of(name)].insert(std::int64_t(label));
+    }
+    return known;
+}
+
+// What means a class as it stands: names, and what the Python command lists of it, "134 crane (134)".
+Known texts_of(const ClassNames& names, const Known& known) {
+    Known exact = known;
+    for (std::size_t label = 0; label < names.size(); ++label) {
+        const std::string number = std::to_string(label);
+        std::vector<std::string> printed;
+        for (const std::string& name : names[label]) {
+            printed.push_back(known.at(key_of(name)).size() > 1 ? name + " (" + number + ")" : name);
+        }
+        const std::string line = joined(printed, "; ");
+        for (const std::string& text : printed) exact.emplace(key_of(text), Labels{std::int64_t(label)});
+        for (const std::string& text : {line, number + " " + line, joined(names[label], ", ")}) {
+            exact.emplace(key_of(text), Labels{std::int64_t(label)});
+        }
+    }
+    return exact;
+}
+
+std::string listed(const Labels& labels, const ClassNames& names) {
     std::string text;
     std::size_t count = 0;
     for (std::int64_t label : labels) {
@@ -68,20 +105,18 @@ std::int64_t number_of(const std::string& digits, std::int64_t num_classes) {
 std::int64_t find_label(const std::string& text, const ClassNames& names, std::int64_t num_classes) {
     const bool digits = !text.empty() && text.find_first_not_of("0123456789") == text.npos;
     if (digits) return number_of(text, num_classes);
-    const std::string key = lower(stripped(text)), what = "label " + excerpt(text) + ": ";
+    const std::string key = key_of(text), what = "label " + excerpt(text) + ": ";
     if (key == NO_CLASS) return num_classes;
     if (names.empty()) throw bad_argument(what + "this bundle has no class names; give a number");
-    std::set<std::int64_t> lines, exact, begins;
-    for (std::size_t label = 0; label < names.size(); ++label) {
-        if (names[label].size() > 1 && lower(joined(names[label])) == key) lines.insert(std::int64_t(label));
-        for (const std::string& name : names[label]) {
-            const std::string known = lower(name);
-            if (known == key) exact.insert(std::int64_t(label));
-            if (!key.empty() && known.compare(0, key.size(), key) == 0) begins.insert(std::int64_t(label));
+    const Known known = names_of(names), exact = texts_of(names, known);
+    const auto same = exact.find(key);
+    Labels found = same == exact.end() ? Labels() : same->second;
+    const auto begins = [&](const std::string& name) { return !key.empty() && name.compare(0, key.size(), key) == 0; };
+    if (found.empty()) {
+        for (auto next = known.lower_bound(key); next != known.end() && begins(next->first); ++next) {
+            found.insert(next->second.begin(), next->second.end());
         }
     }
-    // "crane, hoist" is one class, though "crane" is two.
-    const std::set<std::int64_t>& found = lines.size() == 1 ? lines : exact.empty() ? begins : exact;
     if (found.size() == 1) return *found.begin();
     if (!found.empty()) throw bad_argument(what + "may be " + listed(found, names) + "; give the number");
     throw bad_argument(what + "no class has this name; var_edge_class_name says all names");
