@@ -39,13 +39,14 @@ std::string read_file(const fs::path& path) {
     return text;
 }
 
-std::string sha256(const fs::path& path) {
+std::string sha256(const fs::path& path, const std::function<void(std::size_t)>& on_bytes) {
     std::ifstream file = opened(path);
     Sha256 digest;
     std::vector<char> block(1 << 20);
     while (file) {
         file.read(block.data(), std::streamsize(block.size()));
         digest.add(reinterpret_cast<const std::uint8_t*>(block.data()), std::size_t(file.gcount()));
+        if (on_bytes) on_bytes(std::size_t(file.gcount()));
     }
     if (file.bad()) throw bad_bundle(path.string() + ": cannot be read");
     return digest.hex();

@@ -130,11 +130,11 @@ Manifest Manifest::parse(const std::string& text, const std::string& where) {
     return manifest;
 }
 
-Manifest Manifest::load(const fs::path& bundle, bool verify) {
+Manifest Manifest::load(const fs::path& bundle, bool verify, const Progress& progress) {
     const fs::path path = bundle / MANIFEST;
     if (!is_file(path)) throw bad_bundle(bundle.string() + ": no " + MANIFEST + ", so not a bundle; make onnx makes one");
     Manifest manifest = parse(read_file(path), path.string());
-    manifest.check_files(bundle, verify);
+    manifest.check_files(bundle, verify, progress);
     return manifest;
 }
 
@@ -206,7 +206,9 @@ void Manifest::check_names(const std::string& where) const {
     }
 }
 
-void Manifest::check_files(const fs::path& bundle, bool verify) const {
+void Manifest::check_files(const fs::path& bundle, bool verify, const Progress& progress) const {
+    std::uint64_t done = 0, total = 0;
+    for (const auto& [_, expected] : files) total += std::uint64_t(expected.size);
     for (const auto& [name, expected] : files) {
         const fs::path path = bundle / name;
         if (!is_file(path)) throw bad_bundle(path.string() + ": missing; copy the whole bundle again");
@@ -216,7 +218,10 @@ void Manifest::check_files(const fs::path& bundle, bool verify) const {
                              std::to_string(size) + "; copy the whole bundle again");
         }
         if (!verify) continue;
-        const std::string digest = sha256(path);
+        const std::string digest = sha256(path, [&, file = name.c_str()](std::size_t bytes) {
+            done += bytes;
+            if (progress) progress(VAR_EDGE_CHECKING, file, done, total);
+        });
         if (digest != expected.sha256) {
             throw bad_bundle(path.string() + ": altered: expected SHA-256 " + expected.sha256.substr(0, 12) + "…, found " +
                              digest.substr(0, 12) + "…; copy the whole bundle again");

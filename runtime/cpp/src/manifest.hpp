@@ -10,6 +10,8 @@
 #include <variant>
 #include <vector>
 
+#include "progress.hpp"
+
 namespace var_edge_impl {
 
 constexpr std::int64_t SCHEMA_VERSION = 2;
@@ -73,7 +75,7 @@ struct Manifest {
     static Manifest parse(const std::string& text, const std::string& where);
 
     // The manifest of a directory, its files checked for their sizes and, if `verify`, their SHA-256.
-    static Manifest load(const std::filesystem::path& bundle, bool verify);
+    static Manifest load(const std::filesystem::path& bundle, bool verify, const Progress& progress = {});
 
     // Tensors of the weight file that no graph names: the runtime hands them to the graphs.
     std::set<std::string> runtime_tensors() const;
@@ -83,7 +85,7 @@ struct Manifest {
     void check_model(const std::string& where) const;
     void check_scales(const std::string& where) const;
     void check_names(const std::string& where) const;
-    void check_files(const std::filesystem::path& bundle, bool verify) const;
+    void check_files(const std::filesystem::path& bundle, bool verify, const Progress& progress) const;
 };
 
 }  // namespace var_edge_impl
