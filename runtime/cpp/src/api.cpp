@@ -161,7 +161,7 @@ var_edge_status var_edge_query(const var_edge_model* model, var_edge_info* info)
 const char* var_edge_class_name(const var_edge_model* model, int32_t label) {
     if (!model || label < 0) return nullptr;
     const auto& names = model->pipeline.classes();
-    return std::size_t(label) < names.size() ? names[std::size_t(label)].c_str() : nullptr;
+    return std::size_t(label) < names.size() ? names[std::size_t(label)].front().c_str() : nullptr;
 }
 
 var_edge_status var_edge_generate(var_edge_model* model, const int32_t* labels, int32_t count, const var_edge_settings* settings,

@@ -37,7 +37,7 @@ void keep_inside_or_outside(std::vector<std::uint8_t>& inside, bool outpaint) {
 std::vector<std::uint8_t> kept_cells_of_box(const std::array<double, 4>& box, bool outpaint, const Model& model) {
     const auto [y0, x0, y1, x1] = box;
     std::string listed;
-    for (double edge : box) listed += (listed.empty() ? "" : ",") + std::to_string(edge);
+    for (double edge : box) listed += (listed.empty() ? "" : ",") + number(edge);
     if (!(0 <= y0 && y0 < y1 && y1 <= 1 && 0 <= x0 && x0 < x1 && x1 <= 1)) {
         throw bad_argument("box: expected 0 <= y0 < y1 <= 1 and 0 <= x0 < x1 <= 1, found " + listed);
     }

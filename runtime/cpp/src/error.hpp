@@ -4,13 +4,15 @@
 #include <stdexcept>
 #include <string>
 
+#include "text.hpp"
 #include "var_edge.h"
 
 namespace var_edge_impl {
 
+// Its message is one printable line, whatever it is made of.
 class Error : public std::runtime_error {
   public:
-    Error(var_edge_status code, const std::string& message) : std::runtime_error(message), status(code) {}
+    Error(var_edge_status code, const std::string& message) : std::runtime_error(one_line(message)), status(code) {}
     var_edge_status status;
 };
 
@@ -18,5 +20,6 @@ inline Error bad_bundle(const std::string& message) { return {VAR_EDGE_BAD_BUNDL
 inline Error bad_argument(const std::string& message) { return {VAR_EDGE_BAD_ARGUMENT, message}; }
 inline Error unsupported(const std::string& message) { return {VAR_EDGE_UNSUPPORTED, message}; }
 inline Error failed(const std::string& message) { return {VAR_EDGE_FAILED, message}; }
+inline Error out_of_memory(const std::string& message) { return {VAR_EDGE_OUT_OF_MEMORY, message}; }
 
 }  // namespace var_edge_impl

@@ -2,33 +2,15 @@
 
 #include <algorithm>
 
+#include "classes.hpp"
 #include "editing.hpp"
 #include "error.hpp"
-#include "files.hpp"
+#include "numeric.hpp"
 #include "uniforms.hpp"
 
 namespace var_edge_impl {
 
 namespace {
-
-// One class a line, synonyms separated by ", ". Throws Error BAD_BUNDLE.
-std::vector<std::string> load_classes(const std::filesystem::path& bundle, const Manifest& manifest) {
-    std::vector<std::string> names;
-    if (!manifest.classes) return names;
-    const std::filesystem::path path = bundle / *manifest.classes;
-    const std::string text = read_file(path);
-    for (std::size_t start = 0; start < text.size();) {
-        const std::size_t end = std::min(text.find('\n', start), text.size());
-        const std::string line = text.substr(start, end - start);
-        names.push_back(line.substr(0, line.find(", ")));
-        start = end + 1;
-    }
-    if (std::int64_t(names.size()) != manifest.model.num_classes) {
-        throw bad_bundle(path.string() + ": expected " + std::to_string(manifest.model.num_classes) +
-                         " lines, one for each class, found " + std::to_string(names.size()));
-    }
-    return names;
-}
 
 // True while it lives, also if a callback throws.
 class During {
@@ -60,7 +42,7 @@ void Pipeline::check(const Request& request, bool to_device) const {
         }
     }
     request.sampling.check(model.vocab_size);
-    if (request.batch < 1) throw bad_argument("batch: expected 1 or more, found " + std::to_string(request.batch));
+    if (!limits::BATCH.holds(double(request.batch))) throw bad_argument("batch: expected 1 to 1024, found " + std::to_string(request.batch));
     if (request.seed > UINT64_MAX - (request.labels.size() - 1)) {
         throw bad_argument("seed: expected room for seed + i of every picture below 2**64, found " + std::to_string(request.seed));
     }
@@ -96,6 +78,7 @@ void Pipeline::generate(const Request& request, std::uint8_t* images, bool to_de
         const std::int64_t size = turn_size(count - start, request.batch);
         draw(request, start, size);
         backend_->decode(images + std::size_t(start) * picture, to_device);
+        check_finite(*backend_, manifest_, size);
         for (std::size_t k = 0; tokens && k < manifest_.scales.size(); ++k) {
             const Scale& scale = manifest_.scales[k];
             std::vector<std::int32_t> map(std::size_t(size * scale.tokens));
@@ -149,6 +132,7 @@ void Pipeline::encode(const std::uint8_t* images, std::int64_t count, std::int32
     const Model& model = manifest_.model;
     for (std::int64_t i = 0; i < count; ++i) {
         backend_->encode(images + i * model.image_size * model.image_size * 3, tokens + i * model.tokens());
+        check_encoded(tokens + i * model.tokens(), model);
     }
 }
 

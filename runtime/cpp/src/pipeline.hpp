@@ -40,7 +40,7 @@ class Pipeline {
 
     const Manifest& manifest() const { return manifest_; }
     const Backend& backend() const { return *backend_; }
-    const std::vector<std::string>& classes() const { return classes_; }
+    const std::vector<std::vector<std::string>>& classes() const { return classes_; }
 
   private:
     void check(const Request& request, bool to_device) const;
@@ -49,7 +49,7 @@ class Pipeline {
 
     Manifest manifest_;
     std::unique_ptr<Backend> backend_;
-    std::vector<std::string> classes_;  // usual names by label; empty if unknown
+    std::vector<std::vector<std::string>> classes_;  // names by label, the usual one first; empty if unknown
     bool drawing_ = false;              // whether on_scale is being called
 };
 

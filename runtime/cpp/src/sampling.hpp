@@ -2,11 +2,11 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <string>
 
 #include "error.hpp"
+#include "limits.hpp"
 
 namespace var_edge_impl {
 
@@ -19,11 +19,15 @@ struct Sampling {
     bool smooth = false;  // a mixture of codes in place of a token's, the published demo's "more smooth"
 
     void check(std::int64_t vocab_size) const {
-        if (!(std::isfinite(cfg) && cfg >= 0)) throw bad_argument("cfg: expected a finite number from 0 up, found " + std::to_string(cfg));
+        if (!limits::CFG.holds(cfg)) throw bad_argument("cfg: expected 0 to " + number(limits::CFG.most) + ", found " + number(cfg));
         if (top_k < 0 || top_k > vocab_size) {
             throw bad_argument("top_k: expected 0 (all) to " + std::to_string(vocab_size) + ", found " + std::to_string(top_k));
         }
-        if (!(top_p >= 0 && top_p <= 1)) throw bad_argument("top_p: expected 0 (all) to 1, found " + std::to_string(top_p));
+        // As the graphs take it: a positive share that a float32 rounds to 0 would mean all.
+        const bool all = top_p == 0;
+        if (!limits::TOP_P.holds(top_p) || (!all && float(top_p) < limits::LEAST_TOP_P)) {
+            throw bad_argument("top_p: expected 0 (all) or " + number(1e-6) + " to 1, found " + number(top_p));
+        }
     }
 
     // Guidance t, growing from 0 to `cfg`; logits become (1 + t) * conditional - t * unconditional.

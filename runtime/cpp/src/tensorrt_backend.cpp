@@ -103,6 +103,7 @@ Found find_engines(const fs::path& bundle, const Manifest& manifest, const Gpu& 
             check_source(folder, record, manifest);
             return {folder, Manifest::load(folder, verify), std::move(record)};
         } catch (const Error& error) {
+            if (error.status == VAR_EDGE_OUT_OF_MEMORY) throw;
             reasons += (reasons.empty() ? "" : "; ") + std::string(error.what());
             if (error.status != VAR_EDGE_UNSUPPORTED) status = VAR_EDGE_BAD_BUNDLE;
         }
@@ -122,7 +123,7 @@ class TensorRTBackend final : public Backend {
         if (!runtime_) throw failed("TensorRT " + tensorrt_version() + " does not start: " + (*log_).reason());
         if (built.version_compatible) runtime_->setEngineHostCodeAllowed(true);
         std::size_t scratch = 0;
-        for (const std::string& name : REQUIRED_GRAPHS) {
+        for (const char* name : REQUIRED_GRAPHS) {
             const LoadedEngine& engine = engines_.emplace(name, load(name)).first->second;
             scratch = std::max(scratch, engine.scratch_bytes());
         }
@@ -172,6 +173,18 @@ class TensorRTBackend final : public Backend {
     void tokens(std::size_t k, std::int32_t* out) override {
         const CurrentDevice device;
         batch_->arrays.download(out, batch_->wiring.tokens[k]);
+    }
+
+    void drawn(std::size_t k, std::int32_t* out) override {
+        const CurrentDevice device;
+        batch_->arrays.download(out, batch_->wiring.drawn[k]);
+    }
+
+    std::vector<std::uint8_t> finite() override {
+        const CurrentDevice device;
+        std::vector<std::uint8_t> found(std::size_t(batch_->wiring.size));
+        batch_->arrays.download(found.data(), batch_->wiring.finite);
+        return found;
     }
 
     void decode(std::uint8_t* images, bool to_device) override {

@@ -73,13 +73,14 @@ class Wiring {
     void set_scale(std::size_t k, const Draw& draw, const Sampling& sampling) const;
     const Array& f_hat_after(std::size_t k) const { return f_hat_[(k + 1) % 2]; }
     std::vector<Stage> decoders(std::size_t k) const;  // after scale k, one for each picture
+    std::vector<Stage> stages() const;                 // all of a batch
 
     std::int64_t size;
     bool smooth;
     std::vector<Staged> labels;    // one
     std::vector<Staged> settings;  // by scale
     std::vector<Array> drawn, tokens;
-    Array images;
+    Array images, finite;
     Stage condition;
     std::vector<std::pair<Stage, Stage>> steps;  // transformer and bridge, by scale
 
