@@ -28,7 +28,7 @@ def test_round_trip(own_bundle: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Document], object], str]] = {
-    "other version": (lambda d: d.update(schema_version=3), "expected schema_version 2, found 3"),
+    "other version": (lambda d: d.update(schema_version=4), "expected schema_version 2, found 4"),
     "no version": (lambda d: d.pop("schema_version"), "expected schema_version 2, found None"),
     "unknown key": (lambda d: d.update(extra=1), "unknown key.*extra"),
     "unknown key inside": (
@@ -51,7 +51,7 @@ BAD: dict[str, tuple[Callable[[Document], object], str]] = {
         lambda d: d.update(step_constants=["activation_scales_00"]),
         r"step_constants: expected inputs of the transformer; found \['activation_scales_00'\]",
     ),
-    "zero size": (lambda d: d["model"].update(ch=0), "sizes from 1 up"),
+    "zero size": (lambda d: d["model"].update(ch=0), "model.ch: expected 1 to 4096, found 0"),
     "shrinking sides": (lambda d: d["model"].update(patch_nums=[1, 3, 2]), "two or more growing sides"),
     "width": (lambda d: d["model"].update(width=65), "model.width: expected 64"),
     "image size": (lambda d: d["model"].update(image_size=7), "model.image_size: expected 6"),
