@@ -39,7 +39,7 @@ NAME_BYTES = 1024
 CLASS_NAME_LENGTH = 1024
 
 # The model, under the names of recipe and manifest.
-MODEL = {
+MODEL: dict[str, Range | tuple[int, ...]] = {
     "depth": Range(1, 256),
     "heads": Range(1, 1024),
     "width": Range(1, 65536),
@@ -53,10 +53,10 @@ MODEL = {
     "quant_resi": Range(0, 1),
     "mlp_ratio": Range(0, 64, above=True),
     "norm_eps": Range(0, 1, above=True),
+    "quant_conv_ks": (1, 3, 5, 7),
 }
 LISTS = {"patch_nums": (Range(2, 64), Range(1, 1024)), "ch_mult": (Range(1, 16), Range(1, 64))}  # length, each entry
 TOKENS = 65536  # of all scales together
-PHI = Range(0, 63)
 COUNT = 4096  # graphs; files; tensors of a graph
 RANK = 8
 SIZE = Range(0, 2**31 - 1)  # of an axis

@@ -13,7 +13,7 @@ from .errors import BundleError
 from .files import sha256, whole_file
 from .strict import load
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
 REQUIRED_GRAPHS = ("condition", "transformer", "bridge", "decoder")
@@ -39,6 +39,12 @@ class Model:
     num_res_blocks: int
     shared_aln: bool
     attn_l2_norm: bool
+    norm_eps: float
+    mlp_ratio: float
+    quant_resi: float
+    share_quant_resi: int
+    using_znorm: bool
+    quant_conv_ks: int
 
     @property
     def grid(self) -> int:
@@ -176,20 +182,20 @@ class Manifest:
         sides = list(model.patch_nums)
         growing = sides == sorted(set(sides))
         _expect(growing, f"{where}.model.patch_nums", "two or more growing sides", sides)
-        image_size = model.grid * 2 ** (len(model.ch_mult) - 1)
-        for key, size in {"width": 64 * model.heads, "image_size": image_size}.items():
-            found = getattr(model, key)
-            _expect(found == size, f"{where}.model.{key}", f"{size}, as the other sizes say", found)
+        fits = model.width % model.heads == 0
+        _expect(fits, f"{where}.model.width", f"a multiple of heads ({model.heads})", model.width)
+        found, size = model.image_size, model.grid * 2 ** (len(model.ch_mult) - 1)
+        _expect(found == size, f"{where}.model.image_size", f"{size}, as the other sizes say", found)
 
     def _check_scales(self, where: str) -> None:
         sides = self.model.patch_nums
         found: object = [scale.side for scale in self.scales]
         _expect(found == list(sides), f"{where}.scales", f"the sides {list(sides)}", found)
-        offset = 0
+        offset, phis = 0, self.model.share_quant_resi or len(sides)
         for k, scale in enumerate(self.scales):
             found, expected = (scale.tokens, scale.offset), (scale.side**2, offset)
             _expect(found == expected, f"{where}.scales[{k}]", f"tokens, offset {expected}", found)
-            _expect(scale.phi in limits.PHI, f"{where}.scales[{k}].phi", str(limits.PHI), scale.phi)
+            _expect(0 <= scale.phi < phis, f"{where}.scales[{k}].phi", f"0 to {phis - 1}", limits.shown(scale.phi))
             downsample = "null" if k == 0 else "the name of a tensor"
             agrees = (scale.downsample is None) == (k == 0)
             _expect(agrees, f"{where}.scales[{k}].downsample", downsample, scale.downsample)

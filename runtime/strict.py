@@ -30,7 +30,7 @@ def load(
 
 
 def parse(kind: type[T], value: Any, where: str) -> T:
-    """Parsed JSON as a `kind`: dataclass, int, str, bool, Any, a union of these, tuple[X, ...], dict[str, X].
+    """Parsed JSON as a `kind`: dataclass, int, float, str, bool, Any, a union of these, tuple[X, ...], dict[str, X].
 
     Raises BundleError, naming the place as `where.key[2]`, for an unknown key, a missing key or a wrong type.
     """
