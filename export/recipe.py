@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,10 +29,11 @@ class Scale(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes of one VAR and its VQVAE, with the names the official code gives them.
+    """Settings of one VAR and its VQVAE, with the names and defaults of the official code.
 
-    `checkpoints` is the folder, relative to the recipe, that holds the two files if they ship with it; `hub` the model
-    hub repository that has them otherwise.
+    `width` is its `embed_dim`, 64 x depth if not given; `heads` its `num_heads`, the depth if not given. `checkpoints`
+    is the folder, relative to the recipe, that holds the two files if they ship with it; `hub` the model hub repository
+    that has them otherwise.
     """
 
     name: str
@@ -42,6 +44,14 @@ class Recipe:
     vae_checkpoint: str
     shared_aln: bool = False
     attn_l2_norm: bool = True
+    width: int = 0
+    heads: int = 0
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+    quant_resi: float = 0.5  # phi(h) = (1 - quant_resi) h + quant_resi conv(h)
+    share_quant_resi: int = 4  # phi convolutions that the scales share; 0 is one for each scale
+    using_znorm: bool = False  # the encoder's nearest code by cosine instead of distance
+    quant_conv_ks: int = 3
     num_classes: int = 1000
     vocab_size: int = 4096
     code_size: int = 32
@@ -52,13 +62,18 @@ class Recipe:
     checkpoints: str | None = None
     folder: Path = RECIPES
 
-    @property
-    def width(self) -> int:
-        return 64 * self.depth
+    def __post_init__(self) -> None:
+        for name, default in (("width", 64 * self.depth), ("heads", self.depth)):
+            object.__setattr__(self, name, getattr(self, name) or default)
 
     @property
-    def heads(self) -> int:
-        return self.depth
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Channels between the two layers of a block's MLP."""
+        return round(self.width * self.mlp_ratio)
 
     @property
     def grid(self) -> int:
@@ -106,6 +121,8 @@ class Recipe:
         for key, value in values.items():
             if hints[key] == tuple[int, ...] and isinstance(value, list):
                 values[key] = value = tuple(value)
+            if hints[key] is float and type(value) is int:
+                values[key] = value = float(value)
             if not _is_a(value, hints[key]):
                 raise SettingsError(f"{path}: {key}: expected {hints[key]}, found {value!r}")
         recipe = cls(name=path.stem, folder=path.parent, **values)
@@ -113,22 +130,26 @@ class Recipe:
         return recipe
 
     def _check(self, path: Path) -> None:
-        sizes = (self.depth, self.ch, self.num_classes, self.num_res_blocks, self.code_size, *self.ch_mult)
-        growing = all(a < b for a, b in pairwise(self.patch_nums))
-        for holds, rule in (
-            (min(sizes) > 0, "expected sizes from 1 up"),
-            (
-                len(self.patch_nums) > 1 and self.patch_nums[0] == 1 and growing,
-                "patch_nums: expected 1 and growing sides",
-            ),
-            (self.ch % 32 == 0, "ch: expected a multiple of 32, the groups of GroupNorm"),
-            (
-                self.vocab_size > 0 and self.vocab_size % 64 == 0,
-                "vocab_size: expected a multiple of 64, for the sampler",
-            ),
-        ):
+        for holds, rule in self._rules():
             if not holds:
                 raise SettingsError(f"{path}: {rule}")
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        """What must hold, one after the other: a later rule may need an earlier one."""
+        sizes = (self.depth, self.width, self.heads, self.ch, self.num_classes, self.num_res_blocks, self.code_size)
+        yield min(*sizes, *self.ch_mult) > 0, "expected sizes from 1 up"
+        growing = all(a < b for a, b in pairwise(self.patch_nums))
+        valid = len(self.patch_nums) > 1 and self.patch_nums[0] == 1 and growing
+        yield valid, "patch_nums: expected 1 and growing sides"
+        yield self.width % self.heads == 0, f"width: expected a multiple of heads ({self.heads}), found {self.width}"
+        yield 0 < self.mlp_ratio <= 64 and self.hidden > 0, f"mlp_ratio: expected more than 0, found {self.mlp_ratio}"
+        yield 0 < self.norm_eps <= 1, f"norm_eps: expected more than 0, at most 1, found {self.norm_eps}"
+        yield 0 <= self.quant_resi <= 1, f"quant_resi: expected 0 to 1, found {self.quant_resi}"
+        yield 0 <= self.share_quant_resi <= 64, f"share_quant_resi: expected 0 to 64, found {self.share_quant_resi}"
+        yield self.quant_conv_ks in (1, 3, 5, 7), f"quant_conv_ks: expected 1, 3, 5 or 7, found {self.quant_conv_ks}"
+        yield self.ch % 32 == 0, "ch: expected a multiple of 32, the groups of GroupNorm"
+        blocks = self.vocab_size > 0 and self.vocab_size % 64 == 0
+        yield blocks, "vocab_size: expected a multiple of 64, for the sampler"
 
 
 def _is_a(value: object, hint: Any) -> bool:

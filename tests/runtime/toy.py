@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from runtime.manifest import WEIGHTS, File, Graph, Manifest, Model, Provenance, Scale, Tensor
 from runtime.uniforms import uniforms
 
-V, NUM_CLASSES, SIDES, PIXELS = 16, 5, (1, 2, 3), 9
+V, NUM_CLASSES, SIDES, PIXELS = 64, 5, (1, 2, 3), 9
 CLASS_FILE = "tench, Tinca tinca\ngoldfish\ncrane\ncrane, hoist\ngolden retriever\n"
 RAMP = np.linspace(1, 3, V, dtype=np.float32)
 
@@ -38,7 +38,7 @@ GRAPHS = {
         (float[L,M,64] x, float[6,M,64] modulation_00, float[6,M,64] modulation_01, float[2,M,64] head_modulation,
          float[S,M,1,64] past_k_00, float[S,M,1,64] past_k_01,
          float[S,M,1,64] past_v_00, float[S,M,1,64] past_v_01)
-        => (float[L,M,16] logits, float[L,M,1,64] new_k_00, float[L,M,1,64] new_k_01,
+        => (float[L,M,64] logits, float[L,M,1,64] new_k_00, float[L,M,1,64] new_k_01,
             float[L,M,1,64] new_v_00, float[L,M,1,64] new_v_01) {
             rows = Unsqueeze(x, axis_2)
             new_k_00 = Sin(rows)
@@ -59,7 +59,7 @@ GRAPHS = {
             logits = Sin(steep)
         }""",
     "bridge": """
-        (float[L,M,16] logits, float[B,2,3,3] f_hat, float[B,L] uniforms, float[1] guidance, int64[1] top_k,
+        (float[L,M,64] logits, float[B,2,3,3] f_hat, float[B,L] uniforms, float[1] guidance, int64[1] top_k,
          float[1] top_p, bool[B,L] keep, int32[B,L] kept_tokens, float[L,9] upsample, int64[1] phi,
          float[9,N] downsample, int64[N] next_positions)
         => (int32[B,L] drawn, int32[B,L] tokens, float[B,2,3,3] f_hat_out, float[N,M,64] x_next) {
@@ -131,9 +131,12 @@ def write_bundle(folder: Path) -> Manifest:
     (folder / "classes.txt").write_text(CLASS_FILE)
     graphs = {name: _write_graph(folder, name, text) for name, text in GRAPHS.items()}
     manifest = Manifest(
-        schema_version=2,
+        schema_version=3,
         step_constants=(),
-        model=Model("toy", 2, 64, 1, V, 2, NUM_CLASSES, SIDES, 6, 32, (1, 2), 1, False, True),
+        model=Model(
+            *("toy", 2, 64, 1, V, 2, NUM_CLASSES, SIDES, 6, 32, (1, 2), 1, False, True),
+            *(1e-6, 4.0, 0.5, 4, False, 3),
+        ),
         precision="fp32",
         classes="classes.txt",
         scales=tuple(
