@@ -20,7 +20,7 @@ Built parse_built(const Strict& s) {
     s.with({"flavour", "version", "compute_capabilities", "gpu", "hardware_compatible", "version_compatible"});
     Built built{s["flavour"].string(), s["version"].string(), {}, s["gpu"].string_or_null(), s["hardware_compatible"].boolean(),
                 s["version_compatible"].boolean()};
-    for (const Strict& capability : s["compute_capabilities"].list()) built.compute_capabilities.push_back(capability.string());
+    for (const Strict& capability : s["compute_capabilities"].list(SIZE_MAX)) built.compute_capabilities.push_back(capability.string());
     return built;
 }
 
@@ -29,7 +29,7 @@ Engine parse_engine(const Strict& s) {
     Engine engine{s["file"].name(), s["source_sha256"].string(), {}};
     for (const Strict& profile : s["profiles"].list()) {
         std::map<std::string, Shape> shapes;
-        for (const auto& [name, shape] : profile.named()) shapes[name] = shape.integers(limits::RANK);
+        for (const auto& [name, shape] : profile.named()) shapes[name] = shape.shape();
         engine.profiles.push_back(std::move(shapes));
     }
     s["build_seconds"].number({-HUGE_VAL, HUGE_VAL});

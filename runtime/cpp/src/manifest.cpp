@@ -40,7 +40,7 @@ Model parse_model(const Strict& s) {
             "ch_mult", "num_res_blocks", "shared_aln", "attn_l2_norm", "norm_eps", "mlp_ratio", "quant_resi", "share_quant_resi",
             "using_znorm", "quant_conv_ks"});
     Model model;
-    model.name = s["name"].name();
+    model.name = s["name"].plain_name();
     model.depth = s["depth"].integer(limits::DEPTH);
     model.width = s["width"].integer(limits::WIDTH);
     model.heads = s["heads"].integer(limits::HEADS);
@@ -67,7 +67,7 @@ Model parse_model(const Strict& s) {
 Scale parse_scale(const Strict& s) {
     s.with({"side", "tokens", "offset", "phi", "upsample", "downsample"});
     return {s["side"].integer(), s["tokens"].integer(), s["offset"].integer(),
-            s["phi"].integer(),  s["upsample"].name(),  s["downsample"].name_or_null()};
+            s["phi"].integer(),  s["upsample"].string(), s["downsample"].string_or_null()};
 }
 
 TensorSpec parse_tensor(const Strict& s) {
@@ -80,8 +80,8 @@ TensorSpec parse_tensor(const Strict& s) {
     for (const Strict& axis : s["shape"].list(limits::RANK)) {
         const std::string symbol = axis.is_string() ? axis.string() : "";
         const bool known = axis.is_string() ? std::find(SYMBOLS.begin(), SYMBOLS.end(), symbol) != SYMBOLS.end()
-                                            : axis.integer() >= 0 && axis.integer() <= limits::SIZE;
-        if (!known) throw axis.wrong("a number from 0 to " + std::to_string(limits::SIZE) + " or B, 2B, L, L_next, S");
+                                            : limits::SIZE.holds(double(axis.integer()));
+        if (!known) throw axis.wrong(number(limits::SIZE.least) + " to " + number(limits::SIZE.most) + " or B, 2B, L, L_next, S");
         if (axis.is_string()) tensor.shape.emplace_back(symbol);
         else tensor.shape.emplace_back(axis.integer());
     }
@@ -96,20 +96,29 @@ std::vector<TensorSpec> parse_tensors(const Strict& s) {
 
 GraphSpec parse_graph(const Strict& s) {
     s.with({"file", "inputs", "outputs"});
-    return {s["file"].name(), parse_tensors(s["inputs"]), parse_tensors(s["outputs"])};
+    return {s["file"].string(), parse_tensors(s["inputs"]), parse_tensors(s["outputs"])};
 }
 
 FileSpec parse_file(const Strict& s) {
     s.with({"size", "sha256"});
-    return {s["size"].integer(), s["sha256"].string(), {}};
+    return {s["size"].integer({0, double(INT64_MAX)}), s["sha256"].string(), {}};
 }
 
 void check_provenance(const Strict& s) {
     s.with({"created", "source", "tools", "options"});
     s["created"].string();
-    s["source"].members();
+    for (const auto& [key, found] : s["source"].members()) {
+        if (key == "random_weights") found.integer({0, double(INT64_MAX)});
+        if (key != "var_checkpoint" && key != "vae_checkpoint") continue;
+        for (const auto& [name, text] : found.members(SIZE_MAX)) name == "file" ? text.plain_name() : text.string();
+    }
     for (const auto& [_, version] : s["tools"].members()) version.string();
-    s["options"].members();
+    for (const auto& [key, found] : s["options"].members()) {
+        if (key != "plan") continue;
+        for (const auto& [_, layers] : found.members(SIZE_MAX)) {
+            for (const Strict& layer : layers.list(SIZE_MAX)) layer.string();
+        }
+    }
 }
 
 // Throws unless the file has its size and, if `verify`, its SHA-256.
@@ -141,10 +150,7 @@ std::int64_t Model::tokens() const {
     return sum;
 }
 
-std::int64_t Model::phis() const {
-    if (quant_resi == 0) return 1;
-    return share_quant_resi ? share_quant_resi : std::int64_t(patch_nums.size());
-}
+std::int64_t Model::phis() const { return share_quant_resi ? share_quant_resi : std::int64_t(patch_nums.size()); }
 
 Manifest Manifest::parse(const std::string& text, const std::string& where) {
     const nlohmann::json document = parse_json(text, where);
@@ -153,10 +159,10 @@ Manifest Manifest::parse(const std::string& text, const std::string& where) {
     s.with({"schema_version", "model", "precision", "classes", "scales", "step_constants", "graphs", "files", "provenance"});
     Manifest manifest;
     manifest.model = parse_model(s["model"]);
-    manifest.precision = s["precision"].name();
-    manifest.classes = s["classes"].name_or_null();
+    manifest.precision = s["precision"].string();
+    manifest.classes = s["classes"].string_or_null();
     for (const Strict& scale : s["scales"].list()) manifest.scales.push_back(parse_scale(scale));
-    for (const Strict& name : s["step_constants"].list()) manifest.step_constants.push_back(name.name());
+    for (const Strict& name : s["step_constants"].list(SIZE_MAX)) manifest.step_constants.push_back(name.string());
     for (const auto& [name, graph] : s["graphs"].named()) manifest.graphs.emplace(name, parse_graph(graph));
     for (const auto& [name, file] : s["files"].named()) manifest.files.emplace(name, parse_file(file));
     check_provenance(s["provenance"]);
@@ -226,7 +232,7 @@ void Manifest::check_scales(const std::string& where) const {
 
 void Manifest::check_names(const std::string& where) const {
     for (const auto& [name, _] : files) {
-        const bool plain = !name.empty() && name != "." && name != ".." && name != MANIFEST && name.find_first_of("/\\") == name.npos;
+        const bool plain = is_plain_name(name) && name != MANIFEST;
         expect(plain, where + ".files", "plain names of other files", name);
     }
     for (const char* name : REQUIRED_GRAPHS) expect(graphs.count(name), where + ".graphs", name, "none");

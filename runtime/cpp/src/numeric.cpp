@@ -10,29 +10,31 @@ namespace var_edge_impl {
 
 namespace {
 
-Error not_finite(const std::string& what, const std::string& where) {
-    return failed(what + " hold NaN or infinity: " + where + "; use FP32 or check with make verify");
+// The first that is not finite makes the message.
+void expect(bool finite, const std::string& what, const Manifest& manifest) {
+    if (finite) return;
+    throw failed(what + " hold NaN or infinity: " + manifest.model.name + " overflows in " + manifest.precision +
+                 "; use FP32 or check with make verify");
+}
+
+bool drawn_all(const std::int32_t* tokens, std::int64_t count) {
+    return std::none_of(tokens, tokens + count, [](std::int32_t token) { return token < 0; });
 }
 
 }  // namespace
 
 void check_finite(Backend& backend, const Manifest& manifest, std::int64_t size) {
+    std::vector<std::int32_t> drawn(std::size_t(size * manifest.scales.back().tokens));
     for (std::size_t k = 0; k < manifest.scales.size(); ++k) {
-        std::vector<std::int32_t> drawn(std::size_t(size * manifest.scales[k].tokens));
         backend.drawn(k, drawn.data());
-        const auto broken = std::count_if(drawn.begin(), drawn.end(), [](std::int32_t token) { return token < 0; });
-        if (!broken) continue;
-        throw not_finite("logits of scale " + std::to_string(k),
-                         std::to_string(broken) + " of " + std::to_string(drawn.size()) + " tokens");
+        expect(drawn_all(drawn.data(), size * manifest.scales[k].tokens), "logits of scale " + std::to_string(k), manifest);
     }
     const std::vector<std::uint8_t> finite = backend.finite();
-    const auto broken = std::count(finite.begin(), finite.end(), 0);
-    if (broken) throw not_finite("decoded pixels", std::to_string(broken) + " of " + std::to_string(size) + " pictures");
+    expect(std::count(finite.begin(), finite.end(), 0) == 0, "pixels of the decoder", manifest);
 }
 
-void check_encoded(const std::int32_t* tokens, const Model& model) {
-    const auto broken = std::count_if(tokens, tokens + model.tokens(), [](std::int32_t token) { return token < 0; });
-    if (broken) throw not_finite("features of the picture", std::to_string(broken) + " of " + std::to_string(model.tokens()) + " tokens");
+void check_encoded(const std::int32_t* tokens, const Manifest& manifest) {
+    expect(drawn_all(tokens, manifest.model.tokens()), "features of the encoder", manifest);
 }
 
 }  // namespace var_edge_impl

@@ -1,4 +1,4 @@
-// Not-a-number, as the graphs tell it: a token of -1, a picture that is not finite. Twin of what runtime/pipeline.py checks.
+// Not-a-number, as the graphs tell it: a token of -1, a picture that is not finite. Twin of _check_finite in runtime/pipeline.py.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,6 @@ namespace var_edge_impl {
 void check_finite(Backend& backend, const Manifest& manifest, std::int64_t size);
 
 // The same of the encoder's features, from its tokens (T,).
-void check_encoded(const std::int32_t* tokens, const Model& model);
+void check_encoded(const std::int32_t* tokens, const Manifest& manifest);
 
 }  // namespace var_edge_impl

@@ -259,11 +259,7 @@ class OnnxRuntimeBackend final : public Backend {
 
     void drawn(std::size_t k, std::int32_t* out) override { batch_->arrays.download(out, batch_->wiring.drawn[k]); }
 
-    std::vector<std::uint8_t> finite() override {
-        std::vector<std::uint8_t> found(std::size_t(batch_->wiring.size));
-        batch_->arrays.download(found.data(), batch_->wiring.finite);
-        return found;
-    }
+    std::vector<std::uint8_t> finite() override { return batch_->wiring.finite(); }
 
     void decode(std::uint8_t* images, bool) override {
         for (Bound& run : batch_->decoders[std::size_t(batch_->latest) % 2]) run.run();

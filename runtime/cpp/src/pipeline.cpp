@@ -132,7 +132,7 @@ void Pipeline::encode(const std::uint8_t* images, std::int64_t count, std::int32
     const Model& model = manifest_.model;
     for (std::int64_t i = 0; i < count; ++i) {
         backend_->encode(images + i * model.image_size * model.image_size * 3, tokens + i * model.tokens());
-        check_encoded(tokens + i * model.tokens(), model);
+        check_encoded(tokens + i * model.tokens(), manifest_);
     }
 }
 

@@ -6,6 +6,12 @@ namespace var_edge_impl {
 
 using nlohmann::json;
 
+bool is_name(const std::string& text) { return !text.empty() && text.size() <= limits::NAME_BYTES && is_printable(text); }
+
+bool is_plain_name(const std::string& text) {
+    return is_name(text) && text != "." && text != ".." && text.find_first_of("/\\") == text.npos;
+}
+
 namespace {
 
 // A value in a message: never the whole of a large one.
@@ -20,8 +26,6 @@ std::string shown(const json& value) {
 std::string shown(const limits::Range& range) {
     return (range.above ? "above " : "") + number(range.least) + " to " + number(range.most);
 }
-
-bool is_name(const std::string& text) { return !text.empty() && text.size() <= limits::NAME_BYTES && is_printable(text); }
 
 // Keys are parts of places, and none is shown whole if it is long.
 std::string shown_key(const std::string& key) { return is_name(key) && key.size() <= 60 ? key : excerpt(key); }
@@ -88,8 +92,10 @@ std::string Strict::name() const {
     return text;
 }
 
-std::optional<std::string> Strict::name_or_null() const {
-    return string_or_null() ? std::optional(name()) : std::nullopt;
+std::string Strict::plain_name() const {
+    std::string text = string();
+    if (!is_plain_name(text)) throw wrong("a printable name without folders");
+    return text;
 }
 
 std::vector<Strict> Strict::list(std::size_t most) const {
@@ -108,18 +114,24 @@ std::map<std::string, Strict> Strict::members(std::size_t most) const {
     return found;
 }
 
-std::map<std::string, Strict> Strict::named() const {
-    std::map<std::string, Strict> found = members();
+std::map<std::string, Strict> Strict::named(std::size_t most) const {
+    std::map<std::string, Strict> found = members(most);
     for (const auto& [key, _] : found) {
         if (!is_name(key)) throw bad_bundle(where_ + ": expected printable names of 1 to " + std::to_string(limits::NAME_BYTES) + " bytes, found " + excerpt(key));
     }
     return found;
 }
 
-std::vector<std::int64_t> Strict::integers(std::size_t most) const {
+std::vector<std::int64_t> Strict::integers() const {
     std::vector<std::int64_t> numbers;
-    for (const Strict& item : list(most)) numbers.push_back(item.integer());
+    for (const Strict& item : list(SIZE_MAX)) numbers.push_back(item.integer());
     return numbers;
+}
+
+std::vector<std::int64_t> Strict::shape() const {
+    std::vector<std::int64_t> sizes;
+    for (const Strict& item : list(limits::RANK)) sizes.push_back(item.integer(limits::SIZE));
+    return sizes;
 }
 
 void check_schema(const json& document, std::int64_t expected, const std::string& where, const std::string& advice) {

@@ -15,6 +15,9 @@
 
 namespace var_edge_impl {
 
+bool is_name(const std::string& text);        // printable, of 1 to limits::NAME_BYTES bytes
+bool is_plain_name(const std::string& text);  // and of a file in the folder at hand: it cannot lead out of it
+
 class Strict {
   public:
     Strict(const nlohmann::json& value, std::string where) : value_(&value), where_(std::move(where)) {}
@@ -30,13 +33,14 @@ class Strict {
     double number(const limits::Range& allowed) const;
     std::string string() const;
     bool boolean() const;
-    std::string name() const;  // printable, of 1 to limits::NAME_BYTES bytes
+    std::string name() const;
+    std::string plain_name() const;
     std::optional<std::string> string_or_null() const;
-    std::optional<std::string> name_or_null() const;
     std::vector<Strict> list(std::size_t most = limits::COUNT) const;
     std::map<std::string, Strict> members(std::size_t most = limits::COUNT) const;
-    std::map<std::string, Strict> named() const;  // members whose keys are names
-    std::vector<std::int64_t> integers(std::size_t most = limits::COUNT) const;
+    std::map<std::string, Strict> named(std::size_t most = limits::COUNT) const;  // members whose keys are names
+    std::vector<std::int64_t> integers() const;
+    std::vector<std::int64_t> shape() const;  // sizes of at most limits::RANK axes
     bool is_string() const { return value_->is_string(); }
     const std::string& where() const { return where_; }
 

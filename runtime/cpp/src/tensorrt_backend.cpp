@@ -182,9 +182,7 @@ class TensorRTBackend final : public Backend {
 
     std::vector<std::uint8_t> finite() override {
         const CurrentDevice device;
-        std::vector<std::uint8_t> found(std::size_t(batch_->wiring.size));
-        batch_->arrays.download(found.data(), batch_->wiring.finite);
-        return found;
+        return batch_->wiring.finite();
     }
 
     void decode(std::uint8_t* images, bool to_device) override {

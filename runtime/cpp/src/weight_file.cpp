@@ -31,9 +31,10 @@ const Stored* stored(const std::string& dtype) {
 
 // Of a tensor; -1 if more than 63 bits hold.
 std::int64_t bytes_of(const Stored& dtype, const Shape& shape) {
+    if (std::count(shape.begin(), shape.end(), 0)) return 0;
     std::int64_t bytes = dtype.bytes;
     for (std::int64_t axis : shape) {
-        if (axis < 0 || __builtin_mul_overflow(bytes, axis, &bytes)) return -1;
+        if (__builtin_mul_overflow(bytes, axis, &bytes)) return -1;
     }
     return bytes;
 }
@@ -41,7 +42,7 @@ std::int64_t bytes_of(const Stored& dtype, const Shape& shape) {
 StoredTensor parse_entry(const Strict& entry, std::int64_t data_bytes) {
     entry.with({"dtype", "shape", "data_offsets"});
     const auto offsets = entry["data_offsets"].integers();
-    const StoredTensor tensor{entry["dtype"].string(), entry["shape"].integers(), offsets.empty() ? -1 : offsets[0],
+    const StoredTensor tensor{entry["dtype"].string(), entry["shape"].shape(), offsets.empty() ? -1 : offsets[0],
                               offsets.size() == 2 ? offsets[1] : -1};
     if (tensor.begin < 0 || tensor.end < tensor.begin || tensor.end > data_bytes) {
         throw entry["data_offsets"].wrong("two offsets within " + std::to_string(data_bytes) + " bytes");
@@ -58,10 +59,10 @@ StoredTensor parse_entry(const Strict& entry, std::int64_t data_bytes) {
 
 std::map<std::string, StoredTensor> parse_weight_header(const std::string& text, std::int64_t data_bytes,
                                                         const std::string& where) {
-    const nlohmann::json document = parse_json(text, where);
+    const nlohmann::json document = parse_json(text, where + ": header");
     std::map<std::string, StoredTensor> tensors;
     std::vector<std::pair<std::int64_t, std::int64_t>> spans;
-    for (const auto& [name, entry] : Strict(document, where).members(SIZE_MAX)) {
+    for (const auto& [name, entry] : Strict(document, where + ": header").named(SIZE_MAX)) {
         if (name == "__metadata__") {
             for (const auto& [_, value] : entry.members(SIZE_MAX)) value.string();
             continue;

@@ -131,7 +131,7 @@ Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const s
     const Array logits = arrays.zeros({rows, columns, model.vocab_size}, Dtype::float32);  // (L, 2B, V)
     for (Array& f_hat : f_hat_) f_hat = arrays.zeros({size, model.code_size, model.grid(), model.grid()}, Dtype::float32);
     images = arrays.zeros({size, model.image_size, model.image_size, 3}, Dtype::uint8);
-    finite = arrays.zeros({size}, Dtype::boolean);
+    finite_ = arrays.zeros({size, ALIGNMENT}, Dtype::boolean);
 
     const Array x = arrays.zeros({rows, columns, model.width}, Dtype::float32);  // (L, 2B, C)
     const Array modulation = arrays.zeros({model.depth, 6, columns, model.width}, Dtype::float32);
@@ -201,6 +201,13 @@ void Wiring::set_scale(std::size_t k, const Draw& draw, const Sampling& sampling
     }
 }
 
+std::vector<std::uint8_t> Wiring::finite() const {
+    std::vector<std::uint8_t> rows(finite_.bytes()), found;
+    arrays_->download(rows.data(), finite_);
+    for (std::size_t i = 0; i < rows.size(); i += ALIGNMENT) found.push_back(rows[i]);
+    return found;
+}
+
 std::vector<Stage> Wiring::stages() const {
     std::vector<Stage> all = {condition};
     for (const auto& [transformer, bridge] : steps) all.insert(all.end(), {transformer, bridge});
@@ -212,7 +219,8 @@ std::vector<Stage> Wiring::stages() const {
 std::vector<Stage> Wiring::decoders(std::size_t k) const {
     std::vector<Stage> stages;
     for (std::int64_t i = 0; i < size; ++i) {
-        stages.push_back({"decoder", {{"f_hat", f_hat_after(k).rows(i, i + 1)}}, {{"image", images.rows(i, i + 1)}, {"finite", finite.rows(i, i + 1)}}});
+        const Array finite = finite_.rows(i, i + 1).reshaped({ALIGNMENT}).rows(0, 1);
+        stages.push_back({"decoder", {{"f_hat", f_hat_after(k).rows(i, i + 1)}}, {{"image", images.rows(i, i + 1)}, {"finite", finite}}});
     }
     return stages;
 }
