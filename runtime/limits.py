@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import cast
+
+from .errors import UNPRINTABLE
 
 
 @dataclass(frozen=True)
@@ -15,9 +19,10 @@ class Range:
     above: bool = False
 
     def __contains__(self, value: object) -> bool:
-        if type(value) not in (int, float):  # not isinstance: true is no number
+        if not isinstance(value, Real) or isinstance(value, bool):  # Real: numpy's numbers too
             return False
-        return (self.least < value if self.above else self.least <= value) and value <= self.most  # type: ignore[operator]
+        number = cast(float, value)
+        return bool((self.least < number if self.above else self.least <= number) and number <= self.most)
 
     def __str__(self) -> str:
         return f"{'above ' if self.above else ''}{self.least} to {self.most}"
@@ -63,13 +68,24 @@ SIZE = Range(0, 2**31 - 1)  # of an axis
 
 # Settings and options.
 CFG = Range(0, 1000)
+TOP_K = Range(0, 2**20)
 TOP_P = Range(0, 1)
 LEAST_TOP_P = 1e-6  # of those above 0
 BATCH = Range(1, 1024)
 BATCHES = 64  # sizes that engines are built for
 PICTURES = Range(1, 2**20)
+PICTURES_BEFORE = Range(0, 2**20)  # in a shared run
 THREADS = Range(1, 1024)
 SEED = Range(0, 2**64 - 1)
+SET_SEED = Range(0, 2**24 - 1)  # of an evaluation set: 40 bits are the class and the picture
+HISTOGRAM = Range(2.0**-20, 2.0**127)  # the largest magnitude that one covers
+SMOOTHING = Range(0, 1e30, above=True)  # what a channel is divided by
+COLLECTED = 2**22  # number of the last calibration picture
+KL = Range(0, 100, above=True)  # nats a token
+ALPHA = Range(0, 1)
+WORKSPACE = Range(1, 2**20)  # MiB
+RUNS = Range(1, 10**6)  # timed
+TESTED_TOKENS = Range(1, 10**6)  # at every scale
 
 
 def model_fault(values: Mapping[str, object]) -> str | None:
@@ -92,7 +108,7 @@ def model_fault(values: Mapping[str, object]) -> str | None:
 
 def name_fault(text: str) -> str | None:
     """What is wrong with a name of a tensor, a graph or a file; None if nothing is."""
-    if not text or len(text.encode("utf-8", "surrogatepass")) > NAME_BYTES or not text.isprintable():
+    if not text or len(text.encode("utf-8", "surrogatepass")) > NAME_BYTES or UNPRINTABLE.search(text):
         return f"expected a printable name of 1 to {NAME_BYTES} bytes, found {shown(text)}"
     return None
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from . import limits
 from .backends import create
 from .backends.base import Backend, OnStage
 from .classes import NO_CLASS, ClassNames
 from .editing import Box, keep_masks, kept_cells
 from .errors import NumericError, SettingsError
+from .limits import shown
 from .manifest import Manifest
 from .sampling import BATCH, Sampling
 from .uniforms import check_seed, gumbel_noise, uniforms
@@ -112,8 +114,10 @@ class Pipeline:
         sampling.check(self.manifest.model.vocab_size)
         if not len(numbers):
             raise SettingsError("labels: expected at least one")
-        if batch < 1:
-            raise SettingsError(f"batch: expected 1 or more, found {batch}")
+        if len(numbers) not in limits.PICTURES:
+            raise SettingsError(f"labels: expected at most {limits.PICTURES.most} for one call, found {len(numbers)}")
+        if batch not in limits.BATCH:
+            raise SettingsError(f"batch: expected {limits.BATCH}, found {shown(batch)}")
         seeds = _seeds(seed, len(numbers))
         kept = self._check_kept(keep, kept_tokens, len(numbers))
 

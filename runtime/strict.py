@@ -16,9 +16,7 @@ from .limits import shown
 T = TypeVar("T")
 
 
-def load(
-    kind: type[T], path: Path, schema_version: int, absent: str, advice: str, most: int = limits.JSON_BYTES
-) -> T:
+def load(kind: type[T], path: Path, schema_version: int, absent: str, advice: str, most: int = limits.JSON_BYTES) -> T:
     """The JSON file at `path` as a `kind` of this schema version. Raises BundleError, `absent` if there is no file."""
     if not os.path.lexists(path):
         raise BundleError(absent)

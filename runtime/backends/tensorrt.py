@@ -65,7 +65,7 @@ def check_machine(folder: Path, record: EngineRecord, gpu: Gpu) -> None:
 def check_source(folder: Path, record: EngineRecord, manifest: Manifest) -> None:
     """Raises BundleError unless the engines were built from the bundle with this manifest."""
     same = record.weights_sha256 == manifest.files[WEIGHTS].sha256 and all(
-        engine.source_sha256 == manifest.files[manifest.graphs[name].file].sha256
+        name in manifest.graphs and engine.source_sha256 == manifest.files[manifest.graphs[name].file].sha256
         for name, engine in record.engines.items()
     )
     if not same:

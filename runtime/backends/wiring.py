@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
 from ..engine_record import scale_sizes
 from ..errors import BundleError
 from ..manifest import WEIGHTS, Manifest
 from ..sampling import Sampling
+from ..weight_file import open_weights
 from .arrays import Array, Arrays
 
 SMOOTH_BRIDGE = "bridge_smooth"
@@ -208,7 +208,7 @@ def scale_constants(bundle: Path, manifest: Manifest, arrays: Arrays) -> list[Sc
         return placed[name]
 
     constants = []
-    with safe_open(bundle / WEIGHTS, framework="numpy") as weights:
+    with open_weights(bundle) as weights:
         if missing := manifest.runtime_tensors - set(weights.keys()):
             raise BundleError(f"{bundle / WEIGHTS}: has no tensor {min(missing)}; export the bundle again")
         by_step = {name: weights.get_tensor(name) for name in manifest.step_constants}  # (K, …) each
