@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,18 +54,23 @@ class Case:
 
     def write(self, bundle: Path, folder: Path) -> None:
         """Writes the bundle with this file changed into `folder`; the manifest tells the new size."""
-        shutil.copytree(bundle, folder)
+        shutil.copytree(bundle, folder, copy_function=os.link)
         if self.file == engine_record.FILE_NAME:
             (folder / self.file).write_text(json.dumps(RECORD))
         path = folder / self.file
-        path.write_bytes(self.content(path.read_bytes()))
+        _rewrite(path, self.content(path.read_bytes()))
         if self.file != FILE_NAME:
             document = json.loads((folder / FILE_NAME).read_text())
             if self.file in document["files"]:
                 document["files"][self.file]["size"] = path.stat().st_size
             if self.file == CLASSES:
                 document["model"]["num_classes"] = 5
-            (folder / FILE_NAME).write_text(json.dumps(document))
+            _rewrite(folder / FILE_NAME, json.dumps(document).encode())
+
+
+def _rewrite(path: Path, content: bytes) -> None:
+    path.unlink()  # the others' link to it stays as it is
+    path.write_bytes(content)
 
 
 def _at(*path: str | int, value: object) -> Callable[[bytes], bytes]:
@@ -105,7 +111,9 @@ def _nested(depth: int) -> Callable[[bytes], bytes]:
     return lambda data: _text('"options": {}', f'"options": {{"x": {"[" * (depth - 3) + "]" * (depth - 3)}}}')(data)
 
 
-def _header(change: Callable[[dict[str, Any]], object], data_bytes: Callable[[bytes], bytes] = bytes) -> Callable[[bytes], bytes]:
+def _header(
+    change: Callable[[dict[str, Any]], object], data_bytes: Callable[[bytes], bytes] = bytes
+) -> Callable[[bytes], bytes]:
     """Changes the header of a safetensors file, or its data."""
 
     def rewrite(data: bytes) -> bytes:
@@ -247,7 +255,9 @@ MANIFESTS = _cases(
         "dtype as a list": _graph_input("dtype", []),
         "unprintable tensor": _graph_input("name", "a\nb"),
         "unprintable graph": _at("graphs", "a\x07", value={"file": "condition.onnx", "inputs": [], "outputs": []}),
-        "5,000 tensors": _at("graphs", "condition", "inputs", value=[{"name": "a", "dtype": "bool", "shape": []}] * 5_000),
+        "5,000 tensors": _at(
+            "graphs", "condition", "inputs", value=[{"name": "a", "dtype": "bool", "shape": []}] * 5_000
+        ),
         "5,000 files": _at("files", value={f"f{i}": {"size": 1, "sha256": "0"} for i in range(5_000)}),
         "a file outside": _at("files", "../outside", value={"size": 1, "sha256": "0"}),
         "a file of a folder": _at("files", "a/b", value={"size": 1, "sha256": "0"}),
@@ -294,7 +304,9 @@ WEIGHT_FILES = _cases(
         "metadata": _header(lambda header: header.update(__metadata__={"format": "pt"})),
         "no metadata": _header(lambda header: header.update(__metadata__={})),
         "spaces behind the header": _header(lambda header: json.dumps(header).encode() + b" " * 100),
-        "an empty tensor": _header(lambda header: header.update(a={"dtype": "F32", "shape": [0], "data_offsets": [0, 0]})),
+        "an empty tensor": _header(
+            lambda header: header.update(a={"dtype": "F32", "shape": [0], "data_offsets": [0, 0]})
+        ),
         "nothing times much": _header(
             lambda header: header.update(a={"dtype": "F32", "shape": [2**31 - 1] * 7 + [0], "data_offsets": [0, 0]})
         ),
@@ -313,12 +325,18 @@ WEIGHT_FILES = _cases(
         "header: NUL": _header(lambda header: json.dumps(header).encode() + b"\0"),
         "header: a list": _header(lambda header: b"[]"),
         "header: 100,000 deep": _header(lambda header: b"[" * 100_000 + b"]" * 100_000),
-        "header: a key twice": _header(lambda header: json.dumps(header).encode()[:-1] + b', "up.0": ' + json.dumps(header["up.0"]).encode() + b"}"),
+        "header: a key twice": _header(
+            lambda header: json.dumps(header).encode()[:-1] + b', "up.0": ' + json.dumps(header["up.0"]).encode() + b"}"
+        ),
         "dtype 100,000 deep": _header(
             lambda header: json.dumps(header).encode().replace(b'"F32"', b"[" * 100_000 + b"]" * 100_000, 1)
         ),
         "data_offsets 2,000 deep": _header(
-            lambda header: json.dumps(header).encode().replace(b'"data_offsets": [', b'"data_offsets": [' + b"[" * 2000 + b"]" * 2000 + b",", 1)
+            lambda header: (
+                json.dumps(header)
+                .encode()
+                .replace(b'"data_offsets": [', b'"data_offsets": [' + b"[" * 2000 + b"]" * 2000 + b",", 1)
+            )
         ),
         "more data than tensors": _header(lambda header: None, lambda data: data + b"x"),
         "less data than tensors": _header(lambda header: None, lambda data: data[:-1]),
