@@ -151,8 +151,10 @@ std::string read_text(const fs::path& path, std::int64_t most) {
 }
 
 json parse_json(const std::string& text, const std::string& where) {
-    const auto count = [&](char c) { return std::int64_t(std::count(text.begin(), text.end(), c)); };
-    if (count(',') > limits::JSON_COMMAS || count('[') + count('{') > limits::JSON_BRACKETS) throw bad_bundle(where + ": holds too many values");
+    for (const auto& [mark, most] : limits::JSON_COUNTS) {
+        const auto found = std::count(text.begin(), text.end(), mark);
+        if (found > most) throw bad_bundle(where + ": expected at most " + std::to_string(most) + " times " + mark + ", found " + std::to_string(found));
+    }
     check_text(text, where);
     Builder builder;
     if (!json::sax_parse(text, &builder)) throw bad_bundle(where + ": cannot be read: " + builder.fault);

@@ -24,13 +24,8 @@ ONNXTensorElementDataType element_type(Dtype dtype) {
     return types[std::size_t(dtype)];
 }
 
-// ONNX Runtime tells in words only that memory, or the number of threads it needs, is not to be had.
 Error engine_error(var_edge_status status, const std::string& what, const Ort::Exception& error) {
-    const std::string reason = error.what();
-    for (const char* sign : {"bad_alloc", "ailed to allocate memory", "out of memory", "Cannot allocate memory", "pthread_create"}) {
-        if (reason.find(sign) != reason.npos) status = VAR_EDGE_OUT_OF_MEMORY;
-    }
-    return {status, what + ": " + reason};
+    return {tells_out_of_memory(error.what()) ? VAR_EDGE_OUT_OF_MEMORY : status, what + ": " + error.what()};
 }
 
 // ONNX Runtime makes a device's identifier and a database of events when its environment is created, unless this is set. It

@@ -248,8 +248,7 @@ void LoadedEngine::enqueue(std::size_t profile, const Stage& stage) {
 // With what TensorRT said. Its calls answer yes or no: that the GPU's memory is full is only in the text.
 Error LoadedEngine::problem(var_edge_status status, const std::string& what) const {
     const std::string reason = log_->reason();
-    const bool memory = reason.find("out of memory") != reason.npos || reason.find("OutOfMemory") != reason.npos;
-    return {memory ? VAR_EDGE_OUT_OF_MEMORY : status, path_ + ": " + what + ": " + reason};
+    return {tells_out_of_memory(reason) ? VAR_EDGE_OUT_OF_MEMORY : status, path_ + ": " + what + ": " + reason};
 }
 
 void LoadedEngine::bind(nvinfer1::IExecutionContext& context, std::size_t profile, const std::string& name, const Array& array) const {
