@@ -6,19 +6,23 @@ from pathlib import Path
 
 import click
 
-from runtime.cli import batch_sizes, progress_bar, reports_errors
+from runtime import limits
+from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
+from runtime.limits import shown
 from runtime.sampling import Sampling
 
 
-@click.command(context_settings={"show_default": True})
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="INT8 bundle to write.")
+@command()
+@click.argument("bundle", type=FILE)
+@click.option("--out", type=FILE, required=True, help="INT8 bundle to write.")
 @click.option("--target", type=click.Choice(["trt", "cpu"]), default="trt", help="TensorRT, or ONNX Runtime on a CPU.")
-@click.option("--images", default=128, help="Pictures to draw for the ranges.")
+@click.option("--images", type=Number(int, limits.PICTURES), default=128, help="Pictures to draw for the ranges.")
 @click.option(
     "--method", type=click.Choice(["mse", "entropy", "percentile", "minmax"]), default="mse", help="Of a range."
 )
-@click.option("--budget", type=float, help="Measure every layer, and plan for at most this KL a token (0.008).")
+@click.option(
+    "--budget", type=Number(float, limits.KL), help="Measure every layer, and plan for at most this KL a token (0.008)."
+)
 @click.option(
     "--set", "overrides", multiple=True, metavar="LAYER=KIND", help="int8, int8x2, weights or float; repeatable."
 )
@@ -26,11 +30,21 @@ from runtime.sampling import Sampling
 @click.option(
     "--smoothing", type=click.Choice(["adaln", "all", "none"]), default="adaln", help="Of channels, into weights."
 )
-@click.option("--alpha", default=0.5, help="How much of the channels' differences goes into the weights.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the first picture.")
-@click.option("--first", type=click.IntRange(min=0), default=0, help="Number of the first picture, to share the work.")
-@click.option("--merge", multiple=True, type=click.Path(path_type=Path), help="Add another machine's calibration.json.")
-@click.option("--calibration", type=click.Path(path_type=Path), help="[default: BUNDLE/calibration.json]")
+@click.option(
+    "--alpha",
+    type=Number(float, limits.ALPHA),
+    default=0.5,
+    help="How much of the channels' differences goes into the weights.",
+)
+@click.option("--seed", type=Number(int, limits.SEED), default=0, help="Of the first picture.")
+@click.option(
+    "--first",
+    type=Number(int, limits.PICTURES_BEFORE),
+    default=0,
+    help="Number of the first picture, to share the work.",
+)
+@click.option("--merge", multiple=True, type=FILE, help="Add another machine's calibration.json.")
+@click.option("--calibration", type=FILE, help="[default: BUNDLE/calibration.json]")
 @click.option("--batches", default="1", help="Batch sizes of the static per-scale steps: 1,8")
 @reports_errors
 def main(
@@ -78,7 +92,7 @@ def main(
 def _assignment(text: str) -> tuple[str, str]:
     name, equals, kind = text.partition("=")
     if not (name and equals and kind):
-        raise click.UsageError(f"--set: expected LAYER=KIND such as fc2=float, found {text!r}.")
+        raise click.UsageError(f"--set: expected LAYER=KIND such as fc2=float, found {shown(text)}.")
     return name, kind
 
 

@@ -17,7 +17,8 @@ from calibration.sensitivity import measure, within_budget
 from calibration.sites import Site, all_sites
 from calibration.target import TARGETS, Target
 from export.fidelity import Fidelity, Teacher
-from runtime.cli import progress_bar, reports_errors
+from runtime import limits
+from runtime.cli import FILE, Number, command, progress_bar, reports_errors
 from runtime.files import scratch_directory
 from runtime.manifest import Manifest
 from runtime.pipeline import Pipeline
@@ -115,14 +116,14 @@ def table(results: Sequence[tuple[str, Fidelity]]) -> str:
     return "\n".join(lines)
 
 
-@click.command(context_settings={"show_default": True})
-@click.argument("bundle", type=click.Path(path_type=Path))
+@command()
+@click.argument("bundle", type=FILE)
 @click.option("--target", type=click.Choice(["trt", "cpu"]), default="trt")
-@click.option("--images", default=32, help="Pictures to draw for the ranges.")
-@click.option("--tokens", default=600, help="Tokens compared at every scale.")
-@click.option("--batch", default=16, help="Pictures compared together.")
-@click.option("--budget", type=float, help="Also plan for at most this KL a token.")
-@click.option("--naive", type=click.Path(path_type=Path), help="Keep the bundle of the first row here.")
+@click.option("--images", type=Number(int, limits.PICTURES), default=32, help="Pictures to draw for the ranges.")
+@click.option("--tokens", type=Number(int, limits.TESTED_TOKENS), default=600, help="Tokens compared at every scale.")
+@click.option("--batch", type=Number(int, limits.BATCH), default=16, help="Pictures compared together.")
+@click.option("--budget", type=Number(float, limits.KL), help="Also plan for at most this KL a token.")
+@click.option("--naive", type=FILE, help="Keep the bundle of the first row here.")
 @reports_errors
 def main(
     bundle: Path, target: str, images: int, tokens: int, batch: int, budget: float | None, naive: Path | None

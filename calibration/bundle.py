@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from safetensors import safe_open
 
 from calibration.collect import tensors
 from calibration.plan import DIGITS, INT8, Plan
@@ -25,7 +24,8 @@ from export.mixed_precision import to_fp16
 from export.signature import Signature
 from export.weights import STORED, Entry
 from export.write import Head, Progress, check_target, write_bundle
-from runtime.manifest import WEIGHTS, Manifest, Provenance
+from runtime.manifest import Manifest, Provenance
+from runtime.weight_file import open_weights
 
 ONE_SIDED = 0.75  # share of a symmetric range below which a zero point is worth its arithmetic
 
@@ -49,7 +49,7 @@ def quantize_bundle(
     every = [site for found in sites.values() for site in found]
     if missing := sorted({site.key for site in every} ^ set(plan)):
         raise CalibrationError(f"the plan and {bundle} differ in {', '.join(missing[:3])}")
-    with safe_open(bundle / WEIGHTS, framework="numpy") as weights:
+    with open_weights(bundle) as weights:
         quantizer = Quantizer(
             target,
             plan,

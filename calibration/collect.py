@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 
 from calibration.ranges import CalibrationError, Histogram
 from calibration.record import Calibration, Settings, fingerprint
 from calibration.sites import Site, all_sites, modulated_by
 from calibration.smooth import smoothing_vector
 from export.observe import ObservingBackend
+from runtime import limits
 from runtime.errors import SettingsError
-from runtime.manifest import WEIGHTS, Manifest
+from runtime.manifest import Manifest
 from runtime.pipeline import Pipeline
+from runtime.weight_file import open_weights
 
 SMOOTHING_PICTURES = 8  # their channels' extremes decide the smoothing: the same for all parts of a shared run
 FEWEST = 8  # pictures that make a range rather than chance
@@ -38,12 +39,17 @@ def collect(
     """
     if images < FEWEST:
         raise SettingsError(f"--images: expected {FEWEST} or more, found {images}: ranges of fewer are chance")
+    if settings.seed + first + images > limits.SEED.most:
+        raise SettingsError(f"--seed: expected at most 2**64 - {first + images}, found {settings.seed}")
     manifest = Manifest.load(bundle)
     if manifest.precision != "fp32":
         raise SettingsError(f"{bundle}: calibration starts from a bundle in fp32, found {manifest.precision}")
     sites = all_sites(bundle, manifest)
     if path.exists():
         found = Calibration.load(path)
+        found.check_tensors(path, _shape(sites, len(manifest.scales)), {site.key: site.channels for site in sites})
+        if not found.pictures:  # a run that failed at once: nothing is lost
+            found = Calibration(fingerprint(manifest), settings)
         found.check(path, bundle, manifest, settings)
     else:
         found = Calibration(fingerprint(manifest), settings)
@@ -115,7 +121,7 @@ def _smoothing(
     def smooths(site: Site) -> bool:
         return settings.smoothing == "all" or (settings.smoothing == "adaln" and modulated_by(site.key) is not None)
 
-    with safe_open(bundle / WEIGHTS, framework="numpy") as weights:
+    with open_weights(bundle) as weights:
         return {
             site.key: smoothing_vector(channels[site.key], weights.get_tensor(site.weight), settings.alpha)
             for site in sites
@@ -128,10 +134,8 @@ class _Histograms:
 
     def __init__(self, sites: Sequence[Site], calibration: Calibration, scales: int):
         self._sites, self._calibration = sites, calibration
-        for site in sites:
-            for name in tensors(site):
-                count = scales if site.graph == "transformer" else 1
-                calibration.histograms.setdefault(name, [Histogram() for _ in range(count)])
+        for name, count in _shape(sites, scales).items():
+            calibration.histograms.setdefault(name, [Histogram() for _ in range(count)])
 
     def add(self, graph: str, scale: int, values: Mapping[str, np.ndarray]) -> None:
         assert self._calibration.smoothing is not None
@@ -149,6 +153,11 @@ class _Histograms:
 
 def _overflow(name: str, what: str, scale: int) -> CalibrationError:
     return CalibrationError(f"{name}: {what} at scale {scale}: the FP32 model itself overflows; check its checkpoint")
+
+
+def _shape(sites: Sequence[Site], scales: int) -> dict[str, int]:
+    """How many histograms there are of each tensor."""
+    return {name: scales if site.graph == "transformer" else 1 for site in sites for name in tensors(site)}
 
 
 def tensors(site: Site) -> dict[str, str]:

@@ -47,12 +47,15 @@ def make_int8(
     """Writes the INT8 bundle `out`; returns one line about it. Raises VarEdgeError, OSError."""
     check_target(out)
     path = calibration or bundle / FILE_NAME
-    found = collect(bundle, path, request.images, request.settings, request.first, progress)
-    for other in request.merge:
-        found.merge(Calibration.load(other), str(other))
-        found.write(path)
+    # What can be wrong is looked at before hours of collecting.
     sites = all_sites(bundle, Manifest.load(bundle, verify=False))
     plan: Plan = default_plan(sites, request.weights_only)
+    with_overrides(plan, dict(request.overrides))
+    others = {other: Calibration.load(other) for other in request.merge}
+    found = collect(bundle, path, request.images, request.settings, request.first, progress)
+    for other, calibration_there in others.items():
+        found.merge(calibration_there, str(other))
+        found.write(path)
     sensitivity, expected = None, None
     if request.budget is not None:
         where = path.with_name(f"{request.target}-{request.method}-{SENSITIVITY}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from calibration.ranges import BINS, CalibrationError, Histogram
+from runtime import limits
 from runtime.files import whole_file
 from runtime.manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
-from runtime.strict import load
+from runtime.strict import load, parse
 
 SCHEMA_VERSION = 1
 FILE_NAME = "calibration.json"
+SMOOTHING = ("adaln", "all", "none")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,15 @@ class Settings:
     top_p: float = 0.95
     smoothing: str = "adaln"  # which products' operands are smoothed: none, adaln or all
     alpha: float = 0.5  # how much of the channels' differences goes into the weights
+
+    def check(self) -> None:
+        """Raises ValueError for a value outside its range."""
+        for name in ("seed", "cfg", "top_k", "top_p", "alpha"):
+            allowed = getattr(limits, name.upper())
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected {allowed}, found {limits.shown(getattr(self, name))}")
+        if self.smoothing not in SMOOTHING:
+            raise ValueError(f"smoothing: expected {' or '.join(SMOOTHING)}, found {limits.shown(self.smoothing)}")
 
 
 @dataclass
@@ -43,16 +56,18 @@ class Calibration:
     @classmethod
     def load(cls, path: Path) -> Calibration:
         """Raises BundleError if the file is absent or no calibration, CalibrationError."""
-        text = load(_Document, path, SCHEMA_VERSION, f"{path}: there is no calibration", "calibrate again")
+        again = "remove it and calibrate again"
+        text = load(
+            _Document, path, SCHEMA_VERSION, f"{path}: there is no calibration", again, limits.CALIBRATION_BYTES
+        )
+        settings = parse(Settings, text.settings, f"{path}: settings")
         try:
+            settings.check()
+            pictures = _spans(text.pictures)
+            smoothing = None if text.smoothing is None else _vectors(text.smoothing)
             histograms = {name: [_read(item) for item in items] for name, items in text.histograms.items()}
-            smoothing = (
-                None if text.smoothing is None else {n: np.array(m, np.float32) for n, m in text.smoothing.items()}
-            )
-            settings = Settings(**text.settings)
-            pictures = [(int(first), int(end)) for first, end in text.pictures]
-        except (KeyError, TypeError, ValueError) as error:
-            raise CalibrationError(f"{path}: damaged: {error}; remove it and calibrate again") from None
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CalibrationError(f"{path}: damaged: {error}; {again}") from None
         return cls(text.bundle, settings, pictures, smoothing, histograms)
 
     def write(self, path: Path) -> None:
@@ -89,6 +104,8 @@ class Calibration:
         """Adds what was seen elsewhere, on other pictures of the same run. Raises CalibrationError."""
         if (self.bundle, self.settings) != (other.bundle, other.settings):
             raise CalibrationError(f"{where}: of another bundle or with other settings; it cannot be merged")
+        if other.shape() != self.shape():
+            raise CalibrationError(f"{where}: of other tensors; collect it again")
         if any(a < d and c < b for a, b in self.pictures for c, d in other.pictures):
             raise CalibrationError(f"{where}: holds pictures that are here already; collect others with --first")
         self.smoothing = self.smoothing or other.smoothing
@@ -96,6 +113,17 @@ class Calibration:
             for mine, theirs in zip(self.histograms[name], items, strict=True):
                 mine.merge(theirs)
         self.pictures = _joined([*self.pictures, *other.pictures])
+
+    def shape(self) -> dict[str, int]:
+        """How many histograms there are of each tensor."""
+        return {name: len(items) for name, items in self.histograms.items()}
+
+    def check_tensors(self, path: Path, histograms: Mapping[str, int], channels: Mapping[str, int]) -> None:
+        """Raises CalibrationError unless this holds `histograms`, and smooths these numbers of `channels`."""
+        vectors = self.smoothing or {}
+        smooth = all(channels.get(name) == len(vector) for name, vector in vectors.items())
+        if not smooth or (self.histograms and self.shape() != histograms) or (self.pictures and not self.histograms):
+            raise CalibrationError(f"{path}: damaged: of other tensors; remove it and calibrate again")
 
     def add_picture(self, index: int) -> None:
         self.pictures = _joined([*self.pictures, (index, index + 1)])
@@ -126,9 +154,38 @@ def _written(histogram: Histogram) -> dict[str, Any]:
 
 
 def _read(item: dict[str, Any]) -> Histogram:
+    """Raises KeyError, TypeError, ValueError."""
+    limit, low, high, first, values = (item[key] for key in ("limit", "low", "high", "first", "counts"))
+    if limit not in limits.HISTOGRAM or math.frexp(limit)[0] != 0.5:  # it begins at 2^-20 and doubles
+        raise ValueError(f"a histogram's limit {limits.shown(limit)}")
+    if not -limit <= low <= 0 <= high <= limit:
+        raise ValueError(f"a histogram's extremes {limits.shown(low)} and {limits.shown(high)}")
+    if not set(map(type, values)) <= {int} or min(values, default=0) < 0:
+        raise ValueError("a histogram's counts")
+    if type(first) is not int or not 0 <= first <= BINS - len(values):
+        raise ValueError(f"a histogram's first bin {limits.shown(first)}")
     counts = np.zeros(BINS, np.int64)
-    counts[item["first"] : item["first"] + len(item["counts"])] = item["counts"]
-    return Histogram(float(item["limit"]), counts, float(item["low"]), float(item["high"]))
+    counts[first : first + len(values)] = values
+    return Histogram(float(limit), counts, float(low), float(high))
+
+
+def _spans(pairs: Sequence[Any]) -> list[tuple[int, int]]:
+    """First and end of pictures collected. Raises TypeError, ValueError."""
+    spans = sorted((first, end) for first, end in pairs)
+    before = 0
+    for first, end in spans:
+        if type(first) is not int or type(end) is not int or not before <= first < end <= limits.COLLECTED:
+            raise ValueError(f"pictures: {limits.shown(first)} to {limits.shown(end)}")
+        before = end
+    return spans
+
+
+def _vectors(found: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Raises TypeError, ValueError."""
+    for name, values in dict(found).items():
+        if not set(map(type, values)) <= {int, float} or not all(value in limits.SMOOTHING for value in values):
+            raise ValueError(f"smoothing of {limits.shown(name)}: expected numbers {limits.SMOOTHING}")
+    return {name: np.array(values, np.float32) for name, values in found.items()}
 
 
 def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from safetensors import safe_open
 
 from calibration.bundle import activations, remove_unused
 from calibration.plan import DIGITS, FLOAT, INT8, Plan
@@ -26,9 +25,10 @@ from runtime.backends.ort_session import Session
 from runtime.backends.wiring import ScaleConstants
 from runtime.errors import BundleError
 from runtime.files import whole_file
-from runtime.manifest import WEIGHTS, Graph, Manifest
+from runtime.manifest import Graph, Manifest
 from runtime.pipeline import Pipeline
 from runtime.strict import load
+from runtime.weight_file import open_weights
 
 SCHEMA_VERSION = 1
 FILE_NAME = "sensitivity.json"
@@ -48,6 +48,11 @@ class Layer:
     logit_error: tuple[float, ...]  # root mean square by scale
     agreement: tuple[float, ...]  # share of tokens whose most probable value stays, by scale
     psnr: float | None  # dB, of pictures from equal tokens; None if they are equal, and outside of the decoder
+
+    def fits(self, key: str, scales: int) -> bool:
+        """Whether these are numbers of the layer `key` of a model of so many scales."""
+        count = 0 if key.startswith("decoder: ") else scales
+        return all(len(values) == count for values in (self.kl, self.logit_error, self.agreement))
 
     @property
     def mean_kl(self) -> float:
@@ -88,6 +93,9 @@ def measure(
             found.layers.update(before.layers)  # else of another bundle, target, method or calibration
     bench = _Bench(bundle, manifest, calibration, target, method)
     wanted = [ALL_DIGITS, *(site.key for site in bench.sites)]
+    scales = len(manifest.scales)
+    for key in [key for key, layer in found.layers.items() if key not in wanted or not layer.fits(key, scales)]:
+        del found.layers[key]  # damaged: measured again
     for i, key in enumerate(wanted):
         if key not in found.layers:
             progress(f"measuring {key}", i, len(wanted))
@@ -195,7 +203,7 @@ class _Bench:
         model = open_graph(self._bundle, self._manifest, name)
         sites = [site for site in self.sites if site.graph == name]
         outside = ir.load(self._bundle / self._manifest.graphs[name].file).graph.initializers
-        with safe_open(self._bundle / WEIGHTS, framework="numpy") as weights:
+        with open_weights(self._bundle) as weights:
             quantizer = Quantizer(
                 self._target,
                 plan,

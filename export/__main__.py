@@ -6,15 +6,16 @@ from pathlib import Path
 
 import click
 
-from runtime.cli import batch_sizes, progress_bar, reports_errors
+from runtime import limits
+from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
 
 
-@click.command(context_settings={"show_default": True})
+@command()
 @click.option("--model", required=True, help="Name of a recipe, or a .toml file with one.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle directory to write.")
-@click.option("--var-checkpoint", type=click.Path(path_type=Path), help="Transformer weights (.pth, .safetensors).")
-@click.option("--vae-checkpoint", type=click.Path(path_type=Path), help="VQVAE weights (.pth, .safetensors).")
-@click.option("--random-weights", metavar="SEED", type=click.IntRange(min=0), help="Instead of any checkpoint.")
+@click.option("--out", type=FILE, required=True, help="Bundle directory to write.")
+@click.option("--var-checkpoint", type=FILE, help="Transformer weights (.pth, .safetensors).")
+@click.option("--vae-checkpoint", type=FILE, help="VQVAE weights (.pth, .safetensors).")
+@click.option("--random-weights", metavar="SEED", type=Number(int, limits.SEED), help="Instead of any checkpoint.")
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", help="Of weights and arithmetic.")
 @click.option("--batches", default="1", help="Batch sizes of the static per-scale steps: 1,8")
 @click.option("--smooth", is_flag=True, help="Add the graph of smooth sampling.")

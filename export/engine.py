@@ -15,20 +15,20 @@ from pathlib import Path
 from types import ModuleType
 
 import click
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from export.builder import Builder, Options, Progress, load_tensorrt
 from export.layers import counted, has_other_products, int8_products, table
-from runtime import engine_record, manifest
+from runtime import engine_record, limits, manifest
 from runtime.backends.cuda import gpu
 from runtime.backends.wiring import ALIGNMENT
-from runtime.cli import batch_sizes, progress_bar, reports_errors
+from runtime.bounded import open_file
+from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
 from runtime.engine_record import Built, Engine, EngineRecord
 from runtime.errors import BundleError, SettingsError
 from runtime.files import whole_directory
 from runtime.memory import available_memory, memory
-from runtime.weight_file import weight_bytes
+from runtime.weight_file import open_weights, weight_bytes
 
 AHEAD_OF_TIME = ("8.6",)  # built for without a GPU if nothing else is asked for
 MEMORY_OF_TOOLS = 0.7e9  # bytes: TensorRT, the parsed graph
@@ -190,7 +190,7 @@ def _copy_constants(bundle: Path, source: manifest.Manifest, folder: Path) -> No
 
     With them what `condition` was smoothed by: without it nobody could verify the engine.
     """
-    with safe_open(bundle / manifest.WEIGHTS, framework="numpy") as weights:
+    with open_weights(bundle) as weights:
         smoothing = {manifest.smoothing_tensor(spec.name) for spec in source.graphs["condition"].outputs}
         wanted = source.runtime_tensors | smoothing & set(weights.keys())
         tensors = {name: weights.get_tensor(name) for name in sorted(wanted)}
@@ -265,16 +265,18 @@ def timing_cache_file(built: Built) -> Path:
     return home / "var-edge" / f"{built.tag}.timing"
 
 
-@click.command(context_settings={"show_default": True})
-@click.argument("bundle", type=click.Path(path_type=Path))
+@command()
+@click.argument("bundle", type=FILE)
 @click.option("--trt", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), default="auto", help="Which TensorRT.")
-@click.option("--out", type=click.Path(path_type=Path), help="Directory to write.  [default: BUNDLE/engines/DEVICE]")
+@click.option("--out", type=FILE, help="Directory to write.  [default: BUNDLE/engines/DEVICE]")
 @click.option("--batches", default="1", help="Pictures drawn together: 1,8")
 @click.option("--compute-capability", help="Build ahead of time for these GPUs: 8.6,8.9  [default: this machine's]")
-@click.option("--workspace", type=click.IntRange(min=1), metavar="MIB", help="Scratch memory an engine may use.")
+@click.option(
+    "--workspace", type=Number(int, limits.WORKSPACE), metavar="MIB", help="Scratch memory an engine may use."
+)
 @click.option("--hardware-compatible", is_flag=True, help="Run on later GPUs too; slower.")
 @click.option("--version-compatible", is_flag=True, help="Run on later TensorRT of the same major version.")
-@click.option("--timing-cache", type=click.Path(path_type=Path), help="File with timings.  [default: per device]")
+@click.option("--timing-cache", type=FILE, help="File with timings.  [default: per device]")
 @click.option("--force", is_flag=True, help="Build even if nothing changed.")
 @reports_errors
 def main(
@@ -297,6 +299,8 @@ def main(
     built = target(module, flavour, capabilities, options)
     cache = timing_cache or (timing_cache_file(built) if built.gpu else None)  # ahead of time nothing is timed
     if cache:
+        if os.path.lexists(cache):
+            open_file(cache, error=SettingsError).close()  # TensorRT would wait for a FIFO
         cache.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar() as bar:
         task = bar.add_task("starting", total=None)

@@ -14,7 +14,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from runtime.cli import progress_bar, reports_errors
+from runtime import limits
+from runtime.cli import FILE, Number, command, progress_bar, reports_errors
 from runtime.errors import SettingsError
 from runtime.files import scratch_directory
 from runtime.manifest import Manifest
@@ -233,11 +234,11 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-@click.command(context_settings={"show_default": True})
-@click.argument("reference", type=click.Path(path_type=Path))
-@click.argument("candidate", type=click.Path(path_type=Path))
-@click.option("--tokens", type=click.IntRange(min=1), default=2000, help="Tokens compared at every scale.")
-@click.option("--seed", type=click.IntRange(min=0), default=0)
+@command()
+@click.argument("reference", type=FILE)
+@click.argument("candidate", type=FILE)
+@click.option("--tokens", type=Number(int, limits.TESTED_TOKENS), default=2000, help="Tokens compared at every scale.")
+@click.option("--seed", type=Number(int, limits.SEED), default=0)
 @click.option("--simulate-fp16", is_flag=True, help="Round as FP16 hardware does; CANDIDATE is an FP16 bundle.")
 @reports_errors
 def main(reference: Path, candidate: Path, tokens: int, seed: int, simulate_fp16: bool) -> None:
@@ -253,7 +254,7 @@ def main(reference: Path, candidate: Path, tokens: int, seed: int, simulate_fp16
             candidate = scratch / "bundle"
         result = compare(
             Pipeline(reference),
-            Pipeline(candidate),
+            Pipeline(candidate, finite=False),
             tokens,
             seed,
             lambda done, total: bar.update(task, completed=done, total=total),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,10 +15,11 @@ from export.builder import BuildError
 from export.verify.artifacts import Artifact
 from export.verify.report import HTML, Report, check_folder
 from export.verify.run import bundle_reference, verified
-from runtime import engine_record
+from runtime import engine_record, limits
 from runtime.backends.cuda import Cuda
 from runtime.backends.trt_engine import load_tensorrt
-from runtime.cli import progress_bar, reports_errors
+from runtime.bounded import read_json
+from runtime.cli import FILE, Number, command, progress_bar, reports_errors
 from runtime.errors import SettingsError
 from runtime.files import whole_directory
 from runtime.manifest import Manifest
@@ -53,18 +53,18 @@ def _measured(backend: str, bundle: Path, folder: Path) -> list[str]:
     file = folder / f"bench-{backend}-{bundle.name}.json"
     command = [sys.executable, "-m", "runtime.bench", "--bundle", str(bundle), "--backend", backend]
     subprocess.run([*command, "--batches", "1,8", "--json", str(file)], check=True, stdout=subprocess.DEVNULL)
-    report: dict[str, Any] = json.loads(file.read_text())
+    report: dict[str, Any] = read_json(file)
     rows = [
         f"| {b['batch']} | {b['seconds']['median']:.4f} s | {b['pictures_per_second']:.2f} |" for b in report["batches"]
     ]
     return ["| batch | median | pictures/s |", "|---|---|---|", *rows, ""]
 
 
-@click.command(context_settings={"show_default": True})
-@click.argument("fp32", type=click.Path(path_type=Path))
-@click.argument("bundles", metavar="BUNDLE…", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--report", type=click.Path(path_type=Path), default=Path("build/gpu-check"), help="Directory to write.")
-@click.option("--pictures", type=click.IntRange(min=1), default=32, help="Pictures to verify with.")
+@command()
+@click.argument("fp32", type=FILE)
+@click.argument("bundles", metavar="BUNDLE…", nargs=-1, required=True, type=FILE)
+@click.option("--report", type=FILE, default=Path("build/gpu-check"), help="Directory to write.")
+@click.option("--pictures", type=Number(int, limits.PICTURES), default=32, help="Pictures to verify with.")
 @reports_errors
 def main(fp32: Path, bundles: tuple[Path, ...], report: Path, pictures: int) -> None:
     """Build and run everything that this machine's GPU can make of each BUNDLE, against FP32 on the CPU."""
@@ -87,7 +87,7 @@ def main(fp32: Path, bundles: tuple[Path, ...], report: Path, pictures: int) -> 
         reference = bundle_reference(fp32, first, pictures, progress)
         for backend, directory in (found for bundle in bundles for found in candidates(bundle)):
             artifact = Artifact(directory, Manifest.load(directory, verify=False), backend == "tensorrt")
-            pipeline = Pipeline(directory, backend)
+            pipeline = Pipeline(directory, backend, finite=False)
             entries.append(verified(artifact, pipeline, reference, progress))
             lines += [f"## {pipeline.backend.name}: {artifact.name}", ""]
             del pipeline  # its memory, before the benchmark takes its own

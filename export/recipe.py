@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+from runtime.bounded import read_toml
 from runtime.errors import SettingsError
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
+from runtime.limits import LISTS, MODEL, model_fault, shown
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -28,10 +27,11 @@ class Scale(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sizes of one VAR and its VQVAE, with the names the official code gives them.
+    """Settings of one VAR and its VQVAE, with the names and defaults of the official code.
 
-    `checkpoints` is the folder, relative to the recipe, that holds the two files if they ship with it; `hub` the model
-    hub repository that has them otherwise.
+    `width` is its `embed_dim`, 64 x depth if not given; `heads` its `num_heads`, the depth if not given. `checkpoints`
+    is the folder, relative to the recipe, that holds the two files if they ship with it; `hub` the model hub repository
+    that has them otherwise.
     """
 
     name: str
@@ -42,6 +42,14 @@ class Recipe:
     vae_checkpoint: str
     shared_aln: bool = False
     attn_l2_norm: bool = True
+    width: int = 0
+    heads: int = 0
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+    quant_resi: float = 0.5  # phi(h) = (1 - quant_resi) h + quant_resi conv(h)
+    share_quant_resi: int = 4  # phi convolutions that the scales share; 0 is one for each scale
+    using_znorm: bool = False  # the encoder's nearest code by cosine instead of distance
+    quant_conv_ks: int = 3
     num_classes: int = 1000
     vocab_size: int = 4096
     code_size: int = 32
@@ -52,13 +60,18 @@ class Recipe:
     checkpoints: str | None = None
     folder: Path = RECIPES
 
-    @property
-    def width(self) -> int:
-        return 64 * self.depth
+    def __post_init__(self) -> None:
+        for name, default in (("width", 64 * self.depth), ("heads", self.depth)):
+            object.__setattr__(self, name, getattr(self, name) or default)
 
     @property
-    def heads(self) -> int:
-        return self.depth
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        """Channels between the two layers of a block's MLP."""
+        return round(self.width * self.mlp_ratio)
 
     @property
     def grid(self) -> int:
@@ -83,22 +96,18 @@ class Recipe:
     def load(cls, name_or_path: str) -> Recipe:
         """The recipe called `name_or_path`, or the one in that TOML file. Raises SettingsError."""
         path = Path(name_or_path) if name_or_path.endswith(".toml") else RECIPES / f"{name_or_path}.toml"
-        if not path.is_file():
+        if not os.path.exists(path):
             known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
             raise SettingsError(
-                f"--model: no recipe {name_or_path!r}; known are {known}, or give the path of a .toml file"
+                f"--model: no recipe {shown(name_or_path)}; known are {known}, or give the path of a .toml file"
             )
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{path}: not a TOML file: {error}") from None
-        return cls._from_values(path, values)
+        return cls._from_values(path, read_toml(path, SettingsError))
 
     @classmethod
     def _from_values(cls, path: Path, values: dict[str, Any]) -> Recipe:
         fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in ("name", "folder")}
         if unknown := sorted(values.keys() - fields.keys()):
-            raise SettingsError(f"{path}: unknown keys {', '.join(unknown)}; known are {', '.join(fields)}")
+            raise SettingsError(f"{path}: unknown keys {', '.join(unknown):.100}; known are {', '.join(fields)}")
         required = {name for name, f in fields.items() if f.default is dataclasses.MISSING}
         if missing := sorted(required - values.keys()):
             raise SettingsError(f"{path}: missing keys {', '.join(missing)}")
@@ -106,29 +115,32 @@ class Recipe:
         for key, value in values.items():
             if hints[key] == tuple[int, ...] and isinstance(value, list):
                 values[key] = value = tuple(value)
+            if hints[key] is float and type(value) is int:
+                values[key] = value = float(value)
             if not _is_a(value, hints[key]):
-                raise SettingsError(f"{path}: {key}: expected {hints[key]}, found {value!r}")
+                raise SettingsError(f"{path}: {key}: expected {hints[key]}, found {shown(value)}")
+        # Before the sizes that follow from these are computed: of depth 10^30 nothing should be.
+        if fault := model_fault(values):
+            raise SettingsError(f"{path}: {fault}")
         recipe = cls(name=path.stem, folder=path.parent, **values)
+        if fault := model_fault({name: getattr(recipe, name) for name in (*MODEL, *LISTS)}):
+            raise SettingsError(f"{path}: {fault}")
         recipe._check(path)
         return recipe
 
     def _check(self, path: Path) -> None:
-        sizes = (self.depth, self.ch, self.num_classes, self.num_res_blocks, self.code_size, *self.ch_mult)
-        growing = all(a < b for a, b in pairwise(self.patch_nums))
-        for holds, rule in (
-            (min(sizes) > 0, "expected sizes from 1 up"),
-            (
-                len(self.patch_nums) > 1 and self.patch_nums[0] == 1 and growing,
-                "patch_nums: expected 1 and growing sides",
-            ),
-            (self.ch % 32 == 0, "ch: expected a multiple of 32, the groups of GroupNorm"),
-            (
-                self.vocab_size > 0 and self.vocab_size % 64 == 0,
-                "vocab_size: expected a multiple of 64, for the sampler",
-            ),
-        ):
+        for holds, rule in self._rules():
             if not holds:
                 raise SettingsError(f"{path}: {rule}")
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        """What must hold, one after the other: a later rule may need an earlier one."""
+        growing = all(a < b for a, b in pairwise(self.patch_nums))
+        yield self.patch_nums[0] == 1 and growing, "patch_nums: expected 1 and growing sides"
+        yield self.width % self.heads == 0, f"width: expected a multiple of heads ({self.heads}), found {self.width}"
+        yield self.hidden > 0, f"mlp_ratio: expected more, found {self.mlp_ratio}"
+        yield self.ch % 32 == 0, "ch: expected a multiple of 32, the groups of GroupNorm"
+        yield self.vocab_size % 64 == 0, "vocab_size: expected a multiple of 64, for the sampler"
 
 
 def _is_a(value: object, hint: Any) -> bool:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export.model import VAR, VQVAE
+from export.model import VAR, VQVAE, sampler
 from export.model.quantizer import PHI_RATIO
 from export.model.transformer import HEAD_SIZE
 from runtime.backends.base import OnStage, Outputs
@@ -77,11 +77,12 @@ class PyTorchBackend:
             drawn, margins = logits.argmax(-1).to(torch.int32), torch.ones(logits.shape[:-1])
         else:
             drawn, margins = draw(distribution, torch.from_numpy(randoms))
+        drawn = torch.where(sampler.finite(logits, (-1,)), drawn, -1)
         kept = None if keep is None else torch.from_numpy(np.array(keep))
         tokens = drawn if kept is None else torch.where(kept, torch.from_numpy(np.array(kept_tokens)), drawn)
         for values, value in ((self._drawn, drawn), (self._tokens, tokens), (self.margins, margins)):
             values.append(value.numpy())
-        codes = self.vqvae.quantize.embedding(tokens)  # (N, L, Z)
+        codes = self.vqvae.quantize.embedding(tokens.clamp_min(0))  # (N, L, Z)
         if sampling.smooth:
             mixed = self._mixed(
                 k, logits.masked_fill(distribution == 0, -torch.inf), torch.from_numpy(randoms), sampling
@@ -122,13 +123,19 @@ class PyTorchBackend:
 
     @torch.inference_mode()
     def decode(self) -> np.ndarray:
-        pixels = self.vqvae.decode(self._f_hat).clamp(-1, 1) * 0.5 + 0.5  # (N, 3, H, W)
-        return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        pixels = self.vqvae.decode(self._f_hat)  # (N, 3, H, W)
+        self._finite = sampler.finite(pixels, (1, 2, 3)).numpy()
+        return ((pixels.clamp(-1, 1) * 0.5 + 0.5) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+    def finite(self) -> np.ndarray:
+        return self._finite
 
     @torch.inference_mode()
     def encode(self, images: np.ndarray) -> np.ndarray:
         pixels = torch.from_numpy(images).float().permute(0, 3, 1, 2).contiguous() / 255 * 2 - 1
-        return torch.cat(self.vqvae.encode(pixels), dim=1).to(torch.int32).numpy()
+        features = self.vqvae.features(pixels)
+        tokens = torch.cat(self.vqvae.quantize.tokenize(features), dim=1).to(torch.int32)
+        return torch.where(sampler.finite(features, (1, 2, 3)).unsqueeze(1), tokens, -1).numpy()
 
     @torch.inference_mode()
     def started(self) -> dict[str, np.ndarray]:

@@ -1,26 +1,72 @@
-"""What every command does the same way: its errors, and its progress bar."""
+"""What every command does the same way: its options, its errors, and its progress bar."""
 
 from __future__ import annotations
 
 import functools
+import io
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 import click
 
-from .errors import VarEdgeError
+from . import limits
+from .errors import VarEdgeError, one_line
 from .files import remove_unfinished
+from .limits import Range, shown
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 P = ParamSpec("P")
+
+
+class _Command(click.Command):
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        _print_everything()
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            _fail_usage(error)
+
+
+command = functools.partial(click.command, cls=_Command, context_settings={"show_default": True})
+
+
+class Number(click.ParamType):
+    """A number in a range, written in plain digits: "1_000" and digits of other scripts are none."""
+
+    def __init__(self, kind: type[int] | type[float], allowed: Range) -> None:
+        self.name, self._kind, self._allowed = "integer" if kind is int else "float", kind, allowed
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        text = str(value).strip()
+        plain = text.isascii() and "_" not in text and len(text) < 100
+        try:
+            number = self._kind(text) if plain else None
+        except ValueError:
+            number = None
+        if number not in self._allowed:
+            kind = "an integer" if self._kind is int else "a number"
+            self.fail(f"expected {kind} of {self._allowed}, found {shown(text)}", param, ctx)
+        return number  # type: ignore[return-value]
+
+
+class _File(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if str(value) == "" or "\0" in str(value):
+            self.fail(f"expected a path, found {shown(str(value))}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = _File(path_type=Path)
 
 
 def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -31,17 +77,35 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         try:
             with _ended_by_ctrl_c():
                 command(*args, **kwargs)
-        except (VarEdgeError, OSError) as error:
-            print(f"Error: {error}", file=sys.stderr)
-            sys.exit(1)
+        except click.UsageError as error:
+            _fail_usage(error)
+        except VarEdgeError as error:
+            _fail(str(error))
+        except OSError as error:
+            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except ModuleNotFoundError as error:
-            print(f"Error: {error}; this command needs the export extra: pip install '.[export]'", file=sys.stderr)
-            sys.exit(1)
+            _fail(f"{error}; this command needs the export extra: pip install '.[export]'")
         except MemoryError:
-            print("Error: out of memory", file=sys.stderr)
-            sys.exit(1)
+            _fail("out of memory")
 
     return run
+
+
+def _fail_usage(error: click.UsageError) -> NoReturn:
+    advice = f"; {error.ctx.command_path} --help lists the options" if error.ctx else ""
+    _fail(error.format_message().rstrip(".") + advice, 2)
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    print(one_line(f"Error: {message}"), file=sys.stderr)
+    sys.exit(code)
+
+
+def _print_everything() -> None:
+    """A name that is no UTF-8, or that the terminal's encoding lacks, is printed with escapes: it is no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -70,12 +134,11 @@ def _ended_by_ctrl_c() -> Iterator[None]:
 
 def batch_sizes(text: str) -> tuple[int, ...]:
     """The value of --batches, "1,8": each size once, in the order given. Raises click.UsageError."""
-    try:
-        sizes = tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise click.UsageError(f"--batches: expected numbers from 1 up such as 1,8, found {text!r}.")
+    parts = [part.strip() for part in text.split(",")]
+    sizes = tuple(dict.fromkeys(int(part) for part in parts if re.fullmatch("[0-9]{1,9}", part)))
+    if len(sizes) < len(set(parts)) or len(sizes) > limits.BATCHES or not all(size in limits.BATCH for size in sizes):
+        expected = f"at most {limits.BATCHES} numbers of {limits.BATCH} such as 1,8"
+        raise click.UsageError(f"--batches: expected {expected}, found {shown(text)}.")
     return sizes
 
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from . import limits
 from .backends import BACKENDS
+from .cli import FILE, Number
 from .files import check_folder, check_target
 from .sampling import BATCH, Sampling
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=Callable[..., Any])
 Options = Callable[[C], C]
-FILE = click.Path(path_type=Path)
 
 
 def together(*options: Options) -> Options:
@@ -35,21 +36,31 @@ def together(*options: Options) -> Options:
     return decorate
 
 
-def split_labels(labels: tuple[str, ...]) -> list[str]:
-    """The labels of a repeated option whose values may be lists."""
-    return [label.strip() for group in labels for label in group.split(",")]
-
-
 drawing_options = together(
-    click.option("--seed", default=0, help="Picture i is drawn with SEED + i."),
-    click.option("--cfg", default=Sampling.cfg, help="Guidance: 0 is none, more is closer to the class."),
-    click.option("--top-k", default=Sampling.top_k, help="Draw from the K likeliest tokens; 0: all."),
-    click.option("--top-p", default=Sampling.top_p, help="Draw from the likeliest tokens of mass P; 0: all."),
+    click.option("--seed", type=Number(int, limits.SEED), default=0, help="Picture i is drawn with SEED + i."),
+    click.option(
+        "--cfg",
+        type=Number(float, limits.CFG),
+        default=Sampling.cfg,
+        help="Guidance: 0 is none, more is closer to the class.",
+    ),
+    click.option(
+        "--top-k",
+        type=Number(int, limits.TOP_K),
+        default=Sampling.top_k,
+        help="Draw from the K likeliest tokens; 0: all.",
+    ),
+    click.option(
+        "--top-p",
+        type=Number(float, limits.TOP_P),
+        default=Sampling.top_p,
+        help="Draw from the likeliest tokens of mass P; 0: all.",
+    ),
     click.option("--smooth", is_flag=True, help="Mix codes in place of drawing tokens: smoother pictures."),
-    click.option("--batch", default=BATCH, help="Pictures drawn together."),
+    click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Pictures drawn together."),
 )
 engine_options = together(
-    click.option("--threads", type=int, help="CPU threads.  [default: the backend's choice]"),
+    click.option("--threads", type=Number(int, limits.THREADS), help="CPU threads.  [default: the backend's choice]"),
     click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine."),
     click.option("--verify/--no-verify", default=True, help="Check the SHA-256 of the bundle's files."),
 )

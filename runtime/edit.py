@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .classes import NO_CLASS
-from .cli import progress_bar, reports_errors
-from .drawing import FILE, Files, drawing_options, engine_options, file_options, split_labels
+from .cli import FILE, command, progress_bar, reports_errors
+from .drawing import Files, drawing_options, engine_options, file_options
 from .errors import SettingsError
+from .limits import shown
 
 if TYPE_CHECKING:
     from .editing import Box
 
 
-@click.command(context_settings={"show_default": True})
+@command()
 @click.option("--bundle", type=FILE, required=True, help="Directory to run.")
 @click.option("--image", type=FILE, required=True, help="Picture to edit; of another shape its middle square.")
 @click.option("--box", metavar="Y0,X0,Y1,X1", help="Part of that square, as shares of its side: 0.25,0.25,0.75,0.75")
@@ -50,13 +51,15 @@ def main(
 
     import numpy as np
 
+    from .classes import ClassNames
     from .editing import greyed, kept_cells
     from .images import grid, read_mask, read_picture
     from .manifest import Manifest
     from .pipeline import Pipeline
 
     files.check()
-    model, wanted = Manifest.load(bundle, verify=False).model, split_labels(labels)
+    manifest = Manifest.load(bundle, verify=False)
+    model, wanted = manifest.model, ClassNames.load(bundle, manifest).listed(labels)
     picture = read_picture(image, model.image_size, smallest=model.grid)
     region = _box(box) if mask is None else read_mask(mask, image, model.image_size)
     kept = kept_cells(region, mode, model)
@@ -78,7 +81,8 @@ def _box(text: str | None) -> Box:
     try:
         y0, x0, y1, x1 = map(float, (text or "").split(","))
     except ValueError:
-        raise SettingsError(f"box: expected four numbers such as 0.25,0.25,0.75,0.75, found {text!r}") from None
+        expected = "four numbers such as 0.25,0.25,0.75,0.75"
+        raise SettingsError(f"box: expected {expected}, found {shown(text)}") from None
     return y0, x0, y1, x1
 
 

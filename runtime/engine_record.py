@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import limits
+from .errors import BundleError
 from .files import whole_file
 from .manifest import Manifest, Scale
 from .strict import load
@@ -67,7 +70,19 @@ class EngineRecord:
     def load(cls, folder: Path) -> EngineRecord:
         """The record in `folder`. Raises BundleError."""
         absent = f"{folder}: no {FILE_NAME}, so no engines; make engine builds them"
-        return load(cls, folder / FILE_NAME, SCHEMA_VERSION, absent, "run make engine again")
+        path = folder / FILE_NAME
+        record = load(cls, path, SCHEMA_VERSION, absent, "run make engine again")
+        built, sizes = record.built, record.batches
+        for key, holds, expected in (
+            ("built.flavour", built.flavour in FLAVOURS, " or ".join(FLAVOURS)),
+            ("built.version", _is_version(built.version), "numbers such as 10.3.0"),
+            ("built.compute_capabilities", _are_capabilities(built.compute_capabilities), "numbers such as 8.6"),
+            ("batches", 0 < len(sizes) <= limits.BATCHES and all(size in limits.BATCH for size in sizes), "sizes"),
+            ("engines", record.engines.keys() <= set(GRAPHS), f"graphs out of {', '.join(GRAPHS)}"),
+        ):
+            if not holds:
+                raise BundleError(f"{path}: {key}: expected {expected}; run make engine again")
+        return record
 
     def write(self, folder: Path) -> None:
         """Writes `engine.json` into `folder`."""
@@ -77,6 +92,14 @@ class EngineRecord:
     def profile(self, batch: int, scale: int, scales: int) -> int:
         """Index of the transformer's and bridge's profile for a batch size and a scale."""
         return self.batches.index(batch) * scales + scale
+
+
+def _is_version(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})*", text) is not None
+
+
+def _are_capabilities(texts: tuple[str, ...]) -> bool:
+    return bool(texts) and all(re.fullmatch(r"[0-9]{1,3}\.[0-9]", text) for text in texts)
 
 
 def profiles(graph: str, manifest: Manifest, batches: tuple[int, ...]) -> tuple[dict[str, tuple[int, ...]], ...]:

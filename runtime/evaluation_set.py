@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from . import limits
 from .errors import SettingsError
 from .files import check_folder, remove_leftovers, whole_file
 from .images import open_picture, write_png
+from .limits import shown
 from .manifest import Manifest
 from .pipeline import Pipeline, ScaleView
 from .sampling import BATCH, EVALUATION, Sampling
@@ -82,11 +84,11 @@ class EvaluationSet:
         """
         for name, value, least, most in (
             ("per_class", per_class, 1, 2**20),
-            ("batch", batch, 1, 2**20),
+            ("batch", batch, 1, limits.BATCH.most),
             ("seed", seed, 0, 2**24 - 1),
         ):
             if not least <= value <= most:
-                raise SettingsError(f"{name}: expected {least} to {most}, found {value}")
+                raise SettingsError(f"{name}: expected {least} to {most}, found {shown(value)}")
         model = pipeline.manifest.model
         top_k = min(EVALUATION.top_k, model.vocab_size) if top_k is None else top_k
         Sampling(cfg, top_k, top_p).check(model.vocab_size)

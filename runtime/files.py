@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from .bounded import open_file
 from .errors import SettingsError
 
 _unfinished: list[Callable[[], None]] = []  # how to undo what is being written, for a process that must end at once
@@ -73,9 +74,9 @@ def scratch_directory(neighbour: Path) -> Iterator[Path]:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
+    """Hexadecimal SHA-256 of a file's content. Raises BundleError if it cannot be read."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from .cli import progress_bar, reports_errors
-from .drawing import FILE, Files, drawing_options, engine_options, file_options, split_labels
+from .cli import FILE, command, progress_bar, reports_errors
+from .drawing import Files, drawing_options, engine_options, file_options
 
 
-@click.command(context_settings={"show_default": True})
+@command()
 @click.option("--bundle", type=FILE, required=True, help="Directory to run.")
 @click.option("--label", "labels", multiple=True, help="Class number or name; several: 207,980 or repeated.")
 @drawing_options
@@ -47,10 +47,10 @@ def main(
     if dump_logits and not files.dump:
         raise click.UsageError("--dump-logits needs --dump.")
     files.check()
-    wanted = split_labels(labels)
     with progress_bar() as bar:
         task = bar.add_task("loading", total=None)
         pipeline = Pipeline(bundle, backend, threads, verify)
+        wanted = pipeline.classes.listed(labels)
         bar.update(task, description="drawing", total=len(wanted) * pipeline.manifest.model.tokens)
         watch = files.watch(partial(bar.advance, task), dump_logits)
         start = time.perf_counter()

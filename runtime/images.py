@@ -3,44 +3,57 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from . import limits
+from .bounded import open_file
 from .errors import SettingsError
 from .files import check_target, whole_file
+from .pixels import full_scale, on_paper
 
 GAP = 4  # pixels between two pictures of a grid
 PAPER = 255
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")  # no other: EPS would start Ghostscript
 ANIMATIONS = (".webp", ".gif")
 FRAME, LAST_FRAME = 400, 2000  # milliseconds that a frame of an animation is shown
 
 
-def open_picture(path: Path) -> Image.Image:
-    """The decoded picture, upright. Raises SettingsError."""
-    try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture)
-    except FileNotFoundError:
-        raise SettingsError(f"{path}: there is no such file") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders of broken files raise many kinds
-        reason = "no picture format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise SettingsError(f"{path}: cannot be read as a picture ({reason}); give a PNG, JPEG or WebP file") from None
+def open_picture(path: Path, paper: str = "white") -> Image.Image:
+    """The picture as 8-bit RGB, upright, what is transparent laid on `paper`. Raises SettingsError.
+
+    Of an animation or a file of pages the first. Colours are those of sRGB: a colour profile is applied.
+    """
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]  # older Pillow reads no AVIF
+    with open_file(path, limits.PICTURE_BYTES, SettingsError) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about large and slightly damaged files
+        try:
+            with Image.open(file, formats=formats) as picture:
+                if picture.width * picture.height > limits.PIXELS:
+                    raise ValueError(f"{_size(picture)} pixels are more than {limits.PIXELS / 1e6:.0f} megapixels")
+                return on_paper(ImageOps.exif_transpose(picture), paper, full_scale(picture))
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders of broken files raise many kinds
+            reason = "no picture format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+            advice = "give a PNG, JPEG or WebP file"
+            raise SettingsError(f"{path}: cannot be read as a picture ({reason}); {advice}") from None
 
 
 def read_picture(path: Path, side: int, smallest: int = 1) -> np.ndarray:
-    """Any picture file as (side, side, 3) uint8: turned upright, on white, its middle square resized.
+    """A picture file as (side, side, 3) uint8: turned upright, on white, its middle square resized.
 
     Raises SettingsError, also if the picture has fewer than `smallest` pixels on a side.
     """
     picture = open_picture(path)
     if min(picture.size) < smallest:
         raise SettingsError(f"{path}: expected {smallest} or more pixels on each side, found {_size(picture)}")
-    return _fitted(_on_paper(picture, "white"), side)
+    return _fitted(picture, side)
 
 
 def read_mask(path: Path, picture: Path, side: int) -> np.ndarray:
@@ -48,10 +61,10 @@ def read_mask(path: Path, picture: Path, side: int) -> np.ndarray:
 
     Raises SettingsError, also unless both have the same size.
     """
-    mask, expected = open_picture(path), open_picture(picture)
+    mask, expected = open_picture(path, "black"), open_picture(picture)
     if mask.size != expected.size:
         raise SettingsError(f"{path}: expected {_size(expected)} pixels like {picture}, found {_size(mask)}")
-    return _fitted(_on_paper(mask, "black"), side).mean(2) > 127.5
+    return _fitted(mask, side).mean(2) > 127.5
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
@@ -96,16 +109,6 @@ def write_animation(path: Path, frames: Sequence[np.ndarray]) -> None:
             loop=0,
             quality=90,
         )
-
-
-def _on_paper(picture: Image.Image, paper: str) -> Image.Image:
-    """8-bit RGB: 16 bits rounded, what is transparent laid on `paper`."""
-    if picture.mode.startswith("I"):
-        picture = Image.fromarray((np.asarray(picture) / 257).round().clip(0, 255).astype(np.uint8))
-    if "A" not in picture.getbands() and "transparency" not in picture.info:
-        return picture.convert("RGB")
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, paper), picture).convert("RGB")
 
 
 def _fitted(picture: Image.Image, side: int) -> np.ndarray:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import limits
 from .errors import BundleError
 from .files import sha256, whole_file
 from .strict import load
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
 REQUIRED_GRAPHS = ("condition", "transformer", "bridge", "decoder")
@@ -38,6 +39,12 @@ class Model:
     num_res_blocks: int
     shared_aln: bool
     attn_l2_norm: bool
+    norm_eps: float
+    mlp_ratio: float
+    quant_resi: float
+    share_quant_resi: int
+    using_znorm: bool
+    quant_conv_ks: int
 
     @property
     def grid(self) -> int:
@@ -150,6 +157,7 @@ class Manifest:
         self._check_model(where)
         self._check_scales(where)
         self._check_names(where)
+        self._check_provenance(where)
 
     def check_files(self, bundle: Path, verify: bool = True) -> None:
         """Raises BundleError unless every file is there, with its size and, if `verify`, its SHA-256."""
@@ -167,33 +175,37 @@ class Manifest:
 
     def _check_model(self, where: str) -> None:
         model = self.model
-        sizes = [value for value in dataclasses.astuple(model) if type(value) is int]
-        _expect(min([*sizes, *model.patch_nums, *model.ch_mult]) > 0, f"{where}.model", "sizes from 1 up", sizes)
+        if fault := limits.model_fault(dataclasses.asdict(model)):
+            raise BundleError(f"{where}.model.{fault}")
+        plain = _is_plain(model.name)
+        _expect(plain, f"{where}.model.name", "a printable name without folders", limits.shown(model.name))
         sides = list(model.patch_nums)
-        growing = len(sides) > 1 and sides == sorted(set(sides))
+        growing = sides == sorted(set(sides))
         _expect(growing, f"{where}.model.patch_nums", "two or more growing sides", sides)
-        image_size = model.grid * 2 ** (len(model.ch_mult) - 1)
-        for key, size in {"width": 64 * model.heads, "image_size": image_size}.items():
-            found = getattr(model, key)
-            _expect(found == size, f"{where}.model.{key}", f"{size}, as the other sizes say", found)
+        fits = model.width % model.heads == 0
+        _expect(fits, f"{where}.model.width", f"a multiple of heads ({model.heads})", model.width)
+        found, size = model.image_size, model.grid * 2 ** (len(model.ch_mult) - 1)
+        _expect(found == size, f"{where}.model.image_size", f"{size}, as the other sizes say", found)
 
     def _check_scales(self, where: str) -> None:
         sides = self.model.patch_nums
         found: object = [scale.side for scale in self.scales]
         _expect(found == list(sides), f"{where}.scales", f"the sides {list(sides)}", found)
-        offset = 0
+        offset, phis = 0, self.model.share_quant_resi or len(sides)
         for k, scale in enumerate(self.scales):
             found, expected = (scale.tokens, scale.offset), (scale.side**2, offset)
             _expect(found == expected, f"{where}.scales[{k}]", f"tokens, offset {expected}", found)
+            _expect(0 <= scale.phi < phis, f"{where}.scales[{k}].phi", f"0 to {phis - 1}", limits.shown(scale.phi))
             downsample = "null" if k == 0 else "the name of a tensor"
             agrees = (scale.downsample is None) == (k == 0)
             _expect(agrees, f"{where}.scales[{k}].downsample", downsample, scale.downsample)
             offset += scale.tokens
 
     def _check_names(self, where: str) -> None:
-        for name in self.files:
-            plain = name not in ("", ".", "..", FILE_NAME) and not {"/", "\\"} & set(name)
-            _expect(plain, f"{where}.files", "plain names of other files", name)
+        for name, file in self.files.items():
+            plain = _is_plain(name) and name != FILE_NAME
+            _expect(plain, f"{where}.files", "plain names of other files", limits.shown(name))
+            _expect(file.size >= 0, f"{where}.files.{name}.size", "0 or more", file.size)
         missing = [name for name in REQUIRED_GRAPHS if name not in self.graphs]
         _expect(not missing, f"{where}.graphs", ", ".join(missing), list(self.graphs))
         for used in (WEIGHTS, self.classes, *(graph.file for graph in self.graphs.values())):
@@ -203,12 +215,32 @@ class Manifest:
         unknown = [name for name in self.step_constants if name not in inputs]
         _expect(not unknown, f"{where}.step_constants", "inputs of the transformer", unknown)
         for key, graph in self.graphs.items():
+            if fault := limits.name_fault(key):
+                raise BundleError(f"{where}.graphs: {fault}")
             for tensor in graph.inputs + graph.outputs:
-                place = f"{where}.graphs.{key}: {tensor.name}"
+                place = f"{where}.graphs.{key}: {tensor.name:.60}"
+                if fault := limits.name_fault(tensor.name):
+                    raise BundleError(f"{where}.graphs.{key}: {fault}")
+                _expect(len(tensor.shape) <= limits.RANK, place, f"at most {limits.RANK} axes", len(tensor.shape))
                 _expect(tensor.dtype in DTYPES, place, f"a dtype out of {', '.join(DTYPES)}", tensor.dtype)
                 for size in tensor.shape:
-                    known = size in SYMBOLS if isinstance(size, str) else size >= 0
-                    _expect(known, place, f"numbers from 0 up or {', '.join(SYMBOLS)} in its shape", size)
+                    known = size in SYMBOLS if isinstance(size, str) else size in limits.SIZE
+                    _expect(known, place, f"{limits.SIZE} or {', '.join(SYMBOLS)} in its shape", size)
+
+    def _check_provenance(self, where: str) -> None:
+        """What is read again later: the weights' origin, and the plan of an INT8 bundle."""
+        source, plan = self.provenance.source, self.provenance.options.get("plan", {})
+        for key in ("var_checkpoint", "vae_checkpoint"):
+            found = source.get(key, {})
+            texts = isinstance(found, dict) and all(isinstance(text, str) for text in found.values())
+            _expect(texts, f"{where}.provenance.source.{key}", "an object of strings", limits.shown(found))
+            file = found.get("file", key)
+            _expect(_is_plain(file), f"{where}.provenance.source.{key}", "a plain file name", limits.shown(file))
+        seed = source.get("random_weights", 0)
+        _expect(type(seed) is int and seed in limits.SEED, f"{where}.provenance.source.random_weights", "a seed", seed)
+        kinds = list(plan.values()) if isinstance(plan, dict) else [None]
+        lists = all(isinstance(keys, list) and all(isinstance(key, str) for key in keys) for keys in kinds)
+        _expect(lists, f"{where}.provenance.options.plan", "an object of lists of strings", limits.shown(plan))
 
 
 def smoothing_tensor(output: str) -> str:
@@ -216,6 +248,11 @@ def smoothing_tensor(output: str) -> str:
     return f"{output}.smoothing"
 
 
+def _is_plain(name: str) -> bool:
+    """Whether this names a file in the folder at hand, and cannot lead out of it."""
+    return limits.name_fault(name) is None and name not in (".", "..") and not {"/", "\\"} & set(name)
+
+
 def _expect(holds: bool, where: str, expected: str, found: object) -> None:
     if not holds:
-        raise BundleError(f"{where}: expected {expected}; found {found}")
+        raise BundleError(f"{where}: expected {expected}; found {found!s:.100}")

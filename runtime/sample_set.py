@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .cli import progress_bar, reports_errors
-from .drawing import FILE, engine_options, split_labels
+from . import limits
+from .cli import FILE, Number, command, progress_bar, reports_errors
+from .drawing import engine_options
+from .limits import shown
 from .sampling import BATCH, EVALUATION
 
 
-@click.command(context_settings={"show_default": True})
+@command()
 @click.option("--bundle", type=FILE, required=True, help="Directory to run.")
 @click.option("--out", type=FILE, required=True, help="Folder of the set; one that was begun is continued.")
-@click.option("--per-class", default=50, help="Pictures of each class.")
+@click.option("--per-class", type=Number(int, limits.PICTURES), default=50, help="Pictures of each class.")
 @click.option("--classes", multiple=True, help="Only these, numbers or names: 207,980.  [default: all]")
-@click.option("--seed", default=0, help="Another seed, other pictures.")
+@click.option("--seed", type=Number(int, limits.SET_SEED), default=0, help="Another seed, other pictures.")
 @click.option("--shard", default="1/1", metavar="I/N", help="Draw the I-th of N parts, for N machines or processes.")
-@click.option("--cfg", default=EVALUATION.cfg, help="Guidance: 0 is none, more is closer to the class.")
-@click.option("--top-k", type=int, help=f"Draw from the K likeliest tokens; 0: all.  [default: {EVALUATION.top_k}]")
-@click.option("--top-p", default=EVALUATION.top_p, help="Draw from the likeliest tokens of mass P; 0: all.")
-@click.option("--batch", default=BATCH, help="Pictures drawn together.")
+@click.option(
+    "--cfg",
+    type=Number(float, limits.CFG),
+    default=EVALUATION.cfg,
+    help="Guidance: 0 is none, more is closer to the class.",
+)
+@click.option(
+    "--top-k",
+    type=Number(int, limits.TOP_K),
+    help=f"Draw from the K likeliest tokens; 0: all.  [default: {EVALUATION.top_k}]",
+)
+@click.option(
+    "--top-p",
+    type=Number(float, limits.TOP_P),
+    default=EVALUATION.top_p,
+    help="Draw from the likeliest tokens of mass P; 0: all.",
+)
+@click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Pictures drawn together.")
 @engine_options
 @reports_errors
 def main(
@@ -45,7 +62,7 @@ def main(
     with progress_bar("pictures") as bar:
         task = bar.add_task("loading", total=None)
         pipeline = Pipeline(bundle, backend, threads, verify)
-        wanted = EvaluationSet.of(pipeline, split_labels(classes), **settings)
+        wanted = EvaluationSet.of(pipeline, pipeline.classes.listed(classes), **settings)
         wanted.claim(out)
         todo = sum(map(len, wanted.missing(out, *part)))
         bar.update(task, description="drawing", total=todo)
@@ -60,12 +77,10 @@ def main(
 
 def _part(text: str) -> tuple[int, int]:
     """The value of --shard, "2/8"."""
-    try:
-        shard, shards = map(int, text.split("/"))
-    except ValueError:
-        shard, shards = 0, 0
+    found = re.fullmatch("([0-9]{1,7})/([0-9]{1,7})", text)
+    shard, shards = map(int, found.groups()) if found else (0, 0)
     if not 1 <= shard <= shards:
-        raise click.UsageError(f"--shard: expected I/N with I from 1 to N, such as 2/8, found {text!r}.")
+        raise click.UsageError(f"--shard: expected I/N with I from 1 to N, such as 2/8, found {shown(text)}.")
     return shard, shards
 
 

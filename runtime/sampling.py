@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from . import limits
 from .errors import SettingsError
+from .limits import shown
 
 BATCH = 8  # pictures drawn together
 
@@ -21,12 +22,13 @@ class Sampling:
 
     def check(self, vocab_size: int) -> None:
         """Raises SettingsError for a value outside its range."""
-        if not (math.isfinite(self.cfg) and self.cfg >= 0):
-            raise SettingsError(f"cfg: expected a finite number from 0 up, found {self.cfg}")
+        if self.cfg not in limits.CFG:
+            raise SettingsError(f"cfg: expected {limits.CFG}, found {shown(self.cfg)}")
         if not 0 <= self.top_k <= vocab_size:
-            raise SettingsError(f"top_k: expected 0 (all) to {vocab_size}, found {self.top_k}")
-        if not 0 <= self.top_p <= 1:
-            raise SettingsError(f"top_p: expected 0 (all) to 1, found {self.top_p}")
+            raise SettingsError(f"top_k: expected 0 (all) to {vocab_size}, found {shown(self.top_k)}")
+        if self.top_p not in limits.TOP_P or 0 < self.top_p < limits.LEAST_TOP_P:
+            expected = f"0 (all) or {limits.LEAST_TOP_P} to 1"
+            raise SettingsError(f"top_p: expected {expected}, found {shown(self.top_p)}")
 
     def guidance(self, scale: int, scales: int) -> float:
         """Guidance t, growing from 0 to `cfg`; logits become (1 + t) * conditional - t * unconditional."""

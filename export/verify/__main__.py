@@ -7,17 +7,18 @@ from pathlib import Path
 
 import click
 
-from runtime.cli import progress_bar, reports_errors
+from runtime import limits
+from runtime.cli import FILE, Number, command, progress_bar, reports_errors
 
 
-@click.command(context_settings={"show_default": True})
-@click.argument("directories", metavar="DIR…", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--var-checkpoint", type=click.Path(path_type=Path), help="Transformer weights the bundles were made of.")
-@click.option("--vae-checkpoint", type=click.Path(path_type=Path), help="VQVAE weights the bundles were made of.")
-@click.option("--against", type=click.Path(path_type=Path), help="FP32 bundle to compare with; needs no PyTorch.")
-@click.option("--pictures", type=click.IntRange(min=1), default=8, help="Pictures to draw, of labels all over.")
+@command()
+@click.argument("directories", metavar="DIR…", nargs=-1, required=True, type=FILE)
+@click.option("--var-checkpoint", type=FILE, help="Transformer weights the bundles were made of.")
+@click.option("--vae-checkpoint", type=FILE, help="VQVAE weights the bundles were made of.")
+@click.option("--against", type=FILE, help="FP32 bundle to compare with; needs no PyTorch.")
+@click.option("--pictures", type=Number(int, limits.PICTURES), default=8, help="Pictures to draw, of labels all over.")
 @click.option("--bisect", "with_bisect", is_flag=True, help="Where a stage fails, name the node inside.")
-@click.option("--report", type=click.Path(path_type=Path), help="Directory for report.html and report.json.")
+@click.option("--report", type=FILE, help="Directory for report.html and report.json.")
 @reports_errors
 def main(
     directories: tuple[Path, ...],

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 
 from export.simulate import WITH_FP16, simulate
 from export.verify.tolerances import LIMITS, kind
@@ -19,9 +18,10 @@ from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.ort_session import Session
 from runtime.errors import BundleError, SettingsError
 from runtime.files import scratch_directory
-from runtime.manifest import FILE_NAME, WEIGHTS, Manifest, smoothing_tensor
+from runtime.manifest import FILE_NAME, Manifest, smoothing_tensor
 from runtime.pipeline import Pipeline
 from runtime.sampling import Sampling
+from runtime.weight_file import open_weights
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-cpu")  # directories that make onnx and make calibrate write
 
@@ -109,21 +109,21 @@ def _in(directory: Path) -> Iterator[Artifact]:
 def runnable(artifact: Artifact) -> Iterator[tuple[Path, Pipeline]]:
     """The directory that runs, for FP16 on a CPU its simulated twin, and the loaded pipeline."""
     if artifact.engines:  # files were checked when they were found
-        yield artifact.path, Pipeline(artifact.path, "tensorrt", verify=False)
+        yield artifact.path, Pipeline(artifact.path, "tensorrt", verify=False, finite=False)
     elif artifact.simulated:
         with scratch_directory(artifact.path) as scratch:
             twin = scratch / artifact.path.name
             simulate(artifact.path, twin)
-            yield twin, Pipeline(twin, "onnxruntime", verify=False)
+            yield twin, Pipeline(twin, "onnxruntime", verify=False, finite=False)
     else:
-        yield artifact.path, Pipeline(artifact.path, "onnxruntime", verify=False)
+        yield artifact.path, Pipeline(artifact.path, "onnxruntime", verify=False, finite=False)
 
 
 def smoothing(artifact: Artifact) -> dict[str, np.ndarray]:
     """What an INT8 bundle multiplies the outputs of `condition` by, each (…, 1, C); empty where it does not."""
     assert artifact.manifest
     outputs = [spec.name for spec in artifact.manifest.graphs["condition"].outputs]
-    with safe_open(artifact.path / WEIGHTS, framework="numpy") as weights:
+    with open_weights(artifact.path) as weights:
         held = set(weights.keys())
         return {name: weights.get_tensor(smoothing_tensor(name)) for name in outputs if smoothing_tensor(name) in held}
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import engine_record
+from .. import engine_record, limits
 from ..errors import BundleError, SettingsError
+from ..limits import shown
 from ..manifest import Manifest
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ def create(name: str, bundle: Path, manifest: Manifest, threads: int | None, ver
     Raises BundleError, SettingsError.
     """
     if name not in BACKENDS:
-        raise SettingsError(f"backend: expected one of {', '.join(BACKENDS)}, found {name!r}")
+        raise SettingsError(f"backend: expected one of {', '.join(BACKENDS)}, found {shown(name)}")
+    if threads is not None and threads not in limits.THREADS:
+        raise SettingsError(f"threads: expected {limits.THREADS}, found {shown(threads)}")
     if name == "auto":
         return _best(bundle, manifest, threads, verify)
     if name == "tensorrt":

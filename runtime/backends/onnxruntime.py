@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import BundleError, SettingsError
+from ..errors import BundleError
 from ..manifest import REQUIRED_GRAPHS, Manifest
 from .arrays import Arrays, DeviceArrays, HostArrays
 from .base import OnStage
@@ -26,8 +26,6 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
     batches: tuple[int, ...] | None = None
 
     def __init__(self, bundle: Path, manifest: Manifest, threads: int | None = None, cuda: Cuda | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise SettingsError(f"threads: expected 1 or more, found {threads}")
         if other := [graph.file for graph in manifest.graphs.values() if not graph.file.endswith(".onnx")]:
             raise BundleError(f"{bundle}: holds engines ({other[0]}), which only --backend tensorrt runs")
         self.name = f"onnxruntime on {cuda.gpu.name}" if cuda else "onnxruntime"
@@ -104,6 +102,9 @@ class _Batch:
             for run in self._decoders[self.latest % 2]:
                 run()
         return self.arrays.download(self.wiring.images)
+
+    def finite(self) -> np.ndarray:
+        return self.arrays.download(self.wiring.finite)[:, 0]
 
     def free(self) -> None:
         _free(self.arrays)

@@ -7,29 +7,42 @@ from typing import Any
 
 import click
 
+from .. import limits
 from ..backends import BACKENDS
-from ..cli import batch_sizes, progress_bar, reports_errors
+from ..cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
 from ..files import check_target
 from ..manifest import Manifest
 from ..sampling import Sampling
 
 
-@click.command(context_settings={"show_default": True})
-@click.option("--bundle", type=click.Path(path_type=Path), required=True, help="Directory to measure.")
+@command()
+@click.option("--bundle", type=FILE, required=True, help="Directory to measure.")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the backend's choice]")
+@click.option("--threads", type=Number(int, limits.THREADS), help="CPU threads.  [default: the backend's choice]")
 @click.option("--batches", default="1", help="Numbers of pictures drawn together: 1,4")
-@click.option("--runs", type=click.IntRange(min=1), default=9, help="Timed runs of each batch size.")
+@click.option("--runs", type=Number(int, limits.RUNS), default=9, help="Timed runs of each batch size.")
 @click.option("--label", default="0", help="Class number or name of all pictures.")
-@click.option("--seed", default=0, help="Picture i is drawn with SEED + i.")
-@click.option("--cfg", default=Sampling.cfg, help="Guidance: 0 is none, more is closer to the class.")
-@click.option("--top-k", default=Sampling.top_k, help="Draw from the K likeliest tokens; 0: all.")
-@click.option("--top-p", default=Sampling.top_p, help="Draw from the likeliest tokens of mass P; 0: all.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything to this .json.")
-@click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Draw the times into this .png.")
+@click.option("--seed", type=Number(int, limits.SEED), default=0, help="Picture i is drawn with SEED + i.")
+@click.option(
+    "--cfg",
+    type=Number(float, limits.CFG),
+    default=Sampling.cfg,
+    help="Guidance: 0 is none, more is closer to the class.",
+)
+@click.option(
+    "--top-k", type=Number(int, limits.TOP_K), default=Sampling.top_k, help="Draw from the K likeliest tokens; 0: all."
+)
+@click.option(
+    "--top-p",
+    type=Number(float, limits.TOP_P),
+    default=Sampling.top_p,
+    help="Draw from the likeliest tokens of mass P; 0: all.",
+)
+@click.option("--json", "json_file", type=FILE, help="Write everything to this .json.")
+@click.option("--plot", "plot_file", type=FILE, help="Draw the times into this .png.")
 @click.option("--compare", type=click.Choice(["pytorch", "cpp"]), help="Time this in turns with the runtime.")
-@click.option("--var-checkpoint", type=click.Path(path_type=Path), help="The bundle's, for --compare.")
-@click.option("--vae-checkpoint", type=click.Path(path_type=Path), help="The bundle's, for --compare.")
+@click.option("--var-checkpoint", type=FILE, help="The bundle's, for --compare.")
+@click.option("--vae-checkpoint", type=FILE, help="The bundle's, for --compare.")
 @click.option("--verify/--no-verify", default=True, help="Check the SHA-256 of the bundle's files.")
 @reports_errors
 def main(

@@ -59,7 +59,7 @@ def test_two_exports_differ_in_their_date_only(tmp_path: Path, tiny_bundle: Path
         (["--model", "var_d17", "--random-weights", "0"], ["no recipe 'var_d17'", "var_d16"]),
         (["--model", "var_d16", "--var-checkpoint", "nothing.pth"], ["--var-checkpoint: no file nothing.pth"]),
         ([*TINY, "--var-checkpoint", "x.pth"], ["--random-weights takes the place of both checkpoints"]),
-        ([*TINY, "--batches", "0"], ["--batches: expected numbers from 1 up"]),
+        ([*TINY, "--batches", "0"], ["--batches: expected at most 64 numbers of 1 to 1024"]),
         ([*TINY, "--precision", "int3"], ["int3"]),
     ],
 )

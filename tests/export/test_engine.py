@@ -112,7 +112,7 @@ def test_a_graph_it_cannot_parse_is_named(fp16_demo_bundle: Path, tmp_path: Path
     ("arguments", "message"),
     [
         (["--compute-capability", "8.7"], "--compute-capability: expected out of 7.5, 8.0, 8.6"),
-        (["--batches", "0"], "--batches: expected numbers from 1 up"),
+        (["--batches", "0"], "--batches: expected at most 64 numbers"),
         (["--trt", "tensorrt", "--compute-capability", "8.6"], "tensorrt"),
     ],
 )

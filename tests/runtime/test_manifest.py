@@ -28,8 +28,8 @@ def test_round_trip(own_bundle: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Document], object], str]] = {
-    "other version": (lambda d: d.update(schema_version=3), "expected schema_version 2, found 3"),
-    "no version": (lambda d: d.pop("schema_version"), "expected schema_version 2, found None"),
+    "other version": (lambda d: d.update(schema_version=2), "expected schema_version 3, found 2"),
+    "no version": (lambda d: d.pop("schema_version"), "expected schema_version 3, found None"),
     "unknown key": (lambda d: d.update(extra=1), "unknown key.*extra"),
     "unknown key inside": (
         lambda d: d["graphs"]["bridge"].update(extra=1),
@@ -43,6 +43,8 @@ BAD: dict[str, tuple[Callable[[Document], object], str]] = {
     ),
     "number for a string": (lambda d: d.update(precision=32), "precision: expected a string, found 32"),
     "true for a number": (lambda d: d["model"].update(depth=True), "model.depth: expected an integer"),
+    "string for a float": (lambda d: d["model"].update(quant_resi="1"), "model.quant_resi: expected a number"),
+    "true for a float": (lambda d: d["model"].update(norm_eps=True), "model.norm_eps: expected a number"),
     "list for an object": (lambda d: d.update(model=[]), "model: expected an object"),
     "object for a list": (lambda d: d.update(scales={}), "scales: expected a list"),
     "wrong item": (lambda d: d["model"].update(patch_nums=[1, 2.0]), r"patch_nums\[1\]: expected an integer"),
@@ -51,9 +53,9 @@ BAD: dict[str, tuple[Callable[[Document], object], str]] = {
         lambda d: d.update(step_constants=["activation_scales_00"]),
         r"step_constants: expected inputs of the transformer; found \['activation_scales_00'\]",
     ),
-    "zero size": (lambda d: d["model"].update(ch=0), "sizes from 1 up"),
+    "zero size": (lambda d: d["model"].update(ch=0), "model.ch: expected 1 to 4096, found 0"),
     "shrinking sides": (lambda d: d["model"].update(patch_nums=[1, 3, 2]), "two or more growing sides"),
-    "width": (lambda d: d["model"].update(width=65), "model.width: expected 64"),
+    "width": (lambda d: d["model"].update(width=65, heads=2), "model.width: expected a multiple of heads"),
     "image size": (lambda d: d["model"].update(image_size=7), "model.image_size: expected 6"),
     "too few scales": (lambda d: d["scales"].pop(), r"scales: expected the sides \[1, 2, 3\]"),
     "scale side": (lambda d: d["scales"][1].update(side=3), "scales: expected the sides"),
@@ -106,6 +108,12 @@ def test_not_a_manifest(own_bundle: Path, text: str) -> None:
     (own_bundle / FILE_NAME).write_bytes(text.encode("latin-1"))
     with pytest.raises(BundleError, match=FILE_NAME):
         Manifest.load(own_bundle)
+
+
+def test_a_whole_number_may_be_written_without_a_point(own_bundle: Path) -> None:
+    rewrite(own_bundle, lambda d: d["model"].update(mlp_ratio=4, quant_resi=1))
+    model = Manifest.load(own_bundle).model
+    assert [type(model.mlp_ratio), model.mlp_ratio, model.quant_resi] == [float, 4.0, 1.0]
 
 
 def test_folder_without_manifest(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_published_settings_are_the_default(toy_bundle: Path, demo_bundle: Path)
     wanted = EvaluationSet.of(Pipeline(demo_bundle))
     assert (wanted.cfg, wanted.top_k, wanted.top_p, wanted.per_class) == (1.5, 900, 0.96, 50)
     assert len(wanted.pictures) == 29 * 50
-    assert EvaluationSet.of(Pipeline(toy_bundle)).top_k == 16  # all of a smaller vocabulary
+    assert EvaluationSet.of(Pipeline(toy_bundle)).top_k == 64  # all of a smaller vocabulary
 
 
 @pytest.mark.parametrize(
@@ -169,12 +169,12 @@ def test_a_folder_of_another_bundle(whole: Path, own_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--per-class", 0], 1, "per_class: expected 1 to 1048576, found 0"),
-        (["--batch", 0], 1, "batch: expected 1 to"),
-        (["--seed", -1], 1, "seed: expected 0 to 16777215, found -1"),
+        (["--per-class", 0], 2, "'--per-class': expected an integer of 1 to 1048576, found '0'"),
+        (["--batch", 0], 2, "'--batch': expected an integer of 1 to 1024"),
+        (["--seed", -1], 2, "'--seed': expected an integer of 0 to 16777215, found '-1'"),
         (["--classes", "6"], 1, "label: expected 0 to 5"),
-        (["--top-k", 17], 1, "top_k: expected 0 (all) to 16, found 17"),
-        (["--cfg", "nan"], 1, "cfg: expected a finite number"),
+        (["--top-k", 65], 1, "top_k: expected 0 (all) to 64, found 65"),
+        (["--cfg", "nan"], 2, "'--cfg': expected a number of 0 to 1000, found 'nan'"),
         (["--out", "missing/set"], 1, "there is no folder missing"),
         (["--out", "file"], 1, "file: expected a folder, found a file"),
         (["--out", "other"], 1, "other: expected an empty folder or a set, found notes.txt but no settings.json"),

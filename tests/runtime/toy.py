@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from runtime.manifest import WEIGHTS, File, Graph, Manifest, Model, Provenance, Scale, Tensor
 from runtime.uniforms import uniforms
 
-V, NUM_CLASSES, SIDES, PIXELS = 16, 5, (1, 2, 3), 9
+V, NUM_CLASSES, SIDES, PIXELS = 64, 5, (1, 2, 3), 9
 CLASS_FILE = "tench, Tinca tinca\ngoldfish\ncrane\ncrane, hoist\ngolden retriever\n"
 RAMP = np.linspace(1, 3, V, dtype=np.float32)
 
@@ -38,7 +38,7 @@ GRAPHS = {
         (float[L,M,64] x, float[6,M,64] modulation_00, float[6,M,64] modulation_01, float[2,M,64] head_modulation,
          float[S,M,1,64] past_k_00, float[S,M,1,64] past_k_01,
          float[S,M,1,64] past_v_00, float[S,M,1,64] past_v_01)
-        => (float[L,M,16] logits, float[L,M,1,64] new_k_00, float[L,M,1,64] new_k_01,
+        => (float[L,M,64] logits, float[L,M,1,64] new_k_00, float[L,M,1,64] new_k_01,
             float[L,M,1,64] new_v_00, float[L,M,1,64] new_v_01) {
             rows = Unsqueeze(x, axis_2)
             new_k_00 = Sin(rows)
@@ -59,7 +59,7 @@ GRAPHS = {
             logits = Sin(steep)
         }""",
     "bridge": """
-        (float[L,M,16] logits, float[B,2,3,3] f_hat, float[B,L] uniforms, float[1] guidance, int64[1] top_k,
+        (float[L,M,64] logits, float[B,2,3,3] f_hat, float[B,L] uniforms, float[1] guidance, int64[1] top_k,
          float[1] top_p, bool[B,L] keep, int32[B,L] kept_tokens, float[L,9] upsample, int64[1] phi,
          float[9,N] downsample, int64[N] next_positions)
         => (int32[B,L] drawn, int32[B,L] tokens, float[B,2,3,3] f_hat_out, float[N,M,64] x_next) {
@@ -75,7 +75,11 @@ GRAPHS = {
             bent = Mul(tilted, filters)
             scores = Sub(batched, bent)
             best = ArgMax<axis = 2, keepdims = 0>(scores)
-            drawn = Cast<to = 6>(best)
+            index = Cast<to = 6>(best)
+            sum = ReduceSum<keepdims = 0>(batched, axis_2)
+            size = Abs(sum)
+            finite = Less(size, largest)
+            drawn = Where(finite, index, minus_one)
             tokens = Where(keep, kept_tokens, drawn)
             codes = Cast<to = 1>(tokens)
             enlarged = MatMul(codes, upsample)
@@ -96,7 +100,10 @@ GRAPHS = {
             x_next = Mul(value, ones_x)
         }""",
     "decoder": """
-        (float[B,2,3,3] f_hat) => (uint8[B,6,6,3] image) {
+        (float[B,2,3,3] f_hat) => (uint8[B,6,6,3] image, bool[B] finite) {
+            sum = ReduceSum<keepdims = 0>(f_hat, axes_123)
+            size = Abs(sum)
+            finite = Less(size, largest)
             flat = ReduceMean<keepdims = 0>(f_hat, axis_1)
             tiled = Tile(flat, two_by_two)
             pixel = Unsqueeze(tiled, axis_3)
@@ -114,6 +121,9 @@ CONSTANTS = {
     "axis_1": np.array([1]),
     "axis_2": np.array([2]),
     "axis_3": np.array([3]),
+    "axes_123": np.array([1, 2, 3]),
+    "largest": np.finfo(np.float32).max,
+    "minus_one": np.int32(-1),
     "axes_02": np.array([0, 2]),
     "axes_023": np.array([0, 2, 3]),
     "two_by_two": np.array([1, 2, 2]),
@@ -131,9 +141,12 @@ def write_bundle(folder: Path) -> Manifest:
     (folder / "classes.txt").write_text(CLASS_FILE)
     graphs = {name: _write_graph(folder, name, text) for name, text in GRAPHS.items()}
     manifest = Manifest(
-        schema_version=2,
+        schema_version=3,
         step_constants=(),
-        model=Model("toy", 2, 64, 1, V, 2, NUM_CLASSES, SIDES, 6, 32, (1, 2), 1, False, True),
+        model=Model(
+            *("toy", 2, 64, 1, V, 2, NUM_CLASSES, SIDES, 6, 32, (1, 2), 1, False, True),
+            *(1e-6, 4.0, 0.5, 4, False, 3),
+        ),
         precision="fp32",
         classes="classes.txt",
         scales=tuple(

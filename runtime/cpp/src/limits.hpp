@@ -32,7 +32,7 @@ constexpr Range SIDES{2, 64}, SIDE{1, 1024}, MULTIPLIERS{1, 16}, MULTIPLIER{1, 6
 constexpr std::int64_t TOKENS = 65536;  // of all scales together
 constexpr std::size_t COUNT = 4096;     // graphs; files; tensors of a graph
 constexpr std::size_t RANK = 8;
-constexpr std::int64_t SIZE = INT32_MAX;  // of an axis
+constexpr Range SIZE{0, INT32_MAX};     // of an axis
 
 // Settings and options.
 constexpr Range CFG{0, 1000}, TOP_P{0, 1}, BATCH{1, 1024}, PICTURES{1, 1 << 20}, THREADS{1, 1024};

@@ -1,7 +1,6 @@
 #include "trt_engine.hpp"
 
 #include <algorithm>
-#include <cctype>
 #include <cstdio>
 
 #include "error.hpp"
@@ -28,16 +27,6 @@ namespace {
 #if VAR_EDGE_READER_V2
 constexpr std::int64_t READ_BYTES = 64 << 20;  // an engine passes through the host in pieces of this size
 #endif
-
-std::string one_line(const char* text) {
-    std::string line;
-    for (; *text; ++text) {
-        const bool space = std::isspace(static_cast<unsigned char>(*text));
-        if (!space) line += *text;
-        else if (!line.empty() && line.back() != ' ') line += ' ';
-    }
-    return line;
-}
 
 struct CloseFile {
     void operator()(std::FILE* file) const { std::fclose(file); }

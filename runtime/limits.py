@@ -1,0 +1,124 @@
+"""What is accepted from outside: one table for manifest, recipe, files and options. docs/manifest.md shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import cast
+
+from .errors import UNPRINTABLE
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `least` to `most`; `above` leaves `least` itself out. Not-a-number is in no range."""
+
+    least: float
+    most: float
+    above: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, Real) or isinstance(value, bool):  # Real: numpy's numbers too
+            return False
+        number = cast(float, value)
+        return bool((self.least < number if self.above else self.least <= number) and number <= self.most)
+
+    def __str__(self) -> str:
+        return f"{'above ' if self.above else ''}{self.least} to {self.most}"
+
+
+JSON_BYTES = 16 << 20
+JSON_DEPTH = 64
+JSON_COUNTS = {",": 1 << 22, "[": 1 << 19, "{": 1 << 19, ":": 1 << 19, '"': 1 << 21}  # what memory and time grow with
+CALIBRATION_BYTES = 64 << 20  # histograms of 36 blocks at ten scales fill 16 MiB
+TOML_BYTES = 64 << 10
+TOML_DOTS = 128  # in a line: the parser's time grows with their square
+HEADER_BYTES = 100_000_000  # of a safetensors file, as its own reader allows
+TEXT_BYTES = 16 << 20  # of a list of class names
+GRAPH_BYTES = 2 << 30  # of an ONNX file: protobuf's own limit
+PICTURE_BYTES = 1 << 30
+PIXELS = 89_000_000
+INTEGER = Range(-(2**63), 2**63 - 1)
+NAME_BYTES = 1024
+CLASS_NAME_LENGTH = 1024
+
+# The model, under the names of recipe and manifest.
+MODEL: dict[str, Range | tuple[int, ...]] = {
+    "depth": Range(1, 256),
+    "heads": Range(1, 1024),
+    "width": Range(1, 65536),
+    "vocab_size": Range(64, 2**20),
+    "code_size": Range(1, 4096),
+    "num_classes": Range(1, 2**20),
+    "image_size": Range(1, 16384),
+    "ch": Range(1, 4096),
+    "num_res_blocks": Range(1, 64),
+    "share_quant_resi": Range(0, 64),
+    "quant_resi": Range(0, 1),
+    "mlp_ratio": Range(0, 64, above=True),
+    "norm_eps": Range(0, 1, above=True),
+    "quant_conv_ks": (1, 3, 5, 7),
+}
+LISTS = {"patch_nums": (Range(2, 64), Range(1, 1024)), "ch_mult": (Range(1, 16), Range(1, 64))}  # length, each entry
+TOKENS = 65536  # of all scales together
+COUNT = 4096  # graphs; files; tensors of a graph
+RANK = 8
+SIZE = Range(0, 2**31 - 1)  # of an axis
+
+# Settings and options.
+CFG = Range(0, 1000)
+TOP_K = Range(0, 2**20)
+TOP_P = Range(0, 1)
+LEAST_TOP_P = 1e-6  # of those above 0
+BATCH = Range(1, 1024)
+BATCHES = 64  # sizes that engines are built for
+PICTURES = Range(1, 2**20)
+PICTURES_BEFORE = Range(0, 2**20)  # in a shared run
+THREADS = Range(1, 1024)
+SEED = Range(0, 2**64 - 1)
+SET_SEED = Range(0, 2**24 - 1)  # of an evaluation set: 40 bits are the class and the picture
+HISTOGRAM = Range(2.0**-20, 2.0**127)  # the largest magnitude that one covers
+SMOOTHING = Range(0, 1e30, above=True)  # what a channel is divided by
+COLLECTED = 2**22  # number of the last calibration picture
+KL = Range(0, 100, above=True)  # nats a token
+ALPHA = Range(0, 1)
+WORKSPACE = Range(1, 2**20)  # MiB
+RUNS = Range(1, 10**6)  # timed
+TESTED_TOKENS = Range(1, 10**6)  # at every scale
+
+
+def model_fault(values: Mapping[str, object]) -> str | None:
+    """What is wrong with the sizes of a model, such as "depth: expected 1 to 256, found 20000"; None if nothing is."""
+    for name, allowed in MODEL.items():
+        if name in values and values[name] not in allowed:
+            return f"{name}: expected {allowed}, found {shown(values[name])}"
+    for name, (length, each) in LISTS.items():
+        entries = values.get(name)
+        if not isinstance(entries, Sequence):
+            continue
+        if len(entries) not in length:
+            return f"{name}: expected {length} entries, found {len(entries)}"
+        if wrong := [entry for entry in entries if entry not in each]:
+            return f"{name}: expected entries of {each}, found {shown(wrong[0])}"
+        if name == "patch_nums" and (tokens := sum(side * side for side in entries)) > TOKENS:
+            return f"{name}: expected at most {TOKENS} tokens of all scales together, found {tokens}"
+    return None
+
+
+def name_fault(text: str) -> str | None:
+    """What is wrong with a name of a tensor, a graph or a file; None if nothing is."""
+    if not text or len(text.encode("utf-8", "surrogatepass")) > NAME_BYTES or UNPRINTABLE.search(text):
+        return f"expected a printable name of 1 to {NAME_BYTES} bytes, found {shown(text)}"
+    return None
+
+
+def shown(value: object) -> str:
+    """A value in a message: never the whole of a large one."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a number of more than 20 digits"
+    if isinstance(value, (str, bytes)):
+        value = value[:60]
+    elif isinstance(value, (list, tuple, dict)):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    return f"{value!r:.60}"

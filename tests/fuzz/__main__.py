@@ -1,0 +1,93 @@
+"""python -m tests.fuzz --inputs 100000: damaged files for every reader. Each is read, or refused in one line.
+
+An input may take two seconds of processor time and 500 MB. The first that takes more, or raises anything else, ends
+the run: it is kept in `crash`, with the traceback.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+from types import FrameType
+
+import click
+
+from runtime.errors import LENGTH, UNPRINTABLE, VarEdgeError
+from runtime.memory import memory
+from tests.fuzz.mutate import mutated
+from tests.fuzz.readers import Reader, readers
+
+SECONDS, BYTES = 2.0, 500 << 20
+MEMORY = Path("/proc/self/statm")
+
+
+class TooSlow(BaseException):
+    """Passes through `except Exception`."""
+
+
+def one_input(reader: Reader, path: Path, data: bytes) -> bool:
+    """Whether it was read. Raises what a reader must not raise, AssertionError for a message that is not one line."""
+    path.write_bytes(data)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        reader.read(path)
+        return True
+    except VarEdgeError as error:
+        text = str(error)
+        assert text and len(text) <= LENGTH and not UNPRINTABLE.search(text), text
+        return False
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def fuzz(reader: Reader, folder: Path, inputs: int, seed: int) -> str:
+    """Reads that many damaged files; returns a line about them. Raises as `one_input`."""
+    random, path, read, slowest = Random(f"{seed} {reader.name}"), folder / reader.name, 0, 0.0
+    for seed_file in reader.seeds:
+        path.write_bytes(seed_file)
+    for _ in range(inputs):
+        data = mutated(random.choice(reader.seeds), reader.seeds, random)
+        start = time.process_time()
+        read += one_input(reader, path, data)
+        slowest = max(slowest, time.process_time() - start)
+    return f"{reader.name:20} {inputs:7} inputs, {read:6} read, the others refused; slowest {slowest:.3f} s"
+
+
+def limited() -> None:
+    """From now on this process ends an input that takes too long, and gets no more than so much more memory."""
+
+    def too_slow(number: int, frame: FrameType | None) -> None:
+        raise TooSlow
+
+    signal.signal(signal.SIGPROF, too_slow)
+    held = int(MEMORY.read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + BYTES, resource.RLIM_INFINITY))
+
+
+@click.command()
+@click.option("--inputs", default=100_000, show_default=True, help="Of all readers together.")
+@click.option("--seed", default=0, show_default=True, help="Another seed, other inputs.")
+@click.option("--only", help="Name of one reader.")
+def main(inputs: int, seed: int, only: str | None) -> None:
+    """Read damaged files with every reader."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        chosen = [reader for reader in readers(folder) if only in (None, reader.name)]
+        limited()
+        for reader in chosen:
+            try:
+                click.echo(fuzz(reader, folder, inputs // len(chosen), seed))
+            except BaseException:
+                Path("crash").write_bytes((folder / reader.name).read_bytes())
+                click.echo(f"{reader.name}: the input is kept in crash")
+                raise
+    found = memory()
+    click.echo(f"peak {found.peak / 1e6:.0f} MB" if found else "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Every reader of files in Python that needs no torch, each with good files to start from."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image
+
+from calibration.record import Calibration
+from calibration.sensitivity import Sensitivity
+from export.recipe import RECIPES, Recipe
+from runtime.classes import ClassNames
+from runtime.cli import Number, batch_sizes
+from runtime.engine_record import Built, Engine, EngineRecord
+from runtime.evaluation_set import EvaluationSet
+from runtime.images import read_picture
+from runtime.limits import SEED
+from runtime.manifest import FILE_NAME, WEIGHTS, Manifest
+from runtime.strict import load
+from runtime.weight_file import read_header
+from tests.runtime.toy import write_bundle
+
+
+@dataclass(frozen=True)
+class Reader:
+    """`read` gets a file called `name` that holds a damaged one of `seeds`."""
+
+    name: str
+    seeds: list[bytes]
+    read: Callable[[Path], object]
+
+
+def readers(folder: Path) -> list[Reader]:
+    """All of them; `folder` is new, and keeps a bundle that some of them need."""
+    bundle = folder / "bundle"
+    write_bundle(bundle)
+    classes = ClassNames.read(bundle / "classes.txt", 5)
+    manifest = Manifest.load(bundle)
+    weights = (bundle / WEIGHTS).read_bytes()
+    record = EngineRecord(
+        2,
+        Built("tensorrt_rtx", "1.7", ("8.6",), None, False, False),
+        manifest.files[WEIGHTS].sha256,
+        (1, 8),
+        {},
+        {"decoder": Engine("decoder.engine", "0" * 64, ({"f_hat": (1, 2, 3, 3)},), 1.0, 5, {"gemm": 3}, 1, (1,))},
+        5,
+        "2026",
+    )
+    layer = {"kl": [0.1], "logit_error": [0.1], "agreement": [0.9], "psnr": None}
+    measured = {"schema_version": 1, "bundle": {}, "target": "trt", "method": "mse", "calibration": {}}
+    evaluated = EvaluationSet(1, "toy", "fp32", "0" * 64, "onnxruntime", 6, (0, 1), 5, 0, 1.5, 5, 0.9, 8)
+
+    def of_bundle(path: Path) -> None:
+        (bundle / FILE_NAME).write_bytes(path.read_bytes())
+        Manifest.load(bundle, verify=False)
+
+    def of_text(path: Path) -> None:
+        text = path.read_bytes().decode("latin-1")
+        for use in (lambda: classes.listed([text]), lambda: batch_sizes(text), lambda: Number(int, SEED)(text)):
+            try:
+                use()
+            except click.UsageError as error:
+                error.format_message()
+
+    return [
+        Reader("manifest.json", [(bundle / FILE_NAME).read_bytes()], of_bundle),
+        Reader("engine.json", [_json(asdict(record))], lambda path: EngineRecord.load(path.parent)),
+        Reader("calibration.json", [_calibration()], Calibration.load),
+        Reader(
+            "sensitivity.json",
+            [_json({**measured, "layers": {"transformer: head": layer}})],
+            lambda path: load(Sensitivity, path, 1, "", ""),
+        ),
+        Reader("settings.json", [_json(asdict(evaluated))], lambda path: load(EvaluationSet, path, 1, "", "")),
+        Reader("recipe.toml", [path.read_bytes() for path in RECIPES.glob("*.toml")], lambda p: Recipe.load(str(p))),
+        Reader("classes.txt", [(bundle / "classes.txt").read_bytes()], lambda path: ClassNames.read(path, 5)),
+        Reader(WEIGHTS, [weights, weights[:4000]], read_header),
+        Reader("labels", [b"tench, Tinca tinca", b"0,4", b"golden retriever", b"1,8"], of_text),
+        Reader("picture", _pictures(), lambda path: read_picture(path, 16)),
+    ]
+
+
+def _json(document: object) -> bytes:
+    return json.dumps(document).encode()
+
+
+def _calibration() -> bytes:
+    histogram = {"limit": 0.5, "low": -0.25, "high": 0.4, "first": 700, "counts": [1, 2, 3]}
+    settings = {"seed": 0, "cfg": 4.0, "top_k": 900, "top_p": 0.95, "smoothing": "adaln", "alpha": 0.5}
+    rest = {"smoothing": {"transformer: head": [0.5, 1.5]}, "histograms": {"transformer: head input": [histogram]}}
+    return _json({"schema_version": 1, "bundle": {"a": "b"}, "settings": settings, "pictures": [[0, 8]], **rest})
+
+
+def _pictures() -> list[bytes]:
+    colours = Image.fromarray(np.arange(24 * 24 * 3, dtype=np.uint8).reshape(24, 24, 3))
+    found = []
+    for name, mode in (
+        *(("PNG", mode) for mode in ("RGB", "RGBA", "P", "L", "1", "LA", "I;16")),
+        *(("TIFF", mode) for mode in ("RGB", "CMYK", "F", "I", "LAB", "YCbCr", "I;16", "PA")),
+        *(("JPEG", mode) for mode in ("RGB", "L", "CMYK")),
+        *((name, "RGB") for name in ("WEBP", "BMP", "GIF")),
+    ):
+        file = io.BytesIO()
+        try:
+            (colours if mode in ("LAB", "PA") else colours.convert("L")).convert(mode).save(file, name)
+        except (ValueError, KeyError, OSError):  # a mode that this Pillow does not write
+            continue
+        found.append(file.getvalue())
+    return found
