@@ -1,20 +1,30 @@
-// VAR Edge for C++17: the C API of var_edge.h with exceptions and owned buffers. Header only.
+// VAR Edge for C++17: the C API of var_edge.h with exceptions and owned buffers. Header only. What var_edge.h says of
+// threads, errors and callbacks holds here too.
 //
 //     var_edge::Model model("build/var_d16/fp32");
 //     var_edge::Settings settings;
 //     settings.seed = 7;
-//     var_edge::Pictures pictures = model.generate({207, 980}, settings);
+//     var_edge::Pictures pictures = model.generate({model.label("golden retriever"), 980}, settings);
 //     pictures.image(0);  // (H, W, 3) bytes
+//
+// A mask painted over a photo, drawn anew as a volcano, with a preview after each scale:
+//
+//     model.edit(photo, mask, VAR_EDGE_INPAINT, {model.label("volcano")}, settings, [&](const var_edge::Scale& scale) {
+//         show(scale.preview());
+//         return !cancelled;
+//     });
 #ifndef VAR_EDGE_HPP
 #define VAR_EDGE_HPP
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "var_edge.h"
@@ -33,12 +43,24 @@ inline void check(var_edge_status status) {
 }
 
 struct Options : var_edge_options {
-    Options() { var_edge_default_options(this); }
+    Options() : var_edge_options() { var_edge_init_options(this, sizeof(var_edge_options)); }
 };
 
 struct Settings : var_edge_settings {
-    Settings() { var_edge_default_settings(this); }
+    Settings() : var_edge_settings() { var_edge_init_settings(this, sizeof(var_edge_settings)); }
 };
+
+inline var_edge_info info_of(const var_edge_model* model) {
+    var_edge_info info{};
+    info.struct_size = sizeof info;
+    check(var_edge_query(model, &info));
+    return info;
+}
+
+// Bytes of pictures (count, H, W, 3).
+inline std::size_t picture_bytes(const var_edge_info& info, std::size_t count) {
+    return count * std::size_t(info.image_size) * std::size_t(info.image_size) * 3;
+}
 
 // N pictures and their tokens.
 struct Pictures {
@@ -47,109 +69,156 @@ struct Pictures {
     std::vector<uint8_t> images;  // (N, side, side, 3)
     std::vector<int32_t> tokens;  // (N, T)
 
-    const uint8_t* image(int32_t i) const { return images.data() + std::size_t(i) * side * side * 3; }
+    const uint8_t* image(int32_t i) const { return images.data() + std::size_t(i) * std::size_t(side) * std::size_t(side) * 3; }
 };
+
+// Within a generation: what has been drawn so far.
+class Scale : public var_edge_scale {
+  public:
+    Scale(const var_edge_scale& scale, var_edge_model* model) : var_edge_scale(scale), model_(model) {}
+
+    // (pictures, H, W, 3) bytes. Costs a run of the decoder.
+    std::vector<uint8_t> preview() const {
+        std::vector<uint8_t> images(picture_bytes(info_of(model_), std::size_t(pictures)));
+        check(var_edge_preview(model_, images.data()));
+        return images;
+    }
+
+    // (pictures, side * side)
+    std::vector<int32_t> tokens() const {
+        std::vector<int32_t> found(count_of_tokens());
+        check(var_edge_scale_tokens(model_, found.data()));
+        return found;
+    }
+
+    // (pictures, side * side, V), with guidance, before top_k and top_p.
+    std::vector<float> logits() const {
+        std::vector<float> found(count_of_tokens() * std::size_t(info_of(model_).vocab_size));
+        check(var_edge_scale_logits(model_, found.data()));
+        return found;
+    }
+
+  private:
+    std::size_t count_of_tokens() const { return std::size_t(pictures) * std::size_t(side) * std::size_t(side); }
+
+    var_edge_model* model_;
+};
+
+using OnScale = std::function<bool(const Scale&)>;  // false stops the generation
 
 class Model {
   public:
-    // Within a generation: what has been drawn so far.
-    class Scale : public var_edge_scale {
-      public:
-        Scale(const var_edge_scale& scale, var_edge_model* model, int32_t side) : var_edge_scale(scale), model_(model), side_(side) {}
-
-        // (pictures, side, side, 3) bytes. Costs a run of the decoder.
-        std::vector<uint8_t> preview() const {
-            std::vector<uint8_t> images(std::size_t(pictures) * side_ * side_ * 3);
-            check(var_edge_preview(model_, images.data()));
-            return images;
-        }
-
-      private:
-        var_edge_model* model_;
-        int32_t side_;
-    };
-    using OnScale = std::function<bool(const Scale&)>;  // false stops the generation
-
     explicit Model(const std::string& directory, const Options& options = {}) {
         var_edge_model* model = nullptr;
         check(var_edge_create(directory.c_str(), &options, &model));
         model_.reset(model);
     }
 
-    var_edge_info info() const {
-        var_edge_info info;
-        info.struct_size = sizeof info;
-        check(var_edge_query(model_.get(), &info));
-        return info;
+    // Another model on the same weights, for another thread.
+    Model share() const {
+        var_edge_model* other = nullptr;
+        check(var_edge_share(model_.get(), &other));
+        return Model(other);
     }
 
+    // Its strings live as long as the model.
+    var_edge_info info() const { return info_of(model_.get()); }
+
     // Empty if the class has no name.
-    std::string class_name(int32_t label) const {
-        const char* name = var_edge_class_name(model_.get(), label);
+    std::string class_name(int32_t class_label) const {
+        const char* name = var_edge_class_name(model_.get(), class_label);
         return name ? name : "";
     }
 
+    // The label of a class name, a synonym, the beginning of one, or a number.
+    int32_t label(const std::string& text) const {
+        int32_t found = 0;
+        check(var_edge_find_label(model_.get(), text.c_str(), &found));
+        return found;
+    }
+
     // Throws Error, and what `on_scale` throws.
-    Pictures generate(const std::vector<int32_t>& labels, Settings settings = {}, const OnScale& on_scale = {}) {
-        Pictures result = room_for(labels.size());
-        Call call{on_scale, result.side, nullptr};
+    Pictures generate(const std::vector<int32_t>& labels, const Settings& settings = {}, const OnScale& on_scale = {}) {
+        return drawn(labels, settings, on_scale, [&](const Settings& used, Pictures& out) {
+            return var_edge_generate(model_.get(), labels.data(), out.count, &used, out.images.data(), out.tokens.data());
+        });
+    }
+
+    // A part of `image` (H, W, 3), the box y0, x0, y1, x1 in shares of it, drawn anew once for each label.
+    Pictures edit(const std::vector<uint8_t>& image, const std::array<double, 4>& box, var_edge_mode mode,
+                  const std::vector<int32_t>& labels, const Settings& settings = {}, const OnScale& on_scale = {}) {
+        return edited(image, box.data(), nullptr, mode, labels, settings, on_scale);
+    }
+
+    // The same with `mask` (H, W), inside where it is not 0.
+    Pictures edit(const std::vector<uint8_t>& image, const std::vector<uint8_t>& mask, var_edge_mode mode,
+                  const std::vector<int32_t>& labels, const Settings& settings = {}, const OnScale& on_scale = {}) {
+        if (mask.size() * 3 != picture_bytes(info(), 1)) throw std::invalid_argument("edit: mask of another size");
+        return edited(image, nullptr, mask.data(), mode, labels, settings, on_scale);
+    }
+
+    // images (count, H, W, 3) -> tokens (count, T).
+    std::vector<int32_t> encode(const std::vector<uint8_t>& images) {
+        const var_edge_info about = info();
+        const std::size_t count = images.size() / picture_bytes(about, 1);
+        if (images.size() != picture_bytes(about, count)) throw std::invalid_argument("encode: not a whole number of pictures");
+        std::vector<int32_t> tokens(count * std::size_t(about.tokens));
+        check(var_edge_encode(model_.get(), images.data(), int32_t(count), tokens.data()));
+        return tokens;
+    }
+
+    // From another thread: the running call throws Error with VAR_EDGE_STOPPED.
+    void stop() { check(var_edge_stop(model_.get())); }
+
+    var_edge_model* get() const { return model_.get(); }
+
+  private:
+    explicit Model(var_edge_model* model) : model_(model) {}
+
+    struct Call {
+        const OnScale& on_scale;
+        std::exception_ptr thrown;
+    };
+
+    static int call_back(var_edge_model* model, const var_edge_scale* scale, void* user) {
+        auto& call = *static_cast<Call*>(user);
+        try {
+            return call.on_scale(Scale(*scale, model)) ? 0 : 1;
+        } catch (...) {  // must not pass through C
+            call.thrown = std::current_exception();
+            return 1;
+        }
+    }
+
+    // Runs `draw` into a result with room for a picture of each label.
+    template <typename Draw>
+    Pictures drawn(const std::vector<int32_t>& labels, Settings settings, const OnScale& on_scale, Draw&& draw) {
+        const var_edge_info about = info();
+        Pictures result;
+        result.side = about.image_size;
+        result.count = int32_t(labels.size());
+        result.images.resize(picture_bytes(about, labels.size()));
+        result.tokens.resize(labels.size() * std::size_t(about.tokens));
+        Call call{on_scale, nullptr};
         if (on_scale) {
-            settings.on_scale = [](var_edge_model* model, const var_edge_scale* scale, void* user) {
-                auto& self = *static_cast<Call*>(user);
-                try {
-                    return self.on_scale(Scale(*scale, model, self.side)) ? 0 : 1;
-                } catch (...) {  // must not pass through C
-                    self.thrown = std::current_exception();
-                    return 1;
-                }
-            };
+            settings.on_scale = call_back;
             settings.user = &call;
         }
-        const var_edge_status status = var_edge_generate(model_.get(), labels.data(), result.count, &settings,
-                                                         result.images.data(), result.tokens.data());
+        const var_edge_status status = draw(settings, result);
         if (call.thrown) std::rethrow_exception(call.thrown);
         check(status);
         return result;
     }
 
-    // A part of `image` (side, side, 3), the box y0, x0, y1, x1 in shares of it, drawn anew once for each label.
-    Pictures edit(const std::vector<uint8_t>& image, const std::array<double, 4>& box, var_edge_mode mode,
-                  const std::vector<int32_t>& labels, const Settings& settings = {}) {
-        Pictures result = room_for(labels.size());
-        if (image.size() * labels.size() != result.images.size()) throw std::invalid_argument("edit: image of another size");
-        check(var_edge_edit(model_.get(), image.data(), box.data(), nullptr, mode, labels.data(), result.count, &settings,
-                            result.images.data(), result.tokens.data()));
-        return result;
+    Pictures edited(const std::vector<uint8_t>& image, const double* box, const uint8_t* mask, var_edge_mode mode,
+                    const std::vector<int32_t>& labels, const Settings& settings, const OnScale& on_scale) {
+        if (image.size() != picture_bytes(info(), 1)) throw std::invalid_argument("edit: image of another size");
+        return drawn(labels, settings, on_scale, [&](const Settings& used, Pictures& out) {
+            return var_edge_edit(model_.get(), image.data(), box, mask, mode, labels.data(), out.count, &used,
+                                 out.images.data(), out.tokens.data());
+        });
     }
 
-    // images (count, side, side, 3) -> tokens (count, T).
-    std::vector<int32_t> encode(const std::vector<uint8_t>& images) {
-        const var_edge_info about = info();
-        const std::size_t picture = std::size_t(about.image_size) * about.image_size * 3;
-        if (images.size() % picture) throw std::invalid_argument("encode: not a whole number of pictures");
-        std::vector<int32_t> tokens(images.size() / picture * about.tokens);
-        check(var_edge_encode(model_.get(), images.data(), int32_t(images.size() / picture), tokens.data()));
-        return tokens;
-    }
-
-    var_edge_model* get() const { return model_.get(); }
-
-  private:
-    Pictures room_for(std::size_t count) const {
-        const var_edge_info about = info();
-        Pictures pictures;
-        pictures.side = about.image_size;
-        pictures.count = int32_t(count);
-        pictures.images.resize(count * std::size_t(about.image_size) * std::size_t(about.image_size) * 3);
-        pictures.tokens.resize(count * std::size_t(about.tokens));
-        return pictures;
-    }
-
-    struct Call {
-        const OnScale& on_scale;
-        int32_t side;
-        std::exception_ptr thrown;
-    };
     struct Free {
         void operator()(var_edge_model* model) const { var_edge_free(model); }
     };

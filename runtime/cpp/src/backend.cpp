@@ -20,6 +20,7 @@ std::unique_ptr<Backend> onnxruntime([[maybe_unused]] var_edge_backend wanted, [
 std::unique_ptr<Backend> tensorrt([[maybe_unused]] const std::filesystem::path& bundle, [[maybe_unused]] Manifest& manifest,
                                   [[maybe_unused]] const BackendOptions& options) {
 #ifdef VAR_EDGE_WITH_TENSORRT
+    if (options.device > 0) throw unsupported("device: the TensorRT backend uses GPU 0; choose it with CUDA_VISIBLE_DEVICES");
     return create_tensorrt(bundle, manifest, options);
 #else
     throw unsupported("this library was built without TensorRT; build it with -DVAR_EDGE_TENSORRT=ON");
@@ -33,6 +34,10 @@ bool is_another_choice(const Error& error) {
 }
 
 }  // namespace
+
+std::unique_ptr<Backend> Backend::share() const {
+    throw unsupported("share: " + name() + " does not share its weights; create another handle");
+}
 
 void check_smooth(const Manifest& manifest) {
     if (manifest.graphs.count(SMOOTH_BRIDGE)) return;

@@ -6,9 +6,11 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "manifest.hpp"
+#include "progress.hpp"
 #include "sampling.hpp"
 #include "var_edge.h"
 #include "wiring.hpp"
@@ -16,12 +18,17 @@
 namespace var_edge_impl {
 
 using Log = std::function<void(int level, const std::string& message)>;
+using OnStage = std::function<void(const char* stage, std::int64_t scale, double seconds)>;  // scale -1: of none
 
 struct BackendOptions {
     int threads = 0;  // of the CPU; 0: as many processors as this process may use
     bool verify = true;
     void* stream = nullptr;  // cudaStream_t; null: a stream of its own
+    int device = -1;         // number of the GPU; -1: the engine's choice
+    std::vector<std::pair<std::string, std::string>> provider;  // options of the execution provider
+    int log_level = VAR_EDGE_LOG_WARNING;                       // the least of the engine's own messages
     Log log = [](int, const std::string&) {};
+    Progress progress;  // null: nobody asks
 };
 
 // The stages of one batch of pictures: `begin`, `step` for scale 0, 1 … K - 1, then `decode`.
@@ -38,6 +45,15 @@ class Backend {
     virtual std::vector<std::uint8_t> finite() = 0;  // (B,): whether the pictures decoded last were, before rounding
     virtual void decode(std::uint8_t* images, bool to_device) = 0;  // (B, H, W, 3): f_hat as it is after the latest step
     virtual void encode(const std::uint8_t* image, std::int32_t* tokens) = 0;  // one picture
+    virtual void logits(std::size_t k, float* out) = 0;  // (L, 2B, V) of scale k, stepped last; without guidance
+
+    // Makes what runs fail soon, where the engine can, until it is called with false. From any thread.
+    virtual void stop(bool) {}
+
+    // Another backend on the same weights. Throws Error UNSUPPORTED where the engine cannot.
+    virtual std::unique_ptr<Backend> share() const;
+
+    OnStage on_stage;  // of the running call; null: nothing is measured
 };
 
 // Throws Error BAD_BUNDLE for smooth sampling with a bundle that has no graph for it.

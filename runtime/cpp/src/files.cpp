@@ -36,7 +36,7 @@ std::string stamp(const fs::path& path) {
     return text;
 }
 
-std::string sha256(const fs::path& path) {
+std::string sha256(const fs::path& path, const std::function<void(std::size_t)>& on_bytes) {
     const InputFile file(path);
     Sha256 digest;
     std::vector<std::uint8_t> block(1 << 20);
@@ -45,6 +45,7 @@ std::string sha256(const fs::path& path) {
         if (!count) return digest.hex();
         digest.add(block.data(), count);
         offset += std::int64_t(count);
+        if (on_bytes) on_bytes(count);
     }
 }
 

@@ -122,13 +122,13 @@ void check_provenance(const Strict& s) {
 }
 
 // Throws unless the file has its size and, if `verify`, its SHA-256.
-void check_file(const fs::path& path, const FileSpec& expected, bool verify) {
+void check_file(const fs::path& path, const FileSpec& expected, bool verify, const std::function<void(std::size_t)>& on_bytes = {}) {
     const std::int64_t size = file_bytes(path);
     if (size != expected.size) {
         throw bad_bundle(path.string() + ": expected " + std::to_string(expected.size) + " bytes, found " + std::to_string(size) +
                          "; copy the whole bundle again");
     }
-    const std::string digest = verify ? sha256(path) : expected.sha256;
+    const std::string digest = verify ? sha256(path, on_bytes) : expected.sha256;
     if (digest != expected.sha256) {
         throw bad_bundle(path.string() + ": altered: expected SHA-256 " + expected.sha256.substr(0, 12) + "…, found " +
                          digest.substr(0, 12) + "…; copy the whole bundle again");
@@ -170,15 +170,20 @@ Manifest Manifest::parse(const std::string& text, const std::string& where) {
     return manifest;
 }
 
-Manifest Manifest::load(const fs::path& bundle, bool verify) {
+Manifest Manifest::load(const fs::path& bundle, bool verify, const Progress& progress) {
     const fs::path path = bundle / MANIFEST;
     if (!fs::exists(path)) throw bad_bundle(bundle.string() + ": no " + MANIFEST + ", so not a bundle; make onnx makes one");
     Manifest manifest = parse(read_text(path, limits::JSON_BYTES), path.string());
+    std::uint64_t done = 0, total = 0;
+    for (const auto& [_, file] : manifest.files) total += std::uint64_t(file.size);
     for (auto& [name, file] : manifest.files) {
         const fs::path listed = bundle / name;
         if (!is_file(listed)) throw bad_bundle(listed.string() + ": missing; copy the whole bundle again");
         file.stamp = stamp(listed);
-        check_file(listed, file, verify);
+        check_file(listed, file, verify, [&, text = name.c_str()](std::size_t bytes) {
+            done += bytes;
+            if (progress) progress(VAR_EDGE_CHECKING, text, done, total);
+        });
     }
     return manifest;
 }

@@ -11,6 +11,8 @@
 #include <variant>
 #include <vector>
 
+#include "progress.hpp"
+
 namespace var_edge_impl {
 
 constexpr std::int64_t SCHEMA_VERSION = 3;
@@ -80,7 +82,7 @@ struct Manifest {
     static Manifest parse(const std::string& text, const std::string& where);
 
     // The manifest of a directory, its files checked for their sizes and, if `verify`, their SHA-256.
-    static Manifest load(const std::filesystem::path& bundle, bool verify);
+    static Manifest load(const std::filesystem::path& bundle, bool verify, const Progress& progress = {});
 
     // For a file that is read again after `load`: the same as then, or checked anew. Throws Error BAD_BUNDLE.
     void check_still(const std::filesystem::path& bundle, const std::string& name, bool verify) const;

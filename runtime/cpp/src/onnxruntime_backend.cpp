@@ -4,9 +4,11 @@
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 
 #include "backend.hpp"
 #include "bounded.hpp"
@@ -67,9 +69,9 @@ class Bound {
         }
     }
 
-    void run() {
+    void run(const Ort::RunOptions& options) {
         try {
-            session_->Run(Ort::RunOptions{nullptr}, binding_);
+            session_->Run(options, binding_);
         } catch (const Ort::Exception& error) {
             throw engine_error(VAR_EDGE_FAILED, path_ + ": ONNX Runtime failed", error);
         }
@@ -168,7 +170,32 @@ class Session {
     Specs inputs_, outputs_;
 };
 
-Ort::SessionOptions session_options(var_edge_backend wanted, const BackendOptions& asked) {
+// What ONNX Runtime says goes to the caller's log, from whichever thread it comes.
+void ORT_API_CALL hear(void* log, OrtLoggingLevel severity, const char*, const char*, const char* place, const char* message) {
+    const int level = std::min(int(severity) - int(ORT_LOGGING_LEVEL_INFO), int(VAR_EDGE_LOG_ERROR));
+    try {
+        (*static_cast<Log*>(log))(level, one_line(std::string("ONNX Runtime: ") + message + " (" + place + ")"));
+    } catch (...) {  // a log that throws is not ONNX Runtime's affair
+    }
+}
+
+OrtLoggingLevel severity(int level) {
+    return OrtLoggingLevel(std::clamp(level + int(ORT_LOGGING_LEVEL_INFO), int(ORT_LOGGING_LEVEL_VERBOSE), int(ORT_LOGGING_LEVEL_FATAL)));
+}
+
+template <typename Options>
+Options provider_options(const BackendOptions& asked, bool use_provider) {
+    Options options;
+    std::unordered_map<std::string, std::string> values;
+    if (use_provider) values.insert(asked.provider.begin(), asked.provider.end());
+    if (asked.device >= 0) values["device_id"] = std::to_string(asked.device);
+    options.Update(values);
+    if (asked.stream) options.UpdateWithValue("user_compute_stream", asked.stream);
+    return options;
+}
+
+// `log` outlives every session.
+Ort::SessionOptions session_options(var_edge_backend wanted, const BackendOptions& asked, Log& log) {
     environment();  // before any other call of ONNX Runtime's
     Ort::SessionOptions options;
     options.SetIntraOpNumThreads(asked.threads ? asked.threads : usable_processors());
@@ -178,8 +205,12 @@ Ort::SessionOptions session_options(var_edge_backend wanted, const BackendOption
     options.DisableMemPattern();
     // INT8 weights alone: by default ONNX Runtime rounds the activations to 8 bits as well.
     options.AddConfigEntry("session.qdq_matmulnbits_accuracy_level", "1");
-    options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
-    if (wanted == VAR_EDGE_ONNXRUNTIME) return options;
+    options.SetLogSeverityLevel(severity(asked.log_level));
+    Ort::ThrowOnError(Ort::GetApi().SetUserLoggingFunction(options, hear, &log));
+    if (wanted == VAR_EDGE_ONNXRUNTIME) {
+        if (!asked.provider.empty()) throw bad_argument("provider_options: expected NULL, as the CPU has none");
+        return options;
+    }
 
     const bool tensorrt = wanted == VAR_EDGE_ONNXRUNTIME_TENSORRT;
     const std::string provider = tensorrt ? "TensorrtExecutionProvider" : "CUDAExecutionProvider";
@@ -189,64 +220,115 @@ Ort::SessionOptions session_options(var_edge_backend wanted, const BackendOption
     }
     try {
         if (tensorrt) {
-            options.AppendExecutionProvider_TensorRT({});
+            const auto chosen = provider_options<Ort::TensorRTProviderOptions>(asked, true);
+            options.AppendExecutionProvider_TensorRT_V2(*chosen);
         }
-        OrtCUDAProviderOptions cuda{};
-        cuda.has_user_compute_stream = asked.stream != nullptr;
-        cuda.user_compute_stream = asked.stream;
-        options.AppendExecutionProvider_CUDA(cuda);
+        const auto chosen = provider_options<Ort::CUDAProviderOptions>(asked, !tensorrt);
+        options.AppendExecutionProvider_CUDA_V2(*chosen);
     } catch (const Ort::Exception& error) {
         throw engine_error(VAR_EDGE_UNSUPPORTED, provider, error);
     }
     return options;
 }
 
-class OnnxRuntimeBackend final : public Backend {
+// What handles share: the graphs with their weights, each opened when it is first wanted, and constants.
+class Loaded {
   public:
-    OnnxRuntimeBackend(var_edge_backend wanted, const std::filesystem::path& bundle, const Manifest& manifest,
-                       const BackendOptions& options)
-        : bundle_(bundle), manifest_(manifest), verify_(options.verify), options_(session_options(wanted, options)), weights_(bundle / WEIGHTS) {
-        name_ = "ONNX Runtime " + Ort::GetVersionString();
-        if (wanted == VAR_EDGE_ONNXRUNTIME_CUDA) name_ += ", CUDA execution provider";
-        if (wanted == VAR_EDGE_ONNXRUNTIME_TENSORRT) name_ += ", TensorRT execution provider";
+    Loaded(var_edge_backend wanted, const std::filesystem::path& folder, const Manifest& its, const BackendOptions& options)
+        : bundle(folder), manifest(its), weights(folder / WEIGHTS), verify_(options.verify), log_(options.log),
+          options_(session_options(wanted, options, log_)) {
+        name = "ONNX Runtime " + Ort::GetVersionString();
+        if (wanted == VAR_EDGE_ONNXRUNTIME_CUDA) name += ", CUDA execution provider";
+        if (wanted == VAR_EDGE_ONNXRUNTIME_TENSORRT) name += ", TensorRT execution provider";
         for (const auto& [_, graph] : manifest.graphs) {
             const std::string suffix = ".onnx";
             if (graph.file.size() < suffix.size() || graph.file.substr(graph.file.size() - suffix.size()) != suffix) {
                 throw bad_bundle(bundle.string() + ": holds engines (" + graph.file + "), which only the TensorRT backend runs");
             }
         }
-        for (const char* graph : REQUIRED_GRAPHS) sessions_.emplace(graph, open(graph));
-        constants_ = scale_constants(bundle, manifest, constant_arrays_);
+        std::uint64_t done = 0;
+        for (const char* graph : REQUIRED_GRAPHS) {
+            sessions_.emplace(graph, open(graph));
+            if (options.progress) options.progress(VAR_EDGE_LOADING, graph, ++done, REQUIRED_GRAPHS.size());
+        }
+        constants = scale_constants(bundle, manifest, arrays_);
         check_shapes(false);
     }
 
-    std::string name() const override { return name_; }
+    // A graph that is not open yet is opened: only who encodes or draws smoothly pays for it.
+    Session& session(const std::string& graph) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        auto found = sessions_.find(graph);
+        if (found == sessions_.end()) found = sessions_.emplace(graph, open_later(graph)).first;
+        return found->second;
+    }
+
+    // Throws Error BAD_BUNDLE unless there is a graph for smooth sampling that fits.
+    void require_smooth() {
+        check_smooth(manifest);
+        session(SMOOTH_BRIDGE);
+        check_shapes(true);
+    }
+
+    const std::filesystem::path bundle;
+    const Manifest manifest;
+    const InputFile weights;  // ONNX Runtime maps the file: an alteration of it alters what is drawn
+    std::string name;
+    std::vector<ScaleConstants> constants;
+
+  private:
+    Session open(const std::string& graph) const { return {bundle, manifest.graphs.at(graph), options_}; }
+
+    // What was checked when the bundle was loaded is read only now.
+    Session open_later(const std::string& graph) const {
+        manifest.check_still(bundle, manifest.graphs.at(graph).file, verify_);
+        manifest.check_still(bundle, WEIGHTS, verify_);
+        return open(graph);
+    }
+
+    // Throws Error BAD_BUNDLE unless the graphs take the arrays that the manifest's sizes call for, before they are allocated.
+    void check_shapes(bool smooth) {
+        NoArrays none;
+        for (const Stage& stage : Wiring(1, smooth, manifest, constants, none).stages()) session(stage.graph).check(stage);
+    }
+
+    const bool verify_;
+    Log log_;
+    Ort::SessionOptions options_;
+    HostArrays arrays_;
+    std::mutex mutex_;
+    std::map<std::string, Session> sessions_;
+};
+
+class OnnxRuntimeBackend final : public Backend {
+  public:
+    explicit OnnxRuntimeBackend(std::shared_ptr<Loaded> loaded) : loaded_(std::move(loaded)) {}
+
+    std::string name() const override { return loaded_->name; }
+    std::unique_ptr<Backend> share() const override { return std::make_unique<OnnxRuntimeBackend>(loaded_); }
+    void stop(bool wanted) override { wanted ? run_options_.SetTerminate() : run_options_.UnsetTerminate(); }
     bool on_device() const override { return false; }
     const std::vector<std::int64_t>& batches() const override { return any_; }
 
     void begin(const std::vector<std::int64_t>& labels, bool smooth) override {
         const auto size = std::int64_t(labels.size());
-        weights_.check_unchanged();
+        loaded_->weights.check_unchanged();
         if (!batch_ || batch_->wiring.size != size || batch_->wiring.smooth != smooth) {
             batch_.reset();  // the arrays of the other kind first
-            if (smooth && !sessions_.count(SMOOTH_BRIDGE)) {  // only smooth sampling pays for it
-                check_smooth(manifest_);
-                sessions_.emplace(SMOOTH_BRIDGE, open_later(SMOOTH_BRIDGE));
-                check_shapes(true);
-            }
+            if (smooth) loaded_->require_smooth();
             batch_ = std::make_unique<Batch>(size, smooth, *this);
         }
         batch_->latest = -1;
         batch_->wiring.set_labels(labels.data());
         batch_->wiring.start();
-        batch_->condition.run();
+        run(batch_->condition, "condition");
     }
 
     void step(std::size_t k, const Draw& draw, const Sampling& sampling) override {
         batch_->wiring.set_scale(k, draw, sampling);
         batch_->wiring.settings[k].upload();
-        batch_->steps[k].first.run();
-        batch_->steps[k].second.run();
+        run(batch_->steps[k].first, "transformer", std::int64_t(k));
+        run(batch_->steps[k].second, batch_->wiring.smooth ? SMOOTH_BRIDGE : "bridge", std::int64_t(k));
         batch_->latest = std::int64_t(k);
     }
 
@@ -254,22 +336,27 @@ class OnnxRuntimeBackend final : public Backend {
 
     void drawn(std::size_t k, std::int32_t* out) override { batch_->arrays.download(out, batch_->wiring.drawn[k]); }
 
+    void logits(std::size_t k, float* out) override {
+        batch_->arrays.download(out, batch_->wiring.logits.rows(0, loaded_->manifest.scales[k].tokens));
+    }
+
     std::vector<std::uint8_t> finite() override { return batch_->wiring.finite(); }
 
     void decode(std::uint8_t* images, bool) override {
-        for (Bound& run : batch_->decoders[std::size_t(batch_->latest) % 2]) run.run();
+        for (Bound& decoder : batch_->decoders[std::size_t(batch_->latest) % 2]) run(decoder, "decoder");
         batch_->arrays.download(images, batch_->wiring.images);
     }
 
     void encode(const std::uint8_t* image, std::int32_t* tokens) override {
-        if (!manifest_.graphs.count("encoder")) throw bad_bundle(bundle_.string() + ": this bundle has no encoder; export it again with one");
-        weights_.check_unchanged();
-        if (!encoder_) encoder_ = std::make_unique<Session>(open_later("encoder"));  // only editing pays for it
+        const Manifest& manifest = loaded_->manifest;
+        if (!manifest.graphs.count("encoder")) throw bad_bundle(loaded_->bundle.string() + ": this bundle has no encoder; export it again with one");
+        loaded_->weights.check_unchanged();
         HostArrays arrays;
-        const std::int64_t side = manifest_.model.image_size;
-        const Array in = arrays.zeros({1, side, side, 3}, Dtype::uint8), out = arrays.zeros({1, manifest_.model.tokens()}, Dtype::int32);
+        const std::int64_t side = manifest.model.image_size;
+        const Array in = arrays.zeros({1, side, side, 3}, Dtype::uint8), out = arrays.zeros({1, manifest.model.tokens()}, Dtype::int32);
         std::memcpy(in.data, image, in.bytes());
-        encoder_->bind({"encoder", {{"image", in}}, {{"tokens", out}}}).run();
+        Bound encoder = loaded_->session("encoder").bind({"encoder", {{"image", in}}, {{"tokens", out}}});
+        run(encoder, "encoder");
         arrays.download(tokens, out);
     }
 
@@ -277,7 +364,7 @@ class OnnxRuntimeBackend final : public Backend {
     // The stages of one batch size, bound to their arrays.
     struct Batch {
         Batch(std::int64_t size, bool smooth, OnnxRuntimeBackend& backend)
-            : wiring(size, smooth, backend.manifest_, backend.constants_, arrays), condition(backend.bind(wiring.condition)) {
+            : wiring(size, smooth, backend.loaded_->manifest, backend.loaded_->constants, arrays), condition(backend.bind(wiring.condition)) {
             for (const auto& [transformer, bridge] : wiring.steps) steps.emplace_back(backend.bind(transformer), backend.bind(bridge));
             for (std::size_t k : {0, 1}) {  // by f_hat's turn
                 for (const Stage& stage : wiring.decoders(k)) decoders[k].push_back(backend.bind(stage));
@@ -292,34 +379,17 @@ class OnnxRuntimeBackend final : public Backend {
         std::int64_t latest = -1;  // the scale stepped last
     };
 
-    Session open(const std::string& graph) const { return {bundle_, manifest_.graphs.at(graph), options_}; }
+    Bound bind(const Stage& stage) { return loaded_->session(stage.graph).bind(stage); }
 
-    // What was checked when the bundle was loaded is read only now.
-    Session open_later(const std::string& graph) const {
-        manifest_.check_still(bundle_, manifest_.graphs.at(graph).file, verify_);
-        manifest_.check_still(bundle_, WEIGHTS, verify_);
-        return open(graph);
+    void run(Bound& graph, const char* stage, std::int64_t scale = -1) {
+        const auto start = std::chrono::steady_clock::now();
+        graph.run(run_options_);
+        if (on_stage) on_stage(stage, scale, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
 
-    // Throws Error BAD_BUNDLE unless the graphs take the arrays that the manifest's sizes call for, before they are allocated.
-    void check_shapes(bool smooth) const {
-        NoArrays none;
-        for (const Stage& stage : Wiring(1, smooth, manifest_, constants_, none).stages()) sessions_.at(stage.graph).check(stage);
-    }
-
-    Bound bind(const Stage& stage) { return sessions_.at(stage.graph).bind(stage); }
-
-    std::filesystem::path bundle_;
-    Manifest manifest_;
-    bool verify_;
-    Ort::SessionOptions options_;
-    InputFile weights_;  // ONNX Runtime maps the file: an alteration of it alters what is drawn
-    std::string name_;
+    std::shared_ptr<Loaded> loaded_;
+    Ort::RunOptions run_options_;
     std::vector<std::int64_t> any_;
-    std::map<std::string, Session> sessions_;
-    std::unique_ptr<Session> encoder_;
-    HostArrays constant_arrays_;
-    std::vector<ScaleConstants> constants_;
     std::unique_ptr<Batch> batch_;
 };
 
@@ -327,7 +397,7 @@ class OnnxRuntimeBackend final : public Backend {
 
 std::unique_ptr<Backend> create_onnxruntime(var_edge_backend wanted, const std::filesystem::path& bundle,
                                             const Manifest& manifest, const BackendOptions& options) {
-    return std::make_unique<OnnxRuntimeBackend>(wanted, bundle, manifest, options);
+    return std::make_unique<OnnxRuntimeBackend>(std::make_shared<Loaded>(wanted, bundle, manifest, options));
 }
 
 }  // namespace var_edge_impl

@@ -1,6 +1,7 @@
 // TensorRT: everything stays on the GPU, and each stage is one CUDA graph, recorded once and launched from then on. Twin of
 // runtime/backends/tensorrt.py.
 #include <algorithm>
+#include <chrono>
 #include <climits>
 #include <cstdio>
 #include <cstring>
@@ -160,13 +161,13 @@ class TensorRTBackend final : public Backend {
         cuda_.synchronize();  // a run that was stopped may still read what is written now
         batch_->latest = -1;
         batch_->wiring.set_labels(labels.data());
-        cuda_.launch(batch_->condition);
+        launch(batch_->condition, "condition");
     }
 
     void step(std::size_t k, const Draw& draw, const Sampling& sampling) override {
         const CurrentDevice device;
         batch_->wiring.set_scale(k, draw, sampling);
-        cuda_.launch(batch_->steps[k]);
+        launch(batch_->steps[k], "step", std::int64_t(k));
         batch_->latest = std::int64_t(k);
     }
 
@@ -180,6 +181,11 @@ class TensorRTBackend final : public Backend {
         batch_->arrays.download(out, batch_->wiring.drawn[k]);
     }
 
+    void logits(std::size_t k, float* out) override {
+        const CurrentDevice device;
+        batch_->arrays.download(out, batch_->wiring.logits.rows(0, found_.manifest.scales[k].tokens));
+    }
+
     std::vector<std::uint8_t> finite() override {
         const CurrentDevice device;
         return batch_->wiring.finite();
@@ -188,7 +194,7 @@ class TensorRTBackend final : public Backend {
     void decode(std::uint8_t* images, bool to_device) override {
         const CurrentDevice device;
         const Array& drawn = batch_->wiring.images;
-        cuda_.launch(batch_->decoders[std::size_t(batch_->latest) % 2]);
+        launch(batch_->decoders[std::size_t(batch_->latest) % 2], "decoder");
         if (to_device) cuda_.copy(images, drawn.data, drawn.bytes());
         else cuda_.download(batch_->images, drawn.data, drawn.bytes());
         cuda_.synchronize();
@@ -233,6 +239,15 @@ class TensorRTBackend final : public Backend {
     };
 
     using Runs = std::vector<std::pair<Stage, std::size_t>>;  // stages with their profiles
+
+    void launch(const Graph& graph, const char* stage, std::int64_t scale = -1) {
+        if (on_stage) cuda_.synchronize();
+        const auto start = std::chrono::steady_clock::now();
+        cuda_.launch(graph);
+        if (!on_stage) return;
+        cuda_.synchronize();
+        on_stage(stage, scale, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
 
     std::unique_ptr<Batch> prepare(std::int64_t size, bool smooth) {
         const std::vector<std::int64_t>& sizes = found_.record.batches;

@@ -128,7 +128,7 @@ Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const s
         drawn.push_back(arrays.zeros(map, Dtype::int32));
         tokens.push_back(arrays.zeros(map, Dtype::int32));
     }
-    const Array logits = arrays.zeros({rows, columns, model.vocab_size}, Dtype::float32);  // (L, 2B, V)
+    logits = arrays.zeros({rows, columns, model.vocab_size}, Dtype::float32);  // (L, 2B, V)
     for (Array& f_hat : f_hat_) f_hat = arrays.zeros({size, model.code_size, model.grid(), model.grid()}, Dtype::float32);
     images = arrays.zeros({size, model.image_size, model.image_size, 3}, Dtype::uint8);
     finite_ = arrays.zeros({size, ALIGNMENT}, Dtype::boolean);

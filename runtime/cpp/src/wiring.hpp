@@ -82,6 +82,7 @@ class Wiring {
     std::vector<Staged> settings;  // by scale
     std::vector<Array> drawn, tokens;
     Array images;
+    Array logits;  // (L, 2B, V) of the scale stepped last, in its first rows
     Stage condition;
     std::vector<std::pair<Stage, Stage>> steps;  // transformer and bridge, by scale
 

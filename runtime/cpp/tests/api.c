@@ -42,7 +42,7 @@ int main(int count, char** arguments) {
     expect("old options", var_edge_create(arguments[1], &options, &model), VAR_EDGE_BAD_ARGUMENT, "options.struct_size");
     options.struct_size = sizeof options;
     options.threads = -1;
-    expect("threads", var_edge_create(arguments[1], &options, &model), VAR_EDGE_BAD_ARGUMENT, "threads: expected 0 or more");
+    expect("threads", var_edge_create(arguments[1], &options, &model), VAR_EDGE_BAD_ARGUMENT, "threads: expected 0 (all) to 1024");
     options.threads = 2;
     options.backend = (var_edge_backend)17;
     expect("backend", var_edge_create(arguments[1], &options, &model), VAR_EDGE_BAD_ARGUMENT, "backend: expected");
@@ -79,8 +79,8 @@ int main(int count, char** arguments) {
     expect("no labels", var_edge_generate(model, NULL, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "labels");
     expect("no images", var_edge_generate(model, labels, 1, &settings, NULL, NULL), VAR_EDGE_BAD_ARGUMENT, "images");
     expect("no model", var_edge_generate(NULL, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "model");
-    expect("none", var_edge_generate(model, labels, 0, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "at least one");
-    expect("fewer than none", var_edge_generate(model, labels, -1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "at least one");
+    expect("none", var_edge_generate(model, labels, 0, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "labels: expected 1 to");
+    expect("fewer than none", var_edge_generate(model, labels, -1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "labels: expected 1 to");
     labels[0] = info.num_classes + 1;
     expect("label", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "means no class");
     labels[0] = -1;
