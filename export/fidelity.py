@@ -254,7 +254,7 @@ def main(reference: Path, candidate: Path, tokens: int, seed: int, simulate_fp16
             candidate = scratch / "bundle"
         result = compare(
             Pipeline(reference),
-            Pipeline(candidate),
+            Pipeline(candidate, finite=False),
             tokens,
             seed,
             lambda done, total: bar.update(task, completed=done, total=total),

@@ -3,6 +3,9 @@
 This is the one place that names tensors; everyone else reads them from here or from the manifest. Symbolic axes:
 B batch, 2B conditional then unconditional half, L tokens of the scale, L_next tokens of the next one, S tokens of all
 earlier ones.
+
+Not-a-number is told, not hidden: tokens drawn from logits with NaN or infinity are -1, and so are the tokens of a
+picture whose features hold them; the decoder's `finite` is false. Found from sums that cost next to nothing.
 """
 
 from __future__ import annotations
@@ -97,7 +100,7 @@ def _bridge_tensors(recipe: Recipe, *drawing: TensorSpec) -> tuple[tuple[TensorS
 
 def decoder(recipe: Recipe, vqvae: VQVAE) -> Graph:
     f_hat = TensorSpec("f_hat", "float32", ("B", recipe.code_size, recipe.grid, recipe.grid))
-    return Graph("decoder", (f_hat,), (_image(recipe),), Decoder(vqvae))
+    return Graph("decoder", (f_hat,), (_image(recipe), TensorSpec("finite", "bool", ("B",))), Decoder(vqvae))
 
 
 def encoder(recipe: Recipe, vqvae: VQVAE) -> Graph:
@@ -175,11 +178,15 @@ class Bridge(nn.Module):
         downsample: Tensor,
         next_positions: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        weights = sampler.filtered(sampler.guided(logits, guidance), top_k, top_p)  # (L, B, V)
-        drawn = sampler.drawn(weights, uniforms.T).T.to(torch.int32)  # (B, L)
+        guided = sampler.guided(logits, guidance)  # (L, B, V)
+        drawn = self._told(guided, sampler.drawn(sampler.filtered(guided, top_k, top_p), uniforms.T))  # (B, L)
         tokens = torch.where(keep, kept_tokens, drawn)
-        codes = self.vqvae.quantize.embedding(tokens)  # (B, L, Z)
+        codes = self.vqvae.quantize.embedding(torch.maximum(tokens, torch.tensor(0, dtype=torch.int32)))  # (B, L, Z)
         return drawn, tokens, *self._add(codes, f_hat, upsample, phi, downsample, next_positions)
+
+    def _told(self, guided: Tensor, tokens: Tensor) -> Tensor:
+        """tokens (L, B) of guided logits (L, B, V) -> (B, L) int32, -1 where the logits hold NaN or infinity."""
+        return torch.where(sampler.finite(guided, (-1,)), tokens.to(torch.int32), -1).T
 
     def _add(
         self, codes: Tensor, f_hat: Tensor, upsample: Tensor, phi: Tensor, downsample: Tensor, next_positions: Tensor
@@ -224,7 +231,7 @@ class SmoothBridge(Bridge):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         guided = sampler.guided(logits, guidance)  # (L, B, V)
         weights = sampler.smoothed(guided, noise.transpose(0, 1), sharpness, temperature, top_k, top_p)
-        drawn = guided.argmax(-1).T.to(torch.int32)  # (B, L): for what wants tokens; the picture is of the mixture
+        drawn = self._told(guided, guided.argmax(-1))  # (B, L): for what wants tokens; the picture is of the mixture
         tokens = torch.where(keep, kept_tokens, drawn)
         codebook = self.vqvae.quantize.embedding
         mixed = (weights @ codebook.weight).transpose(0, 1)  # (B, L, Z)
@@ -233,15 +240,17 @@ class SmoothBridge(Bridge):
 
 
 class Decoder(nn.Module):
-    """f_hat to the picture as bytes."""
+    """f_hat to the picture as bytes, and whether its pixels were finite numbers (B,)."""
 
     def __init__(self, vqvae: VQVAE):
         super().__init__()
         self.vqvae = vqvae
 
-    def forward(self, f_hat: Tensor) -> Tensor:
-        image = self.vqvae.decode(f_hat).clamp(-1, 1) * 0.5 + 0.5  # (B, 3, H, W)
-        return (image.permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
+    def forward(self, f_hat: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = self.vqvae.decode(f_hat)  # (B, 3, H, W)
+        finite = sampler.finite(pixels, (1, 2, 3))
+        image = pixels.clamp(-1, 1) * 0.5 + 0.5
+        return (image.permute(0, 2, 3, 1) * 255).round().to(torch.uint8), finite  # bytes last: engines ask for that
 
 
 class Encoder(nn.Module):
@@ -254,4 +263,6 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         # Contiguous: of channels-last maps PyTorch's GroupNorm on the CPU is off by 4e-3, enough for other tokens.
         pixels = image.to(torch.float32).permute(0, 3, 1, 2).contiguous() / 255 * 2 - 1
-        return torch.cat(self.vqvae.encode(pixels), dim=1).to(torch.int32)
+        features = self.vqvae.features(pixels)
+        tokens = torch.cat(self.vqvae.quantize.tokenize(features), dim=1).to(torch.int32)
+        return torch.where(sampler.finite(features, (1, 2, 3)).unsqueeze(1), tokens, -1)

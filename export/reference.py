@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export.model import VAR, VQVAE
+from export.model import VAR, VQVAE, sampler
 from export.model.quantizer import PHI_RATIO
 from export.model.transformer import HEAD_SIZE
 from runtime.backends.base import OnStage, Outputs
@@ -72,11 +72,12 @@ class PyTorchBackend:
         distribution = probabilities(logits, sampling.top_k, sampling.top_p)
         uniforms = torch.from_numpy(randoms)  # noise, if smooth
         drawn = logits.argmax(-1).to(torch.int32) if sampling.smooth else draw(distribution, uniforms)
+        drawn = torch.where(sampler.finite(logits, (-1,)), drawn, -1)
         kept = None if keep is None else torch.from_numpy(np.array(keep))
         tokens = drawn if kept is None else torch.where(kept, torch.from_numpy(np.array(kept_tokens)), drawn)
         self._drawn.append(drawn.numpy())
         self._tokens.append(tokens.numpy())
-        codes = self.vqvae.quantize.embedding(tokens)  # (N, L, Z)
+        codes = self.vqvae.quantize.embedding(tokens.clamp_min(0))  # (N, L, Z)
         if sampling.smooth:
             mixed = self._mixed(
                 k, logits.masked_fill(distribution == 0, -torch.inf), torch.from_numpy(randoms), sampling
@@ -117,13 +118,19 @@ class PyTorchBackend:
 
     @torch.inference_mode()
     def decode(self) -> np.ndarray:
-        pixels = self.vqvae.decode(self._f_hat).clamp(-1, 1) * 0.5 + 0.5  # (N, 3, H, W)
-        return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        pixels = self.vqvae.decode(self._f_hat)  # (N, 3, H, W)
+        self._finite = sampler.finite(pixels, (1, 2, 3)).numpy()
+        return ((pixels.clamp(-1, 1) * 0.5 + 0.5) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+    def finite(self) -> np.ndarray:
+        return self._finite
 
     @torch.inference_mode()
     def encode(self, images: np.ndarray) -> np.ndarray:
         pixels = torch.from_numpy(images).float().permute(0, 3, 1, 2).contiguous() / 255 * 2 - 1
-        return torch.cat(self.vqvae.encode(pixels), dim=1).to(torch.int32).numpy()
+        features = self.vqvae.features(pixels)
+        tokens = torch.cat(self.vqvae.quantize.tokenize(features), dim=1).to(torch.int32)
+        return torch.where(sampler.finite(features, (1, 2, 3)).unsqueeze(1), tokens, -1).numpy()
 
     @torch.inference_mode()
     def started(self) -> dict[str, np.ndarray]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import BundleError, SettingsError, VarEdgeError
+from .errors import BundleError, NumericError, SettingsError, VarEdgeError
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
 
     __version__: str
 
-__all__ = ["BundleError", "Pipeline", "SettingsError", "VarEdgeError", "__version__"]
+__all__ = ["BundleError", "NumericError", "Pipeline", "SettingsError", "VarEdgeError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

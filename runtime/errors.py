@@ -27,5 +27,9 @@ class BundleError(VarEdgeError):
     """A bundle is missing, damaged, or not what its manifest says."""
 
 
+class NumericError(VarEdgeError):
+    """A bundle computes NaN or infinity: its numbers overflow."""
+
+
 class SettingsError(VarEdgeError):
     """A value the caller gave cannot be used."""

@@ -15,7 +15,7 @@ from .backends import create
 from .backends.base import Backend, OnStage
 from .classes import NO_CLASS, ClassNames
 from .editing import Box, keep_masks, kept_cells
-from .errors import SettingsError
+from .errors import NumericError, SettingsError
 from .limits import shown
 from .manifest import Manifest
 from .sampling import BATCH, Sampling
@@ -63,8 +63,9 @@ class Pipeline:
     """A loaded bundle.
 
     `backend` is one of `runtime.backends.BACKENDS`, or a backend of your own. `verify=False` skips the SHA-256 of the
-    bundle's files; `threads` None leaves their number to the backend. Raises BundleError if the bundle is damaged,
-    SettingsError.
+    bundle's files; `threads` None leaves their number to the backend. With `finite=False` pictures and tokens are
+    returned even if NaN or infinity went into them, for tools that look for where it begins; tokens are then -1.
+    Raises BundleError if the bundle is damaged, SettingsError.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class Pipeline:
         backend: str | Backend = "auto",
         threads: int | None = None,
         verify: bool = True,
+        finite: bool = True,
     ) -> None:
         path = Path(bundle)
+        self._finite = finite
         self.manifest = Manifest.load(path, verify)
         self.classes = ClassNames.load(path, self.manifest)
         if isinstance(backend, str):
@@ -103,7 +106,8 @@ class Pipeline:
         the tokens drawn. `on_scale` is called after every scale of every turn; to stop, raise from it.
         `on_stage(graph, scale, seconds)` hears how long every run of a graph took; the scale of condition and
         decoder is None. `smooth` mixes codes, see `Sampling`; tokens are then the most probable ones, and not what
-        the pictures are made of. Raises SettingsError, or BundleError for `smooth` if the bundle has no graph for it.
+        the pictures are made of. Raises SettingsError, NumericError if the model computes NaN or infinity, or
+        BundleError for `smooth` if the bundle has no graph for it.
         """
         numbers = np.array(self.classes.labels(labels), np.int64)  # (N,)
         sampling = Sampling(cfg, top_k, top_p, smooth)
@@ -124,6 +128,9 @@ class Pipeline:
             tokens.append([self.backend.tokens(k) for k in range(len(self.manifest.scales))])
             if kept:
                 drawn.append([self.backend.drawn(k) for k in range(len(self.manifest.scales))])
+            for k, maps in enumerate((drawn if kept else tokens)[-1]):
+                self._check_finite(maps >= 0, f"logits of scale {k}")
+            self._check_finite(self.backend.finite(), "pixels of the decoder")
         all_tokens = _join(tokens)
         return Result(np.concatenate(images), all_tokens, _join(drawn) if kept else all_tokens)
 
@@ -147,14 +154,23 @@ class Pipeline:
     def encode(self, images: np.ndarray) -> Maps:
         """The K token maps (N, p*p) int32 of pictures (N, H, W, 3) uint8.
 
-        Raises SettingsError, or BundleError if the bundle has no encoder.
+        Raises SettingsError, NumericError if the encoder computes NaN or infinity, or BundleError if the bundle has
+        no encoder.
         """
         side = self.manifest.model.image_size
         if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
             expected = f"(N, {side}, {side}, 3) uint8"
             raise SettingsError(f"images: expected {expected}, found {images.shape} {images.dtype}")
         ends = [scale.offset + scale.tokens for scale in self.manifest.scales]
-        return np.split(self.backend.encode(images), ends[:-1], axis=1)
+        tokens = self.backend.encode(images)
+        self._check_finite(tokens >= 0, "features of the encoder")
+        return np.split(tokens, ends[:-1], axis=1)
+
+    def _check_finite(self, finite: np.ndarray, what: str) -> None:
+        """Raises NumericError, unless the pipeline was told not to."""
+        if self._finite and not finite.all():
+            model = f"{self.manifest.model.name} overflows in {self.manifest.precision}"
+            raise NumericError(f"{what} hold NaN or infinity: {model}; use FP32 or check with make verify")
 
     def _draw(
         self,

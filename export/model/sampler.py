@@ -45,6 +45,14 @@ def smoothed(
     return torch.where(filtered(logits, top_k, top_p) > 0, noised, REMOVED).softmax(-1)
 
 
+def finite(values: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Whether the numbers along `axes` are all finite: if one is NaN or infinite, so is their sum.
+
+    No IsNaN, IsInf or NaN != NaN, which engines may simplify away; a comparison with NaN is false everywhere.
+    """
+    return values.sum(axes).abs() < torch.finfo(torch.float32).max
+
+
 def _highest_threshold(values: Tensor, weights: Tensor | None, wanted: Tensor) -> Tensor:
     """The highest threshold (..., 1) at or above which values weigh `wanted`; the lowest value if all weigh less.
 

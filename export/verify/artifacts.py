@@ -109,14 +109,14 @@ def _in(directory: Path) -> Iterator[Artifact]:
 def runnable(artifact: Artifact) -> Iterator[tuple[Path, Pipeline]]:
     """The directory that runs, for FP16 on a CPU its simulated twin, and the loaded pipeline."""
     if artifact.engines:  # files were checked when they were found
-        yield artifact.path, Pipeline(artifact.path, "tensorrt", verify=False)
+        yield artifact.path, Pipeline(artifact.path, "tensorrt", verify=False, finite=False)
     elif artifact.simulated:
         with scratch_directory(artifact.path) as scratch:
             twin = scratch / artifact.path.name
             simulate(artifact.path, twin)
-            yield twin, Pipeline(twin, "onnxruntime", verify=False)
+            yield twin, Pipeline(twin, "onnxruntime", verify=False, finite=False)
     else:
-        yield artifact.path, Pipeline(artifact.path, "onnxruntime", verify=False)
+        yield artifact.path, Pipeline(artifact.path, "onnxruntime", verify=False, finite=False)
 
 
 def smoothing(artifact: Artifact) -> dict[str, np.ndarray]:

@@ -138,7 +138,7 @@ def _steps(artifact: Artifact, reference: Reference, size: int, progress: Progre
     assert artifact.manifest
     progress(f"{STATIC_STEP} {size}", 0, 1)
     steps = StaticSteps(artifact.path, artifact.manifest, size)
-    return check_steps(reference, Pipeline(artifact.path, steps, verify=False), size)
+    return check_steps(reference, Pipeline(artifact.path, steps, verify=False, finite=False), size)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class Backend(Protocol):
         """
 
     def drawn(self, k: int) -> np.ndarray:
-        """(B, L) int32: what scale k, already stepped, drew."""
+        """(B, L) int32: what scale k, already stepped, drew; -1 where the logits hold NaN or infinity."""
 
     def tokens(self, k: int) -> np.ndarray:
         """(B, L) int32: the same after `keep`."""
@@ -56,5 +56,11 @@ class Backend(Protocol):
     def decode(self) -> np.ndarray:
         """(B, H, W, 3) uint8: the pictures as f_hat is after the latest step."""
 
+    def finite(self) -> np.ndarray:
+        """(B,) bool: false for a picture of the latest `decode` whose pixels were NaN or infinite before rounding."""
+
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """(N, T) int32: the tokens of pictures (N, H, W, 3) uint8. Raises BundleError without an encoder."""
+        """(N, T) int32: the tokens of pictures (N, H, W, 3) uint8, -1 in one whose features hold NaN or infinity.
+
+        Raises BundleError without an encoder.
+        """

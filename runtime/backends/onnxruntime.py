@@ -103,6 +103,9 @@ class _Batch:
                 run()
         return self.arrays.download(self.wiring.images)
 
+    def finite(self) -> np.ndarray:
+        return self.arrays.download(self.wiring.finite)[:, 0]
+
     def free(self) -> None:
         _free(self.arrays)
 

@@ -158,7 +158,7 @@ class _Batch:
         self.latest = -1  # the scale stepped last
         self._on_stage: OnStage | None = None
         self._marks: list[tuple[str, int | None, Any, Any]] = []
-        self._images = self.arrays.pinned(wiring.images.nbytes)
+        self._images, self._finite = (self.arrays.pinned(array.nbytes) for array in (wiring.images, wiring.finite))
 
         scales = len(manifest.scales)
         self._condition = self._recorded([(wiring.condition, record.batches.index(size))], wiring.start)
@@ -182,11 +182,15 @@ class _Batch:
     def decode(self) -> np.ndarray:
         self._launch("decoder", None, self._decoders[self.latest % 2])
         self._cuda.download(self._images, self.wiring.images.address)
+        self._cuda.download(self._finite, self.wiring.finite.address)
         self._cuda.synchronize()
         for stage, scale, seconds in self._times():
             assert self._on_stage
             self._on_stage(stage, scale, seconds)
         return self._images.reshape(self.wiring.images.shape).copy()
+
+    def finite(self) -> np.ndarray:
+        return self._finite.view(np.bool_).reshape(self.wiring.finite.shape)[:, 0].copy()
 
     def free(self) -> None:
         self._cuda.synchronize()

@@ -28,6 +28,8 @@ class Batch(Protocol):
 
     def decode(self) -> np.ndarray: ...
 
+    def finite(self) -> np.ndarray: ...
+
     def free(self) -> None:
         """Gives back what the garbage collector does not."""
 
@@ -81,6 +83,9 @@ class WiredBackend(ABC, Generic[B]):
 
     def decode(self) -> np.ndarray:
         return self.batch.decode()
+
+    def finite(self) -> np.ndarray:
+        return self.batch.finite()
 
     def started(self) -> dict[str, np.ndarray]:
         """What condition has just made; the first scale's step overwrites some of it."""

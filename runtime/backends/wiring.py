@@ -98,6 +98,7 @@ class Wiring:
         f_hat_shape = (size, model.code_size, model.grid, model.grid)  # (B, Z, P, P)
         self._f_hat = [arrays.zeros(f_hat_shape, np.float32) for _ in range(2)]
         self.images = arrays.zeros((size, model.image_size, model.image_size, 3), np.uint8)
+        self.finite = arrays.zeros((size, ALIGNMENT), np.bool_)  # a picture's is the first of its row
 
         x = arrays.zeros((rows, columns, model.width), np.float32)  # (L, 2B, C)
         modulation = arrays.zeros((model.depth, 6, columns, model.width), np.float32)
@@ -177,7 +178,14 @@ class Wiring:
         """The decoder's runs after scale k, one for each picture: together they hold the activations of all of them."""
         f_hat = self.f_hat_after(k)
         rows = [slice(i, i + 1) for i in range(self.size)]
-        return [Stage("decoder", {"f_hat": f_hat[row]}, {"image": self.images[row]}) for row in rows]
+        return [
+            Stage(
+                "decoder",
+                {"f_hat": f_hat[row]},
+                {"image": self.images[row], "finite": self.finite[row].reshape((ALIGNMENT,))[:1]},
+            )
+            for row in rows
+        ]
 
 
 def _drawing(smooth: bool, size: int, tokens: int, vocab_size: int) -> dict[str, tuple[tuple[int, ...], Any]]:

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.cpp.conftest import DEPENDENCIES, SOURCE, Configure, require, run
+from tests.cpp.hostile import RECORD
 from tests.cpp.traces import Case
 
 CASE = Case((0, 5), 3, 4.0, 300, 0.9).line
+LONGEST_INPUT = 300_000  # bytes
 FUZZ_RUNS = {"manifest": 20_000, "weights": 50_000, "engine_record": 10_000}
 
 
@@ -156,9 +158,9 @@ DAMAGES = {
     damage_altered: "decoder.onnx: altered: expected SHA-256",
     damage_missing: "weights.safetensors: missing; copy the whole bundle again",
     damage_unknown_key: "manifest.json: unknown key(s) extra",
-    damage_version: "expected schema_version 2, found 99; export the bundle again",
+    damage_version: "expected schema_version 3, found 99; export the bundle again",
     damage_traversal: "expected plain names of other files; found ../outside",
-    damage_no_json: "cannot be read: no valid JSON",
+    damage_no_json: "manifest.json: not UTF-8",
     damage_header: "weights.safetensors: ",
 }
 
@@ -200,14 +202,16 @@ def test_fuzzed_input_is_refused(target: str, build: Configure, demo_bundle: Pat
     )
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    seeds = {"manifest": (demo_bundle / "manifest.json").read_bytes(), "engine_record": b'{"schema_version": 2}'}
+    seeds = {"manifest": (demo_bundle / "manifest.json").read_bytes(), "engine_record": json.dumps(RECORD).encode()}
     weights = (demo_bundle / "weights.safetensors").read_bytes()
     seeds["weights"] = weights[8 : 8 + int.from_bytes(weights[:8], "little")]
     (corpus / "seed").write_bytes(seeds[target])
+    (corpus / "nested").write_bytes(b"[" * LONGEST_INPUT)  # deeper than any stack, were it not refused
     run(
         folder / "tests" / "fuzz" / f"fuzz_{target}",
         f"-runs={FUZZ_RUNS[target]}",
-        "-max_len=20000",
+        f"-max_len={LONGEST_INPUT}",
+        f"-dict={SOURCE / 'tests' / 'fuzz' / 'json.dict'}",
         corpus,
         cwd=tmp_path,
     )

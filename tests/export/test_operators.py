@@ -29,7 +29,7 @@ def used(path: Path) -> dict[str, set[str]]:
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     found: dict[str, set[str]] = {}
     for node in graph.node:
-        compares = node.op_type in ("Greater", "GreaterOrEqual", "ArgMin")
+        compares = node.op_type in ("Greater", "GreaterOrEqual", "Less", "ArgMin")
         kind = onnx.TensorProto.DataType.Name(types[node.input[0] if compares else node.output[0]])
         found.setdefault(node.op_type, set()).add(TYPES[kind])
     return found

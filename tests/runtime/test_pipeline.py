@@ -204,7 +204,8 @@ def test_damaged_graph_is_a_bundle_error(own_bundle: Path) -> None:
 def test_a_graph_that_fails_is_one_line(toy_bundle: Path) -> None:
     graph = Manifest.load(toy_bundle).graphs["decoder"]
     run = Session(toy_bundle, graph, threads=1).bind(
-        {"f_hat": np.zeros((1, 2, 3, 3), np.float32)}, {"image": np.zeros((1, 7, 6, 3), np.uint8)}
+        {"f_hat": np.zeros((1, 2, 3, 3), np.float32)},
+        {"image": np.zeros((1, 7, 6, 3), np.uint8), "finite": np.zeros(1, np.bool_)},
     )
     with pytest.raises(VarEdgeError, match=r"decoder.onnx: ONNX Runtime failed: .*dimensions") as error:
         run()

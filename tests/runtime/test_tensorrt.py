@@ -91,7 +91,8 @@ def test_one_graph_for_each_stage_and_nothing_else_for_a_picture(demo: Path, cud
     assert cuda.launched == [["upload", "zero", "condition 1"], *steps, ["decoder 0", "decoder 0"]]
     drawing = cuda.calls[: cuda.calls.index("download")]
     assert drawing == ["synchronize", *["launch"] * (scales + 2)]
-    downloads = ["download", "synchronize"] * (1 + scales)  # pictures, and what the result returns of tokens
+    # Pictures and whether they are finite, then the tokens of each scale.
+    downloads = ["download", "download", "synchronize", *["download", "synchronize"] * scales]
     assert cuda.calls[len(drawing) :] == downloads
 
 

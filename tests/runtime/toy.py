@@ -75,7 +75,11 @@ GRAPHS = {
             bent = Mul(tilted, filters)
             scores = Sub(batched, bent)
             best = ArgMax<axis = 2, keepdims = 0>(scores)
-            drawn = Cast<to = 6>(best)
+            index = Cast<to = 6>(best)
+            sum = ReduceSum<keepdims = 0>(batched, axis_2)
+            size = Abs(sum)
+            finite = Less(size, largest)
+            drawn = Where(finite, index, minus_one)
             tokens = Where(keep, kept_tokens, drawn)
             codes = Cast<to = 1>(tokens)
             enlarged = MatMul(codes, upsample)
@@ -96,7 +100,10 @@ GRAPHS = {
             x_next = Mul(value, ones_x)
         }""",
     "decoder": """
-        (float[B,2,3,3] f_hat) => (uint8[B,6,6,3] image) {
+        (float[B,2,3,3] f_hat) => (uint8[B,6,6,3] image, bool[B] finite) {
+            sum = ReduceSum<keepdims = 0>(f_hat, axes_123)
+            size = Abs(sum)
+            finite = Less(size, largest)
             flat = ReduceMean<keepdims = 0>(f_hat, axis_1)
             tiled = Tile(flat, two_by_two)
             pixel = Unsqueeze(tiled, axis_3)
@@ -114,6 +121,9 @@ CONSTANTS = {
     "axis_1": np.array([1]),
     "axis_2": np.array([2]),
     "axis_3": np.array([3]),
+    "axes_123": np.array([1, 2, 3]),
+    "largest": np.finfo(np.float32).max,
+    "minus_one": np.int32(-1),
     "axes_02": np.array([0, 2]),
     "axes_023": np.array([0, 2, 3]),
     "two_by_two": np.array([1, 2, 2]),

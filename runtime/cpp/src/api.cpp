@@ -58,7 +58,7 @@ var_edge_status guarded(Call&& call) noexcept {
             last_error = one_line(error.what());
         } catch (...) {
         }
-        return VAR_EDGE_FAILED;
+        return tells_out_of_memory(error.what()) ? VAR_EDGE_OUT_OF_MEMORY : VAR_EDGE_FAILED;
     } catch (...) {
         last_error = "unknown";
         return VAR_EDGE_FAILED;

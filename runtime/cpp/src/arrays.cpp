@@ -21,7 +21,7 @@ Array Array::rows(std::int64_t begin, std::int64_t end) const {
     part.shape[0] = end - begin;
     Array row = *this;
     row.shape[0] = 1;
-    part.data += std::size_t(begin) * row.bytes();
+    if (data) part.data += std::size_t(begin) * row.bytes();
     return part;
 }
 

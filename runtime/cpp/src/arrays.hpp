@@ -51,4 +51,14 @@ class HostArrays final : public Arrays {
     std::uint8_t* allocate(std::size_t size);
 };
 
+// Shapes without memory: to compare them with the graphs before any is taken.
+class NoArrays final : public Arrays {
+  public:
+    Array zeros(Shape shape, Dtype dtype) override { return {nullptr, std::move(shape), dtype}; }
+    std::pair<std::uint8_t*, std::uint8_t*> staged(std::size_t) override { return {nullptr, nullptr}; }
+    void upload(std::uint8_t*, const void*, std::size_t) override {}
+    void download(void*, const Array&) override {}
+    void clear(const Array&) override {}
+};
+
 }  // namespace var_edge_impl

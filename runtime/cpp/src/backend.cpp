@@ -1,6 +1,7 @@
 #include "backend.hpp"
 
 #include "engine_record.hpp"
+#include "error.hpp"
 #include "files.hpp"
 
 namespace var_edge_impl {
@@ -24,6 +25,12 @@ std::unique_ptr<Backend> tensorrt([[maybe_unused]] const std::filesystem::path& 
 #else
     throw unsupported("this library was built without TensorRT; build it with -DVAR_EDGE_TENSORRT=ON");
 #endif
+}
+
+// Whether AUTO may take another backend after this error, as in Python: the engines or the machine do not fit. What went
+// wrong while loading, as memory that ran out, would go wrong again or hide a fault.
+bool is_another_choice(const Error& error) {
+    return error.status == VAR_EDGE_BAD_BUNDLE || error.status == VAR_EDGE_UNSUPPORTED;
 }
 
 }  // namespace
@@ -56,14 +63,15 @@ std::unique_ptr<Backend> create_backend(var_edge_backend wanted, const std::file
         try {
             return tensorrt(bundle, manifest, options);
         } catch (const Error& error) {
-            if (engines) throw;
-            options.log(1, std::string("engines not used: ") + error.what());
+            if (engines || !is_another_choice(error)) throw;
+            options.log(1, one_line(std::string("engines not used: ") + error.what()));
         }
     }
     try {
         return onnxruntime(VAR_EDGE_ONNXRUNTIME_CUDA, bundle, manifest, options);
     } catch (const Error& error) {
-        if (error.status != VAR_EDGE_UNSUPPORTED) throw;  // no GPU, or a library without its provider
+        if (error.status != VAR_EDGE_UNSUPPORTED) throw;
+        options.log(0, one_line(std::string("GPU not used: ") + error.what()));
     }
     return onnxruntime(VAR_EDGE_ONNXRUNTIME, bundle, manifest, options);
 }

@@ -21,7 +21,7 @@ using Log = std::function<void(int level, const std::string& message)>;
 using OnStage = std::function<void(const char* stage, std::int64_t scale, double seconds)>;  // scale -1: of none
 
 struct BackendOptions {
-    int threads = 0;  // of the CPU; 0: the engine's choice
+    int threads = 0;  // of the CPU; 0: as many processors as this process may use
     bool verify = true;
     void* stream = nullptr;  // cudaStream_t; null: a stream of its own
     int device = -1;         // number of the GPU; -1: the engine's choice
@@ -41,6 +41,8 @@ class Backend {
     virtual void begin(const std::vector<std::int64_t>& labels, bool smooth) = 0;
     virtual void step(std::size_t k, const Draw& draw, const Sampling& sampling) = 0;
     virtual void tokens(std::size_t k, std::int32_t* out) = 0;  // (B, L): what scale k, already stepped, drew or kept
+    virtual void drawn(std::size_t k, std::int32_t* out) = 0;   // (B, L): the same before `keep`; -1 where the logits hold NaN or infinity
+    virtual std::vector<std::uint8_t> finite() = 0;  // (B,): whether the pictures decoded last were, before rounding
     virtual void decode(std::uint8_t* images, bool to_device) = 0;  // (B, H, W, 3): f_hat as it is after the latest step
     virtual void encode(const std::uint8_t* image, std::int32_t* tokens) = 0;  // one picture
     virtual void logits(std::size_t k, float* out) = 0;  // (L, 2B, V) of scale k, stepped last; without guidance

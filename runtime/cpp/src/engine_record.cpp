@@ -1,8 +1,11 @@
 #include "engine_record.hpp"
 
 #include <algorithm>
+#include <cmath>
 
+#include "bounded.hpp"
 #include "files.hpp"
+#include "limits.hpp"
 #include "strict.hpp"
 
 namespace var_edge_impl {
@@ -17,18 +20,23 @@ Built parse_built(const Strict& s) {
     s.with({"flavour", "version", "compute_capabilities", "gpu", "hardware_compatible", "version_compatible"});
     Built built{s["flavour"].string(), s["version"].string(), {}, s["gpu"].string_or_null(), s["hardware_compatible"].boolean(),
                 s["version_compatible"].boolean()};
-    for (const Strict& capability : s["compute_capabilities"].list()) built.compute_capabilities.push_back(capability.string());
+    for (const Strict& capability : s["compute_capabilities"].list(SIZE_MAX)) built.compute_capabilities.push_back(capability.string());
     return built;
 }
 
 Engine parse_engine(const Strict& s) {
     s.with({"file", "source_sha256", "profiles", "build_seconds", "weight_bytes", "layers", "int8_planned", "int8_built"});
-    Engine engine{s["file"].string(), s["source_sha256"].string(), {}};
+    Engine engine{s["file"].name(), s["source_sha256"].string(), {}};
     for (const Strict& profile : s["profiles"].list()) {
         std::map<std::string, Shape> shapes;
-        for (const auto& [name, shape] : profile.members()) shapes[name] = shape.integers();
+        for (const auto& [name, shape] : profile.named()) shapes[name] = shape.shape();
         engine.profiles.push_back(std::move(shapes));
     }
+    s["build_seconds"].number({-HUGE_VAL, HUGE_VAL});
+    s["weight_bytes"].integer();
+    for (const auto& [_, layers] : s["layers"].members()) layers.integer();
+    s["int8_planned"].integer();
+    s["int8_built"].integers();
     return engine;
 }
 
@@ -39,15 +47,20 @@ EngineRecord EngineRecord::parse(const std::string& text, const std::string& whe
     check_schema(document, ENGINE_SCHEMA_VERSION, where, "run make engine again");
     const Strict s(document, where);
     s.with({"schema_version", "built", "weights_sha256", "batches", "options", "engines", "peak_bytes", "created"});
-    EngineRecord record{parse_built(s["built"]), s["weights_sha256"].string(), s["batches"].integers(), {}};
-    for (const auto& [name, engine] : s["engines"].members()) record.engines.emplace(name, parse_engine(engine));
+    EngineRecord record{parse_built(s["built"]), s["weights_sha256"].string(), {}, {}};
+    for (const Strict& batch : s["batches"].list(limits::BATCHES)) record.batches.push_back(batch.integer(limits::BATCH));
+    if (record.batches.empty()) throw s["batches"].wrong("at least one batch size");
+    for (const auto& [name, engine] : s["engines"].named()) record.engines.emplace(name, parse_engine(engine));
+    s["options"].members();
+    s["peak_bytes"].integer();
+    s["created"].string();
     return record;
 }
 
 EngineRecord EngineRecord::load(const fs::path& folder) {
     const fs::path path = folder / ENGINE_RECORD;
-    if (!is_file(path)) throw bad_bundle(folder.string() + ": no " + ENGINE_RECORD + ", so no engines; make engine builds them");
-    return parse(read_file(path), path.string());
+    if (!fs::exists(path)) throw bad_bundle(folder.string() + ": no " + ENGINE_RECORD + ", so no engines; make engine builds them");
+    return parse(read_text(path, limits::JSON_BYTES), path.string());
 }
 
 std::size_t EngineRecord::profile(std::int64_t batch, std::size_t scale, std::size_t scales) const {

@@ -1,24 +1,16 @@
 #include "files.hpp"
 
-#include <fstream>
 #include <vector>
 
+#include <sys/stat.h>
+
+#include "bounded.hpp"
 #include "error.hpp"
 #include "sha256.hpp"
 
 namespace var_edge_impl {
 
 namespace fs = std::filesystem;
-
-namespace {
-
-std::ifstream opened(const fs::path& path) {
-    std::ifstream file(path, std::ios::binary);
-    if (!file) throw bad_bundle(path.string() + ": cannot be read");
-    return file;
-}
-
-}  // namespace
 
 bool is_file(const fs::path& path) {
     std::error_code ignored;
@@ -32,24 +24,29 @@ std::int64_t file_bytes(const fs::path& path) {
     return std::int64_t(size);
 }
 
-std::string read_file(const fs::path& path) {
-    std::ifstream file = opened(path);
-    std::string text(std::size_t(file_bytes(path)), '\0');
-    if (!file.read(text.data(), std::streamsize(text.size()))) throw bad_bundle(path.string() + ": cannot be read");
+std::string stamp(const fs::path& path) {
+    struct stat state {};
+    if (::stat(path.c_str(), &state) != 0) throw bad_bundle(path.string() + ": missing; copy the whole bundle again");
+    std::string text;
+    for (const auto part : {std::uint64_t(state.st_dev), std::uint64_t(state.st_ino), std::uint64_t(state.st_size),
+                            std::uint64_t(state.st_mtim.tv_sec), std::uint64_t(state.st_mtim.tv_nsec),
+                            std::uint64_t(state.st_ctim.tv_sec), std::uint64_t(state.st_ctim.tv_nsec)}) {
+        text += std::to_string(part) + " ";
+    }
     return text;
 }
 
 std::string sha256(const fs::path& path, const std::function<void(std::size_t)>& on_bytes) {
-    std::ifstream file = opened(path);
+    const InputFile file(path);
     Sha256 digest;
-    std::vector<char> block(1 << 20);
-    while (file) {
-        file.read(block.data(), std::streamsize(block.size()));
-        digest.add(reinterpret_cast<const std::uint8_t*>(block.data()), std::size_t(file.gcount()));
-        if (on_bytes) on_bytes(std::size_t(file.gcount()));
+    std::vector<std::uint8_t> block(1 << 20);
+    for (std::int64_t offset = 0;;) {
+        const std::size_t count = file.read_some(block.data(), block.size(), offset);
+        if (!count) return digest.hex();
+        digest.add(block.data(), count);
+        offset += std::int64_t(count);
+        if (on_bytes) on_bytes(count);
     }
-    if (file.bad()) throw bad_bundle(path.string() + ": cannot be read");
-    return digest.hex();
 }
 
 }  // namespace var_edge_impl

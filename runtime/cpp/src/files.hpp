@@ -1,4 +1,4 @@
-// Files read whole, and their fingerprints. Twin of runtime/files.py.
+// Fingerprints of files. Twin of runtime/files.py.
 #pragma once
 
 #include <cstdint>
@@ -9,10 +9,12 @@
 namespace var_edge_impl {
 
 bool is_file(const std::filesystem::path& path);
-std::int64_t file_bytes(const std::filesystem::path& path);
 
 // Throws Error BAD_BUNDLE.
-std::string read_file(const std::filesystem::path& path);
+std::int64_t file_bytes(const std::filesystem::path& path);
+
+// Which content a path leads to, without reading it: any writing to the file or replacing of it gives another stamp.
+std::string stamp(const std::filesystem::path& path);
 
 // Hexadecimal SHA-256 of a file's content. `on_bytes` hears how many were read since it was called last.
 std::string sha256(const std::filesystem::path& path, const std::function<void(std::size_t)>& on_bytes = {});

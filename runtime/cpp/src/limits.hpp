@@ -14,11 +14,13 @@ struct Range {
     constexpr bool holds(double value) const { return (above ? value > least : value >= least) && value <= most; }
 };
 
-// Files. Commas and brackets bound what a JSON file becomes in memory, however it is written.
+// Files. What a JSON file becomes in memory grows with its marks, however it is written.
 constexpr std::int64_t JSON_BYTES = 16 << 20;
 constexpr std::size_t JSON_DEPTH = 64;
-constexpr std::int64_t JSON_COMMAS = 4 << 20;
-constexpr std::int64_t JSON_BRACKETS = 1 << 19;
+constexpr struct {
+    char mark;
+    std::int64_t most;
+} JSON_COUNTS[] = {{',', 1 << 22}, {'[', 1 << 19}, {'{', 1 << 19}, {':', 1 << 19}, {'"', 1 << 21}};
 constexpr std::int64_t HEADER_BYTES = 100'000'000;  // of a safetensors file, as its own reader allows
 constexpr std::int64_t TEXT_BYTES = 16 << 20;       // of a list of class names
 constexpr std::size_t NAME_BYTES = 1024;
@@ -32,7 +34,7 @@ constexpr Range SIDES{2, 64}, SIDE{1, 1024}, MULTIPLIERS{1, 16}, MULTIPLIER{1, 6
 constexpr std::int64_t TOKENS = 65536;  // of all scales together
 constexpr std::size_t COUNT = 4096;     // graphs; files; tensors of a graph
 constexpr std::size_t RANK = 8;
-constexpr std::int64_t SIZE = INT32_MAX;  // of an axis
+constexpr Range SIZE{0, INT32_MAX};     // of an axis
 
 // Settings and options.
 constexpr Range CFG{0, 1000}, TOP_P{0, 1}, BATCH{1, 1024}, PICTURES{1, 1 << 20}, THREADS{1, 1024};

@@ -1,6 +1,7 @@
 // The manifest: what a bundle says about itself. Twin of runtime/manifest.py.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <filesystem>
 #include <map>
@@ -14,10 +15,10 @@
 
 namespace var_edge_impl {
 
-constexpr std::int64_t SCHEMA_VERSION = 2;
+constexpr std::int64_t SCHEMA_VERSION = 3;
 constexpr const char* MANIFEST = "manifest.json";
 constexpr const char* WEIGHTS = "weights.safetensors";
-inline const std::vector<std::string> REQUIRED_GRAPHS = {"condition", "transformer", "bridge", "decoder"};
+constexpr std::array<const char*, 4> REQUIRED_GRAPHS = {"condition", "transformer", "bridge", "decoder"};
 
 enum class Dtype { float32, float16, int64, int32, uint8, boolean };
 std::size_t item_size(Dtype dtype);
@@ -34,9 +35,14 @@ struct Model {
     std::vector<std::int64_t> ch_mult;
     std::int64_t num_res_blocks;
     bool shared_aln, attn_l2_norm;
+    double norm_eps, mlp_ratio, quant_resi;
+    std::int64_t share_quant_resi;
+    bool using_znorm;
+    std::int64_t quant_conv_ks;
 
     std::int64_t grid() const { return patch_nums.back(); }
     std::int64_t tokens() const;
+    std::int64_t phis() const;  // smoothing convolutions that the scales choose from
 };
 
 // One token map. `upsample` and `downsample` name matrices in the weight file.
@@ -60,6 +66,7 @@ struct GraphSpec {
 struct FileSpec {
     std::int64_t size;
     std::string sha256;
+    std::string stamp = {};  // of the file that was checked
 };
 
 struct Manifest {
@@ -77,6 +84,9 @@ struct Manifest {
     // The manifest of a directory, its files checked for their sizes and, if `verify`, their SHA-256.
     static Manifest load(const std::filesystem::path& bundle, bool verify, const Progress& progress = {});
 
+    // For a file that is read again after `load`: the same as then, or checked anew. Throws Error BAD_BUNDLE.
+    void check_still(const std::filesystem::path& bundle, const std::string& name, bool verify) const;
+
     // Tensors of the weight file that no graph names: the runtime hands them to the graphs.
     std::set<std::string> runtime_tensors() const;
 
@@ -85,7 +95,6 @@ struct Manifest {
     void check_model(const std::string& where) const;
     void check_scales(const std::string& where) const;
     void check_names(const std::string& where) const;
-    void check_files(const std::filesystem::path& bundle, bool verify, const Progress& progress) const;
 };
 
 }  // namespace var_edge_impl

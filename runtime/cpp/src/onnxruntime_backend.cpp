@@ -1,14 +1,19 @@
 // ONNX Runtime: graphs work in place on arrays that are allocated once for a batch size. Twin of
 // runtime/backends/onnxruntime.py and ort_session.py.
+#define ORT_API_MANUAL_INIT  // see environment()
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 
 #include "backend.hpp"
+#include "bounded.hpp"
 #include "error.hpp"
+#include "threads.hpp"
 
 namespace var_edge_impl {
 
@@ -21,9 +26,31 @@ ONNXTensorElementDataType element_type(Dtype dtype) {
     return types[std::size_t(dtype)];
 }
 
+Error engine_error(var_edge_status status, const std::string& what, const Ort::Exception& error) {
+    return {tells_out_of_memory(error.what()) ? VAR_EDGE_OUT_OF_MEMORY : status, what + ": " + error.what()};
+}
+
+// ONNX Runtime makes a device's identifier and a database of events when its environment is created, unless this is set. It
+// is set while the library is loaded, when there is one thread still: setting it beside threads that read the environment
+// is not safe. A value of the application's stays.
+__attribute__((constructor(101))) void no_telemetry() { ::setenv("ORT_DISABLE_TELEMETRY", "1", 0); }
+
+constexpr int OLDEST = 18;  // ONNX Runtime 1.18 is the first that reads these graphs, and has every call made here
+
 // One environment for the process: ONNX Runtime allows no second one beside it.
 Ort::Env& environment() {
-    static Ort::Env env(ORT_LOGGING_LEVEL_FATAL, "var_edge");  // errors come back as exceptions
+    static Ort::Env env = [] {
+        const OrtApiBase* base = OrtGetApiBase();
+        const char* version = base->GetVersionString();
+        int major = 0, minor = 0;
+        std::sscanf(version, "%d.%d", &major, &minor);
+        const bool known = major > 1 || (major == 1 && minor >= OLDEST);  // asked for an unknown one it prints
+        const OrtApi* api = known ? base->GetApi(OLDEST) : nullptr;
+        if (!api) throw unsupported(std::string("ONNX Runtime ") + version + ": expected 1." + std::to_string(OLDEST) + " or later; install a newer one");
+        Ort::InitApi(api);
+        if (!std::getenv("ORT_DISABLE_TELEMETRY")) no_telemetry();
+        return Ort::Env(ORT_LOGGING_LEVEL_FATAL, "var_edge");  // errors come back as exceptions
+    }();
     return env;
 }
 
@@ -46,7 +73,7 @@ class Bound {
         try {
             session_->Run(options, binding_);
         } catch (const Ort::Exception& error) {
-            throw failed(path_ + ": ONNX Runtime failed: " + one_line(error.what()));
+            throw engine_error(VAR_EDGE_FAILED, path_ + ": ONNX Runtime failed", error);
         }
     }
 
@@ -57,11 +84,23 @@ class Bound {
     std::vector<Ort::Value> values_;
 };
 
-using Specs = std::map<std::string, ONNXTensorElementDataType>;
+struct Spec {
+    ONNXTensorElementDataType type;
+    Shape shape;  // -1: any size
+
+    bool fits(const Spec& other) const {
+        const auto agree = [](std::int64_t a, std::int64_t b) { return a == b || a < 0 || b < 0; };
+        return type == other.type && std::equal(shape.begin(), shape.end(), other.shape.begin(), other.shape.end(), agree);
+    }
+};
+using Specs = std::map<std::string, Spec>;
 
 Specs declared(const std::vector<TensorSpec>& tensors) {
     Specs specs;
-    for (const TensorSpec& tensor : tensors) specs[tensor.name] = element_type(tensor.dtype);
+    for (const TensorSpec& tensor : tensors) {
+        Spec& spec = specs[tensor.name] = {element_type(tensor.dtype), {}};
+        for (const Axis& axis : tensor.shape) spec.shape.push_back(std::holds_alternative<std::int64_t>(axis) ? std::get<std::int64_t>(axis) : -1);
+    }
     return specs;
 }
 
@@ -73,49 +112,56 @@ class Session {
         try {
             session_ = Ort::Session(environment(), path_.c_str(), options);
         } catch (const Ort::Exception& error) {
-            throw bad_bundle(path_ + ": ONNX Runtime " + Ort::GetVersionString() + " cannot load it: " + one_line(error.what()));
+            throw engine_error(VAR_EDGE_BAD_BUNDLE, path_ + ": ONNX Runtime " + Ort::GetVersionString() + " cannot load it", error);
         }
-        Ort::AllocatorWithDefaultOptions allocator;
-        Specs inputs, outputs;
+        const Ort::AllocatorWithDefaultOptions allocator;
         for (std::size_t i = 0; i < session_.GetInputCount(); ++i) {
-            const auto type = session_.GetInputTypeInfo(i);
-            inputs[session_.GetInputNameAllocated(i, allocator).get()] = type.GetTensorTypeAndShapeInfo().GetElementType();
+            add(inputs_, session_.GetInputNameAllocated(i, allocator).get(), session_.GetInputTypeInfo(i));
         }
         for (std::size_t i = 0; i < session_.GetOutputCount(); ++i) {
-            const auto type = session_.GetOutputTypeInfo(i);
-            outputs[session_.GetOutputNameAllocated(i, allocator).get()] = type.GetTensorTypeAndShapeInfo().GetElementType();
+            add(outputs_, session_.GetOutputNameAllocated(i, allocator).get(), session_.GetOutputTypeInfo(i));
         }
-        agree("manifest", declared(graph.inputs), inputs);
-        agree("manifest", declared(graph.outputs), outputs);
-        inputs_ = std::move(inputs);
-        outputs_ = std::move(outputs);
+        agree("manifest", declared(graph.inputs), inputs_);
+        agree("manifest", declared(graph.outputs), outputs_);
+    }
+
+    // Throws Error BAD_BUNDLE unless the graph takes the stage's arrays.
+    void check(const Stage& stage) const {
+        agree("runtime", of(stage.inputs), inputs_);
+        agree("runtime", of(stage.outputs), outputs_);
     }
 
     Bound bind(const Stage& stage) {
-        agree("runtime", of(stage.inputs), inputs_);
-        agree("runtime", of(stage.outputs), outputs_);
+        check(stage);
         return {session_, path_, stage};
     }
 
   private:
     static Specs of(const Tensors& tensors) {
         Specs specs;
-        for (const auto& [name, array] : tensors) specs[name] = element_type(array.dtype);
+        for (const auto& [name, array] : tensors) specs[name] = {element_type(array.dtype), array.shape};
         return specs;
+    }
+
+    // A sequence or an optional has no element type to ask for.
+    void add(Specs& specs, const std::string& name, const Ort::TypeInfo& type) const {
+        if (type.GetONNXType() != ONNX_TYPE_TENSOR) throw bad_bundle(path_ + ": " + name + ": expected a tensor; export the bundle again");
+        const auto tensor = type.GetTensorTypeAndShapeInfo();
+        specs[name] = {tensor.GetElementType(), tensor.GetShape()};
     }
 
     void agree(const char* other, const Specs& expected, const Specs& found) const {
         std::string differing;
         const auto note = [&](const std::string& name) { differing += (differing.empty() ? "" : ", ") + name; };
-        for (const auto& [name, type] : expected) {
-            if (const auto same = found.find(name); same == found.end() || same->second != type) note(name);
+        for (const auto& [name, spec] : expected) {
+            if (const auto same = found.find(name); same == found.end() || !same->second.fits(spec)) note(name);
         }
         for (const auto& [name, _] : found) {
             if (!expected.count(name)) note(name);
         }
         if (!differing.empty()) {
             throw bad_bundle(path_ + ": " + differing + ": the graph and the " + other +
-                             " differ in name or dtype; export the bundle again");
+                             " differ in name, dtype or shape; export the bundle again");
         }
     }
 
@@ -150,8 +196,9 @@ Options provider_options(const BackendOptions& asked, bool use_provider) {
 
 // `log` outlives every session.
 Ort::SessionOptions session_options(var_edge_backend wanted, const BackendOptions& asked, Log& log) {
+    environment();  // before any other call of ONNX Runtime's
     Ort::SessionOptions options;
-    options.SetIntraOpNumThreads(asked.threads);  // 0: one per physical core
+    options.SetIntraOpNumThreads(asked.threads ? asked.threads : usable_processors());
     // The graphs take turns: idle threads of one session that keep spinning take the cores of the next.
     options.AddConfigEntry("session.intra_op.allow_spinning", "0");
     // A pattern is remembered for every shape, here for every scale: memory for no speed.
@@ -179,7 +226,7 @@ Ort::SessionOptions session_options(var_edge_backend wanted, const BackendOption
         const auto chosen = provider_options<Ort::CUDAProviderOptions>(asked, !tensorrt);
         options.AppendExecutionProvider_CUDA_V2(*chosen);
     } catch (const Ort::Exception& error) {
-        throw unsupported(provider + ": " + one_line(error.what()));
+        throw engine_error(VAR_EDGE_UNSUPPORTED, provider, error);
     }
     return options;
 }
@@ -188,7 +235,8 @@ Ort::SessionOptions session_options(var_edge_backend wanted, const BackendOption
 class Loaded {
   public:
     Loaded(var_edge_backend wanted, const std::filesystem::path& folder, const Manifest& its, const BackendOptions& options)
-        : bundle(folder), manifest(its), log_(options.log), options_(session_options(wanted, options, log_)) {
+        : bundle(folder), manifest(its), weights(folder / WEIGHTS), verify_(options.verify), log_(options.log),
+          options_(session_options(wanted, options, log_)) {
         name = "ONNX Runtime " + Ort::GetVersionString();
         if (wanted == VAR_EDGE_ONNXRUNTIME_CUDA) name += ", CUDA execution provider";
         if (wanted == VAR_EDGE_ONNXRUNTIME_TENSORRT) name += ", TensorRT execution provider";
@@ -199,26 +247,52 @@ class Loaded {
             }
         }
         std::uint64_t done = 0;
-        for (const std::string& graph : REQUIRED_GRAPHS) {
-            session(graph);
-            if (options.progress) options.progress(VAR_EDGE_LOADING, graph.c_str(), ++done, REQUIRED_GRAPHS.size());
+        for (const char* graph : REQUIRED_GRAPHS) {
+            sessions_.emplace(graph, open(graph));
+            if (options.progress) options.progress(VAR_EDGE_LOADING, graph, ++done, REQUIRED_GRAPHS.size());
         }
         constants = scale_constants(bundle, manifest, arrays_);
+        check_shapes(false);
     }
 
+    // A graph that is not open yet is opened: only who encodes or draws smoothly pays for it.
     Session& session(const std::string& graph) {
         const std::lock_guard<std::mutex> lock(mutex_);
         auto found = sessions_.find(graph);
-        if (found == sessions_.end()) found = sessions_.emplace(graph, Session(bundle, manifest.graphs.at(graph), options_)).first;
+        if (found == sessions_.end()) found = sessions_.emplace(graph, open_later(graph)).first;
         return found->second;
+    }
+
+    // Throws Error BAD_BUNDLE unless there is a graph for smooth sampling that fits.
+    void require_smooth() {
+        check_smooth(manifest);
+        session(SMOOTH_BRIDGE);
+        check_shapes(true);
     }
 
     const std::filesystem::path bundle;
     const Manifest manifest;
+    const InputFile weights;  // ONNX Runtime maps the file: an alteration of it alters what is drawn
     std::string name;
     std::vector<ScaleConstants> constants;
 
   private:
+    Session open(const std::string& graph) const { return {bundle, manifest.graphs.at(graph), options_}; }
+
+    // What was checked when the bundle was loaded is read only now.
+    Session open_later(const std::string& graph) const {
+        manifest.check_still(bundle, manifest.graphs.at(graph).file, verify_);
+        manifest.check_still(bundle, WEIGHTS, verify_);
+        return open(graph);
+    }
+
+    // Throws Error BAD_BUNDLE unless the graphs take the arrays that the manifest's sizes call for, before they are allocated.
+    void check_shapes(bool smooth) {
+        NoArrays none;
+        for (const Stage& stage : Wiring(1, smooth, manifest, constants, none).stages()) session(stage.graph).check(stage);
+    }
+
+    const bool verify_;
     Log log_;
     Ort::SessionOptions options_;
     HostArrays arrays_;
@@ -238,9 +312,10 @@ class OnnxRuntimeBackend final : public Backend {
 
     void begin(const std::vector<std::int64_t>& labels, bool smooth) override {
         const auto size = std::int64_t(labels.size());
+        loaded_->weights.check_unchanged();
         if (!batch_ || batch_->wiring.size != size || batch_->wiring.smooth != smooth) {
             batch_.reset();  // the arrays of the other kind first
-            if (smooth) check_smooth(loaded_->manifest);
+            if (smooth) loaded_->require_smooth();
             batch_ = std::make_unique<Batch>(size, smooth, *this);
         }
         batch_->latest = -1;
@@ -259,10 +334,13 @@ class OnnxRuntimeBackend final : public Backend {
 
     void tokens(std::size_t k, std::int32_t* out) override { batch_->arrays.download(out, batch_->wiring.tokens[k]); }
 
+    void drawn(std::size_t k, std::int32_t* out) override { batch_->arrays.download(out, batch_->wiring.drawn[k]); }
+
     void logits(std::size_t k, float* out) override {
-        const auto tokens = loaded_->manifest.scales[k].tokens;
-        batch_->arrays.download(out, batch_->wiring.logits.rows(0, tokens));
+        batch_->arrays.download(out, batch_->wiring.logits.rows(0, loaded_->manifest.scales[k].tokens));
     }
+
+    std::vector<std::uint8_t> finite() override { return batch_->wiring.finite(); }
 
     void decode(std::uint8_t* images, bool) override {
         for (Bound& decoder : batch_->decoders[std::size_t(batch_->latest) % 2]) run(decoder, "decoder");
@@ -272,6 +350,7 @@ class OnnxRuntimeBackend final : public Backend {
     void encode(const std::uint8_t* image, std::int32_t* tokens) override {
         const Manifest& manifest = loaded_->manifest;
         if (!manifest.graphs.count("encoder")) throw bad_bundle(loaded_->bundle.string() + ": this bundle has no encoder; export it again with one");
+        loaded_->weights.check_unchanged();
         HostArrays arrays;
         const std::int64_t side = manifest.model.image_size;
         const Array in = arrays.zeros({1, side, side, 3}, Dtype::uint8), out = arrays.zeros({1, manifest.model.tokens()}, Dtype::int32);

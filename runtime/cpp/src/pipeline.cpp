@@ -2,37 +2,15 @@
 
 #include <algorithm>
 
+#include "classes.hpp"
 #include "editing.hpp"
 #include "error.hpp"
-#include "files.hpp"
+#include "numeric.hpp"
 #include "uniforms.hpp"
 
 namespace var_edge_impl {
 
 namespace {
-
-// One class a line, synonyms separated by ", ". Throws Error BAD_BUNDLE.
-ClassNames load_classes(const std::filesystem::path& bundle, const Manifest& manifest) {
-    ClassNames names;
-    if (!manifest.classes) return names;
-    const std::filesystem::path path = bundle / *manifest.classes;
-    const std::string text = read_file(path);
-    for (std::size_t start = 0; start < text.size();) {
-        const std::size_t end = std::min(text.find('\n', start), text.size());
-        std::string line = text.substr(start, end - start);
-        names.emplace_back();
-        for (std::size_t comma; (comma = line.find(", ")) != line.npos; line.erase(0, comma + 2)) {
-            names.back().push_back(line.substr(0, comma));
-        }
-        names.back().push_back(line);
-        start = end + 1;
-    }
-    if (std::int64_t(names.size()) != manifest.model.num_classes) {
-        throw bad_bundle(path.string() + ": expected " + std::to_string(manifest.model.num_classes) +
-                         " lines, one for each class, found " + std::to_string(names.size()));
-    }
-    return names;
-}
 
 // Says which thread calls back while it lives, also if the callback throws.
 class During {
@@ -124,6 +102,7 @@ void Pipeline::generate(const Request& request, std::uint8_t* images, bool to_de
         draw(request, start, size);
         check_stop();
         backend_->decode(images + std::size_t(start) * picture, to_device);
+        check_finite(*backend_, manifest_, size);
         for (std::size_t k = 0; tokens && k < manifest_.scales.size(); ++k) {
             const Scale& scale = manifest_.scales[k];
             std::vector<std::int32_t> map(std::size_t(size * scale.tokens));
@@ -214,6 +193,7 @@ void Pipeline::encode(const std::uint8_t* images, std::int64_t count, std::int32
     for (std::int64_t i = 0; i < count; ++i) {
         check_stop();
         backend_->encode(images + i * model.image_size * model.image_size * 3, tokens + i * model.tokens());
+        check_encoded(tokens + i * model.tokens(), manifest_);
     }
 }
 

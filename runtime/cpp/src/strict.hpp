@@ -11,8 +11,12 @@
 #include <nlohmann/json.hpp>
 
 #include "error.hpp"
+#include "limits.hpp"
 
 namespace var_edge_impl {
+
+bool is_name(const std::string& text);        // printable, of 1 to limits::NAME_BYTES bytes
+bool is_plain_name(const std::string& text);  // and of a file in the folder at hand: it cannot lead out of it
 
 class Strict {
   public:
@@ -22,25 +26,34 @@ class Strict {
     Strict with(std::initializer_list<const char*> keys) const;
     Strict operator[](const char* key) const { return {value_->at(key), where_ + "." + key}; }
 
+    // Throw unless the value is of this kind.
+
     std::int64_t integer() const;
+    std::int64_t integer(const limits::Range& allowed) const;
+    double number(const limits::Range& allowed) const;
     std::string string() const;
     bool boolean() const;
+    std::string name() const;
+    std::string plain_name() const;
     std::optional<std::string> string_or_null() const;
-    std::vector<Strict> list() const;
-    std::map<std::string, Strict> members() const;
+    std::vector<Strict> list(std::size_t most = limits::COUNT) const;
+    std::map<std::string, Strict> members(std::size_t most = limits::COUNT) const;
+    std::map<std::string, Strict> named(std::size_t most = limits::COUNT) const;  // members whose keys are names
     std::vector<std::int64_t> integers() const;
+    std::vector<std::int64_t> shape() const;  // sizes of at most limits::RANK axes
     bool is_string() const { return value_->is_string(); }
     const std::string& where() const { return where_; }
 
     Error wrong(const std::string& expected) const;
 
   private:
+    void at_most(std::size_t most) const;
+
     const nlohmann::json* value_;
     std::string where_;
 };
 
-// Parses `text`, checks its schema_version and hands its root to `read`. Throws Error BAD_BUNDLE.
-nlohmann::json parse_json(const std::string& text, const std::string& where);
+// Throws Error BAD_BUNDLE unless the document is of this schema_version.
 void check_schema(const nlohmann::json& document, std::int64_t expected, const std::string& where,
                   const std::string& advice);
 

@@ -104,6 +104,7 @@ Found find_engines(const fs::path& bundle, const Manifest& manifest, const Gpu& 
             check_source(folder, record, manifest);
             return {folder, Manifest::load(folder, verify), std::move(record)};
         } catch (const Error& error) {
+            if (error.status == VAR_EDGE_OUT_OF_MEMORY) throw;
             reasons += (reasons.empty() ? "" : "; ") + std::string(error.what());
             if (error.status != VAR_EDGE_UNSUPPORTED) status = VAR_EDGE_BAD_BUNDLE;
         }
@@ -123,7 +124,7 @@ class TensorRTBackend final : public Backend {
         if (!runtime_) throw failed("TensorRT " + tensorrt_version() + " does not start: " + (*log_).reason());
         if (built.version_compatible) runtime_->setEngineHostCodeAllowed(true);
         std::size_t scratch = 0;
-        for (const std::string& name : REQUIRED_GRAPHS) {
+        for (const char* name : REQUIRED_GRAPHS) {
             const LoadedEngine& engine = engines_.emplace(name, load(name)).first->second;
             scratch = std::max(scratch, engine.scratch_bytes());
         }
@@ -175,9 +176,19 @@ class TensorRTBackend final : public Backend {
         batch_->arrays.download(out, batch_->wiring.tokens[k]);
     }
 
+    void drawn(std::size_t k, std::int32_t* out) override {
+        const CurrentDevice device;
+        batch_->arrays.download(out, batch_->wiring.drawn[k]);
+    }
+
     void logits(std::size_t k, float* out) override {
         const CurrentDevice device;
         batch_->arrays.download(out, batch_->wiring.logits.rows(0, found_.manifest.scales[k].tokens));
+    }
+
+    std::vector<std::uint8_t> finite() override {
+        const CurrentDevice device;
+        return batch_->wiring.finite();
     }
 
     void decode(std::uint8_t* images, bool to_device) override {

@@ -103,4 +103,10 @@ std::string number(double value) {
     return text;
 }
 
+bool tells_out_of_memory(std::string_view message) {
+    constexpr std::string_view signs[] = {"bad_alloc", "ailed to allocate memory", "out of memory", "OutOfMemory", "Cannot allocate memory",
+                                          "pthread_create"};
+    return std::any_of(std::begin(signs), std::end(signs), [&](std::string_view sign) { return message.find(sign) != message.npos; });
+}
+
 }  // namespace var_edge_impl

@@ -25,4 +25,7 @@ std::string excerpt(std::string_view text);
 // As short as it reads back to the same number: "0.95", "1e-50", "nan".
 std::string number(double value);
 
+// Whether an engine's message says that memory, or the number of threads it needs, was not to be had: only words tell.
+bool tells_out_of_memory(std::string_view message);
+
 }  // namespace var_edge_impl

@@ -1,7 +1,6 @@
 #include "trt_engine.hpp"
 
 #include <algorithm>
-#include <cctype>
 #include <cstdio>
 
 #include "error.hpp"
@@ -28,16 +27,6 @@ namespace {
 #if VAR_EDGE_READER_V2
 constexpr std::int64_t READ_BYTES = 64 << 20;  // an engine passes through the host in pieces of this size
 #endif
-
-std::string one_line(const char* text) {
-    std::string line;
-    for (; *text; ++text) {
-        const bool space = std::isspace(static_cast<unsigned char>(*text));
-        if (!space) line += *text;
-        else if (!line.empty() && line.back() != ' ') line += ' ';
-    }
-    return line;
-}
 
 struct CloseFile {
     void operator()(std::FILE* file) const { std::fclose(file); }
@@ -259,8 +248,7 @@ void LoadedEngine::enqueue(std::size_t profile, const Stage& stage) {
 // With what TensorRT said. Its calls answer yes or no: that the GPU's memory is full is only in the text.
 Error LoadedEngine::problem(var_edge_status status, const std::string& what) const {
     const std::string reason = log_->reason();
-    const bool memory = reason.find("out of memory") != reason.npos || reason.find("OutOfMemory") != reason.npos;
-    return {memory ? VAR_EDGE_OUT_OF_MEMORY : status, path_ + ": " + what + ": " + reason};
+    return {tells_out_of_memory(reason) ? VAR_EDGE_OUT_OF_MEMORY : status, path_ + ": " + what + ": " + reason};
 }
 
 void LoadedEngine::bind(nvinfer1::IExecutionContext& context, std::size_t profile, const std::string& name, const Array& array) const {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bounded.hpp"
 #include "manifest.hpp"
 
 namespace var_edge_impl {
@@ -30,10 +31,12 @@ struct HostTensor {
 class WeightFile {
   public:
     explicit WeightFile(const std::filesystem::path& path);
+    const StoredTensor& at(const std::string& name) const;  // throws Error BAD_BUNDLE if there is none
     HostTensor read(const std::string& name) const;
 
   private:
-    std::filesystem::path path_;
+    std::string path_;
+    InputFile file_;
     std::int64_t data_start_;
     std::map<std::string, StoredTensor> tensors_;
 };

@@ -34,8 +34,8 @@ Staged::Staged(Arrays& arrays, const std::vector<std::tuple<std::string, Shape, 
     std::tie(host_block_, block_) = arrays.staged(size_);
     for (std::size_t i = 0; i < specs.size(); ++i) {
         const auto& [name, shape, dtype] = specs[i];
-        host_[name] = host_block_ + starts[i];
-        stages_[name] = {block_ + starts[i], shape, dtype};
+        host_[name] = host_block_ ? host_block_ + starts[i] : nullptr;
+        stages_[name] = {block_ ? block_ + starts[i] : nullptr, shape, dtype};
     }
 }
 
@@ -60,19 +60,21 @@ std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle,
     };
     const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t columns) {
         if (placed.count(name)) return placed[name];
-        const HostTensor tensor = weights.read(name);
-        if (tensor.shape != Shape{rows, columns} || tensor.dtype != Dtype::float32) {
+        const StoredTensor& stored = weights.at(name);
+        if (stored.shape != Shape{rows, columns} || stored.dtype != "F32") {
             throw bad_bundle((bundle / WEIGHTS).string() + ": " + name + ": not the float32 matrix the scale needs");
         }
+        const HostTensor tensor = weights.read(name);
         return place(name, tensor.shape, tensor.dtype, tensor.data.data());
     };
 
     std::map<std::string, HostTensor> by_step;
     for (const std::string& name : manifest.step_constants) {
-        by_step[name] = weights.read(name);
-        if (by_step[name].shape.empty() || by_step[name].shape[0] != std::int64_t(manifest.scales.size())) {
+        const Shape& shape = weights.at(name).shape;
+        if (shape.empty() || shape[0] != std::int64_t(manifest.scales.size())) {
             throw bad_bundle((bundle / WEIGHTS).string() + ": " + name + ": expected a row for each scale");
         }
+        by_step[name] = weights.read(name);
     }
     const std::int64_t pixels = manifest.model.grid() * manifest.model.grid();
     std::vector<ScaleConstants> constants;
@@ -129,6 +131,7 @@ Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const s
     logits = arrays.zeros({rows, columns, model.vocab_size}, Dtype::float32);  // (L, 2B, V)
     for (Array& f_hat : f_hat_) f_hat = arrays.zeros({size, model.code_size, model.grid(), model.grid()}, Dtype::float32);
     images = arrays.zeros({size, model.image_size, model.image_size, 3}, Dtype::uint8);
+    finite_ = arrays.zeros({size, ALIGNMENT}, Dtype::boolean);
 
     const Array x = arrays.zeros({rows, columns, model.width}, Dtype::float32);  // (L, 2B, C)
     const Array modulation = arrays.zeros({model.depth, 6, columns, model.width}, Dtype::float32);
@@ -150,7 +153,7 @@ Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const s
         }
     }
 
-    condition = {"condition", labels[0].stages(), {{"modulation", modulation}, {"head_modulation", head_modulation}, {"x", x.rows(0, 1)}}};
+    condition = {"condition", labels[0].stages(), {{"modulation", modulation}, {"head_modulation", head_modulation}, {"x", x.rows(0, scales[0].tokens)}}};
     for (std::size_t k = 0; k < scales.size(); ++k) {
         const Scale& scale = scales[k];
         const std::int64_t start = scale.offset, end = scale.offset + scale.tokens;
@@ -198,10 +201,26 @@ void Wiring::set_scale(std::size_t k, const Draw& draw, const Sampling& sampling
     }
 }
 
+std::vector<std::uint8_t> Wiring::finite() const {
+    std::vector<std::uint8_t> rows(finite_.bytes()), found;
+    arrays_->download(rows.data(), finite_);
+    for (std::size_t i = 0; i < rows.size(); i += ALIGNMENT) found.push_back(rows[i]);
+    return found;
+}
+
+std::vector<Stage> Wiring::stages() const {
+    std::vector<Stage> all = {condition};
+    for (const auto& [transformer, bridge] : steps) all.insert(all.end(), {transformer, bridge});
+    const std::vector<Stage> last = decoders(steps.size() - 1);
+    all.insert(all.end(), last.begin(), last.end());
+    return all;
+}
+
 std::vector<Stage> Wiring::decoders(std::size_t k) const {
     std::vector<Stage> stages;
     for (std::int64_t i = 0; i < size; ++i) {
-        stages.push_back({"decoder", {{"f_hat", f_hat_after(k).rows(i, i + 1)}}, {{"image", images.rows(i, i + 1)}}});
+        const Array finite = finite_.rows(i, i + 1).reshaped({ALIGNMENT}).rows(0, 1);
+        stages.push_back({"decoder", {{"f_hat", f_hat_after(k).rows(i, i + 1)}}, {{"image", images.rows(i, i + 1)}, {"finite", finite}}});
     }
     return stages;
 }

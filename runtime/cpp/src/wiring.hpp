@@ -73,6 +73,8 @@ class Wiring {
     void set_scale(std::size_t k, const Draw& draw, const Sampling& sampling) const;
     const Array& f_hat_after(std::size_t k) const { return f_hat_[(k + 1) % 2]; }
     std::vector<Stage> decoders(std::size_t k) const;  // after scale k, one for each picture
+    std::vector<std::uint8_t> finite() const;          // (B,): whether the pictures decoded last were, before rounding
+    std::vector<Stage> stages() const;                 // all of a batch
 
     std::int64_t size;
     bool smooth;
@@ -88,6 +90,7 @@ class Wiring {
     Arrays* arrays_;
     std::vector<std::int64_t> counts_;  // tokens, by scale
     std::int64_t vocab_size_;
+    Array finite_;    // (B, ALIGNMENT): a picture's is the first of its row
     Array f_hat_[2];  // by turns: a graph may write an output before it has read all of its input
 };
 
