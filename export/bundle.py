@@ -120,7 +120,7 @@ def _model(recipe: Recipe) -> manifest.Model:
 
 
 def _scales(recipe: Recipe) -> tuple[manifest.Scale, ...]:
-    phi = phi_indices(len(recipe.scales))
+    phi = phi_indices(len(recipe.scales), recipe.phi_count)
     return tuple(
         manifest.Scale(*scale, phi[k], _upsample(k), _downsample(k) if k else None)
         for k, scale in enumerate(recipe.scales)

@@ -150,7 +150,7 @@ Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const s
         }
     }
 
-    condition = {"condition", labels[0].stages(), {{"modulation", modulation}, {"head_modulation", head_modulation}, {"x", x.rows(0, 1)}}};
+    condition = {"condition", labels[0].stages(), {{"modulation", modulation}, {"head_modulation", head_modulation}, {"x", x.rows(0, manifest.scales[0].tokens)}}};
     for (std::size_t k = 0; k < scales.size(); ++k) {
         const Scale& scale = scales[k];
         const std::int64_t start = scale.offset, end = scale.offset + scale.tokens;
