@@ -25,7 +25,6 @@ from export.weights import STORED, Entry
 from export.write import Head, Progress, check_target, write_bundle
 from runtime import manifest
 
-CLASSES = Path(__file__).parents[1] / "runtime" / "classes"
 PRECISIONS = ("fp32", "fp16")
 
 
@@ -55,9 +54,10 @@ def export_bundle(
         step_constants=(),
         provenance=_provenance(weights, options or {}),
     )
-    classes = None if recipe.classes is None else CLASSES / f"{recipe.classes}.txt"
     entries = [*_weight_entries(traced, weights), *_resize_entries(recipe)]
-    write_bundle(out, head, [(graph, model) for graph, model, _ in traced], entries, classes, batches, progress)
+    write_bundle(
+        out, head, [(graph, model) for graph, model, _ in traced], entries, recipe.class_list, batches, progress
+    )
 
 
 Traced = tuple[Signature, ir.Model, dict[str, Expression]]

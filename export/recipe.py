@@ -9,7 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from runtime.errors import SettingsError
+from runtime.classes import ClassNames
+from runtime.errors import SettingsError, VarEdgeError
 
 try:
     import tomllib
@@ -18,6 +19,7 @@ except ModuleNotFoundError:  # Python 3.10
 
 NO_PHI = 1e-6  # up to this quant_resi, phi is the identity, as in the official code
 RECIPES = Path(__file__).parent / "recipes"
+CLASS_LISTS = Path(__file__).parents[1] / "runtime" / "classes"
 
 
 class Scale(NamedTuple):
@@ -34,7 +36,8 @@ class Recipe:
 
     `width` is its `embed_dim`, 64 x depth if not given; `heads` its `num_heads`, the depth if not given. `checkpoints`
     is the folder, relative to the recipe, that holds the two files if they ship with it; `hub` the model hub repository
-    that has them otherwise.
+    that has them otherwise. `classes` is the name of a shipped list of class names, or a text file beside the recipe,
+    one class a line.
     """
 
     name: str
@@ -75,6 +78,15 @@ class Recipe:
     def hidden(self) -> int:
         """Channels between the two layers of a block's MLP."""
         return round(self.width * self.mlp_ratio)
+
+    @property
+    def class_list(self) -> Path | None:
+        """The file with the class names, if there are any; it may not exist."""
+        if self.classes is None:
+            return None
+        own = self.folder / self.classes
+        places = (CLASS_LISTS / f"{self.classes}.txt", own, own.with_name(f"{own.name}.txt"))
+        return next((place for place in places if place.is_file()), own)
 
     @property
     def phi_count(self) -> int:
@@ -124,9 +136,13 @@ class Recipe:
         if missing := sorted(required - values.keys()):
             raise SettingsError(f"{path}: missing keys {', '.join(missing)}")
         hints = get_type_hints(cls)
+        if absent := [name for name in ("width", "heads") if type(values.get(name)) is int and values[name] < 1]:
+            raise SettingsError(f"{path}: {absent[0]}: expected 1 or more, found {values[absent[0]]}")
         for key, value in values.items():
             if hints[key] == tuple[int, ...] and isinstance(value, list):
                 values[key] = value = tuple(value)
+            if key == "quant_resi" and type(value) is float:
+                values[key] = value = abs(value)  # as the official code takes it
             if hints[key] is float and type(value) is int:
                 values[key] = value = float(value)
             if not _is_a(value, hints[key]):
@@ -139,6 +155,12 @@ class Recipe:
         for holds, rule in self._rules():
             if not holds:
                 raise SettingsError(f"{path}: {rule}")
+        if self.class_list is None:
+            return
+        try:
+            ClassNames.read(self.class_list, self.num_classes)
+        except (VarEdgeError, OSError, ValueError) as error:
+            raise SettingsError(f"{path}: classes: {error}") from None
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
         """What must hold, one after the other: a later rule may need an earlier one."""

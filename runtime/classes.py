@@ -22,11 +22,15 @@ class ClassNames:
 
     @classmethod
     def load(cls, bundle: Path, manifest: Manifest) -> ClassNames:
-        """From the bundle's text file: one class a line, synonyms separated by ", ". Raises BundleError."""
+        """From the bundle's text file, see `read`. Raises BundleError."""
         num_classes = manifest.model.num_classes
         if manifest.classes is None:
             return cls(num_classes)
-        path = bundle / manifest.classes
+        return cls.read(bundle / manifest.classes, num_classes)
+
+    @classmethod
+    def read(cls, path: Path, num_classes: int) -> ClassNames:
+        """From a text file: one class a line, synonyms separated by ", ". Raises BundleError."""
         lines = path.read_text(encoding="utf-8").splitlines()
         if len(lines) != num_classes:
             raise BundleError(f"{path}: expected {num_classes} lines, one for each class, found {len(lines)}")

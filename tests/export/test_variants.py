@@ -43,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "5 heads of 13, no L2 norm": {"width": 65, "heads": 5, "attn_l2_norm": False},
     "one head": {"width": 64, "heads": 1, "depth": 3},
     "mlp_ratio 2.6667": {"mlp_ratio": 2.6667},
-    "norm_eps 1e-3": {"norm_eps": 1e-3},
+    "norm_eps 0.1": {"norm_eps": 0.1},
     "shared AdaLN": {"shared_aln": True, "width": 96, "heads": 3, "depth": 3},
     "first scale 2 x 2": {"patch_nums": (2, 4, 6)},
     "two scales": {"patch_nums": (1, 4)},
