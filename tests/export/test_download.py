@@ -27,6 +27,9 @@ class Hub(BaseHTTPRequestHandler):
         self._headers()
 
     def do_GET(self) -> None:
+        if "/resolve/" not in self.path:  # the client also asks for a listing
+            self.send_error(404)
+            return
         self._headers()
         if self.status == 200:
             self.wfile.write(self.bodies[min(Hub.sent, len(self.bodies) - 1)])

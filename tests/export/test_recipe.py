@@ -69,3 +69,18 @@ def test_a_wrong_recipe_is_named(text: str, message: str, tmp_path: Path) -> Non
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(SettingsError, match=r"no recipe 'var_d17'; known are .*var_d16.*var_demo"):
         Recipe.load("var_d17")
+
+
+def test_class_names_lie_beside_the_recipe_and_are_counted(tmp_path: Path) -> None:
+    lines = (DATA / "tiny.toml").read_text()
+    path = tmp_path / "mine.toml"
+    path.write_text(lines + 'classes = "names"\n')
+    (tmp_path / "names.txt").write_text("\n".join("abcdefghij") + "\n")
+    assert Recipe.load(str(path)).class_list == tmp_path / "names.txt"
+    for wrong, message in (
+        ("imagenet", "classes: .*expected 10 lines, one for each class, found 1000"),
+        ("elsewhere", "classes: .*elsewhere"),
+    ):
+        path.write_text(lines + f'classes = "{wrong}"\n')
+        with pytest.raises(SettingsError, match=message):
+            Recipe.load(str(path))
