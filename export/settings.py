@@ -12,6 +12,7 @@ from export.pickled import Stored
 from export.recipe import Recipe
 
 BLOCK = re.compile(r"blocks\.(\d{1,6})\.")
+TOKENS, SCALES = 65536, 64  # at most, as in a manifest
 UNTOLD = {  # settings that no tensor tells, under the names that trainers give them
     "heads": ("num_heads", "heads"),
     "norm_eps": ("norm_eps",),
@@ -106,8 +107,12 @@ def _patch_nums(tensors: Mapping[str, Stored]) -> tuple[int, ...] | None:
     levels = tensors.get("lvl_1L")
     if levels is None or levels.read is None:
         return None
+    if math.prod(levels.shape) > TOKENS:
+        raise ValueError(f"lvl_1L has more than {TOKENS} tokens")
     values = levels.read().flatten().tolist()
-    counts = [values.count(level) for level in range(int(max(values)) + 1)]
+    if not all(type(level) is int and 0 <= level < SCALES for level in values):
+        raise ValueError(f"lvl_1L holds other numbers than those of at most {SCALES} scales")
+    counts = [values.count(level) for level in range(max(values, default=0) + 1)]
     sides = tuple(math.isqrt(count) for count in counts)
     expected = [level for level, side in enumerate(sides) for _ in range(side * side)]
     if values != expected:

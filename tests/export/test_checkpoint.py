@@ -289,6 +289,12 @@ def test_a_contradiction_names_the_setting(
         checkpoint_weights(dataclasses.replace(recipe, **change), *save(tmp_path, states))  # type: ignore[arg-type]
 
 
+def test_levels_that_are_none_are_refused(recipe: Recipe, states: tuple[State, State], tmp_path: Path) -> None:
+    states[0]["lvl_1L"][0, 3] = 2**62
+    with pytest.raises(CheckpointError, match="lvl_1L holds other numbers"):
+        checkpoint_weights(recipe, *save(tmp_path, states))
+
+
 def test_the_printed_recipe_is_that_of_the_file(recipe: Recipe, states: tuple[State, State], tmp_path: Path) -> None:
     trained = {"args": {"num_heads": 1, "norm_eps": 1e-6}, "var_wo_ddp": states[0], "vae_local": states[1]}
     torch.save(trained, tmp_path / "both.pth")

@@ -46,7 +46,7 @@ def test_tensor_names_and_shapes_are_the_published_ones() -> None:
         ("ch = 48", "ch: expected a multiple of 32"),
         ("vocab_size = 63", "vocab_size: expected 64 or more, found 63"),
         ("width = 65\nheads = 2", r"width: expected a multiple of heads \(2\), found 65"),
-        ("heads = -1", "expected sizes from 1 up"),
+        ("heads = -1", "heads: expected 1 or more, found -1"),
         ("quant_resi = 1.5", "quant_resi: expected 0 to 1, found 1.5"),
         ("quant_resi = nan", "quant_resi: expected 0 to 1, found nan"),
         ("share_quant_resi = 65", "share_quant_resi: expected 0 to 64, found 65"),
