@@ -9,10 +9,14 @@ import click
 from runtime import limits
 from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
 
+CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # endings of files that --model reads a recipe off
+
 
 @command()
-@click.option("--model", required=True, help="Name of a recipe, or a .toml file with one.")
-@click.option("--out", type=FILE, required=True, help="Bundle directory to write.")
+@click.option(
+    "--model", required=True, help="Name of a recipe, a .toml file with one, or a checkpoint to read one off."
+)
+@click.option("--out", type=FILE, help="Bundle directory to write.")
 @click.option("--var-checkpoint", type=FILE, help="Transformer weights (.pth, .safetensors).")
 @click.option("--vae-checkpoint", type=FILE, help="VQVAE weights (.pth, .safetensors).")
 @click.option("--random-weights", metavar="SEED", type=Number(int, limits.SEED), help="Instead of any checkpoint.")
@@ -22,7 +26,7 @@ from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, report
 @reports_errors
 def main(
     model: str,
-    out: Path,
+    out: Path | None,
     var_checkpoint: Path | None,
     vae_checkpoint: Path | None,
     random_weights: int | None,
@@ -32,10 +36,20 @@ def main(
 ) -> None:
     """Export a VAR checkpoint to a bundle: ONNX graphs, one weight file, manifest.
 
-    Checkpoints not given are looked for beside the recipe, in $VAR_CHECKPOINTS, then on the model hub.
+    Checkpoints not given are looked for beside the recipe, in $VAR_CHECKPOINTS, then on the model hub. With a
+    checkpoint as --model, its recipe is printed: save it as a .toml file and export that.
     """
     if random_weights is not None and (var_checkpoint or vae_checkpoint):
         raise click.UsageError("--random-weights takes the place of both checkpoints; give one or the other.")
+    if Path(model).suffix.lower() in CHECKPOINTS:
+        if out is not None:
+            raise click.UsageError("--model: a checkpoint only has its recipe printed; save that, then export it.")
+        from export.recipe_text import recipe_text
+
+        click.echo(recipe_text(Path(model), vae_checkpoint), nl=False)
+        return
+    if out is None:
+        raise click.UsageError("Missing option '--out'.")
     sizes = sorted(batch_sizes(batches))
 
     from export.bundle import export_bundle

@@ -25,7 +25,6 @@ from export.weights import STORED, Entry
 from export.write import Head, Progress, check_target, write_bundle
 from runtime import manifest
 
-CLASSES = Path(__file__).parents[1] / "runtime" / "classes"
 PRECISIONS = ("fp32", "fp16")
 
 
@@ -55,9 +54,10 @@ def export_bundle(
         step_constants=(),
         provenance=_provenance(weights, options or {}),
     )
-    classes = None if recipe.classes is None else CLASSES / f"{recipe.classes}.txt"
     entries = [*_weight_entries(traced, weights), *_resize_entries(recipe)]
-    write_bundle(out, head, [(graph, model) for graph, model, _ in traced], entries, classes, batches, progress)
+    write_bundle(
+        out, head, [(graph, model) for graph, model, _ in traced], entries, recipe.class_list, batches, progress
+    )
 
 
 Traced = tuple[Signature, ir.Model, dict[str, Expression]]
@@ -120,7 +120,7 @@ def _model(recipe: Recipe) -> manifest.Model:
 
 
 def _scales(recipe: Recipe) -> tuple[manifest.Scale, ...]:
-    phi = phi_indices(len(recipe.scales))
+    phi = phi_indices(len(recipe.scales), recipe.phi_count)
     return tuple(
         manifest.Scale(*scale, phi[k], _upsample(k), _downsample(k) if k else None)
         for k, scale in enumerate(recipe.scales)

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import os
-import pickle
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from torch import nn
 
+from export.checkpoint_file import FLOATS, MARKS, NAMES, CheckpointError, CheckpointFile, Part, read_checkpoint
+from export.download import download
 from export.model import VAR, VQVAE
+from export.pickled import Stored
 from export.recipe import Recipe
-from runtime.errors import VarEdgeError
+from export.settings import agree, phi_names, settings_of, told_by_trainer, written
 from runtime.files import sha256
 
 HOME = "VAR_CHECKPOINTS"  # environment variable: folder that holds checkpoint files
 
 # Buffers of the published files that follow from the recipe, or that only training uses.
 UNUSED_BUFFERS = ("lvl_1L", "attn_bias_for_masking", "quantize.ema_vocab_hit_SV")
-
-
-class CheckpointError(VarEdgeError):
-    """A checkpoint is missing, unreadable, or of another model."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +63,53 @@ def load_models(recipe: Recipe, weights: Weights) -> tuple[VAR, VQVAE]:
 
 
 def checkpoint_weights(recipe: Recipe, var_file: Path | None, vae_file: Path | None) -> Weights:
-    """The weights in the two checkpoint files; those not given are looked for (see `find`). Raises CheckpointError."""
+    """The weights in the two checkpoint files; those not given are looked for (see `find`). Raises CheckpointError.
+
+    A single file that holds both models serves for both.
+    """
+    given = {"var": var_file, "vae": vae_file}
+    opened: dict[Path, CheckpointFile] = {}
+
+    def opened_file(path: Path) -> CheckpointFile:
+        if path not in opened:
+            opened[path] = read_checkpoint(path)
+        return opened[path]
+
     readers: dict[str, Callable[[], np.ndarray]] = {}
     source: dict[str, Any] = {}
-    for kind, file, model in zip(("var", "vae"), (var_file, vae_file), empty_models(recipe), strict=True):
-        path = find(recipe, kind, file)
-        tensors = read_file(path)
-        check(path, {name: shape for name, (shape, _) in tensors.items()}, model, recipe)
-        readers |= {name: tensors[name][1] for name in model.state_dict()}
-        source[f"{kind}_checkpoint"] = {"file": path.name, "sha256": sha256(path)}
+    for (kind, other), model in zip((("var", "vae"), ("vae", "var")), empty_models(recipe), strict=True):
+        both = given[kind] is None and (beside := given[other]) is not None and opened_file(beside).part(kind)
+        path = find(recipe, kind, given[other] if both else given[kind])
+        part = opened_file(path).part(kind)
+        if part is None:
+            raise CheckpointError(_without(opened_file(path), kind, other))
+        check(path, part, opened_file(path).settings, model, recipe)
+        for name in model.state_dict():
+            readers[name] = _reader(path, name, part.tensors[name])
+        within = {"within": part.where} if part.where else {}
+        source[f"{kind}_checkpoint"] = {"file": path.name, "sha256": sha256(path), **within}
     return Weights(readers, source)
+
+
+def _without(file: CheckpointFile, kind: str, other: str) -> str:
+    """What to say of a file that lacks a model."""
+    if file.part(other):
+        return (
+            f"{file.path}: holds a {NAMES[other]} where a {NAMES[kind]} is expected;"
+            f" give it as --{other}-checkpoint, and the other file as --{kind}-checkpoint"
+        )
+    return f"{file.path}: holds no {NAMES[kind]}: no tensor's name ends in {MARKS[kind]}; give another file"
+
+
+def _reader(path: Path, name: str, tensor: Stored) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        assert tensor.read is not None
+        try:
+            return tensor.read().float().numpy()
+        except Exception as error:
+            raise CheckpointError(f"{path}: {name}: damaged: {error!s:.100}; download it again") from None
+
+    return read
 
 
 def formula_weights(recipe: Recipe, seed: int) -> Weights:
@@ -115,7 +149,7 @@ def find(recipe: Recipe, kind: str, given: Path | None) -> Path:
     Raises CheckpointError, saying where the file was looked for.
     """
     if given is not None:
-        if not given.is_file():
+        if not given.exists():
             raise CheckpointError(f"--{kind}-checkpoint: no file {given}")
         return given
     name = getattr(recipe, f"{kind}_checkpoint")
@@ -130,70 +164,44 @@ def find(recipe: Recipe, kind: str, given: Path | None) -> Path:
     )
     if recipe.hub is None:
         raise CheckpointError(f"{recipe.name}: found no {name} in {looked}; {help_text}")
-    return _download(recipe.hub, name, f"not in {looked}", help_text)
+    return download(recipe.hub, name, f"not in {looked}", help_text)
 
 
-def _download(hub: str, name: str, looked: str, help_text: str) -> Path:
-    """From the model hub, with progress, resuming what an earlier try began."""
-    from huggingface_hub import hf_hub_download
+def check(path: Path, part: Part, settings: Mapping[str, Any], model: nn.Module, recipe: Recipe) -> None:
+    """Raises CheckpointError unless the file and the recipe say the same, and every tensor has its place.
 
-    try:
-        return Path(hf_hub_download(hub, name))
-    except Exception as error:  # the hub client passes on whatever its transport raises
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.120}"
-    raise CheckpointError(f"{name}: {looked}, and the model hub {hub} does not give it ({reason}); {help_text}")
-
-
-Tensors = dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]
-
-
-def read_file(path: Path) -> Tensors:
-    """Name -> shape and reader of every tensor in a .safetensors or PyTorch file. Raises CheckpointError."""
-    try:
-        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"{path}: no readable checkpoint, truncated or of another kind ({first_line:.120}); download it again"
-        ) from None
-
-
-def _read_safetensors(path: Path) -> Tensors:
-    file = safetensors.safe_open(path, framework="pt")
-
-    def reader(name: str) -> Callable[[], np.ndarray]:
-        return lambda: file.get_tensor(name).float().numpy()
-
-    return {name: (tuple(file.get_slice(name).get_shape()), reader(name)) for name in file.keys()}  # noqa: SIM118
-
-
-def _read_pickle(path: Path) -> Tensors:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError as error:
-        if "mmap" not in str(error):
-            raise
-        state = torch.load(path, map_location="cpu", weights_only=True)  # files older than torch 1.6 cannot be mapped
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise ValueError("expected a plain state_dict of tensors")
-
-    def reader(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
-        return lambda: tensor.float().numpy()
-
-    return {name: (tuple(tensor.shape), reader(tensor)) for name, tensor in state.items()}
-
-
-def check(path: Path, found: dict[str, tuple[int, ...]], model: nn.Module, recipe: Recipe) -> None:
-    """Raises CheckpointError unless every tensor of the file is used, and none is missing or of another shape."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    `settings` are those of the file's trainer.
+    """
     where = f"{path}: not a checkpoint of {type(model).__name__} for recipe {recipe.name}"
-    depth = 1 + max((int(name.split(".")[1]) for name in found if name.startswith("blocks.")), default=-1)
-    if isinstance(model, VAR) and depth != recipe.depth:
-        raise CheckpointError(f"{where}: expected depth {recipe.depth}, found {depth} blocks; choose another --model")
-    if missing := [name for name in expected if name not in found]:
+    _check_settings(where, part, settings, recipe)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if missing := [name for name in shapes if name not in part.tensors]:
         raise CheckpointError(f"{where}: {len(missing)} tensors are missing, first {missing[0]}")
-    if unknown := [name for name in found if name not in expected and name not in UNUSED_BUFFERS]:
-        raise CheckpointError(f"{where}: {len(unknown)} tensors have no place in the model, first {unknown[0]}")
-    for name, shape in expected.items():
-        if found[name] != shape:
-            raise CheckpointError(f"{where}: {name}: expected shape {shape}, found {found[name]}")
+    if unknown := [name for name in part.tensors if name not in (*shapes, *UNUSED_BUFFERS)]:
+        raise CheckpointError(f"{where}: {len(unknown)} tensors have no place in the model, first {unknown[0]:.100}")
+    for name, shape in shapes.items():
+        tensor = part.tensors[name]
+        if tensor.read is None or tensor.dtype not in FLOATS:
+            kind = tensor.odd or f"of type {str(tensor.dtype).removeprefix('torch.')}"
+            raise CheckpointError(f"{path}: {name}: expected a dense floating-point tensor, found one {kind}")
+        if tensor.shape != shape:
+            raise CheckpointError(f"{where}: {name}: expected shape {shape}, found {tensor.shape}")
+
+
+def _check_settings(where: str, part: Part, settings: Mapping[str, Any], recipe: Recipe) -> None:
+    try:
+        told = {**told_by_trainer(settings), **settings_of(part.tensors)}
+    except Exception as error:
+        raise CheckpointError(f"{where}: damaged: {error!s:.100}; download it again") from None
+    for setting, found in told.items():
+        if not agree(recipe, setting, found):
+            values = f"{setting} = {written(getattr(recipe, setting))}, found {written(found)}"
+            raise CheckpointError(f"{where}: expected {values}; change the recipe or choose another --model")
+    phis, scales = len(phi_names(part.tensors)), len(recipe.patch_nums)
+    if told.get("share_quant_resi") == 0 and phis != scales:
+        raise CheckpointError(
+            f"{where}: share_quant_resi = 0: expected a phi convolution for each of {scales} scales, found {phis};"
+            " training with other v_patch_nums or with default_qresi_counts is not supported"
+        )
+    if phis and not recipe.phi_count:
+        raise CheckpointError(f"{where}: quant_resi = 0 means no phi convolutions, found {phis}; change the recipe")

@@ -18,8 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.model import VAR, VQVAE, sampler
-from export.model.quantizer import PHI_COUNT, PHI_RATIO
-from export.model.transformer import HEAD_SIZE
 from export.recipe import Recipe
 from export.signature import Signature
 from runtime.manifest import Tensor as TensorSpec
@@ -44,16 +42,17 @@ def all_graphs(recipe: Recipe, var: VAR, vqvae: VQVAE, smooth: bool = False) -> 
 
 
 def condition(recipe: Recipe, var: VAR) -> Graph:
-    return Graph("condition", (TensorSpec("labels", "int64", ("B",)),), _conditioning(recipe, 1), Condition(var))
+    return Graph("condition", (TensorSpec("labels", "int64", ("B",)),), _conditioning(recipe), Condition(var))
 
 
 def transformer(recipe: Recipe, var: VAR) -> Graph:
     x = TensorSpec("x", "float32", ("L", "2B", recipe.width))
     # An input for each block: engines write the offset into one tensor into their kernels, which then differ by block.
     blocks = [TensorSpec(f"modulation_{i:02d}", "float32", (6, "2B", recipe.width)) for i in range(recipe.depth)]
-    head_modulation = _conditioning(recipe, 1)[1]
-    past = [TensorSpec(name, "float32", ("S", "2B", recipe.heads, HEAD_SIZE)) for name in _kv_names("past", recipe)]
-    new = [TensorSpec(name, "float32", ("L", "2B", recipe.heads, HEAD_SIZE)) for name in _kv_names("new", recipe)]
+    head_modulation = _conditioning(recipe)[1]
+    head = recipe.heads, recipe.head_size
+    past = [TensorSpec(name, "float32", ("S", "2B", *head)) for name in _kv_names("past", recipe)]
+    new = [TensorSpec(name, "float32", ("L", "2B", *head)) for name in _kv_names("new", recipe)]
     logits = TensorSpec("logits", "float32", ("L", "2B", recipe.vocab_size))
     return Graph("transformer", (x, *blocks, head_modulation, *past), (logits, *new), Step(var))
 
@@ -108,11 +107,11 @@ def encoder(recipe: Recipe, vqvae: VQVAE) -> Graph:
     return Graph("encoder", (_image(recipe),), (tokens,), Encoder(vqvae))
 
 
-def _conditioning(recipe: Recipe, first_tokens: int) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
+def _conditioning(recipe: Recipe) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
     return (
         TensorSpec("modulation", "float32", (recipe.depth, 6, "2B", recipe.width)),
         TensorSpec("head_modulation", "float32", (2, "2B", recipe.width)),
-        TensorSpec("x", "float32", (first_tokens, "2B", recipe.width)),
+        TensorSpec("x", "float32", (recipe.scales[0].tokens, "2B", recipe.width)),
     )
 
 
@@ -199,11 +198,13 @@ class Bridge(nn.Module):
         return f_hat, torch.cat((x_next, x_next), dim=1)
 
     def _phi(self, h: Tensor, index: Tensor) -> Tensor:
-        """h (B, Z, P, P) -> phi of that index. All four are computed: engines want constant convolution weights."""
-        phis = self.vqvae.quantize.phis()
+        """h (B, Z, P, P) -> phi of that index. All n are computed: engines want constant convolution weights."""
+        phis, share = self.vqvae.quantize.phis(), self.vqvae.quantize.recipe.quant_resi
+        if not phis:  # engines drop an input that nothing reads
+            return h.unsqueeze(1).index_select(1, index).squeeze(1)
         weight, bias = (torch.cat([getattr(phi, name) for phi in phis]) for name in ("weight", "bias"))
-        convolved = F.conv2d(h, weight, bias, padding=1).unflatten(1, (PHI_COUNT, -1))  # (B, 4, Z, P, P)
-        return (1 - PHI_RATIO) * h + PHI_RATIO * convolved.index_select(1, index).squeeze(1)
+        convolved = F.conv2d(h, weight, bias, padding=1).unflatten(1, (len(phis), -1))  # (B, n, Z, P, P)
+        return (1 - share) * h + share * convolved.index_select(1, index).squeeze(1)
 
 
 class SmoothBridge(Bridge):

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from runtime.bounded import read_toml
-from runtime.errors import SettingsError
+from runtime.classes import ClassNames
+from runtime.errors import SettingsError, VarEdgeError
 from runtime.limits import LISTS, MODEL, model_fault, shown
 
+NO_PHI = 1e-6  # up to this quant_resi, phi is the identity, as in the official code
 RECIPES = Path(__file__).parent / "recipes"
+CLASS_LISTS = Path(__file__).parents[1] / "runtime" / "classes"
 
 
 class Scale(NamedTuple):
@@ -31,7 +34,8 @@ class Recipe:
 
     `width` is its `embed_dim`, 64 x depth if not given; `heads` its `num_heads`, the depth if not given. `checkpoints`
     is the folder, relative to the recipe, that holds the two files if they ship with it; `hub` the model hub repository
-    that has them otherwise.
+    that has them otherwise. `classes` is the name of a shipped list of class names, or a text file beside the recipe,
+    one class a line.
     """
 
     name: str
@@ -74,6 +78,20 @@ class Recipe:
         return round(self.width * self.mlp_ratio)
 
     @property
+    def class_list(self) -> Path | None:
+        """The file with the class names, if there are any; it may not exist."""
+        if self.classes is None:
+            return None
+        own = self.folder / self.classes
+        places = (CLASS_LISTS / f"{self.classes}.txt", own, own.with_name(f"{own.name}.txt"))
+        return next((place for place in places if place.is_file()), own)
+
+    @property
+    def phi_count(self) -> int:
+        """Phi convolutions that exist; without a share there are none."""
+        return 0 if self.quant_resi <= NO_PHI else self.share_quant_resi or len(self.patch_nums)
+
+    @property
     def grid(self) -> int:
         """Side P of the last token map, and of f_hat."""
         return self.patch_nums[-1]
@@ -112,9 +130,13 @@ class Recipe:
         if missing := sorted(required - values.keys()):
             raise SettingsError(f"{path}: missing keys {', '.join(missing)}")
         hints = get_type_hints(cls)
+        if absent := [name for name in ("width", "heads") if type(values.get(name)) is int and values[name] < 1]:
+            raise SettingsError(f"{path}: {absent[0]}: expected 1 or more, found {values[absent[0]]}")
         for key, value in values.items():
             if hints[key] == tuple[int, ...] and isinstance(value, list):
                 values[key] = value = tuple(value)
+            if key == "quant_resi" and type(value) is float:
+                values[key] = value = abs(value)  # as the official code takes it
             if hints[key] is float and type(value) is int:
                 values[key] = value = float(value)
             if not _is_a(value, hints[key]):
@@ -132,15 +154,20 @@ class Recipe:
         for holds, rule in self._rules():
             if not holds:
                 raise SettingsError(f"{path}: {rule}")
+        if self.class_list is None:
+            return
+        try:
+            ClassNames.read(self.class_list, self.num_classes)
+        except (VarEdgeError, OSError, ValueError) as error:
+            raise SettingsError(f"{path}: classes: {error}") from None
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
         """What must hold, one after the other: a later rule may need an earlier one."""
         growing = all(a < b for a, b in pairwise(self.patch_nums))
-        yield self.patch_nums[0] == 1 and growing, "patch_nums: expected 1 and growing sides"
+        yield growing, "patch_nums: expected growing sides"
         yield self.width % self.heads == 0, f"width: expected a multiple of heads ({self.heads}), found {self.width}"
         yield self.hidden > 0, f"mlp_ratio: expected more, found {self.mlp_ratio}"
         yield self.ch % 32 == 0, "ch: expected a multiple of 32, the groups of GroupNorm"
-        yield self.vocab_size % 64 == 0, "vocab_size: expected a multiple of 64, for the sampler"
 
 
 def _is_a(value: object, hint: Any) -> bool:

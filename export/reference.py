@@ -15,8 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.model import VAR, VQVAE, sampler
-from export.model.quantizer import PHI_RATIO
-from export.model.transformer import HEAD_SIZE
 from runtime.backends.base import OnStage, Outputs
 from runtime.backends.wiring import SMOOTH_BRIDGE
 from runtime.sampling import Sampling
@@ -47,7 +45,7 @@ class PyTorchBackend:
         self._labels = torch.cat((torch.from_numpy(labels), torch.full((count,), recipe.num_classes)))
         self._x = self.var.condition(self._labels)[-1]
         self._bridge = SMOOTH_BRIDGE if smooth else "bridge"
-        empty = [torch.zeros(0, 2 * count, recipe.heads, HEAD_SIZE)] * recipe.depth
+        empty = [torch.zeros(0, 2 * count, recipe.heads, recipe.head_size)] * recipe.depth
         self._past_k, self._past_v = empty, empty
         self._f_hat = torch.zeros(count, recipe.code_size, recipe.grid, recipe.grid)
         self._drawn: list[np.ndarray] = []
@@ -98,8 +96,7 @@ class PyTorchBackend:
         h = codes.transpose(1, 2).unflatten(2, (side, side))  # (N, Z, p, p)
         if side != recipe.grid:
             h = F.interpolate(h, size=(recipe.grid, recipe.grid), mode="bicubic")
-        phi = quantize.phis()[quantize.phi[k]]
-        self._f_hat = self._f_hat + (1 - PHI_RATIO) * h + PHI_RATIO * phi(h)
+        self._f_hat = self._f_hat + quantize.smoothed(k, h)
         if k + 1 < len(recipe.scales):
             following = recipe.scales[k + 1]
             features = F.interpolate(self._f_hat, size=(following.side, following.side), mode="area")

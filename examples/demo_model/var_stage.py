@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from examples.demo_model.device import autocast
 from examples.demo_model.loop import Stage
 from export.model.quantizer import Quantizer
-from export.model.transformer import HEAD_SIZE, VAR
+from export.model.transformer import VAR
 from export.recipe import Recipe
 
 _LABEL_DROPOUT = 0.1  # these learn the unconditional half of guidance
@@ -55,7 +55,7 @@ class VARStage(Stage):
             modulation, head_modulation, first = self.var.condition(labels)
             later = self.var.embed(features, self.var.positions()[1:])  # (T - 1, B, C)
             x = F.dropout(torch.cat((first, later)), _INPUT_DROPOUT, self.training)  # (T, B, C)
-            past = [x.new_zeros(0, len(labels), self.recipe.heads, HEAD_SIZE)] * self.recipe.depth
+            past = [x.new_zeros(0, len(labels), self.recipe.heads, self.recipe.head_size)] * self.recipe.depth
             logits, _, _ = self.var(x, modulation, head_modulation, past, past, self.mask)
         return logits.float()
 

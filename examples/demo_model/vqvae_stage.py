@@ -25,7 +25,7 @@ class VQVAEStage(Stage):
     def __init__(self, recipe: Recipe):
         super().__init__()
         self.vqvae = VQVAE(recipe)
-        for phi in self.vqvae.quantize.quant_resi.qresi_ls:
+        for phi in self.vqvae.quantize.phis():
             nn.init.dirac_(phi.weight)  # phi starts as the identity
             nn.init.zeros_(phi.bias)
         self.register_buffer("usage", torch.zeros(recipe.vocab_size))  # mean uses per batch

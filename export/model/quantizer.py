@@ -6,20 +6,19 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.recipe import Recipe
 
-PHI_COUNT = 4  # convolutions shared by all scales
-PHI_RATIO = 0.5  # phi(h) = (1 - ratio) h + ratio conv(h)
 
-
-def phi_indices(scale_count: int) -> list[int]:
-    """Which of the four phi convolutions each scale uses: the one whose tick is nearest to k / (K - 1).
+def phi_indices(scale_count: int, phi_count: int) -> list[int]:
+    """Which phi convolution each scale uses: the one whose tick is nearest to k / (K - 1). 0 if there is none.
 
     Float64 and this way of writing the ticks decide the ties, as in the published code.
     """
-    ticks = np.linspace(1 / 3 / PHI_COUNT, 1 - 1 / 3 / PHI_COUNT, PHI_COUNT)
+    edge = (1 / 3 if phi_count == 4 else 1 / 2) / max(phi_count, 1)
+    ticks = np.linspace(edge, 1 - edge, max(phi_count, 1))
     return [int(np.argmin(np.abs(ticks - k / (scale_count - 1)))) for k in range(scale_count)]
 
 
@@ -55,12 +54,16 @@ def resize(maps: Tensor, matrix: Tensor) -> Tensor:
     return matrix @ maps @ matrix.T
 
 
-class PhiBank(nn.Module):
-    """The four phi convolutions, side by side."""
-
-    def __init__(self, code_size: int):
-        super().__init__()
-        self.qresi_ls = nn.ModuleList(nn.Conv2d(code_size, code_size, 3, padding=1) for _ in range(PHI_COUNT))
+def _phi_bank(recipe: Recipe) -> nn.Module:
+    """The phi convolutions, under the name that the checkpoints of each way to share them have."""
+    size = recipe.code_size
+    convolutions = nn.ModuleList(nn.Conv2d(size, size, 3, padding=1) for _ in range(recipe.phi_count))
+    if recipe.share_quant_resi == 0 or not convolutions:
+        return convolutions
+    bank = nn.Module()
+    shared = recipe.share_quant_resi == 1
+    bank.add_module("qresi" if shared else "qresi_ls", convolutions[0] if shared else convolutions)
+    return bank
 
 
 class Quantizer(nn.Module):
@@ -70,17 +73,21 @@ class Quantizer(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.embedding = nn.Embedding(recipe.vocab_size, recipe.code_size)
-        self.quant_resi = PhiBank(recipe.code_size)
-        self.phi = phi_indices(len(recipe.patch_nums))
+        self.quant_resi = _phi_bank(recipe)
+        self.phi = phi_indices(len(recipe.patch_nums), recipe.phi_count)
 
     def phis(self) -> list[nn.Conv2d]:
-        return [phi for phi in self.quant_resi.qresi_ls if isinstance(phi, nn.Conv2d)]
+        return [phi for phi in self.quant_resi.modules() if isinstance(phi, nn.Conv2d)]
+
+    def smoothed(self, k: int, h: Tensor) -> Tensor:
+        """h (B, Z, P, P) of scale k -> (1 - r) h + r phi(h), r the recipe's `quant_resi`."""
+        phis, share = self.phis(), self.recipe.quant_resi
+        return (1 - share) * h + share * phis[self.phi[k]](h) if phis else h
 
     def contribution(self, k: int, codes: Tensor) -> Tensor:
         """What scale k adds to f_hat: codes (B, Z, p, p) -> (B, Z, P, P)."""
         upsampled = resize(codes, bicubic_matrix(codes.shape[-1], self.recipe.grid).to(codes))
-        convolution = self.phis()[self.phi[k]]
-        return (1 - PHI_RATIO) * upsampled + PHI_RATIO * convolution(upsampled)
+        return self.smoothed(k, upsampled)
 
     def lookup(self, tokens: Tensor) -> Tensor:
         """tokens (B, p²) -> codes (B, Z, p, p)."""
@@ -92,9 +99,11 @@ class Quantizer(nn.Module):
         return torch.stack([self.contribution(k, self.lookup(t)) for k, t in enumerate(tokens)]).sum(0)
 
     def nearest(self, features: Tensor) -> Tensor:
-        """features (B, Z, p, p) -> tokens (B, p²): the nearest code by Euclidean distance, the first on a tie."""
+        """features (B, Z, p, p) -> tokens (B, p²): the nearest code by distance or cosine, the first on a tie."""
         flat = features.flatten(2).transpose(1, 2)  # (B, p², Z)
         codebook = self.embedding.weight  # (V, Z)
+        if self.recipe.using_znorm:
+            return (F.normalize(flat, dim=-1) @ F.normalize(codebook, dim=-1).T).argmax(-1)
         distance = (flat**2).sum(-1, keepdim=True) + (codebook**2).sum(-1) - 2 * (flat @ codebook.T)
         return distance.argmin(-1)
 

@@ -6,6 +6,7 @@ Top-k and top-p are both thresholds on the logit, each found by bisection.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 LOWEST = -104.0  # exp(-104) is 0 in float32: what lies lower below the largest logit is never drawn
@@ -84,9 +85,13 @@ def drawn(weights: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def cumulative_sum(weights: Tensor) -> Tensor:
-    """(..., V) -> (..., V), as products with triangular matrices; V is a multiple of 64."""
+    """(..., V) -> (..., V), as products with triangular matrices."""
+    vocabulary = weights.shape[-1]
+    if missing := -vocabulary % BLOCK:
+        weights = F.pad(weights, (0, missing))
     blocks = weights.unflatten(-1, (-1, BLOCK))  # (..., V/64, 64)
-    count = weights.shape[-1] // BLOCK
+    count = blocks.shape[-2]
     within = blocks @ torch.ones(BLOCK, BLOCK).triu()
     before = within[..., -1] @ torch.ones(count, count).triu(1)  # (..., V/64): total of all earlier blocks
-    return (within + before.unsqueeze(-1)).flatten(-2)
+    cumulative = (within + before.unsqueeze(-1)).flatten(-2)
+    return cumulative[..., :vocabulary] if missing else cumulative

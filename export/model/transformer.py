@@ -1,7 +1,8 @@
 """The VAR transformer with explicit keys and values in and out. Parameter names are those of the published checkpoints.
 
-Tensors are token-major, x (L, B, C) and K/V (S, B, H, 64), so that appending to the KV cache is writing behind it.
-B counts conditional and unconditional halves together (2B columns during guided generation).
+Tensors are token-major, x (L, B, C) and K/V (S, B, H, D), so that appending to the KV cache is writing behind it.
+D is the size of a head, 64 in the published models. B counts conditional and unconditional halves together (2B columns
+during guided generation).
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from torch import Tensor, nn
 
 from export.recipe import Recipe
 
-HEAD_SIZE = 64
 MAX_LOG_SCALE = math.log(100)  # ceiling of the learnt attention temperature, with attn_l2_norm
 
 
 class Attention(nn.Module):
     """Self-attention over the tokens of this scale and, through the cache, of all earlier ones."""
 
-    def __init__(self, width: int, heads: int, l2_norm: bool):
+    def __init__(self, recipe: Recipe):
         super().__init__()
-        self.heads = heads
-        self.l2_norm = l2_norm
-        if l2_norm:
+        width, heads = recipe.width, recipe.heads
+        self.heads, self.head_size = heads, recipe.head_size
+        self.l2_norm = recipe.attn_l2_norm
+        if self.l2_norm:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
         self.mat_qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
@@ -39,41 +40,48 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, past_k: Tensor, past_v: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (L, B, C), past (S, B, H, 64), mask (L, S + L) -> out (L, B, C), new k and v (L, B, H, 64).
+        """x (L, B, C), past (S, B, H, D), mask (L, S + L) -> out (L, B, C), new k and v (L, B, H, D).
 
         The mask is added to the scores: 0 or -inf.
         """
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
-        qkv = F.linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3 * self.heads, HEAD_SIZE))
-        q, k, v = qkv.chunk(3, dim=2)  # each (L, B, H, 64)
+        qkv = F.linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3 * self.heads, self.head_size))
+        q, k, v = qkv.chunk(3, dim=2)  # each (L, B, H, D)
         if self.l2_norm:
             temperature = self.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp().view(self.heads, 1)
             q = F.normalize(q, dim=-1) * temperature
             k = F.normalize(k, dim=-1)
         else:
-            q = q * (0.25 / math.sqrt(HEAD_SIZE))
-        all_k = torch.cat((past_k, k))  # (S + L, B, H, 64)
+            q = q * (0.25 / math.sqrt(self.head_size))
+        all_k = torch.cat((past_k, k))  # (S + L, B, H, D)
         all_v = torch.cat((past_v, v))
-        q, all_k, all_v = (t.permute(1, 2, 0, 3) for t in (q, all_k, all_v))  # (B, H, L or S + L, 64)
-        out = attention(q, all_k, all_v, mask)  # (B, H, L, 64)
+        q, all_k, all_v = (t.permute(1, 2, 0, 3) for t in (q, all_k, all_v))  # (B, H, L or S + L, D)
+        out = attention(q, all_k, all_v, mask)  # (B, H, L, D)
         return self.proj(out.permute(2, 0, 1, 3).flatten(2)), k, v
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q (B, H, L, 64), already scaled, k and v (B, H, S, 64), mask (L, S) or None -> (B, H, L, 64)."""
+    """q (B, H, L, D), already scaled, k and v (B, H, S, D), mask (L, S) or None -> (B, H, L, D)."""
     if mask is None and torch.compiler.is_exporting():  # SDPA would bring shape arithmetic into the graph
         return (q @ k.transpose(-1, -2)).softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
 
 class FeedForward(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, recipe: Recipe):
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = nn.Linear(recipe.width, recipe.hidden)
+        self.fc2 = nn.Linear(recipe.hidden, recipe.width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Normalized(nn.LayerNorm):
+    """LayerNorm over channels without affine parameters: AdaLN brings them."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__(recipe.width, eps=recipe.norm_eps, elementwise_affine=False)
 
 
 class Block(nn.Module):
@@ -82,8 +90,9 @@ class Block(nn.Module):
     def __init__(self, recipe: Recipe):
         super().__init__()
         width = recipe.width
-        self.attn = Attention(width, recipe.heads, recipe.attn_l2_norm)
-        self.ffn = FeedForward(width)
+        self.norm = Normalized(recipe)
+        self.attn = Attention(recipe)
+        self.ffn = FeedForward(recipe)
         if recipe.shared_aln:
             self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, width))
         else:
@@ -98,20 +107,21 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, modulation: Tensor, past_k: Tensor, past_v: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (L, B, C), modulation (6, B, C) with 1 added to the scales -> x, new k and v (L, B, H, 64)."""
+        """x (L, B, C), modulation (6, B, C) with 1 added to the scales -> x, new k and v (L, B, H, D)."""
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(0)  # each (B, C)
-        attended, k, v = self.attn(normalized(x) * scale1 + shift1, past_k, past_v, mask)
+        attended, k, v = self.attn(self.norm(x) * scale1 + shift1, past_k, past_v, mask)
         x = x + gamma1 * attended
-        x = x + gamma2 * self.ffn(normalized(x) * scale2 + shift2)
+        x = x + gamma2 * self.ffn(self.norm(x) * scale2 + shift2)
         return x, k, v
 
 
 class HeadNorm(nn.Module):
     """AdaLN before the classifier head."""
 
-    def __init__(self, width: int):
+    def __init__(self, recipe: Recipe):
         super().__init__()
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.norm = Normalized(recipe)
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(recipe.width, 2 * recipe.width))
 
 
 class VAR(nn.Module):
@@ -132,7 +142,7 @@ class VAR(nn.Module):
         if recipe.shared_aln:
             self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(Block(recipe) for _ in range(recipe.depth))
-        self.head_nm = HeadNorm(width)
+        self.head_nm = HeadNorm(recipe)
         self.head = nn.Linear(width, recipe.vocab_size)
 
     def positions(self) -> Tensor:
@@ -144,7 +154,7 @@ class VAR(nn.Module):
         """What depends on the label alone.
 
         labels (B,) int64 -> modulation (depth, 6, B, C) and head modulation (2, B, C), both with 1 added to their
-        scales, and the input of the first scale x (1, B, C).
+        scales, and the input of the first scale x (L, B, C).
         """
         condition = self.class_emb(labels)  # (B, C)
         shared = self.shared_ada_lin(condition) if self.recipe.shared_aln else None
@@ -156,7 +166,7 @@ class VAR(nn.Module):
         head = self.head_nm.ada_lin(condition).unflatten(-1, (2, -1)).transpose(0, 1)
         head_modulation = head + torch.tensor([1.0, 0.0]).view(2, 1, 1)
         first = self.recipe.scales[0].tokens
-        x = condition + (self.pos_start[0] + self.positions()[:first]).unsqueeze(1)  # (1, B, C)
+        x = condition + (self.pos_start[0] + self.positions()[:first]).unsqueeze(1)  # (L, B, C)
         return modulation, head_modulation, x
 
     def forward(
@@ -168,7 +178,7 @@ class VAR(nn.Module):
         past_v: Sequence[Tensor],
         mask: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """One scale: x (L, B, C), past (S, B, H, 64) a block -> logits (L, B, V), new k and v (L, B, H, 64) a block.
+        """One scale: x (L, B, C), past (S, B, H, D) a block -> logits (L, B, V), new k and v (L, B, H, D) a block.
 
         `mask` (L, S + L) is for training, where all scales pass at once; within a scale every token sees all others.
         """
@@ -178,13 +188,8 @@ class VAR(nn.Module):
             new_k.append(k)
             new_v.append(v)
         scale, shift = head_modulation.unbind(0)  # (B, C)
-        return self.head(normalized(x) * scale + shift), new_k, new_v
+        return self.head(self.head_nm.norm(x) * scale + shift), new_k, new_v
 
     def embed(self, features: Tensor, positions: Tensor) -> Tensor:
         """features (L, B, Z) of the picture so far, positions (L, C) -> input of the next scale (L, B, C)."""
         return self.word_embed(features) + positions.unsqueeze(1)
-
-
-def normalized(x: Tensor) -> Tensor:
-    """LayerNorm over channels without affine parameters: AdaLN brings them."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6)

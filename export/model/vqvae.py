@@ -155,8 +155,13 @@ class VQVAE(nn.Module):
         self.encoder = Encoder(recipe)
         self.decoder = Decoder(recipe)
         self.quantize = Quantizer(recipe)
-        self.quant_conv = nn.Conv2d(recipe.code_size, recipe.code_size, 3, padding=1)
-        self.post_quant_conv = nn.Conv2d(recipe.code_size, recipe.code_size, 3, padding=1)
+        self.quant_conv = self._quant_conv(recipe)
+        self.post_quant_conv = self._quant_conv(recipe)
+
+    @staticmethod
+    def _quant_conv(recipe: Recipe) -> nn.Conv2d:
+        kernel = recipe.quant_conv_ks
+        return nn.Conv2d(recipe.code_size, recipe.code_size, kernel, padding=kernel // 2)
 
     def features(self, image: Tensor) -> Tensor:
         """image (B, 3, H, W) in [-1, 1] -> features (B, Z, P, P) before quantization."""

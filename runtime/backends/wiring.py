@@ -112,7 +112,7 @@ class Wiring:
         self.caches = {name: arrays.zeros(cache_shape, dtypes[f"past_{name}"]) for name in names}
 
         self.condition = Stage(
-            "condition", self.labels.stages, {"modulation": modulation, **head_modulation, "x": x[:1]}
+            "condition", self.labels.stages, {"modulation": modulation, **head_modulation, "x": x[: scales[0].tokens]}
         )
         self.steps = []
         for k, scale in enumerate(scales):

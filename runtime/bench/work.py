@@ -10,7 +10,7 @@ def transformer_flop(model: Model) -> int:
     width, offset, flop = model.width, 0, 0
     for side in model.patch_nums:
         tokens = side * side
-        linear = 24 * width * width  # qkv 3, projection 1, feed-forward 4 + 4 matrices of width², 2 FLOP each
+        linear = 8 * width * width + 4 * width * round(width * model.mlp_ratio)  # qkv, projection, feed-forward
         attention = 4 * width * (offset + tokens)  # scores, then the weighted sum
         flop += tokens * (model.depth * (linear + attention) + 2 * width * model.vocab_size)
         offset += tokens

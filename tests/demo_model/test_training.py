@@ -20,7 +20,6 @@ from examples.demo_model.sampling import Sampler  # noqa: E402
 from examples.demo_model.train import tokenise, train_decoder, train_var, train_vqvae  # noqa: E402
 from examples.demo_model.var_stage import VARStage  # noqa: E402
 from examples.demo_model.vqvae_stage import VQVAEStage, quantise  # noqa: E402
-from export.model.transformer import HEAD_SIZE  # noqa: E402
 from export.recipe import Recipe  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -131,7 +130,7 @@ def test_one_masked_pass_predicts_what_the_scales_predict_one_by_one() -> None:
     with torch.no_grad():
         together = stage._logits(features, labels)  # (T, B, V)
         modulation, head_modulation, x = stage.var.condition(labels)
-        past = [[torch.zeros(0, 2, RECIPE.heads, HEAD_SIZE)] for _ in "kv"]
+        past = [[torch.zeros(0, 2, RECIPE.heads, RECIPE.head_size)] for _ in "kv"]
         for scale in RECIPE.scales:
             span = slice(scale.offset, scale.offset + scale.tokens)
             if scale.offset:

@@ -21,4 +21,4 @@ def test_resizes_are_torchs(grid: int) -> None:
 
 
 def test_phi_of_ten_scales() -> None:
-    assert phi_indices(10) == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    assert phi_indices(10, 4) == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]

@@ -40,11 +40,19 @@ def test_tensor_names_and_shapes_are_the_published_ones() -> None:
         ("depht = 2", "unknown keys depht"),
         ("depth = true", "depth: expected .*int.*, found True"),
         ("depth = 0", "depth: expected 1 to 256, found 0"),
-        ("patch_nums = [2, 4]", "patch_nums: expected 1 and growing sides"),
-        ("patch_nums = [1, 4, 4]", "patch_nums: expected 1 and growing sides"),
+        ("patch_nums = [0, 4]", "patch_nums: expected entries of 1 to 1024, found 0"),
+        ("patch_nums = [1, 4, 4]", "patch_nums: expected growing sides"),
         ("patch_nums = [1]", "patch_nums: expected 2 to 64 entries, found 1"),
         ("ch = 48", "ch: expected a multiple of 32"),
-        ("vocab_size = 100", "vocab_size: expected a multiple of 64"),
+        ("vocab_size = 63", "vocab_size: expected 64 or more, found 63"),
+        ("width = 65\nheads = 2", r"width: expected a multiple of heads \(2\), found 65"),
+        ("heads = -1", "heads: expected 1 or more, found -1"),
+        ("quant_resi = 1.5", "quant_resi: expected 0 to 1, found 1.5"),
+        ("quant_resi = nan", "quant_resi: expected 0 to 1, found nan"),
+        ("share_quant_resi = 65", "share_quant_resi: expected 0 to 64, found 65"),
+        ("quant_conv_ks = 2", "quant_conv_ks: expected 1, 3, 5 or 7, found 2"),
+        ("mlp_ratio = inf", "mlp_ratio: expected more than 0"),
+        ("norm_eps = 0", "norm_eps: expected more than 0"),
     ],
 )
 def test_a_wrong_recipe_is_named(text: str, message: str, tmp_path: Path) -> None:
@@ -61,3 +69,18 @@ def test_a_wrong_recipe_is_named(text: str, message: str, tmp_path: Path) -> Non
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(SettingsError, match=r"no recipe 'var_d17'; known are .*var_d16.*var_demo"):
         Recipe.load("var_d17")
+
+
+def test_class_names_lie_beside_the_recipe_and_are_counted(tmp_path: Path) -> None:
+    lines = (DATA / "tiny.toml").read_text()
+    path = tmp_path / "mine.toml"
+    path.write_text(lines + 'classes = "names"\n')
+    (tmp_path / "names.txt").write_text("\n".join("abcdefghij") + "\n")
+    assert Recipe.load(str(path)).class_list == tmp_path / "names.txt"
+    for wrong, message in (
+        ("imagenet", "classes: .*expected 10 lines, one for each class, found 1000"),
+        ("elsewhere", "classes: .*elsewhere"),
+    ):
+        path.write_text(lines + f'classes = "{wrong}"\n')
+        with pytest.raises(SettingsError, match=message):
+            Recipe.load(str(path))

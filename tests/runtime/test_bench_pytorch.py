@@ -10,7 +10,6 @@ import torch._inductor.config as inductor
 from torch.utils.flop_counter import FlopCounterMode
 
 from export.checkpoint import CheckpointError, checkpoint_weights, empty_models, formula_weights
-from export.model.transformer import HEAD_SIZE
 from export.provenance import recipe_of
 from export.recipe import Recipe
 from runtime.bench.benchmark import benchmark
@@ -83,7 +82,8 @@ def test_work_is_what_pytorch_counts(name: str) -> None:
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         modulation, head_modulation = torch.empty(recipe.depth, 6, 2, recipe.width), torch.empty(2, 2, recipe.width)
         for scale in recipe.scales:
-            x, past = torch.empty(scale.tokens, 2, recipe.width), torch.empty(scale.offset, 2, recipe.heads, HEAD_SIZE)
+            x = torch.empty(scale.tokens, 2, recipe.width)
+            past = torch.empty(scale.offset, 2, recipe.heads, recipe.head_size)
             var(x, modulation, head_modulation, [past] * recipe.depth, [past] * recipe.depth)
     assert transformer_flop(model) == counter.get_total_flops()
     with torch.device("meta"), FlopCounterMode(display=False) as counter:

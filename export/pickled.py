@@ -1,0 +1,276 @@
+"""PyTorch's own checkpoint files, read without running anything in them and without loading a tensor.
+
+A pickle may name any function to call. Here a name is only ever looked up in a short table of what rebuilds tensors;
+every other one becomes an inert stand-in, so that training arguments beside the tensors neither run nor hinder.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+PICKLE_BYTES = 64 << 20  # of names and sizes, without the tensors' data; the largest published file has 0.3 MB
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what files written before torch 1.6 begin with
+STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    "UntypedStorage": torch.uint8,
+    "QInt8Storage": torch.int8,  # quantized tensors are told from others by what rebuilds them
+    "QUInt8Storage": torch.uint8,
+    "QInt32Storage": torch.int32,
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, not read yet. `read` is absent if it is of a kind that has no plain data (`odd`)."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    read: Callable[[], Tensor] | None
+    odd: str = ""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The data of one or more tensors: bytes of a file."""
+
+    key: str
+    dtype: torch.dtype
+    count: int  # items
+
+
+class StandIn:
+    """Takes the place of any object that is no tensor and no container. It accepts everything and does nothing."""
+
+    def __init__(self, *args: object) -> None:
+        self.state: dict[Any, Any] = {}
+
+    def __call__(self, *args: object) -> StandIn:
+        return StandIn()
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state if isinstance(state, dict) else {}
+
+    def __setitem__(self, key: object, value: object) -> None:
+        pass
+
+    def append(self, item: object) -> None:
+        pass
+
+    def extend(self, items: object) -> None:
+        pass
+
+    def add(self, item: object) -> None:
+        pass
+
+
+def read_pickled(path: Path) -> Any:
+    """What `torch.save` wrote to `path`: containers of `Stored` and plain values. Damaged files raise anything."""
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return _read_legacy(path, file)
+    with zipfile.ZipFile(path) as archive:
+        return _read_zip(path, archive)
+
+
+Read = Callable[[str], bytes]  # the bytes of the storage with that key
+
+
+def _read_zip(path: Path, archive: zipfile.ZipFile) -> Any:
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    if packed := [name for name, entry in entries.items() if entry.compress_type != zipfile.ZIP_STORED]:
+        raise ValueError(f"{packed[0]} is compressed, which torch.save never does")
+    root = min((name for name in entries if name.endswith("data.pkl")), key=len, default="data.pkl")
+    folder = root.removesuffix("data.pkl")
+    if f"{folder}constants.pkl" in entries:
+        raise ValueError("a TorchScript archive: save the model's state_dict() with torch.save")
+    if f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") != b"little":
+        raise ValueError("written on a big-endian machine")
+    if entries[root].file_size > PICKLE_BYTES:
+        raise ValueError(f"more than {PICKLE_BYTES >> 20} MiB of names")
+
+    def raw(name: str) -> tuple[bytes, bool]:
+        """The entry's bytes, and whether they have its checksum."""
+        entry = entries[name]
+        with path.open("rb") as file:
+            file.seek(entry.header_offset)
+            header = file.read(30)
+            lengths = (int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
+            file.seek(sum(lengths), io.SEEK_CUR)
+            data = file.read(entry.file_size)
+        if header[:4] != b"PK\3\4" or len(data) != entry.file_size:
+            raise ValueError(f"{name} is cut short")
+        return data, zlib.crc32(data) == entry.CRC
+
+    pickled, checked = raw(root)  # some writers leave all checksums out
+
+    def read(key: str) -> bytes:
+        data, intact = raw(f"{folder}data/{key}")
+        if checked and not intact:
+            raise ValueError(f"{folder}data/{key} is not what its checksum says")
+        return data
+
+    return _Unpickler(io.BytesIO(pickled), read).load()
+
+
+def _read_legacy(path: Path, file: BinaryIO) -> Any:
+    """Five pickles (magic number, version, machine, tensors, keys), then for each key its item count and its items."""
+    file.seek(0)
+    bounded = _Bounded(file)
+    places: dict[str, tuple[int, int]] = {}  # offset and bytes
+
+    def read(key: str) -> bytes:
+        start, size = places[key]
+        with path.open("rb") as again:
+            again.seek(start)
+            data = again.read(size)
+        if len(data) != size:
+            raise ValueError("cut short")
+        return data
+
+    unpickler = _Unpickler(bounded, read)
+    if unpickler.load() != LEGACY_MAGIC:
+        raise ValueError("not written by torch.save")
+    for _ in ("version", "machine"):
+        _Unpickler(bounded, read).load()
+    tensors = _Unpickler(bounded, read)
+    root = tensors.load()
+    keys = _Unpickler(bounded, read).load()
+    position, end = file.tell(), path.stat().st_size
+    for key in keys:
+        storage = tensors.storages[str(key)]
+        size = storage.count * storage.dtype.itemsize
+        places[storage.key] = position + 8, size
+        position += 8 + size
+    if position > end:
+        raise ValueError(f"cut short: expected {position} bytes, found {end}")
+    return root
+
+
+class _Bounded:
+    """A file whose pickles may not go on for ever."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._left = file, PICKLE_BYTES
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise ValueError(f"more than {PICKLE_BYTES >> 20} MiB of names")
+        return self._file.read(size)
+
+    def readline(self) -> bytes:
+        line = self._file.readline(1 << 16)
+        self._left -= len(line)
+        return line
+
+
+class _Unpickler(pickle._Unpickler):  # in Python: the one in C fills any memo index it reads
+    """Resolves names from a table and imports nothing."""
+
+    def __init__(self, file: Any, read: Read) -> None:
+        super().__init__(file, encoding="utf-8", errors="replace")
+        self.storages: dict[str, Storage] = {}
+        self._read_storage = read
+        self._table = self._rebuilders()
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in (("collections", "OrderedDict"), ("builtins", "dict"), ("collections", "defaultdict")):
+            return OrderedDict if name == "OrderedDict" else _plain_dict
+        if module in ("torch", "torch.storage"):
+            if name in STORAGES:
+                return STORAGES[name]
+            if isinstance(dtype := getattr(torch, name, None), torch.dtype):
+                return dtype
+        if module in ("torch._utils", "torch._tensor") and name.startswith("_rebuild"):
+            return self._table.get(name) or _odd(name)
+        return type("StandIn", (StandIn,), {})  # a class of its own: a pickle may set attributes on it
+
+    def persistent_load(self, pid: Any) -> Storage:
+        kind, dtype, key, _, count = pid[:5]
+        if kind not in ("storage", b"storage") or not isinstance(dtype, torch.dtype) or type(count) is not int:
+            raise pickle.UnpicklingError("expected a storage")
+        if len(pid) > 5 and pid[5] is not None:
+            raise pickle.UnpicklingError("a view of a storage, as only PyTorch 0.1 wrote")
+        return self.storages.setdefault(str(key), Storage(str(key), dtype, count))
+
+    def _rebuilders(self) -> dict[str, Callable[..., Any]]:
+        """What the names of PyTorch's functions stand for. Made anew for each file, see `find_class`."""
+
+        def plain(
+            storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *others: Any
+        ) -> Stored:
+            if any(isinstance(other, dict) and not isinstance(other, OrderedDict) and other for other in others):
+                return Stored(tuple(shape), storage.dtype, None, "with a conjugate or negative bit")
+            return self._stored(storage, offset, tuple(shape), tuple(stride))
+
+        def typed(*args: Any) -> Stored:
+            storage, dtype = args[0], args[6]
+            count = storage.count // dtype.itemsize
+            return self._stored(replace(storage, dtype=dtype, count=count), args[1], tuple(args[2]), tuple(args[3]))
+
+        def parameter(data: Stored, *_: Any) -> Stored:
+            return data
+
+        def subclass(function: Callable[..., Any], kind: Any, args: Any, state: Any) -> Any:
+            return function(*args)
+
+        return {
+            "_rebuild_tensor": plain,
+            "_rebuild_tensor_v2": plain,
+            "_rebuild_tensor_v3": typed,
+            "_rebuild_parameter": parameter,
+            "_rebuild_parameter_with_state": parameter,
+            "_rebuild_from_type_v2": subclass,
+        }
+
+    def _stored(self, storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Stored:
+        sizes = (*shape, *stride, offset, storage.count)
+        if len(shape) != len(stride) or any(type(size) is not int or size < 0 for size in sizes):
+            raise ValueError("a tensor of impossible shape")
+        items = math.prod(shape)
+        last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+        if items > storage.count or (items and last >= storage.count):
+            raise ValueError(f"a tensor of shape {shape} in a storage of {storage.count} items")
+
+        def read() -> Tensor:
+            if not items:
+                return torch.empty(shape, dtype=storage.dtype)
+            data = bytearray(self._read_storage(storage.key))
+            count = len(data) // storage.dtype.itemsize
+            return torch.frombuffer(data, dtype=storage.dtype, count=count).as_strided(shape, stride, offset)
+
+        return Stored(shape, storage.dtype, read)
+
+
+def _plain_dict(*_: object) -> dict[Any, Any]:
+    return {}
+
+
+def _odd(name: str) -> Callable[..., Stored]:
+    """For `_rebuild_sparse_tensor` and its like."""
+    kinds = {"sparse": "sparse", "qtensor": "quantized", "meta": "on the meta device, so without data"}
+    kind = next((text for part, text in kinds.items() if part in name), f"rebuilt by {name}")
+    return lambda *args: Stored((), None, None, kind)

@@ -1,0 +1,118 @@
+"""Downloads: what the hub names is what is exported, and every reason why not is one line."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.checkpoint import HOME, CheckpointError
+from export.download import download
+
+CONTENT = bytes(range(256)) * 64
+COMMIT = "0" * 39 + "1"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of a model hub as one file needs. `bodies` are sent one after the other, the last again and again."""
+
+    status, bodies, sent, metadata = 200, [CONTENT], 0, True
+
+    def do_HEAD(self) -> None:
+        self._headers()
+
+    def do_GET(self) -> None:
+        if "/resolve/" not in self.path:  # the client also asks for a listing
+            self.send_error(404)
+            return
+        self._headers()
+        if self.status == 200:
+            self.wfile.write(self.bodies[min(Hub.sent, len(self.bodies) - 1)])
+            Hub.sent += 1
+
+    def _headers(self) -> None:
+        self.send_response(self.status)
+        if self.metadata:
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{hashlib.sha256(CONTENT).hexdigest()}"')
+            self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(CONTENT) if self.status == 200 else 0))
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The client's cache, empty, with a hub on this machine."""
+    from huggingface_hub import constants, file_download
+    from huggingface_hub.utils import _http
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.delenv(HOME, raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(file_download.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+    Hub.status, Hub.bodies, Hub.sent, Hub.metadata = 200, [CONTENT], 0, True
+    yield tmp_path / "cache"
+    server.shutdown()
+    server.server_close()
+    thread.join(10)
+
+
+def fetched() -> Path:
+    return download("somebody/model", "var.pth", "not here", "give --var-checkpoint FILE")
+
+
+def test_what_the_hub_names_is_kept(cache: Path) -> None:
+    assert fetched().read_bytes() == CONTENT
+    assert fetched().read_bytes() == CONTENT
+    assert Hub.sent == 1
+
+
+def test_a_damaged_file_is_fetched_anew(cache: Path) -> None:
+    Hub.bodies = [bytes(len(CONTENT)), CONTENT]
+    assert fetched().read_bytes() == CONTENT
+    assert Hub.sent == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "found"), [(bytes(1), "SHA-256"), (b"<html>Log in", "an HTML page, maybe of a proxy")]
+)
+def test_a_file_damaged_twice_is_not_kept(cache: Path, body: bytes, found: str) -> None:
+    Hub.bodies = [body.ljust(len(CONTENT), b"\0")]
+    with pytest.raises(
+        CheckpointError, match=rf"var\.pth: damaged on its way .*, found {found}.*; removed; give --var"
+    ):
+        fetched()
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.read_bytes() == Hub.bodies[0]]
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(404, r"no such file \(404\)"), (429, r"too many requests \(429\)"), (500, r"its server has an error \(500\)")],
+)
+def test_a_refusal_is_named(cache: Path, status: int, reason: str) -> None:
+    Hub.status = status
+    with pytest.raises(CheckpointError, match=rf"the model hub somebody/model does not give it: .*{reason}.*; give"):
+        fetched()
+
+
+def test_a_page_in_place_of_the_hub_is_named(cache: Path) -> None:
+    Hub.metadata = False
+    with pytest.raises(CheckpointError, match="what answered is no model hub, maybe a proxy"):
+        fetched()
