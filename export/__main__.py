@@ -15,7 +15,9 @@ from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, report
 @click.option("--out", type=FILE, required=True, help="Bundle directory to write.")
 @click.option("--var-checkpoint", type=FILE, help="Transformer weights (.pth, .safetensors).")
 @click.option("--vae-checkpoint", type=FILE, help="VQVAE weights (.pth, .safetensors).")
-@click.option("--random-weights", metavar="SEED", type=Number(int, limits.STORED_SEED), help="Instead of any checkpoint.")
+@click.option(
+    "--random-weights", metavar="SEED", type=Number(int, limits.STORED_SEED), help="Instead of any checkpoint."
+)
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", help="Of weights and arithmetic.")
 @click.option("--batches", default="1", help="Batch sizes of the static per-scale steps: 1,8")
 @click.option("--smooth", is_flag=True, help="Add the graph of smooth sampling.")
