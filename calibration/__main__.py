@@ -36,7 +36,7 @@ from runtime.sampling import Sampling
     default=0.5,
     help="How much of the channels' differences goes into the weights.",
 )
-@click.option("--seed", type=Number(int, limits.SEED), default=0, help="Of the first picture.")
+@click.option("--seed", type=Number(int, limits.STORED_SEED), default=0, help="Of the first picture.")
 @click.option(
     "--first",
     type=Number(int, limits.PICTURES_BEFORE),

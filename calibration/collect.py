@@ -48,8 +48,9 @@ def collect(
     if path.exists():
         found = Calibration.load(path)
         found.check_tensors(path, _shape(sites, len(manifest.scales)), {site.key: site.channels for site in sites})
-        if not found.pictures:  # a run that failed at once: nothing is lost
-            found = Calibration(fingerprint(manifest), settings)
+        new = Calibration(fingerprint(manifest), settings)
+        if not found.pictures and (found.bundle, found.settings) != (new.bundle, settings):
+            found = new  # a run that failed before its first picture must not refuse this one
         found.check(path, bundle, manifest, settings)
     else:
         found = Calibration(fingerprint(manifest), settings)

@@ -35,10 +35,15 @@ class Settings:
 
     def check(self) -> None:
         """Raises ValueError for a value outside its range."""
-        for name in ("seed", "cfg", "top_k", "top_p", "alpha"):
-            allowed = getattr(limits, name.upper())
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: expected {allowed}, found {limits.shown(getattr(self, name))}")
+        for name, value, allowed in (
+            ("seed", self.seed, limits.STORED_SEED),
+            ("cfg", self.cfg, limits.CFG),
+            ("top_k", self.top_k, limits.TOP_K),
+            ("top_p", self.top_p, limits.TOP_P),
+            ("alpha", self.alpha, limits.ALPHA),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}: expected {allowed}, found {limits.shown(value)}")
         if self.smoothing not in SMOOTHING:
             raise ValueError(f"smoothing: expected {' or '.join(SMOOTHING)}, found {limits.shown(self.smoothing)}")
 

@@ -19,7 +19,9 @@ CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # endings of fil
 @click.option("--out", type=FILE, help="Bundle directory to write.")
 @click.option("--var-checkpoint", type=FILE, help="Transformer weights (.pth, .safetensors).")
 @click.option("--vae-checkpoint", type=FILE, help="VQVAE weights (.pth, .safetensors).")
-@click.option("--random-weights", metavar="SEED", type=Number(int, limits.SEED), help="Instead of any checkpoint.")
+@click.option(
+    "--random-weights", metavar="SEED", type=Number(int, limits.STORED_SEED), help="Instead of any checkpoint."
+)
 @click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", help="Of weights and arithmetic.")
 @click.option("--batches", default="1", help="Batch sizes of the static per-scale steps: 1,8")
 @click.option("--smooth", is_flag=True, help="Add the graph of smooth sampling.")

@@ -64,7 +64,7 @@ def _measured(backend: str, bundle: Path, folder: Path) -> list[str]:
 @click.argument("fp32", type=FILE)
 @click.argument("bundles", metavar="BUNDLE…", nargs=-1, required=True, type=FILE)
 @click.option("--report", type=FILE, default=Path("build/gpu-check"), help="Directory to write.")
-@click.option("--pictures", type=Number(int, limits.PICTURES), default=32, help="Pictures to verify with.")
+@click.option("--pictures", type=Number(int, limits.VERIFIED), default=32, help="Pictures to verify with.")
 @reports_errors
 def main(fp32: Path, bundles: tuple[Path, ...], report: Path, pictures: int) -> None:
     """Build and run everything that this machine's GPU can make of each BUNDLE, against FP32 on the CPU."""

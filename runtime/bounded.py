@@ -8,8 +8,9 @@ import math
 import os
 import re
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from . import limits
 from .errors import BundleError, VarEdgeError
@@ -20,7 +21,7 @@ MANY_DIGITS = re.compile(rb"\d{19}")  # may be more than 64 bits
 Kind = type[VarEdgeError]  # what is raised: BundleError unless the caller names another
 
 
-def open_file(path: Path, most: int | None = None, error: Kind = BundleError) -> BinaryIO:
+def open_file(path: Path, most: int | None = None, error: Kind = BundleError) -> BufferedReader:
     """The regular file at `path`, open for reading. Raises `error`, also for one of more than `most` bytes.
 
     Opened without waiting, because a FIFO without a writer would wait for ever, and looked at only then: a name can

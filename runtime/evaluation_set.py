@@ -93,6 +93,9 @@ class EvaluationSet:
         top_k = min(EVALUATION.top_k, model.vocab_size) if top_k is None else top_k
         Sampling(cfg, top_k, top_p).check(model.vocab_size)
         labels = dict.fromkeys(pipeline.classes.labels(classes) or range(model.num_classes))
+        if len(labels) * per_class not in limits.PICTURES:
+            expected = f"at most {limits.PICTURES.most} pictures of all classes"
+            raise SettingsError(f"per_class: expected {expected}, found {len(labels) * per_class}")
         return cls(
             schema_version=SCHEMA_VERSION,
             model=model.name,

@@ -19,6 +19,7 @@ from .pixels import full_scale, on_paper
 GAP = 4  # pixels between two pictures of a grid
 PAPER = 255
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")  # no other: EPS would start Ghostscript
+ORIENTATION = 274  # tag of EXIF
 ANIMATIONS = (".webp", ".gif")
 FRAME, LAST_FRAME = 400, 2000  # milliseconds that a frame of an animation is shown
 
@@ -36,7 +37,10 @@ def open_picture(path: Path, paper: str = "white") -> Image.Image:
             with Image.open(file, formats=formats) as picture:
                 if picture.width * picture.height > limits.PIXELS:
                     raise ValueError(f"{_size(picture)} pixels are more than {limits.PIXELS / 1e6:.0f} megapixels")
-                return on_paper(ImageOps.exif_transpose(picture), paper, full_scale(picture))
+                picture.load()
+                turned = picture.getexif().get(ORIENTATION, 1) != 1  # else no copy is made of a large picture
+                upright = ImageOps.exif_transpose(picture) if turned else picture
+                return on_paper(upright, paper, full_scale(picture))
         except MemoryError:
             raise
         except Exception as error:  # decoders of broken files raise many kinds

@@ -77,6 +77,7 @@ PICTURES = Range(1, 2**20)
 PICTURES_BEFORE = Range(0, 2**20)  # in a shared run
 THREADS = Range(1, 1024)
 SEED = Range(0, 2**64 - 1)
+STORED_SEED = Range(0, 2**63 - 1)  # of weights and calibrations: JSON files keep it
 SET_SEED = Range(0, 2**24 - 1)  # of an evaluation set: 40 bits are the class and the picture
 HISTOGRAM = Range(2.0**-20, 2.0**127)  # the largest magnitude that one covers
 SMOOTHING = Range(0, 1e30, above=True)  # what a channel is divided by
@@ -84,6 +85,7 @@ COLLECTED = 2**22  # number of the last calibration picture
 KL = Range(0, 100, above=True)  # nats a token
 ALPHA = Range(0, 1)
 WORKSPACE = Range(1, 2**20)  # MiB
+VERIFIED = Range(1, 4096)  # pictures
 RUNS = Range(1, 10**6)  # timed
 TESTED_TOKENS = Range(1, 10**6)  # at every scale
 

@@ -237,7 +237,12 @@ class Manifest:
             file = found.get("file", key)
             _expect(_is_plain(file), f"{where}.provenance.source.{key}", "a plain file name", limits.shown(file))
         seed = source.get("random_weights", 0)
-        _expect(type(seed) is int and seed in limits.SEED, f"{where}.provenance.source.random_weights", "a seed", seed)
+        _expect(
+            type(seed) is int and seed in limits.STORED_SEED,
+            f"{where}.provenance.source.random_weights",
+            "a seed",
+            seed,
+        )
         kinds = list(plan.values()) if isinstance(plan, dict) else [None]
         lists = all(isinstance(keys, list) and all(isinstance(key, str) for key in keys) for keys in kinds)
         _expect(lists, f"{where}.provenance.options.plan", "an object of lists of strings", limits.shown(plan))

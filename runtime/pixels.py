@@ -65,7 +65,7 @@ def _in_srgb(picture: Image.Image, profile: bytes | None, gamma: float | None) -
             converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
             assert converted is not None  # only conversions in place return nothing
             return converted
-    picture = picture.convert("RGB")
+    picture = picture if picture.mode == "RGB" else picture.convert("RGB")
     if gamma and abs(gamma - GAMMA) > 0.01:
         table = [round(255 * (value / 255) ** (GAMMA / gamma)) for value in range(256)]
         return picture.point(table * 3)

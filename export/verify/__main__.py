@@ -16,7 +16,7 @@ from runtime.cli import FILE, Number, command, progress_bar, reports_errors
 @click.option("--var-checkpoint", type=FILE, help="Transformer weights the bundles were made of.")
 @click.option("--vae-checkpoint", type=FILE, help="VQVAE weights the bundles were made of.")
 @click.option("--against", type=FILE, help="FP32 bundle to compare with; needs no PyTorch.")
-@click.option("--pictures", type=Number(int, limits.PICTURES), default=8, help="Pictures to draw, of labels all over.")
+@click.option("--pictures", type=Number(int, limits.VERIFIED), default=8, help="Pictures to draw, of labels all over.")
 @click.option("--bisect", "with_bisect", is_flag=True, help="Where a stage fails, name the node inside.")
 @click.option("--report", type=FILE, help="Directory for report.html and report.json.")
 @reports_errors

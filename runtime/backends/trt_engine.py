@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..bounded import open_file
 from ..engine_record import Engine
 from ..errors import BundleError, SettingsError, VarEdgeError
 from ..manifest import Graph
@@ -61,7 +62,7 @@ class LoadedEngine:
     def __init__(self, trt: ModuleType, runtime: Any, log: Log, path: Path, graph: Graph, record: Engine) -> None:
         self._trt, self._log, self._path, self._record = trt, log, path, record
         self._config: Any = None  # of TensorRT for RTX
-        with path.open("rb") as file:
+        with open_file(path) as file:
             self._engine = runtime.deserialize_cuda_engine(stream_reader(trt, file))
         if self._engine is None:
             raise BundleError(f"{path}: TensorRT cannot read it: {log.reason()}; run make engine on this machine")

@@ -37,6 +37,7 @@ def test_the_command_makes_a_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--alpha", "nan"], "'--alpha': expected a number of 0 to 1, found 'nan'"),
         (["--images", "3"], "--images: expected 8 or more, found 3"),
         (["--set", "fc2"], "--set: expected LAYER=KIND such as fc2=float, found 'fc2'"),
         (["--images", "8", "--set", "fc9=float"], "--set fc9=float: expected a layer of the plan"),
@@ -53,6 +54,8 @@ def test_bad_input_is_one_line(tiny_bundle: Path, tmp_path: Path, arguments: lis
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+    if "--budget" not in arguments:  # measured after hours of collecting, which are kept
+        assert not (tmp_path / "c.json").exists()
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:

@@ -170,6 +170,7 @@ def test_a_folder_of_another_bundle(whole: Path, own_bundle: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["--per-class", 0], 2, "'--per-class': expected an integer of 1 to 1048576, found '0'"),
+        (["--per-class", 2**20], 1, "per_class: expected at most 1048576 pictures of all classes, found 5242880"),
         (["--batch", 0], 2, "'--batch': expected an integer of 1 to 1024"),
         (["--seed", -1], 2, "'--seed': expected an integer of 0 to 16777215, found '-1'"),
         (["--classes", "6"], 1, "label: expected 0 to 5"),
