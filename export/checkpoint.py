@@ -135,6 +135,8 @@ def find(recipe: Recipe, kind: str, given: Path | None) -> Path:
 
 def _download(hub: str, name: str, looked: str, help_text: str) -> Path:
     """From the model hub, with progress, resuming what an earlier try began."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # read when it is imported
+
     from huggingface_hub import hf_hub_download
 
     try:

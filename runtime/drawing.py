@@ -40,16 +40,22 @@ def split_labels(labels: tuple[str, ...]) -> list[str]:
     return [label.strip() for group in labels for label in group.split(",")]
 
 
+def top_k_option(default: int) -> Options:
+    """--top-k, None unless given: the default depends on the vocabulary."""
+    text = f"Draw from the K likeliest tokens; 0: all.  [default: {default}, or all of a smaller vocabulary]"
+    return click.option("--top-k", type=int, help=text)
+
+
 drawing_options = together(
     click.option("--seed", default=0, help="Picture i is drawn with SEED + i."),
     click.option("--cfg", default=Sampling.cfg, help="Guidance: 0 is none, more is closer to the class."),
-    click.option("--top-k", default=Sampling.top_k, help="Draw from the K likeliest tokens; 0: all."),
+    top_k_option(Sampling.top_k),
     click.option("--top-p", default=Sampling.top_p, help="Draw from the likeliest tokens of mass P; 0: all."),
     click.option("--smooth", is_flag=True, help="Mix codes in place of drawing tokens: smoother pictures."),
     click.option("--batch", default=BATCH, help="Pictures drawn together."),
 )
 engine_options = together(
-    click.option("--threads", type=int, help="CPU threads.  [default: the backend's choice]"),
+    click.option("--threads", type=int, help="CPU threads.  [default: as many CPUs as this process may use]"),
     click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine."),
     click.option("--verify/--no-verify", default=True, help="Check the SHA-256 of the bundle's files."),
 )

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .cli import progress_bar, reports_errors
-from .drawing import FILE, engine_options, split_labels
+from .drawing import FILE, engine_options, split_labels, top_k_option
 from .sampling import BATCH, EVALUATION
 
 
@@ -21,7 +21,7 @@ from .sampling import BATCH, EVALUATION
 @click.option("--seed", default=0, help="Another seed, other pictures.")
 @click.option("--shard", default="1/1", metavar="I/N", help="Draw the I-th of N parts, for N machines or processes.")
 @click.option("--cfg", default=EVALUATION.cfg, help="Guidance: 0 is none, more is closer to the class.")
-@click.option("--top-k", type=int, help=f"Draw from the K likeliest tokens; 0: all.  [default: {EVALUATION.top_k}]")
+@top_k_option(EVALUATION.top_k)
 @click.option("--top-p", default=EVALUATION.top_p, help="Draw from the likeliest tokens of mass P; 0: all.")
 @click.option("--batch", default=BATCH, help="Pictures drawn together.")
 @engine_options

@@ -9,6 +9,7 @@ import click
 
 from ..backends import BACKENDS
 from ..cli import batch_sizes, progress_bar, reports_errors
+from ..drawing import top_k_option
 from ..files import check_target
 from ..manifest import Manifest
 from ..sampling import Sampling
@@ -17,13 +18,15 @@ from ..sampling import Sampling
 @click.command(context_settings={"show_default": True})
 @click.option("--bundle", type=click.Path(path_type=Path), required=True, help="Directory to measure.")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the backend's choice]")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads.  [default: as many CPUs as this process may use]"
+)
 @click.option("--batches", default="1", help="Numbers of pictures drawn together: 1,4")
 @click.option("--runs", type=click.IntRange(min=1), default=9, help="Timed runs of each batch size.")
 @click.option("--label", default="0", help="Class number or name of all pictures.")
 @click.option("--seed", default=0, help="Picture i is drawn with SEED + i.")
 @click.option("--cfg", default=Sampling.cfg, help="Guidance: 0 is none, more is closer to the class.")
-@click.option("--top-k", default=Sampling.top_k, help="Draw from the K likeliest tokens; 0: all.")
+@top_k_option(Sampling.top_k)
 @click.option("--top-p", default=Sampling.top_p, help="Draw from the likeliest tokens of mass P; 0: all.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write everything to this .json.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Draw the times into this .png.")
@@ -52,8 +55,10 @@ def main(
     from .report import Settings, write_json
     from .tables import print_report
 
+    manifest = _checked(bundle, json_file, plot_file)
+    if options["top_k"] is None:
+        options["top_k"] = Sampling.default_top_k(manifest.model.vocab_size)
     settings = Settings(batches=sizes, **options)
-    _check(bundle, json_file, plot_file)
     check_libraries(plot_file is not None, settings.compare == "pytorch")
     with progress_bar() as bar:
         task = bar.add_task("loading", total=None)
@@ -71,12 +76,13 @@ def main(
         click.echo(f"wrote {file}")
 
 
-def _check(bundle: Path, json_file: Path | None, plot_file: Path | None) -> None:
-    """Raises before the work what would be raised in its course, or when it is done."""
-    Manifest.load(bundle, verify=False)
+def _checked(bundle: Path, json_file: Path | None, plot_file: Path | None) -> Manifest:
+    """The bundle's. Raises before the work what would be raised in its course, or when it is done."""
+    manifest = Manifest.load(bundle, verify=False)
     for file, suffix in ((json_file, ".json"), (plot_file, ".png")):
         if file:
             check_target(file, suffix)
+    return manifest
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from ..errors import SettingsError
 from ..jetson import Jetson
 from ..manifest import WEIGHTS, Manifest, Model
 from ..pipeline import Pipeline
+from ..processors import usable_cpus
 from ..weight_file import loaded_weights
 from .compare import Draw
 from .gemm import gemm_rate
@@ -46,7 +47,7 @@ def benchmark(
     """Measures a bundle. `checkpoints` are for comparing with PyTorch. Raises VarEdgeError."""
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     host, before = machine(), jetson.state() if jetson else None
-    threads = settings.threads or host.cores
+    threads = settings.threads or usable_cpus()
     rate = gemm_rate(threads)
     pipeline, loaded = load(bundle, settings)
     progress("first runs", 0, 1)
