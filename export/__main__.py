@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from runtime.cli import batch_sizes, progress_bar, reports_errors
+from runtime.optional import require
 
 
 @click.command(context_settings={"show_default": True})
@@ -36,6 +37,7 @@ def main(
     if random_weights is not None and (var_checkpoint or vae_checkpoint):
         raise click.UsageError("--random-weights takes the place of both checkpoints; give one or the other.")
     sizes = sorted(batch_sizes(batches))
+    require("export", "torch", "onnx", "onnxscript", "onnx_ir")
 
     from export.bundle import export_bundle
     from export.checkpoint import checkpoint_weights, formula_weights

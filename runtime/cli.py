@@ -16,6 +16,7 @@ import click
 
 from .errors import VarEdgeError
 from .files import remove_unfinished
+from .optional import advice
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -35,7 +36,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             print(f"Error: {error}", file=sys.stderr)
             sys.exit(1)
         except ModuleNotFoundError as error:
-            print(f"Error: {error}; this command needs the export extra: pip install '.[export]'", file=sys.stderr)
+            print(f"Error: {advice(error)}", file=sys.stderr)
             sys.exit(1)
         except MemoryError:
             print("Error: out of memory", file=sys.stderr)
