@@ -31,6 +31,12 @@ def bench(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+def test_the_default_top_k_fits_a_small_vocabulary(toy_bundle: Path, tmp_path: Path) -> None:
+    result = bench("--bundle", toy_bundle, "--runs", 1, "--json", tmp_path / "bench.json")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "bench.json").read_text())["settings"]["top_k"] == 16
+
+
 def test_everything_is_measured_and_written(toy_bundle: Path, tmp_path: Path) -> None:
     json_file, plot_file = tmp_path / "bench.json", tmp_path / "bench.png"
     settings = ["--top-k", 5, "--batches", "1,4", "--runs", 3, "--threads", 1, "--label", "golden retriever"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-IMPORT = re.compile(r"^\s*(import onnxruntime|from onnxruntime)", re.MULTILINE)
+IMPORT = re.compile(r"^\s*(import onnxruntime|from onnxruntime[\w.]* import)", re.MULTILINE)
 
 
 def generate(bundle: Path, home: Path, *before: str) -> None:
