@@ -1,6 +1,5 @@
 """python -m runtime.bench on the toy bundle: what it prints and writes, and one clear line for every mistake."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -153,10 +152,10 @@ def test_missing_library_is_said_before_the_work(
     extra: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("runtime.optional.find_spec", lambda name: None)
     result = bench("--bundle", toy_bundle, option, value)
     assert result.exit_code == 1
-    assert f"needs {library}; pip install 'var-edge[{extra}]'" in result.output
+    assert f"needs {library}, which is not installed; pip install 'var-edge[{extra}]'" in result.output
     assert result.output.count("\n") == 1
 
 
