@@ -59,8 +59,7 @@ $(INSTALLED): pyproject.toml
 demo: $(DEMO_BUNDLE)/manifest.json ## export the demo model and draw twelve of its classes: build/demo.png
 	@$(PYTHON) -m runtime.generate --bundle $(DEMO_BUNDLE) --label "$(DEMO_LABELS)" $(DEMO_SETTINGS) --out build/demo.png
 
-$(DEMO_BUNDLE)/manifest.json: $(INSTALLED) $(wildcard export/*.py export/*/*.py export/recipes/var_demo.toml \
-                              examples/demo_model/weights/*)
+$(DEMO_BUNDLE)/manifest.json: $(INSTALLED) $(wildcard export/*.py export/*/*.py export/recipes/var_demo.toml export/recipes/demo/*)
 	@$(PYTHON) -m export --model var_demo --precision fp32 --out $(DEMO_BUNDLE)
 
 onnx: $(INSTALLED) ## export MODEL=var_d16 PRECISION=fp32 [VAR_CHECKPOINT=F VAE_CHECKPOINT=F | RANDOM_WEIGHTS=SEED, SMOOTH=1]

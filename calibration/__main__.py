@@ -9,6 +9,7 @@ import click
 from runtime import limits
 from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
 from runtime.limits import shown
+from runtime.optional import require
 from runtime.sampling import Sampling
 
 
@@ -73,6 +74,9 @@ def main(
     sizes = sorted(batch_sizes(batches))
     if weights_only and budget is not None:
         raise click.UsageError("--weights-only has no activations to plan for; give it without --budget.")
+    require("calibration", "onnx", "onnxscript", "onnx_ir")
+    if budget is not None:
+        require("--budget", "matplotlib")  # for the map of what it measured
 
     from calibration.make import Request, make_int8
     from calibration.record import Settings

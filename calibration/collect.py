@@ -63,7 +63,7 @@ def collect(
 
     def draw(index: int) -> None:
         label = int(index * GOLDEN * manifest.model.num_classes) % manifest.model.num_classes
-        top_k = min(settings.top_k, manifest.model.vocab_size)
+        top_k = min(settings.top_k, manifest.model.vocab_size)  # of all vocabularies the same settings
         pipeline.generate(label, settings.seed + index, settings.cfg, top_k, settings.top_p)
 
     if found.smoothing is None:

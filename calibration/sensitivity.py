@@ -18,7 +18,7 @@ from calibration.quantize import Quantizer
 from calibration.record import Calibration
 from calibration.sites import Site, all_sites, open_graph
 from calibration.target import TARGETS
-from export.fidelity import BATCH, Teacher, Turn, psnr, top_k
+from export.fidelity import BATCH, Teacher, Turn, psnr
 from export.signature import Signature
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.ort_session import Session
@@ -163,7 +163,7 @@ class _Bench:
         self._backend._batch = None
         try:
             graph, content, steps = self._variant(name, plan)
-            self._backend._sessions[name] = Session(self._bundle, graph, None, content=content)
+            self._backend._sessions[name] = Session(self._bundle, graph, self._backend._threads, content=content)
             self._backend._constants = [
                 ScaleConstants({n: np.ascontiguousarray(values[k]) for n, values in steps.items()}, c.bridge)
                 for k, c in enumerate(self._constants)
@@ -192,7 +192,6 @@ class _Bench:
         return self._pipeline.generate(
             turn.labels,
             turn.seed,
-            top_k=top_k(self._pipeline),
             keep=keep,
             kept_tokens=turn.tokens,
             batch=len(turn.labels),

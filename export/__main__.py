@@ -8,6 +8,7 @@ import click
 
 from runtime import limits
 from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
+from runtime.optional import require
 
 CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # endings of files that --model reads a recipe off
 
@@ -53,6 +54,7 @@ def main(
     if out is None:
         raise click.UsageError("Missing option '--out'.")
     sizes = sorted(batch_sizes(batches))
+    require("export", "torch", "onnx", "onnxscript", "onnx_ir")
 
     from export.bundle import export_bundle
     from export.checkpoint import checkpoint_weights, formula_weights

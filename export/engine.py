@@ -28,6 +28,7 @@ from runtime.engine_record import Built, Engine, EngineRecord
 from runtime.errors import BundleError, SettingsError
 from runtime.files import whole_directory
 from runtime.memory import available_memory, memory
+from runtime.optional import require
 from runtime.weight_file import open_weights, weight_bytes
 
 AHEAD_OF_TIME = ("8.6",)  # built for without a GPU if nothing else is asked for
@@ -293,6 +294,7 @@ def main(
 ) -> None:
     """Build the TensorRT engines of BUNDLE: one for each graph, with a profile for each scale and batch size."""
     sizes = batch_sizes(batches)
+    require("export.engine", "polygraphy")
     options = Options(workspace and workspace << 20, hardware_compatible, version_compatible)
     flavour, module = find_tensorrt(trt)
     capabilities = tuple(part.strip() for part in (compute_capability or "").split(",") if part.strip())

@@ -20,7 +20,6 @@ from runtime.errors import SettingsError
 from runtime.files import scratch_directory
 from runtime.manifest import Manifest
 from runtime.pipeline import Maps, Pipeline, ScaleView
-from runtime.sampling import Sampling
 
 BATCH = 16
 Progress = Callable[[int, int], None]  # done, total
@@ -187,11 +186,6 @@ def _turns(pictures: int, sizes: Sequence[int]) -> Iterator[range]:
         yield range(start, start + size)
 
 
-def top_k(pipeline: Pipeline) -> int:
-    """The default, or all tokens where there are fewer."""
-    return min(Sampling.top_k, pipeline.manifest.model.vocab_size)
-
-
 class _Enough(Exception):
     """Ends a generation after the last scale that is wanted."""
 
@@ -218,7 +212,6 @@ def _logits(
         result = pipeline.generate(
             labels,
             seed,
-            top_k=top_k(pipeline),
             keep=keep,
             kept_tokens=kept,
             batch=len(labels),

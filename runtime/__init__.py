@@ -1,6 +1,8 @@
 """The runtime of VAR Edge: a bundle, a label and a seed become a picture.
 
->>> from runtime import Pipeline
+Applications import it as `var_edge`, which works beside a `runtime.py` of theirs.
+
+>>> from var_edge import Pipeline
 >>> pipeline = Pipeline("build/var_d16/fp32")
 >>> images = pipeline.generate(labels=["golden retriever", 980], seed=0).images  # (2, 256, 256, 3) uint8
 """
@@ -12,19 +14,34 @@ from typing import TYPE_CHECKING, Any
 from .errors import BundleError, NumericError, SettingsError, VarEdgeError
 
 if TYPE_CHECKING:
-    from .pipeline import Pipeline
+    from .pipeline import Pipeline, Result, ScaleView
+    from .sampling import Sampling
 
     __version__: str
 
-__all__ = ["BundleError", "NumericError", "Pipeline", "SettingsError", "VarEdgeError", "__version__"]
+__all__ = [
+    "BundleError",
+    "NumericError",
+    "Pipeline",
+    "Result",
+    "Sampling",
+    "ScaleView",
+    "SettingsError",
+    "VarEdgeError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
     # Loaded when asked for: --help should not wait for numpy.
-    if name == "Pipeline":
-        from .pipeline import Pipeline
+    if name in ("Pipeline", "Result", "ScaleView"):
+        from . import pipeline
 
-        return Pipeline
+        return getattr(pipeline, name)
+    if name == "Sampling":
+        from .sampling import Sampling
+
+        return Sampling
     if name == "__version__":
         from importlib.metadata import version
 

@@ -21,6 +21,7 @@ from . import limits
 from .errors import VarEdgeError, one_line
 from .files import remove_unfinished
 from .limits import Range, shown
+from .optional import advice
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -84,7 +85,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         except OSError as error:
             _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except ModuleNotFoundError as error:
-            _fail(f"{error}; this command needs the export extra: pip install '.[export]'")
+            _fail(advice(error))
         except MemoryError:
             _fail("out of memory")
 

@@ -36,6 +36,12 @@ def together(*options: Options) -> Options:
     return decorate
 
 
+def top_k_option(default: int) -> Options:
+    """--top-k, None unless given: the default depends on the vocabulary."""
+    text = f"Draw from the K likeliest tokens; 0: all.  [default: {default}, or all of a smaller vocabulary]"
+    return click.option("--top-k", type=Number(int, limits.TOP_K), help=text)
+
+
 drawing_options = together(
     click.option("--seed", type=Number(int, limits.SEED), default=0, help="Picture i is drawn with SEED + i."),
     click.option(
@@ -44,12 +50,7 @@ drawing_options = together(
         default=Sampling.cfg,
         help="Guidance: 0 is none, more is closer to the class.",
     ),
-    click.option(
-        "--top-k",
-        type=Number(int, limits.TOP_K),
-        default=Sampling.top_k,
-        help="Draw from the K likeliest tokens; 0: all.",
-    ),
+    top_k_option(Sampling.top_k),
     click.option(
         "--top-p",
         type=Number(float, limits.TOP_P),
@@ -60,7 +61,11 @@ drawing_options = together(
     click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Pictures drawn together."),
 )
 engine_options = together(
-    click.option("--threads", type=Number(int, limits.THREADS), help="CPU threads.  [default: the backend's choice]"),
+    click.option(
+        "--threads",
+        type=Number(int, limits.THREADS),
+        help="CPU threads.  [default: as many CPUs as this process may use]",
+    ),
     click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine."),
     click.option("--verify/--no-verify", default=True, help="Check the SHA-256 of the bundle's files."),
 )

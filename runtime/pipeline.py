@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,15 +37,25 @@ class Result:
     drawn: Maps  # (N, p*p) int32: before `kept_tokens` were put in; `tokens` itself if nothing was kept
 
 
-@dataclass(frozen=True)
+@dataclass
 class ScaleView:
-    """What `on_scale` may look at. Computed when asked for, and valid only until the callback returns."""
+    """What `on_scale` may look at. Computed when asked for; raises SettingsError once the callback has returned."""
 
     index: int
     side: int
     pictures: range  # which of the N pictures this turn draws
     guidance: float
-    backend: Backend
+    _backend: Backend | None
+
+    @property
+    def backend(self) -> Backend:
+        if self._backend is None:
+            raise SettingsError("view: used after on_scale returned, when the next scale overwrites it; copy it there")
+        return self._backend
+
+    def end(self) -> None:
+        """The callback has returned."""
+        self._backend = None
 
     def tokens(self) -> np.ndarray:
         """(B, p*p) int32"""
@@ -59,9 +72,14 @@ class ScaleView:
         return self.backend.decode()
 
 
+_turns: ContextVar[tuple[object, ...]] = ContextVar("turns", default=())  # that a callback runs in, also to_thread's
+
+
 class Pipeline:
     """A loaded bundle.
 
+    Threads may share it: calls take turns. A call from inside its own `on_scale` or `on_stage` is an error, and so is
+    one in a forked process; there, load the bundle anew. A callback must not wait for another thread's call.
     `backend` is one of `runtime.backends.BACKENDS`, or a backend of your own. `verify=False` skips the SHA-256 of the
     bundle's files; `threads` None leaves their number to the backend. With `finite=False` pictures and tokens are
     returned even if NaN or infinity went into them, for tools that look for where it begins; tokens are then -1.
@@ -78,6 +96,7 @@ class Pipeline:
     ) -> None:
         path = Path(bundle)
         self._finite = finite
+        self._lock, self._current, self._process = threading.Lock(), object(), os.getpid()
         self.manifest = Manifest.load(path, verify)
         self.classes = ClassNames.load(path, self.manifest)
         if isinstance(backend, str):
@@ -89,7 +108,7 @@ class Pipeline:
         labels: int | str | Sequence[int | str],
         seed: int | Sequence[int] = 0,
         cfg: float = Sampling.cfg,
-        top_k: int = Sampling.top_k,
+        top_k: int | None = None,
         top_p: float = Sampling.top_p,
         keep: Sequence[np.ndarray] | None = None,
         kept_tokens: Sequence[np.ndarray] | None = None,
@@ -102,6 +121,7 @@ class Pipeline:
 
         Picture i is drawn with `seed` + i, or with the i-th of several seeds, `batch` pictures at a time, and does
         not depend on the others.
+        `top_k` None is the default, or all tokens of a smaller vocabulary.
         Where `keep`, K masks (N or 1, p*p) bool, is true, `kept_tokens`, K maps (N or 1, p*p) int32, replace
         the tokens drawn. `on_scale` is called after every scale of every turn; to stop, raise from it.
         `on_stage(graph, scale, seconds)` hears how long every run of a graph took; the scale of condition and
@@ -110,8 +130,9 @@ class Pipeline:
         BundleError for `smooth` if the bundle has no graph for it.
         """
         numbers = np.array(self.classes.labels(labels), np.int64)  # (N,)
-        sampling = Sampling(cfg, top_k, top_p, smooth)
-        sampling.check(self.manifest.model.vocab_size)
+        vocab_size = self.manifest.model.vocab_size
+        sampling = Sampling(cfg, Sampling.default_top_k(vocab_size) if top_k is None else top_k, top_p, smooth)
+        sampling.check(vocab_size)
         if not len(numbers):
             raise SettingsError("labels: expected at least one")
         if len(numbers) not in limits.PICTURES:
@@ -121,6 +142,19 @@ class Pipeline:
         seeds = _seeds(seed, len(numbers))
         kept = self._check_kept(keep, kept_tokens, len(numbers))
 
+        with self._take_turn():
+            return self._draw_all(numbers, seeds, batch, sampling, kept, on_scale, on_stage)
+
+    def _draw_all(
+        self,
+        numbers: np.ndarray,
+        seeds: Sequence[int],
+        batch: int,
+        sampling: Sampling,
+        kept: Kept | None,
+        on_scale: Callable[[ScaleView], None] | None,
+        on_stage: OnStage | None,
+    ) -> Result:
         images, tokens, drawn = [], [], []
         for pictures in turns(len(numbers), batch, self.backend.batches):
             self._draw(pictures, numbers, seeds, sampling, kept, on_scale, on_stage)
@@ -162,9 +196,29 @@ class Pipeline:
             expected = f"(N, {side}, {side}, 3) uint8"
             raise SettingsError(f"images: expected {expected}, found {images.shape} {images.dtype}")
         ends = [scale.offset + scale.tokens for scale in self.manifest.scales]
-        tokens = self.backend.encode(images)
+        with self._take_turn():
+            tokens = self.backend.encode(images)
         self._check_finite(tokens >= 0, "features of the encoder")
         return np.split(tokens, ends[:-1], axis=1)
+
+    @contextmanager
+    def _take_turn(self) -> Iterator[None]:
+        """Waits for the calls of other threads. Raises SettingsError where waiting would never end."""
+        if os.getpid() != self._process:
+            raise SettingsError("pipeline: loaded before this process was forked; load the bundle in each process")
+        if self._current in _turns.get():
+            raise SettingsError("pipeline: called from its own on_scale or on_stage; call it after generate returned")
+        with self._lock:
+            self._current = object()
+            outer = _turns.set((*_turns.get(), self._current))
+            try:
+                yield
+            finally:
+                self._current = object()
+                _turns.reset(outer)
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Pipeline cannot be pickled or copied; load the bundle in each process")
 
     def _check_finite(self, finite: np.ndarray, what: str) -> None:
         """Raises NumericError, unless the pipeline was told not to."""
@@ -196,7 +250,11 @@ class Pipeline:
             keep, kept_tokens = (None, None) if kept is None else (part[k][rows] for part in kept)
             self.backend.step(k, np.stack(draw), guidance, sampling, keep, kept_tokens)
             if on_scale:
-                on_scale(ScaleView(k, scale.side, pictures, guidance, self.backend))
+                view = ScaleView(k, scale.side, pictures, guidance, self.backend)
+                try:
+                    on_scale(view)
+                finally:
+                    view.end()
 
     def _check_kept(
         self, keep: Sequence[np.ndarray] | None, kept_tokens: Sequence[np.ndarray] | None, count: int

@@ -11,7 +11,7 @@ import click
 
 from . import limits
 from .cli import FILE, Number, command, progress_bar, reports_errors
-from .drawing import engine_options
+from .drawing import engine_options, top_k_option
 from .limits import shown
 from .sampling import BATCH, EVALUATION
 
@@ -29,11 +29,7 @@ from .sampling import BATCH, EVALUATION
     default=EVALUATION.cfg,
     help="Guidance: 0 is none, more is closer to the class.",
 )
-@click.option(
-    "--top-k",
-    type=Number(int, limits.TOP_K),
-    help=f"Draw from the K likeliest tokens; 0: all.  [default: {EVALUATION.top_k}]",
-)
+@top_k_option(EVALUATION.top_k)
 @click.option(
     "--top-p",
     type=Number(float, limits.TOP_P),

@@ -20,6 +20,11 @@ class Sampling:
     top_p: float = 0.95
     smooth: bool = False  # a mixture of codes in place of a token's, the published demo's "more smooth"
 
+    @classmethod
+    def default_top_k(cls, vocab_size: int) -> int:
+        """The default, or all tokens where there are fewer."""
+        return min(cls.top_k, vocab_size)
+
     def check(self, vocab_size: int) -> None:
         """Raises SettingsError for a value outside its range."""
         if self.cfg not in limits.CFG:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import runtime.ort  # noqa: F401  before any import of onnxruntime: its telemetry is off
 from calibration.collect import collect
 from calibration.make import Request, make_int8
 from calibration.record import Calibration, Settings

@@ -28,10 +28,10 @@ from examples.demo_model.sampling import Sampler
 from examples.demo_model.var_stage import VARStage, teacher_features
 from examples.demo_model.vqvae_stage import VQVAEStage
 from export.model.vqvae import VQVAE
-from export.recipe import Recipe
+from export.recipe import RECIPES, Recipe
 
 RECIPE = "var_demo"
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = RECIPES / "demo"  # part of the package: --model var_demo works wherever it is installed
 CLASS_FILE = Path(runtime.__file__).parent / "classes/emoji.txt"
 
 PictureStage = TypeVar("PictureStage", VQVAEStage, DecoderStage)

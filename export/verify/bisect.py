@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from export.verify.check import SMOOTH, STATIC_STEP, Row
 from export.verify.metrics import Difference
@@ -26,7 +25,9 @@ from runtime.backends.ort_session import WEIGHTS_FOLDER, Session
 from runtime.backends.wiring import SMOOTH_BRIDGE
 from runtime.errors import SettingsError
 from runtime.manifest import REQUIRED_GRAPHS, Manifest
+from runtime.ort import onnxruntime as ort
 from runtime.pipeline import Pipeline, ScaleView
+from runtime.processors import usable_cpus
 from runtime.sampling import Sampling
 
 CHUNK = 1 << 29  # bytes of inner tensors held at a time, of each graph
@@ -225,6 +226,7 @@ def _session(file: Path, model: onnx.ModelProto, names: Sequence[str]) -> ort.In
             value.ClearField("type")  # ONNX Runtime infers it
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = usable_cpus()
     options.add_session_config_entry(WEIGHTS_FOLDER, str(file.parent))
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from export.fidelity import top_k
 from runtime.backends.base import Outputs
 from runtime.backends.wiring import SMOOTH_BRIDGE
 from runtime.errors import SettingsError
@@ -52,7 +51,7 @@ class Settings:
         """The default sampling settings, as far as the vocabulary allows."""
         if pictures < 1:
             raise SettingsError(f"pictures: expected 1 or more, found {pictures}")
-        return cls(pictures, batch, 0, Sampling(top_k=top_k(pipeline)))
+        return cls(pictures, batch, 0, Sampling(top_k=Sampling.default_top_k(pipeline.manifest.model.vocab_size)))
 
     def turns(self, num_classes: int) -> list[Turn]:
         """Labels spread over the classes."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SettingsError, VarEdgeError
+from ..optional import INSTALL
 
 NO_DEVICE, INSUFFICIENT_DRIVER, OUT_OF_MEMORY = 100, 35, 2  # cudaError_t
 
@@ -155,4 +156,4 @@ def _bindings() -> ModuleType:
             return importlib.import_module(name)
         except ImportError:
             continue
-    raise SettingsError("cuda-python is not installed; pip install cuda-python")
+    raise SettingsError(f"cuda-python is not installed; {INSTALL['cuda']}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import BundleError
 from ..manifest import REQUIRED_GRAPHS, Manifest
+from ..processors import usable_cpus
 from .arrays import Arrays, DeviceArrays, HostArrays
 from .base import OnStage
 from .cuda import Cuda
@@ -21,7 +22,7 @@ from .wiring import SMOOTH_BRIDGE, Stage, Wiring, scale_constants
 
 
 class OnnxRuntimeBackend(WiredBackend["_Batch"]):
-    """See `Backend`. With `cuda`, on that GPU and its stream; else on the CPU with `threads`."""
+    """See `Backend`. With `cuda`, on that GPU and its stream; else on the CPU with `threads`, None: `usable_cpus()`."""
 
     batches: tuple[int, ...] | None = None
 
@@ -31,7 +32,7 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
         self.name = f"onnxruntime on {cuda.gpu.name}" if cuda else "onnxruntime"
         self.name += f" with {threads} thread(s)" if threads else ""
         super().__init__(manifest)
-        self._bundle, self._threads, self._cuda = bundle, threads, cuda
+        self._bundle, self._threads, self._cuda = bundle, threads or usable_cpus(), cuda
         self._sessions = {name: self._open(name) for name in REQUIRED_GRAPHS}
         self._constants = scale_constants(bundle, manifest, self._arrays())
 

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from ..errors import BundleError, SettingsError, VarEdgeError
 from ..manifest import Graph
+from ..ort import onnxruntime as ort
 from .arrays import Array, DeviceArray
 
 ORT_TYPES = {
@@ -48,7 +48,7 @@ class Session:
         self,
         bundle: Path,
         graph: Graph,
-        threads: int | None,
+        threads: int,
         device: Device | None = None,
         content: bytes | None = None,
     ) -> None:
@@ -120,9 +120,9 @@ def _in_place(array: np.ndarray) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def _options(threads: int | None) -> ort.SessionOptions:
+def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or 0  # 0: one per physical core
+    options.intra_op_num_threads = threads
     # The graphs take turns: idle threads of one session that keep spinning take the cores of the next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # A pattern is remembered for every shape, here for every scale: memory for no speed.

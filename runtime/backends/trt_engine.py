@@ -14,13 +14,10 @@ from ..bounded import open_file
 from ..engine_record import Engine
 from ..errors import BundleError, SettingsError, VarEdgeError
 from ..manifest import Graph
+from ..optional import INSTALL
 from .arrays import DeviceArray
 
 READ_BYTES = 64 << 20  # an engine passes through the host in pieces of this size
-PACKAGES = {
-    "tensorrt": "on a Jetson it is part of JetPack, visible to an environment made with --system-site-packages",
-    "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
-}
 
 
 def load_tensorrt(flavour: str) -> ModuleType:
@@ -28,7 +25,7 @@ def load_tensorrt(flavour: str) -> ModuleType:
     try:
         return importlib.import_module(flavour)
     except ImportError as error:
-        raise SettingsError(f"{flavour} cannot be imported ({error}); {PACKAGES[flavour]}") from None
+        raise SettingsError(f"{flavour} cannot be imported ({error}); {INSTALL[flavour]}") from None
 
 
 class Log:

@@ -10,6 +10,7 @@ import click
 from .. import limits
 from ..backends import BACKENDS
 from ..cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
+from ..drawing import top_k_option
 from ..files import check_target
 from ..manifest import Manifest
 from ..sampling import Sampling
@@ -18,7 +19,11 @@ from ..sampling import Sampling
 @command()
 @click.option("--bundle", type=FILE, required=True, help="Directory to measure.")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine.")
-@click.option("--threads", type=Number(int, limits.THREADS), help="CPU threads.  [default: the backend's choice]")
+@click.option(
+    "--threads",
+    type=Number(int, limits.THREADS),
+    help="CPU threads.  [default: as many CPUs as this process may use]",
+)
 @click.option("--batches", default="1", help="Numbers of pictures drawn together: 1,4")
 @click.option("--runs", type=Number(int, limits.RUNS), default=9, help="Timed runs of each batch size.")
 @click.option("--label", default="0", help="Class number or name of all pictures.")
@@ -29,9 +34,7 @@ from ..sampling import Sampling
     default=Sampling.cfg,
     help="Guidance: 0 is none, more is closer to the class.",
 )
-@click.option(
-    "--top-k", type=Number(int, limits.TOP_K), default=Sampling.top_k, help="Draw from the K likeliest tokens; 0: all."
-)
+@top_k_option(Sampling.top_k)
 @click.option(
     "--top-p",
     type=Number(float, limits.TOP_P),
@@ -65,8 +68,10 @@ def main(
     from .report import Settings, write_json
     from .tables import print_report
 
+    manifest = _checked(bundle, json_file, plot_file)
+    if options["top_k"] is None:
+        options["top_k"] = Sampling.default_top_k(manifest.model.vocab_size)
     settings = Settings(batches=sizes, **options)
-    _check(bundle, json_file, plot_file)
     check_libraries(plot_file is not None, settings.compare == "pytorch")
     with progress_bar() as bar:
         task = bar.add_task("loading", total=None)
@@ -84,12 +89,13 @@ def main(
         click.echo(f"wrote {file}")
 
 
-def _check(bundle: Path, json_file: Path | None, plot_file: Path | None) -> None:
-    """Raises before the work what would be raised in its course, or when it is done."""
-    Manifest.load(bundle, verify=False)
+def _checked(bundle: Path, json_file: Path | None, plot_file: Path | None) -> Manifest:
+    """The bundle's. Raises before the work what would be raised in its course, or when it is done."""
+    manifest = Manifest.load(bundle, verify=False)
     for file, suffix in ((json_file, ".json"), (plot_file, ".png")):
         if file:
             check_target(file, suffix)
+    return manifest
 
 
 if __name__ == "__main__":

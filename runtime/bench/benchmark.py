@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import sys
 from collections.abc import Callable
@@ -10,10 +9,11 @@ from datetime import datetime, timezone
 from itertools import count
 from pathlib import Path
 
-from ..errors import SettingsError
 from ..jetson import Jetson
 from ..manifest import WEIGHTS, Manifest, Model
+from ..optional import require
 from ..pipeline import Pipeline
+from ..processors import usable_cpus
 from ..weight_file import loaded_weights
 from .compare import Draw
 from .gemm import gemm_rate
@@ -28,12 +28,10 @@ Checkpoints = tuple[Path | None, Path | None]  # of VAR and VQVAE, where they ar
 
 def check_libraries(plot: bool, pytorch: bool) -> None:
     """Raises SettingsError if what is asked for needs a library that is not installed. Imports none."""
-    for wanted, option, library, extra in (
-        (plot, "--plot", "matplotlib", "bench"),
-        (pytorch, "--compare pytorch", "torch", "export"),
-    ):
-        if wanted and importlib.util.find_spec(library) is None:
-            raise SettingsError(f"{option}: needs {library}; pip install 'var-edge[{extra}]'")
+    if plot:
+        require("--plot", "matplotlib")
+    if pytorch:
+        require("--compare pytorch", "torch")
 
 
 def benchmark(
@@ -46,7 +44,7 @@ def benchmark(
     """Measures a bundle. `checkpoints` are for comparing with PyTorch. Raises VarEdgeError."""
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     host, before = machine(), jetson.state() if jetson else None
-    threads = settings.threads or host.cores
+    threads = settings.threads or usable_cpus()
     rate = gemm_rate(threads)
     pipeline, loaded = load(bundle, settings)
     progress("first runs", 0, 1)

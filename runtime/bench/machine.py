@@ -63,7 +63,7 @@ def machine(root: Path = ROOT) -> Machine:
 
 
 def physical_cores(root: Path = ROOT) -> int:
-    """Cores this process may use, two threads of one core counted once: what engines take by default."""
+    """Cores this process may use, two threads of one core counted once."""
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     siblings = (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list" for cpu in cpus)
     return len({path.read_text() if path.is_file() else str(path) for path in siblings})

@@ -32,7 +32,7 @@ class BundleFacts:
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for. `threads` None leaves their number to the backend."""
+    """What was asked for. `threads` None: as many as the process may use."""
 
     backend: str
     threads: int | None

@@ -158,7 +158,7 @@ command()
 def test_without_the_export_extra_it_is_named() -> None:
     code = "import sys; sys.modules['onnx'] = None; import export.__main__ as m; m.main(sys.argv[1:])"
     command = [sys.executable, "-c", code, *TINY, "--out", "never"]
-    refused(subprocess.run(command, capture_output=True, text=True), "onnx", "pip install '.[export]'")
+    refused(subprocess.run(command, capture_output=True, text=True), "onnx", "pip install 'var-edge[export]'")
 
 
 def test_help_is_quick() -> None:

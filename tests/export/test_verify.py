@@ -354,7 +354,7 @@ def test_bundles_of_different_models(folder: Path, tiny_bundle: Path, tmp_path: 
 
 def test_a_checkpoint_that_is_gone_or_another(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
-    weights = next(Path("examples/demo_model/weights").glob("var_demo*"))
+    weights = next(Path("export/recipes/demo").glob("var_demo*"))
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     other.write_bytes(data)

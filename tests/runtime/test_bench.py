@@ -1,6 +1,5 @@
 """python -m runtime.bench on the toy bundle: what it prints and writes, and one clear line for every mistake."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -29,6 +28,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bench(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_the_default_top_k_fits_a_small_vocabulary(toy_bundle: Path, tmp_path: Path) -> None:
+    result = bench("--bundle", toy_bundle, "--runs", 1, "--json", tmp_path / "bench.json")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "bench.json").read_text())["settings"]["top_k"] == 16
 
 
 def test_everything_is_measured_and_written(toy_bundle: Path, tmp_path: Path) -> None:
@@ -147,10 +152,10 @@ def test_missing_library_is_said_before_the_work(
     extra: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("runtime.optional.find_spec", lambda name: None)
     result = bench("--bundle", toy_bundle, option, value)
     assert result.exit_code == 1
-    assert f"needs {library}; pip install 'var-edge[{extra}]'" in result.output
+    assert f"needs {library}, which is not installed; pip install 'var-edge[{extra}]'" in result.output
     assert result.output.count("\n") == 1
 
 

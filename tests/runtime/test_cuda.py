@@ -64,7 +64,7 @@ def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError(name)
 
     monkeypatch.setattr(module, "importlib", SimpleNamespace(import_module=missing))
-    with pytest.raises(SettingsError, match="pip install cuda-python"):
+    with pytest.raises(SettingsError, match=r"pip install 'var-edge\[trt\]'"):
         Cuda()
 
 

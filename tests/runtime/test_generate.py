@@ -29,6 +29,15 @@ def test_one_picture(toy_bundle: Path, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(Image.open(out)), expected)
 
 
+def test_the_default_top_k_fits_a_small_vocabulary(toy_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "picture.png"
+    result = generate("--bundle", toy_bundle, "--label", "1", "--out", out)
+    assert result.exit_code == 0, result.output
+    expected = Pipeline(toy_bundle).generate(1, top_k=16).images[0]  # all 16 tokens of it
+    assert np.array_equal(np.asarray(Image.open(out)), expected)
+    assert np.array_equal(Pipeline(toy_bundle).generate(1).images[0], expected)
+
+
 def test_dump_holds_the_whole_generation(toy_bundle: Path, tmp_path: Path) -> None:
     out, dump = tmp_path / "picture.png", tmp_path / "trace.npz"
     labels = ["--label", "1, 2", "--label", "tench"]

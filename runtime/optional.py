@@ -1,0 +1,36 @@
+"""Packages that only some commands need, and the command that installs each: looked for before any work."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from .errors import SettingsError
+
+
+def _extra(name: str) -> str:
+    return f"pip install 'var-edge[{name}]'"
+
+
+INSTALL = {
+    **dict.fromkeys(("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub", "tomli"), _extra("export")),
+    **dict.fromkeys(("polygraphy", "cuda"), _extra("trt")),
+    "tensorrt": "on a Jetson it is part of JetPack, visible to an environment made with --system-site-packages",
+    "tensorrt_rtx": _extra("trt-rtx"),
+    "matplotlib": _extra("bench"),
+    "scipy": "pip install scipy",
+}
+
+
+def require(purpose: str, *modules: str) -> None:
+    """Raises SettingsError, naming what installs it, for the first of these modules that is missing; imports none."""
+    for module in modules:
+        if find_spec(module) is None:
+            raise SettingsError(f"{purpose}: needs {module}, which is not installed; {INSTALL[module]}")
+
+
+def advice(error: ModuleNotFoundError) -> str:
+    """One line about a module that was missing after all."""
+    from var_edge import shadowing
+
+    module = str(error.name or error).split(".")[0]
+    return shadowing() or f"{error}; {INSTALL.get(module, f'pip install {module}')}"
