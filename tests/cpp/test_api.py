@@ -50,7 +50,7 @@ def test_features_under_the_address_sanitizer(feature: str, checked_features: Pa
 
 @pytest.mark.parametrize("feature", THREADED)
 def test_features_under_the_thread_sanitizer(feature: str, threaded_features: Path, toy: Path) -> None:
-    program = ["setarch", "-R", threaded_features, toy, feature]  # see test_library
+    program: list[str | Path] = ["setarch", "-R", threaded_features, toy, feature]  # see test_library
     options = f"suppressions={SOURCE / 'tests' / 'tsan.supp'}"
     assert run(*program, timeout=120, env=os.environ | {"TSAN_OPTIONS": options}).stdout == ""
 

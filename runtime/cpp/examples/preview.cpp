@@ -18,7 +18,7 @@ int main(int count, char** arguments) {
         var_edge::Settings settings;
         settings.top_k = std::min(settings.top_k, model.info().vocab_size);
         if (count > 4) settings.seed = std::stoull(arguments[4]);
-        model.generate({std::stoi(arguments[2])}, settings, [&](const var_edge::Scale& scale) {
+        model.generate({std::stoi(arguments[2])}, settings, [&](const var_edge::Model::Scale& scale) {
             const std::string path = std::string(arguments[3]) + "/scale_" + std::to_string(scale.index) + ".png";
             Png::write(path, scale.preview().data(), side, side);
             std::cout << path << ": " << scale.side << " x " << scale.side << " tokens" << std::endl;

@@ -108,6 +108,9 @@ using OnScale = std::function<bool(const Scale&)>;  // false stops the generatio
 
 class Model {
   public:
+    using Scale = var_edge::Scale;
+    using OnScale = var_edge::OnScale;
+
     explicit Model(const std::string& directory, const Options& options = {}) {
         var_edge_model* model = nullptr;
         check(var_edge_create(directory.c_str(), &options, &model));
