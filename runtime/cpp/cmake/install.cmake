@@ -6,9 +6,10 @@ install(TARGETS var_edge_shared var_edge_static EXPORT var_edge
 install(FILES include/var_edge.h include/var_edge.hpp DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 if(VAR_EDGE_INSTALL_ONNXRUNTIME)
     get_filename_component(LIBRARY ${ONNXRUNTIME_LIBRARY} REALPATH)
-    file(GLOB PROVIDERS ${ONNXRUNTIME_FOLDER}/libonnxruntime_providers_*.so)
+    file(GLOB BESIDES ${ONNXRUNTIME_FOLDER}/libonnxruntime_providers_*.so ${ONNXRUNTIME_FOLDER}/../LICENSE
+        ${ONNXRUNTIME_FOLDER}/../ThirdPartyNotices.txt)
     install(FILES ${LIBRARY} RENAME ${ONNXRUNTIME_SONAME} DESTINATION ${CMAKE_INSTALL_LIBDIR}/var_edge)
-    install(FILES ${PROVIDERS} DESTINATION ${CMAKE_INSTALL_LIBDIR}/var_edge)
+    install(FILES ${BESIDES} DESTINATION ${CMAKE_INSTALL_LIBDIR}/var_edge)
 endif()
 
 install(EXPORT var_edge NAMESPACE var_edge:: FILE var_edgeTargets.cmake DESTINATION ${PACKAGE})
