@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from runtime.pipeline import Pipeline
 from tests.cpp.conftest import DEPENDENCIES, ROOT, SOURCE, require, run
@@ -44,6 +47,11 @@ def installed_for_usr(release: Path, tmp_path_factory: pytest.TempPathFactory) -
 def tokens(tiny_bundle: Path) -> str:
     scales = Pipeline(tiny_bundle, "onnxruntime").generate([1], top_k=1).tokens
     return "".join(f"{token} " for scale in scales for token in scale[0])
+
+
+def picture(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 def draws(program: Path, bundle: Path, tokens: str, **environment: str) -> None:
@@ -249,3 +257,34 @@ def test_an_onnx_runtime_that_is_too_old(tmp_path: Path) -> None:
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=CLEAN)
     assert result.returncode == 1
     assert 'Found unsuitable version "1.17", but required is at least "1.18"' in " ".join(result.stderr.split())
+
+
+def test_the_examples(release: Path, demo_bundle: Path, tmp_path: Path) -> None:
+    """Each program of runtime/cpp/examples does its task; generate and preview are compared in test_parity.py."""
+    examples = release / "examples"
+    pipeline = Pipeline(demo_bundle, "onnxruntime")
+    drawn = pipeline.generate([3], 7, top_k=900).images[0]
+    run(examples / "var_edge_draw", demo_bundle, "3", tmp_path / "drawn.ppm", "7")
+    np.testing.assert_array_equal(picture(tmp_path / "drawn.ppm"), drawn)
+
+    run(examples / "var_edge_edit", demo_bundle, tmp_path / "drawn.ppm", "0,0.5,1,1", "12", tmp_path / "edited.png")
+    edited = pipeline.edit(drawn, (0, 0.5, 1, 1), "inpaint", 12).images[0]
+    np.testing.assert_array_equal(picture(tmp_path / "edited.png"), edited)
+
+    said = run(examples / "var_edge_stop", demo_bundle, "3", "0", tmp_path / "stopped.png").stdout
+    assert "stopped after scale 1 of" in said
+    assert picture(tmp_path / "stopped.png").shape == drawn.shape
+    run(examples / "var_edge_stop", demo_bundle, "3", "1000000", tmp_path / "whole.png")
+    np.testing.assert_array_equal(picture(tmp_path / "whole.png"), pipeline.generate([3], top_k=900).images[0])
+
+    (tmp_path / "set").mkdir()
+    run(examples / "var_edge_batch", demo_bundle, "1", tmp_path / "set", "4")
+    assert len(list((tmp_path / "set").iterdir())) == 29
+    np.testing.assert_array_equal(picture(tmp_path / "set" / "3_7.png"), drawn)
+
+
+def test_the_table_of_functions_is_complete() -> None:
+    header = (HEADERS / "var_edge.h").read_text()
+    table = (ROOT / "docs" / "embedding.md").read_text().split("## Functions by task")[1].split("\n## ")[0]
+    declared = set(re.findall(r"^VAR_EDGE_API [^(]*?(var_edge_[a-z_]+)\(", header, re.MULTILINE))
+    assert declared <= set(re.findall(r"`(var_edge_[a-z_]+)`", table))
