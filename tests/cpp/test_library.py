@@ -1,4 +1,4 @@
-"""What an embedding developer relies on: the C API's errors, a clean library, no leaks, no races, a package to find."""
+"""What an embedding developer relies on: the C API's errors, a clean library, no leaks, no races."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cpp.conftest import DEPENDENCIES, SOURCE, Configure, require, run
+from tests.cpp.conftest import SOURCE, Configure, require, run
 from tests.cpp.hostile import RECORD
 from tests.cpp.traces import Case
 
@@ -46,37 +46,6 @@ def test_stripped_size(release: Path, tmp_path: Path) -> None:
 def test_no_growth_over_500_generations(release: Path, demo_bundle: Path, tmp_path: Path) -> None:
     early, late = map(int, trace(release, demo_bundle, tmp_path, "500").stderr.split())
     assert late <= early + 2048, f"{early} kB after 50 generations, {late} kB after 500"
-
-
-def test_an_installed_package(release: Path, demo_bundle: Path, tmp_path: Path) -> None:
-    """find_package with either library, and pkg-config."""
-    run("cmake", "--install", release, "--prefix", tmp_path / "prefix")
-    project = tmp_path / "application"
-    project.mkdir()
-    shutil.copy(SOURCE / "tests" / "api.c", project)
-    (project / "CMakeLists.txt").write_text(
-        """cmake_minimum_required(VERSION 3.18)
-project(application LANGUAGES C CXX)
-find_package(var_edge 0.1 REQUIRED COMPONENTS static)
-foreach(kind shared static)
-    add_executable(${kind} api.c)
-    target_link_libraries(${kind} PRIVATE var_edge::${kind})
-    set_target_properties(${kind} PROPERTIES LINKER_LANGUAGE CXX)
-endforeach()
-"""
-    )
-    options = (f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}", f"-DONNXRUNTIME_ROOT={DEPENDENCIES / 'onnxruntime'}")
-    run("cmake", "-S", project, "-B", project / "build", "-G", "Ninja", *options)
-    run("ninja", "-C", project / "build")
-    libraries = os.environ | {"LD_LIBRARY_PATH": str(DEPENDENCIES / "onnxruntime" / "lib")}
-    for kind in ("shared", "static"):
-        run(project / "build" / kind, demo_bundle, env=libraries)
-    (config,) = (tmp_path / "prefix").rglob("var_edge.pc")
-    if shutil.which("pkg-config"):
-        flags = run(
-            "pkg-config", "--cflags", "--libs", "var_edge", env=os.environ | {"PKG_CONFIG_PATH": str(config.parent)}
-        )
-        assert "-lvar_edge" in flags.stdout
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,19 @@
-# TensorRT::TensorRT, from TensorRT_ROOT or the system (JetPack): TensorRT 10 or 11, else TensorRT for RTX.
-find_path(TensorRT_INCLUDE NvInfer.h HINTS ${TensorRT_ROOT} $ENV{TensorRT_ROOT} PATH_SUFFIXES include include/aarch64-linux-gnu)
-find_library(TensorRT_LIBRARY NAMES nvinfer libnvinfer.so.11 libnvinfer.so.10 tensorrt_rtx libtensorrt_rtx.so.1
-    HINTS ${TensorRT_ROOT} $ENV{TensorRT_ROOT} PATH_SUFFIXES lib lib64)
-include(FindPackageHandleStandardArgs)
-find_package_handle_standard_args(TensorRT REQUIRED_VARS TensorRT_LIBRARY TensorRT_INCLUDE
-    REASON_FAILURE_MESSAGE "set TensorRT_ROOT to a release of TensorRT, or turn VAR_EDGE_TENSORRT off")
-if(TensorRT_FOUND AND NOT TARGET TensorRT::TensorRT)
-    add_library(TensorRT::TensorRT SHARED IMPORTED)
-    set_target_properties(TensorRT::TensorRT PROPERTIES
-        IMPORTED_LOCATION ${TensorRT_LIBRARY} INTERFACE_INCLUDE_DIRECTORIES ${TensorRT_INCLUDE})
+# TensorRT_INCLUDE, TensorRT_LIBRARY and TensorRT_VERSION: TensorRT 10 or 11, or TensorRT for RTX, whichever the headers
+# are of.
+include(${CMAKE_CURRENT_LIST_DIR}/OneRoot.cmake)
+find_header(TensorRT NvInfer.h include include/${CMAKE_LIBRARY_ARCHITECTURE})
+if(TensorRT_INCLUDE)
+    file(READ ${TensorRT_INCLUDE}/NvInferVersion.h TensorRT_HEADER)
+    string(REGEX MATCH "#define [A-Z_]+_MAJOR(_[A-Z]+)? +([0-9]+)" TensorRT_MAJOR "${TensorRT_HEADER}")
+    set(TensorRT_MAJOR ${CMAKE_MATCH_2})
+    string(REGEX MATCH "#define [A-Z_]+_MINOR(_[A-Z]+)? +([0-9]+)" TensorRT_MINOR "${TensorRT_HEADER}")
+    set(TensorRT_VERSION ${TensorRT_MAJOR}.${CMAKE_MATCH_2})
+    if(TensorRT_HEADER MATCHES "TRT_MAJOR_RTX")
+        find_library_beside(TensorRT libtensorrt_rtx.so.${TensorRT_MAJOR} tensorrt_rtx)
+    else()
+        find_library_beside(TensorRT libnvinfer.so.${TensorRT_MAJOR} nvinfer)
+    endif()
 endif()
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(TensorRT REQUIRED_VARS TensorRT_LIBRARY TensorRT_INCLUDE VERSION_VAR TensorRT_VERSION
+    REASON_FAILURE_MESSAGE "set TensorRT_ROOT to a release of TensorRT, or turn VAR_EDGE_TENSORRT off")

@@ -35,7 +35,7 @@ Error engine_error(var_edge_status status, const std::string& what, const Ort::E
 // is not safe. A value of the application's stays.
 __attribute__((constructor(101))) void no_telemetry() { ::setenv("ORT_DISABLE_TELEMETRY", "1", 0); }
 
-constexpr int OLDEST = 18;  // ONNX Runtime 1.18 is the first that reads these graphs, and has every call made here
+constexpr int OLDEST = VAR_EDGE_ONNXRUNTIME_API;  // the minor version that first reads these graphs and has every call made here
 
 // One environment for the process: ONNX Runtime allows no second one beside it.
 Ort::Env& environment() {
