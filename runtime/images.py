@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")  # no other: EPS
 ORIENTATION = 274  # tag of EXIF
 ANIMATIONS = (".webp", ".gif")
 FRAME, LAST_FRAME = 400, 2000  # milliseconds that a frame of an animation is shown
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it logs goes to stderr, beside our line
 
 
 def open_picture(path: Path, paper: str = "white") -> Image.Image:
