@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from runtime.cli import batch_sizes, progress_bar, reports_errors
+from runtime.outputs import EXPORTED, check_directory
 
 
 @click.command(context_settings={"show_default": True})
@@ -36,6 +37,7 @@ def main(
     if random_weights is not None and (var_checkpoint or vae_checkpoint):
         raise click.UsageError("--random-weights takes the place of both checkpoints; give one or the other.")
     sizes = sorted(batch_sizes(batches))
+    check_directory(out, EXPORTED)  # before a download
 
     from export.bundle import export_bundle
     from export.checkpoint import checkpoint_weights, formula_weights
@@ -52,8 +54,11 @@ def main(
         def progress(stage: str, done: int, total: int) -> None:
             bar.update(task, description=stage, completed=done, total=total)
 
+        def warn(note: str) -> None:
+            click.echo(f"Warning: {note}", err=True)
+
         options = {"precision": precision, "batches": sizes, "smooth": smooth}
-        export_bundle(recipe, weights, out, precision, sizes, options, smooth, progress)
+        export_bundle(recipe, weights, out, precision, sizes, options, smooth, progress, warn)
     size = sum(file.stat().st_size for file in out.iterdir())
     click.echo(f"{out}: {recipe.name} {precision}, {size / 1e6:.1f} MB")
 

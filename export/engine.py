@@ -16,7 +16,7 @@ from types import ModuleType
 
 import click
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from export.builder import Builder, Options, Progress, load_tensorrt
 from export.layers import counted, has_other_products, int8_products, table
@@ -28,12 +28,14 @@ from runtime.engine_record import Built, Engine, EngineRecord
 from runtime.errors import BundleError, SettingsError
 from runtime.files import whole_directory
 from runtime.memory import available_memory, memory
+from runtime.outputs import ENGINES, check_directory, check_target
 from runtime.weight_file import weight_bytes
 
 AHEAD_OF_TIME = ("8.6",)  # built for without a GPU if nothing else is asked for
 MEMORY_OF_TOOLS = 0.7e9  # bytes: TensorRT, the parsed graph
 COPIES_OF_WEIGHTS = 3.5  # parsed, folded, in the plan and in what is written; measured: docs/benchmarks/engines.md
 REPORT = "report.md"
+TIMINGS = (".timing", ".cache")  # endings of --timing-cache: any other file is somebody's
 DEFAULTS = Options()
 
 
@@ -100,8 +102,7 @@ def build_engines(
         return out, False
     check_memory(bundle, source)
     builder = Builder(trt, built, options, timing_cache)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with whole_directory(out) as folder:
+    with whole_directory(out, ENGINES, bundle) as folder:
         engines = {}
         for name, planned in plan.engines.items():
             start = time.perf_counter()
@@ -194,7 +195,7 @@ def _copy_constants(bundle: Path, source: manifest.Manifest, folder: Path) -> No
         smoothing = {manifest.smoothing_tensor(spec.name) for spec in source.graphs["condition"].outputs}
         wanted = source.runtime_tensors | smoothing & set(weights.keys())
         tensors = {name: weights.get_tensor(name) for name in sorted(wanted)}
-    save_file(tensors, folder / manifest.WEIGHTS)
+    (folder / manifest.WEIGHTS).write_bytes(save(tensors))  # its own writing hides which error it was
     if source.classes:
         shutil.copyfile(bundle / source.classes, folder / source.classes)
 
@@ -292,6 +293,10 @@ def main(
     """Build the TensorRT engines of BUNDLE: one for each graph, with a profile for each scale and batch size."""
     sizes = batch_sizes(batches)
     options = Options(workspace and workspace << 20, hardware_compatible, version_compatible)
+    if out is not None:
+        check_directory(out, ENGINES, bundle)
+    if timing_cache is not None:
+        check_target(timing_cache, *TIMINGS, sources=(bundle,))
     flavour, module = find_tensorrt(trt)
     capabilities = tuple(part.strip() for part in (compute_capability or "").split(",") if part.strip())
     built = target(module, flavour, capabilities, options)

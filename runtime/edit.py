@@ -55,7 +55,7 @@ def main(
     from .manifest import Manifest
     from .pipeline import Pipeline
 
-    files.check()
+    files.check(*filter(None, (bundle, image, mask)))
     model, wanted = Manifest.load(bundle, verify=False).model, split_labels(labels)
     picture = read_picture(image, model.image_size, smallest=model.grid)
     region = _box(box) if mask is None else read_mask(mask, image, model.image_size)

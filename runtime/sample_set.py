@@ -10,6 +10,7 @@ import click
 
 from .cli import progress_bar, reports_errors
 from .drawing import FILE, engine_options, split_labels
+from .outputs import SET, check_folder
 from .sampling import BATCH, EVALUATION
 
 
@@ -38,6 +39,8 @@ def main(
 ) -> None:
     """Draw an evaluation set: PNGs named by class and index and, when all are there, the .npz of the FID toolkit."""
     part = _part(shard)
+
+    check_folder(out, SET, bundle)
 
     from .evaluation_set import SAMPLES, EvaluationSet
     from .pipeline import Pipeline

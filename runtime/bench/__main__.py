@@ -9,8 +9,8 @@ import click
 
 from ..backends import BACKENDS
 from ..cli import batch_sizes, progress_bar, reports_errors
-from ..files import check_target
 from ..manifest import Manifest
+from ..outputs import check_apart, check_target
 from ..sampling import Sampling
 
 
@@ -76,7 +76,8 @@ def _check(bundle: Path, json_file: Path | None, plot_file: Path | None) -> None
     Manifest.load(bundle, verify=False)
     for file, suffix in ((json_file, ".json"), (plot_file, ".png")):
         if file:
-            check_target(file, suffix)
+            check_target(file, suffix, sources=(bundle,))
+    check_apart(json_file, plot_file)
 
 
 if __name__ == "__main__":

@@ -70,17 +70,17 @@ def test_wrong_arguments(arguments: list[str], parts: list[str], tmp_path: Path)
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
-    refused(run(*TINY, "--out", str(tmp_path)), "exists and is no bundle")
+    refused(run(*TINY, "--out", str(tmp_path)), "expected a new or empty folder or an exported bundle")
     assert (tmp_path / "holiday.jpg").exists()
 
 
 def test_a_bundle_is_replaced(tmp_path: Path, tiny_bundle: Path) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    (tmp_path / "bundle" / "stale.onnx").touch()
+    (tmp_path / "bundle" / "notes.txt").write_text("mine")
     recipe = Recipe.load(str(DATA / "tiny.toml"))
     export_bundle(recipe, formula_weights(recipe, 1), tmp_path / "bundle")
     assert Manifest.load(tmp_path / "bundle").provenance.source == {"random_weights": 1}
-    assert not (tmp_path / "bundle" / "stale.onnx").exists()
+    assert (tmp_path / "bundle" / "notes.txt").read_text() == "mine"
 
 
 def test_too_little_disk_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
