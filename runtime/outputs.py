@@ -37,7 +37,9 @@ def check_directory(path: Path, kind: Kind, *sources: Path) -> None:
         real = _checked(path, kind, sources)
         if os.path.ismount(real):
             raise SettingsError(f"{path}: a disk is mounted there, so it cannot be replaced; give a folder inside it")
-        _check_place(real, next(parent for parent in real.parents if parent.exists()))
+        parent = next(parent for parent in real.parents if parent.exists())
+        for name in real.relative_to(parent).parts:  # of folders to make, too
+            _check_place(parent / name)
 
 
 def check_folder(path: Path, kind: Kind, *sources: Path) -> None:
@@ -46,7 +48,7 @@ def check_folder(path: Path, kind: Kind, *sources: Path) -> None:
         real = _checked(path, kind, sources)
         if not real.parent.is_dir():
             raise SettingsError(f"{path}: there is no folder {path.parent}; make it first")
-        _check_place(*((real / "file", real) if real.exists() else (real, real.parent)))
+        _check_place(real / "file" if real.exists() else real)
 
 
 def check_target(path: Path, *suffixes: str, sources: tuple[Path, ...] = ()) -> None:
@@ -66,7 +68,7 @@ def check_target(path: Path, *suffixes: str, sources: tuple[Path, ...] = ()) -> 
         for source in map(followed, sources):
             if real == source or (real.parent == source and real.name in (BUNDLE.owned(source) or ())):
                 raise SettingsError(f"{path}: is what the command reads; give another name")
-        _check_place(real, real.parent)
+        _check_place(real)
 
 
 def check_apart(*paths: Path | None) -> None:
@@ -107,10 +109,10 @@ def _check_link(path: Path) -> None:
         raise SettingsError(f"{path}: a link to {os.readlink(path)}, where nothing is; make that or remove the link")
 
 
-def _check_place(real: Path, parent: Path) -> None:
-    """Raises OSError unless a file of the name of `real` can be made in `parent`; removes what dead runs left there."""
-    sweep(parent)
-    with beside(parent / real.name, Path.touch):
+def _check_place(real: Path) -> None:
+    """Raises OSError unless a file of this name can be made; removes what dead runs left beside it."""
+    sweep(real.parent)
+    with beside(real, Path.touch):
         pass
 
 

@@ -33,7 +33,15 @@ def write(path: Path, text: str) -> None:
 
 def run(code: str, *arguments: object) -> subprocess.Popen[str]:
     """A process with whole_directory, … at hand, which says "ready" when it waits to be killed."""
-    head = "import sys, time; from tests.runtime.test_files import *; from runtime.cli import reports_errors\n"
+    head = """
+import signal, sys, time
+from pathlib import Path
+from runtime import files as files_module
+from runtime.cli import reports_errors
+from runtime.files import scratch_directory, whole_directory, whole_file
+from runtime.unfinished import exclusive
+from tests.runtime.test_files import THINGS
+"""
     wait = "def wait():\n    print('ready', flush=True); time.sleep(60)\n"
     command = [sys.executable, "-c", head + wait + code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -148,8 +156,8 @@ command()
 
 
 def test_nohup_is_obeyed() -> None:
-    code = "@reports_errors\ndef command():\n    import signal; print(signal.getsignal(signal.SIGHUP) == 1)\ncommand()"
-    process = run("import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + code)
+    code = "@reports_errors\ndef command():\n    print(signal.getsignal(signal.SIGHUP) == 1)\ncommand()"
+    process = run("signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + code)
     assert process.communicate(timeout=60)[0] == "True\n"
 
 
@@ -180,12 +188,10 @@ def test_two_runs_do_not_write_one_directory(tmp_path: Path) -> None:
 
 
 def test_an_exclusive_path(tmp_path: Path) -> None:
-    with exclusive(tmp_path / "file", "wait"):
-        with pytest.raises(SettingsError, match="file: another run is writing it; wait"), exclusive(
-            tmp_path / "file", "wait"
-        ):
-            pass
-    with exclusive(tmp_path / "file", "wait"):
+    path = tmp_path / "file"
+    with exclusive(path, "wait"), pytest.raises(SettingsError, match="file: another run is writing it; wait"):
+        exclusive(path, "wait").__enter__()
+    with exclusive(path, "wait"):
         pass
     assert not names(tmp_path)
 
