@@ -275,7 +275,7 @@ def timing_cache_file(built: Built) -> Path:
 @click.option("--workspace", type=click.IntRange(min=1), metavar="MIB", help="Scratch memory an engine may use.")
 @click.option("--hardware-compatible", is_flag=True, help="Run on later GPUs too; slower.")
 @click.option("--version-compatible", is_flag=True, help="Run on later TensorRT of the same major version.")
-@click.option("--timing-cache", type=click.Path(path_type=Path), help="File with timings, .timing or .cache.  [default: per device]")
+@click.option("--timing-cache", type=click.Path(path_type=Path), help="A .timing file.  [default: per device]")
 @click.option("--force", is_flag=True, help="Build even if nothing changed.")
 @reports_errors
 def main(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -297,3 +299,33 @@ def test_targets_are_refused_before_the_work(tmp_path: Path) -> None:
     ]:
         with pytest.raises(SettingsError, match=message):
             check_target(path, ".png", sources=(tmp_path / "source.png",))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
+def test_kills_at_random_moments(tmp_path: Path) -> None:
+    """The mechanism alone, many times; python -m tests.kill_test kills the commands themselves."""
+    path, draw = tmp_path / "things", random.Random(0)
+    write(path, "0" * 1000)
+    (path / "mine").mkdir()
+    (path / "mine" / "notes").write_text("mine")
+    for i in range(60):
+        child = os.fork()
+        if not child:
+            try:
+                for k in range(1000):
+                    write(path, str(k % 10) * 1000)
+                    with whole_file(tmp_path / "file") as file:
+                        file.write(b"%d" % (k % 10) * 1000)
+            finally:
+                os._exit(1)
+        time.sleep(draw.random() / 50)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, i
+        assert len(set((path / "thing").read_text())) == 1
+        assert len((path / "thing").read_text()) == 1000
+        assert (path / "mine" / "notes").read_text() == "mine"
+        if (tmp_path / "file").exists():
+            assert len(set((tmp_path / "file").read_bytes())) == 1
+    write(path, "new")
+    assert [name for name in names(tmp_path) if name != "file"] == ["things"]
+    assert names(path) == ["mine", "thing"]
