@@ -89,7 +89,10 @@ def main(
         def progress(stage: str, done: int, total: int) -> None:
             bar.update(task, description=stage, completed=done, total=total)
 
-        summary = make_int8(bundle, out, request, calibration, progress)
+        def warn(note: str) -> None:
+            click.echo(f"Warning: {note}", err=True)
+
+        summary = make_int8(bundle, out, request, calibration, progress, warn)
     click.echo(f"{out}: {summary}")
 
 

@@ -21,6 +21,7 @@ from runtime import limits
 from runtime.cli import FILE, Number, command, progress_bar, reports_errors
 from runtime.files import scratch_directory
 from runtime.manifest import Manifest
+from runtime.outputs import INT8_BUNDLE, check_directory
 from runtime.pipeline import Pipeline
 
 
@@ -129,6 +130,8 @@ def main(
     bundle: Path, target: str, images: int, tokens: int, batch: int, budget: float | None, naive: Path | None
 ) -> None:
     """Print what every technique buys on the FP32 BUNDLE, as markdown."""
+    if naive is not None:
+        check_directory(naive, INT8_BUNDLE, bundle)
     with scratch_directory(bundle) as scratch, progress_bar() as bar:
         task = bar.add_task("starting", total=None)
 

@@ -20,11 +20,13 @@ from calibration.ranges import METHODS, CalibrationError, Histogram
 from calibration.record import Calibration
 from calibration.sites import GRAPHS, Site, find_sites, open_graph
 from calibration.target import SCALES, ZERO_POINTS, Activation, Target
+from export.kept import Warn, new_bundle
 from export.mixed_precision import to_fp16
 from export.signature import Signature
 from export.weights import STORED, Entry
-from export.write import Head, Progress, check_target, write_bundle
+from export.write import Head, Progress, write_bundle
 from runtime.manifest import Manifest, Provenance
+from runtime.outputs import INT8_BUNDLE, check_directory
 from runtime.weight_file import open_weights
 
 ONE_SIDED = 0.75  # share of a symmetric range below which a zero point is worth its arithmetic
@@ -40,9 +42,13 @@ def quantize_bundle(
     batches: Sequence[int] = (1,),
     progress: Progress = lambda stage, done, total: None,
     others: Sequence[Callable[[Path], None]] = (),
+    warn: Warn = lambda note: None,
 ) -> None:
-    """Writes the INT8 bundle `out`. Raises CalibrationError, BundleError, SettingsError, OSError."""
-    check_target(out)
+    """Writes the INT8 bundle `out`, keeping what else lies in an INT8 bundle that is there.
+
+    `warn` hears what was kept and fits no more. Raises CalibrationError, BundleError, SettingsError, OSError.
+    """
+    check_directory(out, INT8_BUNDLE, bundle)
     source = Manifest.load(bundle)
     opened = {name: open_graph(bundle, source, name) for name in source.graphs if not name.startswith("transformer_")}
     sites = {name: find_sites(name, opened[name]) for name in GRAPHS}
@@ -80,7 +86,8 @@ def quantize_bundle(
             provenance=_provenance(source, options | {"pictures": calibration.count}),
         )
         classes = bundle / source.classes if source.classes else None
-        write_bundle(out, head, graphs, entries, classes, batches, progress, others)
+        with new_bundle(out, INT8_BUNDLE, warn, bundle) as folder:
+            write_bundle(folder, head, graphs, entries, classes, batches, progress, others)
 
 
 def activations(

@@ -14,8 +14,10 @@ from calibration.sensitivity import FILE_NAME as SENSITIVITY
 from calibration.sensitivity import Sensitivity, heat_map, measure, table, within_budget
 from calibration.sites import Site, all_sites
 from calibration.target import TARGETS
-from export.write import check_target
+from export.kept import Warn
 from runtime.manifest import Manifest
+from runtime.outputs import INT8_BUNDLE, check_directory, check_target
+from runtime.unfinished import exclusive
 
 DEFAULTS = Settings()
 REPORT, HEAT_MAP = "report.md", "sensitivity.png"
@@ -43,24 +45,30 @@ def make_int8(
     request: Request,
     calibration: Path | None = None,
     progress: Progress = lambda stage, done, total: None,
+    warn: Warn = lambda note: None,
 ) -> str:
-    """Writes the INT8 bundle `out`; returns one line about it. Raises VarEdgeError, OSError."""
-    check_target(out)
+    """Writes the INT8 bundle `out`; returns one line about it. Raises VarEdgeError, OSError.
+
+    `warn` hears what was kept of an earlier `out` and fits no more.
+    """
     path = calibration or bundle / FILE_NAME
+    check_directory(out, INT8_BUNDLE, bundle)
+    check_target(path, ".json", sources=(bundle,))
     # What can be wrong is looked at before hours of collecting.
     sites = all_sites(bundle, Manifest.load(bundle, verify=False))
     plan: Plan = default_plan(sites, request.weights_only)
     with_overrides(plan, dict(request.overrides))
     others = {other: Calibration.load(other) for other in request.merge}
-    found = collect(bundle, path, request.images, request.settings, request.first, progress)
-    for other, calibration_there in others.items():
-        found.merge(calibration_there, str(other))
-        found.write(path)
     sensitivity, expected = None, None
-    if request.budget is not None:
-        where = path.with_name(f"{request.target}-{request.method}-{SENSITIVITY}")
-        sensitivity = measure(bundle, where, found, request.target, request.method, progress)
-        plan, expected = within_budget(sites, plan, sensitivity, request.budget)
+    with exclusive(path, "wait for it or give another --calibration file"):
+        found = collect(bundle, path, request.images, request.settings, request.first, progress)
+        for other, calibration_there in others.items():
+            found.merge(calibration_there, str(other))
+            found.write(path)
+        if request.budget is not None:
+            where = path.with_name(f"{request.target}-{request.method}-{SENSITIVITY}")
+            sensitivity = measure(bundle, where, found, request.target, request.method, progress)
+            plan, expected = within_budget(sites, plan, sensitivity, request.budget)
     plan = with_overrides(plan, dict(request.overrides))
 
     def report(folder: Path) -> None:
@@ -68,9 +76,8 @@ def make_int8(
         if sensitivity:
             heat_map(sensitivity, sites, folder / HEAT_MAP)
 
-    quantize_bundle(
-        bundle, out, found, plan, TARGETS[request.target], request.method, request.batches, progress, [report]
-    )
+    target, method, batches = TARGETS[request.target], request.method, request.batches
+    quantize_bundle(bundle, out, found, plan, target, method, batches, progress, [report], warn)
     size = sum(file.stat().st_size for file in out.iterdir())
     return f"int8 for {request.target}, {size / 1e6:.1f} MB; {_counted(plan)}; see {out / REPORT}"
 

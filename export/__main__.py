@@ -9,6 +9,7 @@ import click
 from runtime import limits
 from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
 from runtime.optional import require
+from runtime.outputs import EXPORTED, check_directory
 
 CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # endings of files that --model reads a recipe off
 
@@ -55,6 +56,7 @@ def main(
         raise click.UsageError("Missing option '--out'.")
     sizes = sorted(batch_sizes(batches))
     require("export", "torch", "onnx", "onnxscript", "onnx_ir")
+    check_directory(out, EXPORTED)  # before a download
 
     from export.bundle import export_bundle
     from export.checkpoint import checkpoint_weights, formula_weights
@@ -71,8 +73,11 @@ def main(
         def progress(stage: str, done: int, total: int) -> None:
             bar.update(task, description=stage, completed=done, total=total)
 
+        def warn(note: str) -> None:
+            click.echo(f"Warning: {note}", err=True)
+
         options = {"precision": precision, "batches": sizes, "smooth": smooth}
-        export_bundle(recipe, weights, out, precision, sizes, options, smooth, progress)
+        export_bundle(recipe, weights, out, precision, sizes, options, smooth, progress, warn)
     size = sum(file.stat().st_size for file in out.iterdir())
     click.echo(f"{out}: {recipe.name} {precision}, {size / 1e6:.1f} MB")
 

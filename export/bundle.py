@@ -15,6 +15,7 @@ import onnx_ir as ir
 from export.checkpoint import Weights, empty_models
 from export.fold import Expression, fold
 from export.graphs import all_graphs
+from export.kept import Warn, new_bundle
 from export.mixed_precision import to_fp16
 from export.model.quantizer import area_matrix, bicubic_matrix, phi_indices
 from export.recipe import Recipe
@@ -22,8 +23,9 @@ from export.room import check_room
 from export.signature import Signature
 from export.trace import trace
 from export.weights import STORED, Entry
-from export.write import Head, Progress, check_target, write_bundle
+from export.write import Head, Progress, write_bundle
 from runtime import manifest
+from runtime.outputs import EXPORTED
 
 PRECISIONS = ("fp32", "fp16")
 
@@ -37,27 +39,28 @@ def export_bundle(
     options: dict[str, Any] | None = None,
     smooth: bool = False,
     progress: Progress = lambda stage, done, total: None,
+    warn: Warn = lambda note: None,
 ) -> None:
-    """Writes the bundle directory `out`, replacing a bundle that is there.
+    """Writes the bundle directory `out`, replacing a bundle that is there and keeping what else lies in it.
 
     `precision` is one of `PRECISIONS`. `batches` are the batch sizes that the static per-scale steps are specialised
     for; all other graphs take any. `smooth` adds the graph of smooth sampling.
-    `options` go into the provenance. Raises SettingsError, CheckpointError, OSError.
+    `options` go into the provenance. `warn` hears what was kept and fits no more. Raises SettingsError,
+    CheckpointError, OSError.
     """
-    check_target(out)
-    check_room(recipe, out)
-    traced = list(_trace_all(recipe, precision, smooth, progress))
-    head = Head(
-        model=_model(recipe),
-        precision=precision,
-        scales=_scales(recipe),
-        step_constants=(),
-        provenance=_provenance(weights, options or {}),
-    )
-    entries = [*_weight_entries(traced, weights), *_resize_entries(recipe)]
-    write_bundle(
-        out, head, [(graph, model) for graph, model, _ in traced], entries, recipe.class_list, batches, progress
-    )
+    with new_bundle(out, EXPORTED, warn) as folder:
+        check_room(recipe, out)
+        traced = list(_trace_all(recipe, precision, smooth, progress))
+        head = Head(
+            model=_model(recipe),
+            precision=precision,
+            scales=_scales(recipe),
+            step_constants=(),
+            provenance=_provenance(weights, options or {}),
+        )
+        entries = [*_weight_entries(traced, weights), *_resize_entries(recipe)]
+        graphs = [(graph, model) for graph, model, _ in traced]
+        write_bundle(folder, head, graphs, entries, recipe.class_list, batches, progress)
 
 
 Traced = tuple[Signature, ir.Model, dict[str, Expression]]

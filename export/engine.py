@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 import click
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from export.builder import Builder, Options, Progress, load_tensorrt
 from export.layers import counted, has_other_products, int8_products, table
@@ -29,12 +29,14 @@ from runtime.errors import BundleError, SettingsError
 from runtime.files import whole_directory
 from runtime.memory import available_memory, memory
 from runtime.optional import require
+from runtime.outputs import ENGINES, check_directory, check_target
 from runtime.weight_file import open_weights, weight_bytes
 
 AHEAD_OF_TIME = ("8.6",)  # built for without a GPU if nothing else is asked for
 MEMORY_OF_TOOLS = 0.7e9  # bytes: TensorRT, the parsed graph
 COPIES_OF_WEIGHTS = 3.5  # parsed, folded, in the plan and in what is written; measured: docs/benchmarks/engines.md
 REPORT = "report.md"
+TIMINGS = (".timing", ".cache")  # endings of --timing-cache: any other file is somebody's
 DEFAULTS = Options()
 
 
@@ -101,8 +103,7 @@ def build_engines(
         return out, False
     check_memory(bundle, source)
     builder = Builder(trt, built, options, timing_cache)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with whole_directory(out) as folder:
+    with whole_directory(out, ENGINES, bundle) as folder:
         engines = {}
         for name, planned in plan.engines.items():
             start = time.perf_counter()
@@ -195,7 +196,7 @@ def _copy_constants(bundle: Path, source: manifest.Manifest, folder: Path) -> No
         smoothing = {manifest.smoothing_tensor(spec.name) for spec in source.graphs["condition"].outputs}
         wanted = source.runtime_tensors | smoothing & set(weights.keys())
         tensors = {name: weights.get_tensor(name) for name in sorted(wanted)}
-    save_file(tensors, folder / manifest.WEIGHTS)
+    (folder / manifest.WEIGHTS).write_bytes(save(tensors))  # its own writing hides which error it was
     if source.classes:
         shutil.copyfile(bundle / source.classes, folder / source.classes)
 
@@ -277,7 +278,7 @@ def timing_cache_file(built: Built) -> Path:
 )
 @click.option("--hardware-compatible", is_flag=True, help="Run on later GPUs too; slower.")
 @click.option("--version-compatible", is_flag=True, help="Run on later TensorRT of the same major version.")
-@click.option("--timing-cache", type=FILE, help="File with timings.  [default: per device]")
+@click.option("--timing-cache", type=FILE, help="A .timing file.  [default: per device]")
 @click.option("--force", is_flag=True, help="Build even if nothing changed.")
 @reports_errors
 def main(
@@ -296,6 +297,10 @@ def main(
     sizes = batch_sizes(batches)
     require("export.engine", "polygraphy")
     options = Options(workspace and workspace << 20, hardware_compatible, version_compatible)
+    if out is not None:
+        check_directory(out, ENGINES, bundle)
+    if timing_cache is not None:
+        check_target(timing_cache, *TIMINGS, sources=(bundle,))
     flavour, module = find_tensorrt(trt)
     capabilities = tuple(part.strip() for part in (compute_capability or "").split(",") if part.strip())
     built = target(module, flavour, capabilities, options)

@@ -13,7 +13,7 @@ import click
 
 from export.builder import BuildError
 from export.verify.artifacts import Artifact
-from export.verify.report import HTML, Report, check_folder
+from export.verify.report import HTML, Report
 from export.verify.run import bundle_reference, verified
 from runtime import engine_record, limits
 from runtime.backends.cuda import Cuda
@@ -23,6 +23,7 @@ from runtime.cli import FILE, Number, command, progress_bar, reports_errors
 from runtime.errors import SettingsError
 from runtime.files import whole_directory
 from runtime.manifest import Manifest
+from runtime.outputs import REPORT, check_directory
 from runtime.pipeline import Pipeline
 
 NO_GPU = 3  # exit code, so that a script can tell it from a failed check
@@ -68,16 +69,14 @@ def _measured(backend: str, bundle: Path, folder: Path) -> list[str]:
 @reports_errors
 def main(fp32: Path, bundles: tuple[Path, ...], report: Path, pictures: int) -> None:
     """Build and run everything that this machine's GPU can make of each BUNDLE, against FP32 on the CPU."""
+    check_directory(report, REPORT, fp32, *bundles)
     try:
         gpu = Cuda().gpu
     except SettingsError as error:
         click.echo(f"gpu-check: {error}; nothing was checked", err=True)
         sys.exit(NO_GPU)
-    report = report.resolve()
-    check_folder(report)
     entries, lines = [], [f"# {gpu.name}, sm_{gpu.capability.replace('.', '')}", ""]
-    report.parent.mkdir(parents=True, exist_ok=True)
-    with progress_bar() as bar, whole_directory(report) as folder:
+    with progress_bar() as bar, whole_directory(report, REPORT) as folder:
         task = bar.add_task("starting", total=None)
 
         def progress(stage: str, done: int, total: int) -> None:

@@ -17,6 +17,7 @@ from export.mixed_precision import FLOAT, HALF, MOVEMENT
 from runtime import manifest
 from runtime.errors import SettingsError
 from runtime.files import whole_directory
+from runtime.outputs import BUNDLE
 
 WITH_FP16 = ("fp16", "int8 for trt")
 
@@ -27,7 +28,7 @@ def simulate(bundle: Path, out: Path) -> None:
     if source.precision not in WITH_FP16:
         raise SettingsError(f"{bundle}: expected a bundle in {' or '.join(WITH_FP16)}, found {source.precision}")
     graphs = {name: graph for name, graph in source.graphs.items() if not name.startswith("transformer_")}
-    with whole_directory(out) as folder:
+    with whole_directory(out, BUNDLE, bundle) as folder:
         for name in filter(None, (manifest.WEIGHTS, source.classes)):
             shutil.copyfile(bundle / name, folder / name)  # the ONNX checker refuses links
         for name, graph in graphs.items():

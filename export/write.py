@@ -1,4 +1,4 @@
-"""Graphs and the tensors they leave open become a bundle: a directory whole or not there."""
+"""Graphs and the tensors they leave open become a bundle."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from export.signature import Signature
 from export.specialize import specialize
 from export.weights import Entry, WeightFile
 from runtime import manifest
-from runtime.errors import SettingsError
-from runtime.files import whole_directory
 
 CLASS_NAMES = "classes.txt"
 Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
@@ -34,7 +32,7 @@ class Head:
 
 
 def write_bundle(
-    out: Path,
+    folder: Path,
     head: Head,
     graphs: Sequence[tuple[Signature, ir.Model]],
     entries: Iterable[Entry],
@@ -43,44 +41,43 @@ def write_bundle(
     progress: Progress,
     others: Sequence[Callable[[Path], None]] = (),
 ) -> None:
-    """Writes the bundle directory `out`, replacing a bundle that is there.
+    """Fills the empty directory `folder` with a bundle.
 
     `graphs` name the weights that `entries` compute. `classes` is a file of class names. The transformer is also
     specialised for `batches`. `others` write further files into the folder they are given. Raises SettingsError,
     OSError.
     """
     layout = WeightFile(entries)
-    with whole_directory(out) as folder:
-        written = 0
+    written = 0
 
-        def on_tensor(entry: Entry) -> None:
-            nonlocal written
-            written += entry.size
-            progress("writing weights", written, layout.size)
+    def on_tensor(entry: Entry) -> None:
+        nonlocal written
+        written += entry.size
+        progress("writing weights", written, layout.size)
 
-        layout.write(folder / manifest.WEIGHTS, on_tensor)
-        listed = {}
-        for graph, model in graphs:
-            proto = _with_weights(model, layout.external(folder / manifest.WEIGHTS))
-            listed[graph.name] = _save(proto, graph, folder)
-            if graph.name == "transformer":
-                listed |= _save_steps(proto, graph, head, batches, folder, progress)
-        if classes is not None:
-            shutil.copyfile(classes, folder / CLASS_NAMES)
-        for write in others:
-            write(folder)
-        progress("hashing", 0, 1)
-        manifest.Manifest(
-            schema_version=manifest.SCHEMA_VERSION,
-            model=head.model,
-            precision=head.precision,
-            classes=None if classes is None else CLASS_NAMES,
-            scales=head.scales,
-            step_constants=head.step_constants,
-            graphs=listed,
-            files={path.name: manifest.File.of(path) for path in sorted(folder.iterdir())},
-            provenance=head.provenance,
-        ).write(folder)
+    layout.write(folder / manifest.WEIGHTS, on_tensor)
+    listed = {}
+    for graph, model in graphs:
+        proto = _with_weights(model, layout.external(folder / manifest.WEIGHTS))
+        listed[graph.name] = _save(proto, graph, folder)
+        if graph.name == "transformer":
+            listed |= _save_steps(proto, graph, head, batches, folder, progress)
+    if classes is not None:
+        shutil.copyfile(classes, folder / CLASS_NAMES)
+    for write in others:
+        write(folder)
+    progress("hashing", 0, 1)
+    manifest.Manifest(
+        schema_version=manifest.SCHEMA_VERSION,
+        model=head.model,
+        precision=head.precision,
+        classes=None if classes is None else CLASS_NAMES,
+        scales=head.scales,
+        step_constants=head.step_constants,
+        graphs=listed,
+        files={path.name: manifest.File.of(path) for path in sorted(folder.iterdir())},
+        provenance=head.provenance,
+    ).write(folder)
 
 
 def _with_weights(model: ir.Model, external: dict[str, ir.ExternalTensor]) -> onnx.ModelProto:
@@ -119,9 +116,3 @@ def _sized(tensors: Sequence[manifest.Tensor], sizes: dict[str, int]) -> tuple[m
     return tuple(
         manifest.Tensor(t.name, t.dtype, tuple(sizes[a] if isinstance(a, str) else a for a in t.shape)) for t in tensors
     )
-
-
-def check_target(out: Path) -> None:
-    """Raises SettingsError if something else than a bundle is there."""
-    if out.exists() and not (out / manifest.FILE_NAME).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise SettingsError(f"--out {out}: exists and is no bundle; choose another directory or remove it")

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
@@ -19,14 +19,17 @@ import click
 
 from . import limits
 from .errors import VarEdgeError, one_line
-from .files import remove_unfinished
 from .limits import Range, shown
 from .optional import advice
+from .unfinished import remove_unfinished
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 P = ParamSpec("P")
+ENDS: dict[int, bytes] = {signal.SIGINT: b"interrupted", signal.SIGTERM: b"terminated"}
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    ENDS[signal.SIGHUP] = b"terminal closed"
 
 
 class _Command(click.Command):
@@ -71,12 +74,12 @@ FILE = _File(path_type=Path)
 
 
 def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Turns an expected error into one line on stderr and exit code 1, Ctrl-C into exit code 130."""
+    """Turns an expected error into one line on stderr and exit code 1, a signal into exit code 128 + its number."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            with _ended_by_ctrl_c():
+            with _ended_by_signals():
                 command(*args, **kwargs)
         except click.UsageError as error:
             _fail_usage(error, click.get_current_context().command_path)
@@ -109,8 +112,8 @@ def _print_everything() -> None:
 
 
 @contextmanager
-def _ended_by_ctrl_c() -> Iterator[None]:
-    """Ctrl-C ends the process where it is, after removing what is half written.
+def _ended_by_signals() -> Iterator[None]:
+    """Ctrl-C, TERM and a closed terminal end the process where it is, after removing what is half written.
 
     As an exception it would pass through C++ that cannot take one, and be dropped where a destructor runs.
     """
@@ -118,18 +121,21 @@ def _ended_by_ctrl_c() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         remove_unfinished()
         clear_line_and_show_cursor = b"\r\x1b[K\x1b[?25h" if sys.stderr.isatty() else b""  # a progress bar hides it
-        os.write(2, clear_line_and_show_cursor + b"interrupted\n")
-        os._exit(130)
+        with suppress(OSError):  # of a terminal that is closed
+            os.write(2, clear_line_and_show_cursor + ENDS[number] + b"\n")
+        os._exit(128 + number)
 
     in_charge = threading.current_thread() is threading.main_thread()
-    if not in_charge or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, end)
+    usual = (signal.default_int_handler, signal.SIG_DFL)  # others belong to the caller: nohup, a test, an application
+    found = {number: signal.getsignal(number) for number in ENDS if in_charge}
+    ours = {number: handler for number, handler in found.items() if handler in usual}
+    for number in ours:
+        signal.signal(number, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in ours.items():
+            signal.signal(number, handler)
 
 
 def batch_sizes(text: str) -> tuple[int, ...]:

@@ -13,7 +13,8 @@ import click
 from . import limits
 from .backends import BACKENDS
 from .cli import FILE, Number
-from .files import check_folder, check_target
+from .errors import SettingsError
+from .outputs import PREVIEW, check_apart, check_folder, check_target, followed, previews
 from .sampling import BATCH, Sampling
 
 if TYPE_CHECKING:
@@ -80,17 +81,20 @@ class Files:
     animation: Path | None = None
     dump: Path | None = None
 
-    def check(self) -> None:
-        """Raises SettingsError if one of them cannot be written. Ask before long work."""
+    def check(self, *sources: Path) -> None:
+        """Raises SettingsError if one of them cannot be written, or is a file of `sources`. Ask before long work."""
         from .images import check_animation
 
-        check_target(self.out, ".png")
+        check_target(self.out, ".png", sources=sources)
         if self.dump:
-            check_target(self.dump, ".npz")
+            check_target(self.dump, ".npz", sources=sources)
         if self.animation:
-            check_animation(self.animation)
+            check_animation(self.animation, *sources)
+        check_apart(self.out, self.dump, self.animation, self.preview_dir)
         if self.preview_dir:
-            check_folder(self.preview_dir)
+            check_folder(self.preview_dir, previews(self.out, self.dump, self.animation), *sources)
+            if PREVIEW.fullmatch(self.out.name) and followed(self.out).parent == followed(self.preview_dir):
+                raise SettingsError(f"{self.out}: --preview-dir writes a file of this name; give another")
 
     def watch(self, advance: Callable[[float], None], with_logits: bool = False) -> Watch:
         """To give to `on_scale`: it keeps what these files need of each scale. `advance` hears of every token drawn."""

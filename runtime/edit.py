@@ -57,7 +57,7 @@ def main(
     from .manifest import Manifest
     from .pipeline import Pipeline
 
-    files.check()
+    files.check(*filter(None, (bundle, image, mask)))
     manifest = Manifest.load(bundle, verify=False)
     model, wanted = manifest.model, ClassNames.load(bundle, manifest).listed(labels)
     picture = read_picture(image, model.image_size, smallest=model.grid)

@@ -12,7 +12,7 @@ from typing import Any
 from . import limits
 from .errors import BundleError
 from .files import whole_file
-from .manifest import Manifest, Scale
+from .manifest import WEIGHTS, Manifest, Scale
 from .strict import load
 
 SCHEMA_VERSION = 2
@@ -88,6 +88,13 @@ class EngineRecord:
         """Writes `engine.json` into `folder`."""
         with whole_file(folder / FILE_NAME) as file:
             file.write((json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
+
+    def fits(self, manifest: Manifest) -> bool:
+        """Whether the engines were built from the bundle with this manifest."""
+        return self.weights_sha256 == manifest.files[WEIGHTS].sha256 and all(
+            name in manifest.graphs and engine.source_sha256 == manifest.files[manifest.graphs[name].file].sha256
+            for name, engine in self.engines.items()
+        )
 
     def profile(self, batch: int, scale: int, scales: int) -> int:
         """Index of the transformer's and bridge's profile for a batch size and a scale."""

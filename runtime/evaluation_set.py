@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
 from . import limits
 from .errors import SettingsError
-from .files import check_folder, remove_leftovers, whole_file
+from .files import whole_file
 from .images import open_picture, write_png
 from .limits import shown
 from .manifest import Manifest
+from .outputs import SET, check_folder, record
 from .pipeline import Pipeline, ScaleView
 from .sampling import BATCH, EVALUATION, Sampling
 from .strict import load
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1: samples.npz class by class, `backend` a text for people
 SETTINGS, SAMPLES = "settings.json", "samples.npz"
 Advance = Callable[[float], None]  # hears of pictures, or of parts of one, as they get done
 
@@ -46,7 +47,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """What a set is, as `settings.json` says it: all that the bytes of its files depend on.
+    """What a set is, as `settings.json` says it: all that the bytes of its files depend on, and nothing else.
+
+    Threads are not part of it: they share out rows and never a sum. Another version of ONNX Runtime or another kind of
+    processor may round a last bit otherwise, which no score can see, so shards may be drawn on different machines.
 
     Pictures are drawn in fixed batches, because a picture may differ in the last bit from the same drawn with others.
     So a shard is made of whole batches, and a run that was stopped draws the whole batch that it was at again.
@@ -56,7 +60,7 @@ class EvaluationSet:
     model: str
     precision: str
     bundle: str  # SHA-256, see `fingerprint`
-    backend: str
+    backend: str  # see `kind_of_backend`
     image_size: int
     classes: tuple[int, ...]
     per_class: int
@@ -101,7 +105,7 @@ class EvaluationSet:
             model=model.name,
             precision=pipeline.manifest.precision,
             bundle=fingerprint(pipeline.manifest),
-            backend=pipeline.backend.name,
+            backend=kind_of_backend(pipeline.backend.name),
             image_size=model.image_size,
             classes=tuple(labels),
             per_class=per_class,
@@ -114,8 +118,16 @@ class EvaluationSet:
 
     @cached_property
     def pictures(self) -> list[Picture]:
-        """In the order of `samples.npz`."""
+        """In the order in which they are drawn: class by class."""
         return [Picture(label, index) for label in self.classes for index in range(self.per_class)]
+
+    @property
+    def samples(self) -> list[Picture]:
+        """In the order of `samples.npz`: round by round, each with one picture of every class, shuffled.
+
+        The usual evaluator takes the Inception Score of successive tenths, and each has to be a sample of all classes.
+        """
+        return sorted(self.pictures, key=lambda picture: (picture.index, sha256(picture.file.encode()).digest()))
 
     def batches(self, shard: int = 1, shards: int = 1) -> list[list[Picture]]:
         """The `shard`-th of every `shards` batches, counted from 1."""
@@ -124,15 +136,15 @@ class EvaluationSet:
 
     def claim(self, folder: Path) -> None:
         """Makes `folder` the place of this set, or finds that it is already. Raises SettingsError for another's."""
-        check_folder(folder)
+        check_folder(folder, SET)
         folder.mkdir(exist_ok=True)
         path = folder / SETTINGS
         if path.exists():
-            self._compare(path)
-            return
-        # A hidden file may be of another shard, which is writing the same settings.
-        if found := [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]:
-            raise SettingsError(f"{folder}: expected an empty folder or a set, found {min(found)} but no {SETTINGS}")
+            begun_before = record(path).get("schema_version") == 1
+            self._compare(_loaded(path, 1 if begun_before else SCHEMA_VERSION), path)
+            if not begun_before:
+                return
+            (folder / SAMPLES).unlink(missing_ok=True)  # of another order
         with whole_file(path) as file:
             file.write((json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
 
@@ -143,14 +155,12 @@ class EvaluationSet:
 
     def draw(self, pipeline: Pipeline, folder: Path, shard: int, shards: int, advance: Advance) -> None:
         """Draws what is missing of a shard. Raises SettingsError."""
-        batches = self.missing(folder, shard, shards)
-        remove_leftovers(folder, {picture.file for batch in batches for picture in batch})
         tokens = pipeline.manifest.model.tokens
 
         def on_scale(view: ScaleView) -> None:
             advance(len(view.pictures) * view.side**2 / tokens)
 
-        for batch in batches:
+        for batch in self.missing(folder, shard, shards):
             labels = [picture.label for picture in batch]
             seeds = [picture.seed(self.seed) for picture in batch]
             result = pipeline.generate(
@@ -167,31 +177,45 @@ class EvaluationSet:
         """
         shape = (len(self.pictures), self.image_size, self.image_size, 3)
         entry = zipfile.ZipInfo("arr_0.npy", date_time=(1980, 1, 1, 0, 0, 0))
-        remove_leftovers(folder, {SAMPLES, SETTINGS})
         with (
             whole_file(folder / SAMPLES) as file,
             zipfile.ZipFile(file, "w") as archive,
             archive.open(entry, "w", force_zip64=True) as stream,
         ):
             np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for picture in self.pictures:
+            for picture in self.samples:
                 stream.write(_pixels(folder / picture.file, shape[1:]))
                 advance(1)
 
-    def _compare(self, path: Path) -> None:
-        found = load(EvaluationSet, path, SCHEMA_VERSION, f"{path}: missing", "give another folder")
+    def _compare(self, found: EvaluationSet, path: Path) -> None:
         for key, expected in dataclasses.asdict(self).items():
             value = getattr(found, key)
             if value != expected:
+                another = "--backend or another folder" if key == "backend" else "another folder"
                 raise SettingsError(
-                    f"{path}: another set: {key}: expected {expected!r:.50}, found {value!r:.50}; give another folder"
+                    f"{path}: another set: {key}: expected {expected!r:.50}, found {value!r:.50}; give {another}"
                 )
+
+
+def _loaded(path: Path, schema_version: int) -> EvaluationSet:
+    """The settings of a set, as this version would write them. Raises BundleError."""
+    found = load(EvaluationSet, path, schema_version, f"{path}: missing", "give another folder")
+    return dataclasses.replace(found, schema_version=SCHEMA_VERSION, backend=kind_of_backend(found.backend))
+
+
+def kind_of_backend(name: str) -> str:
+    """What rounds alike: `onnxruntime`, `onnxruntime on cuda` or a flavour of TensorRT.
+
+    A backend's name also says its threads, its version, its GPU, and which engines it does not use.
+    """
+    engine, on_gpu = name.split(" ")[0], name.startswith("onnxruntime on ")
+    return f"{engine} on cuda" if on_gpu else engine
 
 
 def fingerprint(manifest: Manifest) -> str:
     """SHA-256 of the names and hashes of a bundle's files: the same however often it was exported."""
     lines = [f"{name} {file.sha256}\n" for name, file in sorted(manifest.files.items())]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return sha256("".join(lines).encode()).hexdigest()
 
 
 def _pixels(path: Path, shape: tuple[int, ...]) -> bytes:

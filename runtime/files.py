@@ -1,76 +1,68 @@
-"""Files written whole or not at all, and their fingerprints."""
+"""Files and directories that appear whole or not at all, whatever ends the process; and fingerprints of files."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 from typing import BinaryIO
 
+from . import locks
 from .bounded import open_file
 from .errors import SettingsError
+from .outputs import Kind, check_directory, followed
+from .unfinished import aside_of, beside, is_temporary, remove, sweep, undone_at_the_end, written_by_others
 
-_unfinished: list[Callable[[], None]] = []  # how to undo what is being written, for a process that must end at once
-
-
-def remove_unfinished() -> None:
-    """Leaves nothing half written behind. Only for a process that ends now."""
-    while _unfinished:
-        _unfinished.pop()()
-
-
-@contextmanager
-def _undone_at_the_end(undo: Callable[[], None]) -> Iterator[None]:
-    _unfinished.append(undo)
-    try:
-        yield
-    finally:
-        undo()
-        _unfinished.remove(undo)
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: fcntl.h, fs.h
+NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)  # what kernels and file systems without it answer
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears at `path` when the block ends, and never if it fails."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with _undone_at_the_end(lambda: beside.unlink(missing_ok=True)):
-        with beside.open("wb") as file:
+    """A binary file that appears at `path` when the block ends, and never if it fails. Links are followed."""
+    path = followed(path)
+    with _naming(path), beside(path, Path.touch) as made:
+        with made.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        made.replace(path)
 
 
 @contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
-    """An empty directory to fill: it becomes `path` when the block ends, and vanishes if it fails."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
+def whole_directory(path: Path, kind: Kind, *sources: Path) -> Iterator[Path]:
+    """An empty directory to fill, which becomes `path` when the block ends and vanishes if it fails.
 
-    def undo() -> None:
-        if replaced.exists() and not path.exists():
-            replaced.replace(path)
-        for leftover in (beside, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-    with _undone_at_the_end(undo):
-        beside.mkdir(parents=True)
-        yield beside
+    What `kind` does not own of the directory that it replaces is kept. Links are followed. Raises SettingsError if
+    `path` is none of what `check_directory` allows, or if another run is writing it; OSError.
+    """
+    check_directory(path, kind, *sources)
+    path = followed(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _naming(path), beside(path, Path.mkdir) as made:
+        if written_by_others(path, made):
+            raise SettingsError(f"{path}: another run is writing it; wait for it or give another directory")
+        yield made
         if path.exists():
-            path.replace(replaced)
-        beside.replace(path)
+            _keep_others(path, made, kind)
+        _sync(made)
+        _replace(path, made)
 
 
 @contextmanager
 def scratch_directory(neighbour: Path) -> Iterator[Path]:
-    """An empty directory on the disk of `neighbour`, until the block ends."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{neighbour.name}.", dir=neighbour.parent))
-    with _undone_at_the_end(lambda: shutil.rmtree(folder, ignore_errors=True)):
-        yield folder
+    """An empty directory on the disk of `neighbour`, if that can be written, until the block ends."""
+    neighbour = followed(neighbour)
+    parent = neighbour.parent if os.access(neighbour.parent, os.W_OK) else Path(gettempdir())
+    sweep(parent)
+    with _naming(parent), beside(parent / f"{neighbour.name}.scratch", Path.mkdir) as made:
+        yield made
 
 
 def sha256(path: Path) -> str:
@@ -82,28 +74,95 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def remove_leftovers(folder: Path, names: Collection[str]) -> None:
-    """Removes what processes that were killed left half written of the files called `names` in `folder`."""
-    for path in folder.glob(".*"):
-        if path.name[1:].rpartition(".")[0] in names:
-            path.unlink(missing_ok=True)
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Gives errors of the system the name of what was being written, where they lack it: "No space left on device"."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
 
 
-def check_target(path: Path, *suffixes: str) -> None:
-    """Raises SettingsError unless `path` has one of these suffixes and can be written. Ask before long work."""
-    if path.suffix.lower() not in suffixes:
-        raise SettingsError(f"{path}: expected a name that ends in {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise SettingsError(f"{path}: there is no folder {path.parent}; make it first")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise SettingsError(f"{path}: cannot be written; choose another place")
+def _keep_others(old: Path, new: Path, kind: Kind) -> None:
+    """Links the files that `kind` does not own into `new`; the old directory stays as it is. Raises SettingsError."""
+    owned = kind.owned(old)
+    for entry in old.iterdir():
+        if is_temporary(entry.name) or (owned is not None and entry.name in owned):
+            continue
+        if owned is None:
+            raise SettingsError(f"{old}: {entry.name} appeared there meanwhile; give another directory")
+        if os.path.lexists(new / entry.name):
+            raise SettingsError(f"{entry}: would be replaced by {kind.what}, which did not write it; move it away")
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.copytree(entry, new / entry.name, symlinks=True, copy_function=_link, ignore=_temporaries)
+        else:
+            _link(entry, new / entry.name)
 
 
-def check_folder(path: Path) -> None:
-    """Raises SettingsError unless `path` is a folder to write to, or can become one. Ask before long work."""
-    if path.exists() and not path.is_dir():
-        raise SettingsError(f"{path}: expected a folder, found a file")
-    if not path.parent.is_dir():
-        raise SettingsError(f"{path}: there is no folder {path.parent}; make it first")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise SettingsError(f"{path}: cannot be written; choose another place")
+def _link(source: str | Path, target: str | Path) -> None:
+    """A second name for the same file, or a copy where the file system knows no hard links."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _temporaries(_: str, names: list[str]) -> list[str]:
+    return [name for name in names if is_temporary(name)]
+
+
+def _sync(folder: Path) -> None:
+    """Writes everything in `folder` to the disk, so that a power cut after its renaming loses nothing."""
+    for place, _, names in os.walk(folder):
+        for path in (Path(place), *(Path(place, name) for name in names)):
+            if path.is_dir() or (path.is_file() and not path.is_symlink()):
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+
+def _replace(path: Path, made: Path) -> None:
+    """Puts `made` at `path`. What was there is at `made` afterwards, or gone; a kill finds one of them at `path`."""
+    if path.is_dir():
+        shutil.copymode(path, made)
+    try:
+        made.rename(path)  # nothing is there, or an empty directory
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not _exchange(path, made):
+            _replace_in_two_steps(path, made)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two names in one step; False where the system cannot. Raises OSError."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    if renameat2 is None:
+        return False
+    if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(one))
+
+
+def _replace_in_two_steps(path: Path, made: Path) -> None:
+    """For systems that cannot exchange. A kill between the steps leaves the old directory aside: see `recover`."""
+    aside, lock = aside_of(path), locks.take(path)
+
+    def put_back() -> None:
+        if aside.exists() and not path.exists():
+            aside.rename(path)
+        remove(aside)
+
+    try:
+        with undone_at_the_end(put_back):
+            path.rename(aside)
+            made.rename(path)
+    finally:
+        locks.release(lock)

@@ -46,7 +46,7 @@ def main(
         raise click.UsageError("Missing option '--label'.")
     if dump_logits and not files.dump:
         raise click.UsageError("--dump-logits needs --dump.")
-    files.check()
+    files.check(bundle)
     with progress_bar() as bar:
         task = bar.add_task("loading", total=None)
         pipeline = Pipeline(bundle, backend, threads, verify)

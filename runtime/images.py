@@ -6,6 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from PIL import Image, ImageOps
 from . import limits
 from .bounded import open_file
 from .errors import SettingsError
-from .files import check_target, whole_file
+from .files import whole_file
+from .outputs import check_target
 from .pixels import full_scale, on_paper
 
 GAP = 4  # pixels between two pictures of a grid
@@ -88,13 +90,15 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 def write_png(path: Path, image: np.ndarray) -> None:
     """Writes (H, W, 3) uint8."""
+    encoded = BytesIO()  # to a file Pillow would report a full disk as "encoder error"
+    Image.fromarray(image).save(encoded, format="png")
     with whole_file(path) as file:
-        Image.fromarray(image).save(file, format="png")
+        file.write(encoded.getbuffer())
 
 
-def check_animation(path: Path) -> None:
+def check_animation(path: Path, *sources: Path) -> None:
     """Raises SettingsError unless an animation can be written to `path`. Ask before long work."""
-    check_target(path, *ANIMATIONS)
+    check_target(path, *ANIMATIONS, sources=sources)
     Image.init()
     if path.suffix.lower() == ".webp" and "WEBP" not in Image.SAVE_ALL:
         raise SettingsError(f"{path}: this Pillow writes no animated WebP; take .gif")
@@ -106,16 +110,18 @@ def write_animation(path: Path, frames: Sequence[np.ndarray]) -> None:
     if path.suffix.lower() == ".gif":
         pictures = [picture.quantize(256) for picture in pictures]  # 256 colours of its own for each frame
     durations = [FRAME] * (len(frames) - 1) + [LAST_FRAME]
+    encoded = BytesIO()
+    pictures[0].save(
+        encoded,
+        format=path.suffix[1:].lower(),
+        save_all=True,
+        append_images=pictures[1:],
+        duration=durations,
+        loop=0,
+        quality=90,
+    )
     with whole_file(path) as file:
-        pictures[0].save(
-            file,
-            format=path.suffix[1:].lower(),
-            save_all=True,
-            append_images=pictures[1:],
-            duration=durations,
-            loop=0,
-            quality=90,
-        )
+        file.write(encoded.getbuffer())
 
 
 def _fitted(picture: Image.Image, side: int) -> np.ndarray:

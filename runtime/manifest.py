@@ -12,6 +12,7 @@ from . import limits
 from .errors import BundleError
 from .files import sha256, whole_file
 from .strict import load
+from .unfinished import recover
 
 SCHEMA_VERSION = 3
 FILE_NAME = "manifest.json"
@@ -136,6 +137,7 @@ class Manifest:
         Without `verify` the files' sizes are still checked, their SHA-256 is not. Raises BundleError.
         """
         path = bundle / FILE_NAME
+        recover(bundle)
         absent = f"{bundle}: no {FILE_NAME}, so not a bundle; make onnx makes one"
         manifest = load(cls, path, SCHEMA_VERSION, absent, "export the bundle again")
         manifest.check(str(path))

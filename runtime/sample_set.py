@@ -13,6 +13,7 @@ from . import limits
 from .cli import FILE, Number, command, progress_bar, reports_errors
 from .drawing import engine_options, top_k_option
 from .limits import shown
+from .outputs import SET, check_folder
 from .sampling import BATCH, EVALUATION
 
 
@@ -51,6 +52,8 @@ def main(
 ) -> None:
     """Draw an evaluation set: PNGs named by class and index and, when all are there, the .npz of the FID toolkit."""
     part = _part(shard)
+
+    check_folder(out, SET, bundle)
 
     from .evaluation_set import SAMPLES, EvaluationSet
     from .pipeline import Pipeline

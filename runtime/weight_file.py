@@ -7,13 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import limits
 from .bounded import Kind, open_file, parse_json, read_bytes
 from .errors import BundleError
 from .limits import shown
 from .manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}  # of numpy
 
 
 def loaded_weights(bundle: Path, manifest: Manifest) -> int:
@@ -36,6 +41,20 @@ def weight_bytes(bundle: Path, graphs: Iterable[str], others: Iterable[str] = ()
         for name, tensor in header.items()
         if name in wanted or any(_names(text, name) for text in texts)
     )
+
+
+def mapped_weights(bundle: Path, graph: bytes) -> dict[str, np.ndarray]:
+    """The tensors that an ONNX file uses, mapped into memory and not read. Raises BundleError."""
+    import numpy as np
+
+    header = read_header(bundle / WEIGHTS)
+    content = np.memmap(bundle / WEIGHTS, np.uint8, "r")
+    start = len(content) - max((tensor.end for tensor in header.values()), default=0)
+    return {
+        name: content[start + at.start : start + at.end].view(DTYPES[at.dtype]).reshape(at.shape)
+        for name, at in header.items()
+        if _names(graph, name)
+    }
 
 
 @dataclass(frozen=True)

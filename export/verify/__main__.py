@@ -9,6 +9,7 @@ import click
 
 from runtime import limits
 from runtime.cli import FILE, Number, command, progress_bar, reports_errors
+from runtime.outputs import REPORT, check_directory
 
 
 @command()
@@ -34,12 +35,11 @@ def main(
     DIR is a bundle, a directory of engines, or a folder of bundles such as build/var_d16. The weights are those that
     the bundles name. Exit code 1 if anything is out of tolerance.
     """
-    from export.verify.report import HTML, check_folder
+    from export.verify.report import HTML
     from export.verify.run import verify
 
     if report is not None:
-        report = report.resolve()
-        check_folder(report)
+        check_directory(report, REPORT, *directories)
     if against is not None and (var_checkpoint or vae_checkpoint):
         raise click.UsageError("--against takes the place of both checkpoints; give one or the other.")
     with progress_bar() as bar:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -21,8 +20,8 @@ from export.verify.bisect import Finding
 from export.verify.check import Row
 from export.verify.tolerances import LIMITS
 from export.verify.trace import Reference
-from runtime.errors import SettingsError
 from runtime.files import whole_directory
+from runtime.outputs import REPORT
 
 JSON, HTML = "report.json", "report.html"
 COLUMNS = ("max", "mean", "relative", "cosine", "top1", "top5", "kl", "tokens", "drawn", "explained", "psnr", "ssim")
@@ -141,8 +140,7 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """Writes the directory `folder` with both files, replacing an earlier report. Raises OSError."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with whole_directory(folder) as beside:
+        with whole_directory(folder, REPORT) as beside:
             self.write_files(beside)
 
     def write_files(self, folder: Path) -> None:
@@ -152,26 +150,6 @@ class Report:
         document = json.dumps(self.to_json(), indent=1, allow_nan=False)
         (folder / JSON).write_text(document + "\n", encoding="utf-8")
         (folder / HTML).write_text(page(self), encoding="utf-8")
-
-
-def check_folder(folder: Path) -> None:
-    """Raises SettingsError unless a report can be written there, which replaces it. Ask before long work."""
-    if folder.exists() and (not folder.is_dir() or any(not _ours(path) for path in folder.iterdir())):
-        found = "is a file" if not folder.is_dir() else "holds other things than a report"
-        raise SettingsError(f"--report {folder}: {found}; choose another directory or a new one")
-    parent = next(place for place in folder.absolute().parents if place.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=parent):
-            pass
-    except OSError as error:
-        raise SettingsError(
-            f"--report {folder}: {parent} cannot be written ({error.strerror}); choose another"
-        ) from None
-
-
-def _ours(path: Path) -> bool:
-    """Whether verify or gpu-check wrote it."""
-    return path.name in (JSON, HTML, "benchmarks.md") or path.match("bench-*.json")
 
 
 def shown(metric: str, value: float | None) -> str:

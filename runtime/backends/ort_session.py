@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import BundleError, SettingsError, VarEdgeError
-from ..manifest import Graph
+from ..manifest import WEIGHTS, Graph
 from ..ort import onnxruntime as ort
+from ..weight_file import mapped_weights
 from .arrays import Array, DeviceArray
 
 ORT_TYPES = {
@@ -58,6 +59,10 @@ class Session:
             options = _options(threads)
             if content is not None:
                 options.add_session_config_entry(WEIGHTS_FOLDER, str(bundle))
+            if (bundle / WEIGHTS).is_symlink():  # a hub's cache: ONNX Runtime reads no file outside of the folder
+                weights = mapped_weights(bundle, content or self._path.read_bytes())
+                values = [ort.OrtValue.ortvalue_from_numpy(values) for values in weights.values()]
+                options.add_external_initializers(list(weights), values)
             self._session = ort.InferenceSession(content or self._path, options, providers=providers)
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             reason = f"ONNX Runtime {ort.__version__} cannot load it: {_one_line(error)}"

@@ -13,7 +13,7 @@ import numpy as np
 from .. import engine_record
 from ..engine_record import EngineRecord
 from ..errors import BundleError, SettingsError
-from ..manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
+from ..manifest import REQUIRED_GRAPHS, Manifest
 from .arrays import DeviceArray, DeviceArrays
 from .base import OnStage
 from .cuda import Cuda, Gpu
@@ -64,11 +64,7 @@ def check_machine(folder: Path, record: EngineRecord, gpu: Gpu) -> None:
 
 def check_source(folder: Path, record: EngineRecord, manifest: Manifest) -> None:
     """Raises BundleError unless the engines were built from the bundle with this manifest."""
-    same = record.weights_sha256 == manifest.files[WEIGHTS].sha256 and all(
-        name in manifest.graphs and engine.source_sha256 == manifest.files[manifest.graphs[name].file].sha256
-        for name, engine in record.engines.items()
-    )
-    if not same:
+    if not record.fits(manifest):
         raise BundleError(f"{folder}: built from another bundle than the one it lies in; run make engine again")
 
 

@@ -11,8 +11,8 @@ from .. import limits
 from ..backends import BACKENDS
 from ..cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
 from ..drawing import top_k_option
-from ..files import check_target
 from ..manifest import Manifest
+from ..outputs import check_apart, check_target
 from ..sampling import Sampling
 
 
@@ -94,7 +94,8 @@ def _checked(bundle: Path, json_file: Path | None, plot_file: Path | None) -> Ma
     manifest = Manifest.load(bundle, verify=False)
     for file, suffix in ((json_file, ".json"), (plot_file, ".png")):
         if file:
-            check_target(file, suffix)
+            check_target(file, suffix, sources=(bundle,))
+    check_apart(json_file, plot_file)
     return manifest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -47,8 +48,10 @@ def write_plot(path: Path, report: Report) -> None:
     for x, bar in enumerate(bars):
         _stack(axes, x, bar, LABELLED * highest)
     _explain(axes, report)
+    encoded = BytesIO()
+    figure.savefig(encoded, format="png", dpi=150)
     with whole_file(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+        file.write(encoded.getbuffer())
 
 
 def _bars(report: Report) -> Iterator[Bar]:

@@ -68,7 +68,7 @@ def test_other_directories_are_not_overwritten(tiny_bundle: Path, tmp_path: Path
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     result = run(str(tiny_bundle), "--out", str(tmp_path / "mine"))
-    assert "exists and is no bundle" in result.stderr
+    assert "expected a new or empty folder or an INT8 bundle" in result.stderr
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -11,12 +12,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from export.bundle import export_bundle
 from export.checkpoint import formula_weights
 from export.recipe import Recipe
 from export.room import check_room
+from runtime import Pipeline
+from runtime.backends.ort_session import Session
 from runtime.errors import SettingsError
 from runtime.manifest import Manifest
 from tests.conftest import DATA
@@ -70,17 +74,17 @@ def test_wrong_arguments(arguments: list[str], parts: list[str], tmp_path: Path)
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
-    refused(run(*TINY, "--out", str(tmp_path)), "exists and is no bundle")
+    refused(run(*TINY, "--out", str(tmp_path)), "expected a new or empty folder or an exported bundle")
     assert (tmp_path / "holiday.jpg").exists()
 
 
 def test_a_bundle_is_replaced(tmp_path: Path, tiny_bundle: Path) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
-    (tmp_path / "bundle" / "stale.onnx").touch()
+    (tmp_path / "bundle" / "notes.txt").write_text("mine")
     recipe = Recipe.load(str(DATA / "tiny.toml"))
     export_bundle(recipe, formula_weights(recipe, 1), tmp_path / "bundle")
     assert Manifest.load(tmp_path / "bundle").provenance.source == {"random_weights": 1}
-    assert not (tmp_path / "bundle" / "stale.onnx").exists()
+    assert (tmp_path / "bundle" / "notes.txt").read_text() == "mine"
 
 
 def test_too_little_disk_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,8 +112,6 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_nan_in_a_checkpoint_leaves_nothing(tmp_path: Path) -> None:
-    import numpy as np
-
     from export.checkpoint import CheckpointError, Weights
 
     recipe = Recipe.load(str(DATA / "tiny.toml"))
@@ -165,3 +167,37 @@ def test_help_is_quick() -> None:
     """It would not be if it imported torch."""
     code = "import sys, export.__main__ as m; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_exporting_again_keeps_what_others_put_there(tmp_path: Path, tiny_bundle: Path) -> None:
+    """Engines and calibrations that still fit are not mentioned; those of other weights are, and are kept too."""
+    bundle, recipe = tmp_path / "bundle", Recipe.load(str(DATA / "tiny.toml"))
+    shutil.copytree(tiny_bundle, bundle)
+    files = Manifest.load(bundle).files
+    hashes = {"bundle": {name: files[name].sha256 for name in ("decoder.onnx", "weights.safetensors")}}
+    (bundle / "calibration.json").write_text(json.dumps(hashes))
+    (bundle / "engines" / "gpu").mkdir(parents=True)
+    (bundle / "engines" / "gpu" / "decoder.engine").write_text("hours of work")
+    notes: list[str] = []
+    for seed, expected in ((0, ["engines/gpu"]), (1, ["calibration.json, engines/gpu"])):
+        notes.clear()
+        export_bundle(recipe, formula_weights(recipe, seed), bundle, warn=notes.append)
+        assert [note.split("kept ")[1].split(", made")[0] for note in notes] == expected
+        assert (bundle / "engines" / "gpu" / "decoder.engine").read_text() == "hours of work"
+        assert json.loads((bundle / "calibration.json").read_text()) == hashes
+        Manifest.load(bundle)
+
+
+def test_a_bundle_of_links_into_a_store(tmp_path: Path, tiny_bundle: Path) -> None:
+    """As a hub's cache lays it out: it draws, is observed as calibration does, and is simulated."""
+    store, bundle = tmp_path / "blobs", tmp_path / "snapshot"
+    store.mkdir()
+    bundle.mkdir()
+    for i, path in enumerate(sorted(tiny_bundle.iterdir())):
+        (store / f"disk{i % 2}").mkdir(exist_ok=True)  # also spread over several
+        shutil.copyfile(path, store / f"disk{i % 2}" / f"{i:040x}")
+        (bundle / path.name).symlink_to(f"../blobs/disk{i % 2}/{i:040x}")
+    drawn, expected = (Pipeline(place).generate(1, top_k=9) for place in (bundle, tiny_bundle))
+    assert np.array_equal(drawn.images, expected.images)
+    content = (bundle / "decoder.onnx").read_bytes()
+    Session(bundle, Manifest.load(bundle).graphs["decoder"], None, content=content)

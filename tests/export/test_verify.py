@@ -380,7 +380,7 @@ def test_partial_directories(folder: Path, tmp_path: Path) -> None:
 def test_a_report_directory_of_something_else(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
     (tmp_path / "report.json").write_text("{}")
-    assert "holds other things than a report" in refused(folder / "fp32", "--report", tmp_path)
+    assert "expected a new or empty folder or a report" in refused(folder / "fp32", "--report", tmp_path)
     assert "cannot be written" in refused(folder / "fp32", "--report", tmp_path / "holiday.jpg" / "report")
 
 

@@ -70,12 +70,11 @@ def test_dump_holds_the_whole_generation(toy_bundle: Path, tmp_path: Path) -> No
 def test_previews_and_animation_go_from_coarse_to_fine(toy_bundle: Path, tmp_path: Path) -> None:
     out, folder = tmp_path / "picture.png", tmp_path / "previews"
     folder.mkdir()
-    (folder / "notes.txt").write_text("mine")
+    (folder / "scale_02.png").write_text("of an earlier run")
     common = ["--bundle", toy_bundle, "--label", "1,2,3", "--top-k", 5, "--batch", 2, "--out", out]
     result = generate(*common, "--preview-dir", folder, "--animation", tmp_path / "a.webp")
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in folder.iterdir()) == [
-        "notes.txt",
         "scale_00.png",
         "scale_01.png",
         "scale_02.png",
