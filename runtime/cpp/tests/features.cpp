@@ -37,6 +37,13 @@ void refused(const std::string& what, var_edge_status found, var_edge_status wan
 
 bool same(const Pictures& a, const Pictures& b) { return a.images == b.images && a.tokens == b.tokens; }
 
+// One thread: the thread sanitizer does not see the locks of ONNX Runtime's pool.
+var_edge::Options one_thread() {
+    var_edge::Options options;
+    options.threads = 1;
+    return options;
+}
+
 Settings of_seed(std::uint64_t seed) {
     Settings settings;
     settings.seed = seed;
@@ -49,7 +56,7 @@ var_edge_status draw(Model& model, const Settings& settings, std::vector<std::in
 }
 
 void busy(const std::string& directory) {
-    Model model(directory);
+    Model model(directory, one_thread());
     const Pictures alone = model.generate({1, 2}, of_seed(3));
     std::vector<std::uint8_t> image(alone.images);
     std::vector<std::int32_t> tokens(alone.tokens);
@@ -85,7 +92,7 @@ void busy(const std::string& directory) {
 
 // Many threads on one handle without any order: each call is right or refused.
 void scramble(const std::string& directory) {
-    Model model(directory);
+    Model model(directory, one_thread());
     const Pictures alone = model.generate({1, 2}, of_seed(3));
     std::atomic<int> right{0}, wrong{0};
     std::vector<std::thread> threads;
@@ -105,14 +112,14 @@ void scramble(const std::string& directory) {
 }
 
 void fork_child(const std::string& directory) {
-    Model model(directory);
+    Model model(directory, one_thread());
     const Pictures alone = model.generate({1}, of_seed(3));
     const pid_t child = fork();
     if (child == 0) {
         refused("child", draw(model, of_seed(3)), VAR_EDGE_BAD_ARGUMENT, "created before a fork");
         var_edge_free(model.get());
         expect(std::strstr(var_edge_last_error(), "created before a fork"), "free in the child");
-        Model own(directory);
+        Model own(directory, one_thread());
         expect(same(alone, own.generate({1}, of_seed(3))), "a handle of the child draws something else");
         std::cout.flush();
         _exit(failures);
@@ -123,7 +130,7 @@ void fork_child(const std::string& directory) {
 }
 
 void cancel(const std::string& directory) {
-    Model model(directory);
+    Model model(directory, one_thread());
     bool returned = false;
     std::thread thread([&] {
         model.generate({1}, of_seed(3), [](const var_edge::Scale&) {
@@ -141,7 +148,7 @@ void cancel(const std::string& directory) {
 }
 
 void values(const std::string& directory) {
-    Model model(directory);
+    Model model(directory, one_thread());
     const auto wrong = [&](const std::string& says, const std::function<void(Settings&)>& set) {
         Settings settings;
         set(settings);
@@ -186,7 +193,7 @@ void structs(const std::string& directory) {
         std::uint64_t tail[4];
     } newer{};
     var_edge_init_settings(&newer.known, sizeof newer);
-    Model model(directory);
+    Model model(directory, one_thread());
     std::vector<std::uint8_t> image(var_edge::picture_bytes(model.info(), 1));
     const std::int32_t label = 1;
     const auto status = [&] { return var_edge_generate(model.get(), &label, 1, &newer.known, image.data(), nullptr); };
@@ -208,7 +215,7 @@ void structs(const std::string& directory) {
 }
 
 void labels(const std::string& directory) {
-    Model model(directory);
+    Model model(directory, one_thread());
     const std::int32_t none = model.info().num_classes;
     for (const auto& [text, label] : std::map<std::string, std::int32_t>{
              {"0", 0}, {"004", 4}, {std::to_string(none), none}, {"none", none}, {" NONE ", none}, {"tench", 0}, {"Tinca tinca", 0},
@@ -228,7 +235,7 @@ void labels(const std::string& directory) {
 }
 
 void seeds(const std::string& directory) {
-    Model model(directory);
+    Model model(directory, one_thread());
     const std::uint64_t list[3] = {UINT64_MAX, 5, 5};
     Settings settings = of_seed(UINT64_MAX);
     settings.seeds = list;
@@ -255,7 +262,7 @@ void stop_at(const char* stage, std::int32_t scale, double, void* user) {
 }
 
 void stop(const std::string& directory) {
-    Model model(directory);
+    Model model(directory, one_thread());
     const std::int32_t last = model.info().scales - 1;
     const Pictures alone = model.generate({1}, of_seed(3));
     for (const auto& [where, at] : std::vector<std::pair<std::string, std::int32_t>>{{"condition", -1}, {"transformer", 1}, {"bridge", 0}, {"bridge", last}}) {
@@ -283,7 +290,7 @@ void stop(const std::string& directory) {
 
 void stages(const std::string& directory) {
     using Heard = std::vector<std::pair<std::string, std::int32_t>>;
-    Model model(directory);
+    Model model(directory, one_thread());
     Heard heard, expected = {{"condition", -1}};
     for (std::int32_t k = 0; k < model.info().scales; ++k) expected.insert(expected.end(), {{"transformer", k}, {"bridge", k}});
     expected.emplace_back("decoder", -1);
@@ -298,7 +305,7 @@ void stages(const std::string& directory) {
 }
 
 void scales(const std::string& directory) {
-    Model model(directory);
+    Model model(directory, one_thread());
     const std::size_t vocab = std::size_t(model.info().vocab_size);
     Settings settings;
     settings.top_k = 1;
@@ -364,7 +371,7 @@ void memory(const std::string& directory) {
     expect(one.weights > 0 && one.weights == large.weights, "weights");
     expect(one.batch > 0 && eight.batch > one.batch && eight.batch <= 8 * one.batch, "a batch");
     expect(large.batch > 100 * eight.batch && large.batch < 128 * eight.batch + 1, "a large batch");
-    Model model(directory);
+    Model model(directory, one_thread());
     expect(one.noise == std::uint64_t(model.info().tokens) * 4, "random numbers");
     var_edge_memory_use found{};
     found.struct_size = sizeof found;
@@ -418,7 +425,7 @@ void provider(const std::string& directory) {
 }
 
 void share(const std::string& directory) {
-    auto first = std::make_unique<Model>(directory);
+    auto first = std::make_unique<Model>(directory, one_thread());
     const Pictures alone[2] = {first->generate({1}, of_seed(1)), first->generate({1}, of_seed(2))};
     Model second = first->share();
     Pictures together[2];
@@ -439,13 +446,13 @@ long resident_kilobytes() {
 
 // A shared handle takes less than a quarter of what another one takes.
 void share_memory(const std::string& directory) {
-    Model first(directory);
+    Model first(directory, one_thread());
     first.generate({1});
     const long start = resident_kilobytes();
     Model shared = first.share();
     shared.generate({1});
     const long middle = resident_kilobytes();
-    Model another(directory);
+    Model another(directory, one_thread());
     another.generate({1});
     const long end = resident_kilobytes();
     std::cerr << "shared " << middle - start << " kB, another " << end - middle << " kB" << std::endl;
@@ -465,7 +472,7 @@ void version(const std::string&) {
 
 // A bundle without and one with an encoder says so, and edits with a mask and a callback.
 void edit(const std::string& directory) {
-    Model model(directory);
+    Model model(directory, one_thread());
     const var_edge_info info = model.info();
     expect(info.can_encode == 1 && info.can_smooth == 0 && info.on_device == 0 && info.batch_count == 0, "what it can do");
     const Pictures photo = model.generate({1}, of_seed(3));
