@@ -16,7 +16,7 @@ from runtime.bench.report import Settings
 from runtime.bench.tables import print_report
 from runtime.jetson import Jetson
 from tests.runtime.jetson_tree import write_jetson
-from tests.runtime.toy import SIDES
+from tests.runtime.toy import SIDES, V
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "benchmarks" / "README.md"
 
@@ -33,7 +33,7 @@ def bench(*arguments: object) -> Result:
 def test_the_default_top_k_fits_a_small_vocabulary(toy_bundle: Path, tmp_path: Path) -> None:
     result = bench("--bundle", toy_bundle, "--runs", 1, "--json", tmp_path / "bench.json")
     assert result.exit_code == 0, result.output
-    assert json.loads((tmp_path / "bench.json").read_text())["settings"]["top_k"] == 16
+    assert json.loads((tmp_path / "bench.json").read_text())["settings"]["top_k"] == V
 
 
 def test_everything_is_measured_and_written(toy_bundle: Path, tmp_path: Path) -> None:
