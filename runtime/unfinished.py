@@ -95,8 +95,9 @@ def aside_of(path: Path) -> Path:
 
 def recover(path: Path) -> None:
     """Puts back, or removes, what a run left aside that was killed between two renames."""
-    aside = aside_of(path)
-    with suppress(OSError):
+    path = Path(os.path.realpath(path))  # "." has no name
+    with suppress(OSError, ValueError):  # "/" has none either
+        aside = aside_of(path)
         lock = locks.take(aside)
         try:
             if not path.exists():
