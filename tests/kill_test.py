@@ -155,7 +155,7 @@ def run(kills: int, seed: int, engines: bool, only: str = "", say: Callable[[str
                 if each.output.exists() or (each.kept and each.output.name != "calibration.json"):
                     each.check(each.output)
             caught = code == 128 + number
-            before_or_after = code == 1 and number == signal.SIGINT  # while click reads the options: "Aborted!"
+            before_or_after = code == 1 and number == signal.SIGINT  # click: "Aborted!"
             assert code in (0, -number, 128 + number) or before_or_after, f"{command.module}: {code}: {log.read_text()[-600:]}"
             how = "ended before" if code == 0 else "cleaned up" if caught else "killed at once"
             counts[f"{number.name}: {how}, {'left something' if left else 'left nothing'}"] += 1
