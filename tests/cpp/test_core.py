@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 
 from runtime.manifest import FILE_NAME, WEIGHTS, File
 from tests.cpp.conftest import SOURCE, require, run
+from tests.runtime.test_processors import QUOTAS, write_quota
 from tests.runtime.toy import write_bundle
 
 OK, BAD_BUNDLE, UNSUPPORTED, FAILED, OUT_OF_MEMORY = 0, 2, 3, 4, 5
@@ -306,6 +307,36 @@ def test_as_many_threads_as_the_process_may_use(release: Path, toy: Path) -> Non
     assert live.ask("generate") == (OK, "")
     assert len(list(Path(f"/proc/{live.process.pid}/task").iterdir())) == 1
     assert "pthread_setaffinity_np" not in live.end()
+
+
+@pytest.mark.parametrize("case", QUOTAS)
+def test_quota(case: str, release: Path, tmp_path: Path) -> None:
+    """Of a container's control group, v1 and v2, as Python counts it."""
+    expected = write_quota(case, tmp_path)
+    assert run(release / "tests" / "processors", tmp_path).stdout == str(expected)
+
+
+@pytest.mark.parametrize(
+    "ends, found",
+    [
+        ((OK, OK, OK), "TensorRT"),
+        ((BAD_BUNDLE, OK, OK), "CUDA"),
+        ((UNSUPPORTED, UNSUPPORTED, OK), "CPU"),
+        ((OUT_OF_MEMORY, OK, OK), str(OUT_OF_MEMORY)),
+        ((FAILED, OK, OK), str(FAILED)),
+        ((UNSUPPORTED, OUT_OF_MEMORY, OK), str(OUT_OF_MEMORY)),
+        ((UNSUPPORTED, BAD_BUNDLE, OK), str(BAD_BUNDLE)),
+        ((UNSUPPORTED, UNSUPPORTED, OUT_OF_MEMORY), str(OUT_OF_MEMORY)),
+    ],
+)
+def test_auto(ends: tuple[int, int, int], found: str, release: Path, tmp_path: Path) -> None:
+    """It takes another backend where engines or machine do not fit, not where memory runs out or an engine fails."""
+    (tmp_path / "engines" / "some").mkdir(parents=True)
+    (tmp_path / "engines" / "some" / "engine.json").write_text("{}")
+    assert run(release / "tests" / "auto", tmp_path, *map(str, ends)).stdout == found
+    (tmp_path / "engine.json").write_text("{}")  # a directory of engines has nothing else
+    alone = "TensorRT" if ends[0] == OK else str(ends[0])
+    assert run(release / "tests" / "auto", tmp_path, *map(str, ends)).stdout == alone
 
 
 def test_an_old_onnxruntime(release: Path, toy: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from runtime.pipeline import Pipeline
 from tests.conftest import DATA
 from tests.cpp.conftest import DEPENDENCIES, Configure, require, run
 from tests.cpp.traces import Case, assert_equal, drawn_by_cpp, drawn_by_python
+from tests.export.test_variants import CFG, LABEL, SEED, recipe_of
 
 # 64 combinations of label, seed, guidance and both filters, and batches that end in turns of other sizes.
 COMBINATIONS = [
@@ -63,6 +64,18 @@ def test_other_models(release: Path, tiny_bundle: Path, shared_bundle: Path, tmp
         assert_equal(drawn_by_python(bundle, [case]), found, [case])
 
 
+def test_a_model_of_other_settings(release: Path, tmp_path: Path) -> None:
+    """Heads of 30, a vocabulary of 200, a first scale of 2 x 2, a phi for each scale: drawn and edited."""
+    recipe, bundle = recipe_of("many at once"), tmp_path / "bundle"
+    export_bundle(recipe, formula_weights(recipe, SEED), bundle)
+    cases = [Case((LABEL,), SEED, CFG, 1, 0.0), Case((3, 6, 7), 5, 3.0, 150, 0.9, 2)]
+    found = drawn_by_cpp([release / "tests" / "trace"], bundle, cases, tmp_path / "drawn")
+    assert_equal(drawn_by_python(bundle, cases), found, cases)
+    with np.load(DATA / "variants.npz") as golden:
+        np.testing.assert_array_equal(found[0].tokens[0], golden["many at once: tokens"])
+    check_edit(release, bundle, (0.2, 0.4, 0.8, 1.0), "inpaint", 3, tmp_path)
+
+
 def test_the_example_writes_the_picture(release: Path, demo_bundle: Path, tmp_path: Path) -> None:
     options = ("--seed", "5", "--cfg", "3.5", "--top-k", "200", "--top-p", "0.8")
     run(release / "examples" / "var_edge_generate", demo_bundle, "3,12", *options, "--out", tmp_path / "picture.png")
@@ -106,12 +119,23 @@ def test_smooth_sampling(release: Path, smooth_demo_bundle: Path, tmp_path: Path
 def test_edits(
     mode: str, box: tuple[float, float, float, float], release: Path, smooth_demo_bundle: Path, tmp_path: Path
 ) -> None:
-    pipeline = Pipeline(smooth_demo_bundle, "onnxruntime")
+    check_edit(release, smooth_demo_bundle, box, mode, 12, tmp_path)
+
+
+def check_edit(
+    release: Path,
+    bundle: Path,
+    box: tuple[float, float, float, float],
+    mode: str,
+    label: int,
+    tmp_path: Path,
+) -> None:
+    pipeline = Pipeline(bundle, "onnxruntime")
     image = pipeline.generate([4], 9).images[0]
     (tmp_path / "image").write_bytes(image.tobytes())
-    options = [*map(repr, box), mode, "12", "7", "0"]
-    run(release / "tests" / "edit", smooth_demo_bundle, tmp_path / "image", tmp_path / "out", *options)
-    expected = pipeline.edit(image, box, mode, [12], seed=7)
+    options = [*map(repr, box), mode, str(label), "7", "0"]
+    run(release / "tests" / "edit", bundle, tmp_path / "image", tmp_path / "out", *options)
+    expected = pipeline.edit(image, box, mode, [label], seed=7)
     data = (tmp_path / "out").read_bytes()
     tokens = np.concatenate(expected.tokens, axis=1)
     np.testing.assert_array_equal(np.frombuffer(data[: tokens.nbytes], "<i4"), tokens[0])

@@ -33,6 +33,15 @@ QUOTAS = {
         {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"},
         64,
     ),
+    "both versions": (
+        "4:cpu:/job\n0::/job\n",
+        {
+            "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "300000\n",
+            "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000\n",
+            "sys/fs/cgroup/unified/job/cpu.max": "max 100000\n",
+        },
+        3,
+    ),
     "no quota": ("0::/\n", {"sys/fs/cgroup/cpu.max": "max 100000\n"}, 64),
     "garbage": ("4:cpu\nx\n0::/\n", {"sys/fs/cgroup/cpu.max": "\n"}, 64),
     "a period of nothing": ("0::/\n", {"sys/fs/cgroup/cpu.max": "5 0\n"}, 64),
@@ -40,13 +49,19 @@ QUOTAS = {
 }
 
 
+def write_quota(case: str, root: Path) -> int:
+    """Writes what the kernel would say under `root`; returns the CPUs of 64 that are left."""
+    groups, files, expected = QUOTAS[case]
+    for name, text in {**files, **({} if groups is None else {"proc/self/cgroup": groups})}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return expected
+
+
 @pytest.mark.parametrize("case", QUOTAS)
 def test_quota(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups, files, expected = QUOTAS[case]
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
-    for name, text in {**files, **({} if groups is None else {"proc/self/cgroup": groups})}.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    expected = write_quota(case, tmp_path)
     assert usable_cpus(tmp_path) == expected
 
 

@@ -51,14 +51,23 @@ class HostArrays final : public Arrays {
     std::uint8_t* allocate(std::size_t size);
 };
 
-// Shapes without memory: to compare them with the graphs before any is taken.
+// Shapes without memory, which compare with the graphs and are counted before any is taken.
 class NoArrays final : public Arrays {
   public:
-    Array zeros(Shape shape, Dtype dtype) override { return {nullptr, std::move(shape), dtype}; }
-    std::pair<std::uint8_t*, std::uint8_t*> staged(std::size_t) override { return {nullptr, nullptr}; }
+    Array zeros(Shape shape, Dtype dtype) override {
+        Array array{nullptr, std::move(shape), dtype};
+        bytes += array.bytes();
+        return array;
+    }
+    std::pair<std::uint8_t*, std::uint8_t*> staged(std::size_t size) override {
+        bytes += size;
+        return {nullptr, nullptr};
+    }
     void upload(std::uint8_t*, const void*, std::size_t) override {}
     void download(void*, const Array&) override {}
     void clear(const Array&) override {}
+
+    std::uint64_t bytes = 0;  // that the arrays would take
 };
 
 }  // namespace var_edge_impl

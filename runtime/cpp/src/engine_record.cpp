@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include <nlohmann/json.hpp>
+
 #include "bounded.hpp"
 #include "files.hpp"
 #include "limits.hpp"

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 
+#include <nlohmann/json.hpp>
+
 #include "bounded.hpp"
 #include "files.hpp"
 #include "limits.hpp"

@@ -13,7 +13,7 @@
 #include "backend.hpp"
 #include "bounded.hpp"
 #include "error.hpp"
-#include "threads.hpp"
+#include "processors.hpp"
 
 namespace var_edge_impl {
 
@@ -198,7 +198,7 @@ Options provider_options(const BackendOptions& asked, bool use_provider) {
 Ort::SessionOptions session_options(var_edge_backend wanted, const BackendOptions& asked, Log& log) {
     environment();  // before any other call of ONNX Runtime's
     Ort::SessionOptions options;
-    options.SetIntraOpNumThreads(asked.threads ? asked.threads : usable_processors());
+    options.SetIntraOpNumThreads(asked.threads ? asked.threads : usable_cpus());
     // The graphs take turns: idle threads of one session that keep spinning take the cores of the next.
     options.AddConfigEntry("session.intra_op.allow_spinning", "0");
     // A pattern is remembered for every shape, here for every scale: memory for no speed.

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "classes.hpp"
 #include "editing.hpp"
 #include "error.hpp"
 #include "numeric.hpp"

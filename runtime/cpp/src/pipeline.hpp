@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "backend.hpp"
-#include "labels.hpp"
+#include "classes.hpp"
 #include "manifest.hpp"
 #include "sampling.hpp"
 

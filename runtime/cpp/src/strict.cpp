@@ -2,6 +2,8 @@
 
 #include <set>
 
+#include <nlohmann/json.hpp>
+
 namespace var_edge_impl {
 
 using nlohmann::json;
@@ -52,6 +54,8 @@ Strict Strict::with(std::initializer_list<const char*> keys) const {
     return *this;
 }
 
+Strict Strict::operator[](const char* key) const { return {value_->at(key), where_ + "." + key}; }
+
 std::int64_t Strict::integer() const {
     if (!value_->is_number_integer()) throw wrong("an integer");
     return value_->get<std::int64_t>();
@@ -69,6 +73,8 @@ double Strict::number(const limits::Range& allowed) const {
     if (!allowed.holds(value)) throw wrong(shown(allowed));
     return value;
 }
+
+bool Strict::is_string() const { return value_->is_string(); }
 
 std::string Strict::string() const {
     if (!value_->is_string()) throw wrong("a string");

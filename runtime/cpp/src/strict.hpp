@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include <nlohmann/json.hpp>
+#include <nlohmann/json_fwd.hpp>
 
 #include "error.hpp"
 #include "limits.hpp"
@@ -24,7 +24,7 @@ class Strict {
 
     // The members of an object with exactly these keys.
     Strict with(std::initializer_list<const char*> keys) const;
-    Strict operator[](const char* key) const { return {value_->at(key), where_ + "." + key}; }
+    Strict operator[](const char* key) const;
 
     // Throw unless the value is of this kind.
 
@@ -41,7 +41,7 @@ class Strict {
     std::map<std::string, Strict> named(std::size_t most = limits::COUNT) const;  // members whose keys are names
     std::vector<std::int64_t> integers() const;
     std::vector<std::int64_t> shape() const;  // sizes of at most limits::RANK axes
-    bool is_string() const { return value_->is_string(); }
+    bool is_string() const;
     const std::string& where() const { return where_; }
 
     Error wrong(const std::string& expected) const;

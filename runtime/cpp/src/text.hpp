@@ -12,7 +12,7 @@ bool is_utf8(std::string_view text);
 // Characters of valid UTF-8.
 std::size_t characters(std::string_view text);
 
-// Valid UTF-8 without control characters, and without spaces other than " ": what Python's str.isprintable says.
+// Valid UTF-8 without characters that act on a terminal: none is UNPRINTABLE.
 bool is_printable(std::string_view text);
 
 // As one printable line of at most 300 bytes: a longer one loses its middle, because it says what at its beginning and

@@ -13,7 +13,6 @@ int main(int count, char** arguments) {
         std::ifstream file(arguments[2], std::ios::binary);
         const std::vector<std::uint8_t> image{std::istreambuf_iterator<char>(file), {}};
         var_edge::Settings settings;
-        settings.top_k = std::min(settings.top_k, model.info().vocab_size);
         settings.seed = std::stoull(arguments[10]);
         settings.smooth = std::stoi(arguments[11]);
         const std::array<double, 4> box = {std::stod(arguments[4]), std::stod(arguments[5]), std::stod(arguments[6]), std::stod(arguments[7])};

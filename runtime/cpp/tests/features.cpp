@@ -159,6 +159,8 @@ void values(const std::string& directory) {
     wrong("found 1.5", [](Settings& s) { s.top_p = 1.5; });
     wrong("found nan", [](Settings& s) { s.top_p = std::nan(""); });
     wrong("found 1e+39", [](Settings& s) { s.cfg = 1e39; });
+    wrong("found 3.5e+38", [](Settings& s) { s.cfg = 3.5e38; });
+    wrong("found inf", [](Settings& s) { s.cfg = HUGE_VAL; });
     wrong("found 1000.5", [](Settings& s) { s.cfg = 1000.5; });
     wrong("found -1", [](Settings& s) { s.cfg = -1; });
     wrong("batch: expected 1 to 1024, found 1025", [](Settings& s) { s.batch = 1025; });
