@@ -95,8 +95,8 @@ def aside_of(path: Path) -> Path:
 
 def recover(path: Path) -> None:
     """Puts back, or removes, what a run left aside that was killed between two renames. Links are followed."""
-    with suppress(OSError, ValueError):  # ValueError: a name with a NUL, or none at all
-        path = Path(os.path.realpath(path))
+    with suppress(OSError, ValueError):  # ValueError: a name with a NUL; "/" has no name
+        path = Path(os.path.realpath(path))  # "." has none
         aside = aside_of(path)
         lock = locks.take(aside)
         try:

@@ -18,6 +18,13 @@ DATA = Path(__file__).parent / "data"
 IMAGES = 32  # that INT8 fixtures are calibrated on
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the suite: a file stays in one, and so does tests/cpp, which shares its builds."""
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent)
+        item.add_marker(pytest.mark.xdist_group("cpp" if place.parts[0] == "cpp" else str(place)))
+
+
 def _export(factory: pytest.TempPathFactory, name: str) -> Path:
     recipe = Recipe.load(str(DATA / f"{name}.toml"))
     out = factory.mktemp(name) / "bundle"

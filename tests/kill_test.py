@@ -155,7 +155,9 @@ def run(kills: int, seed: int, engines: bool, only: str = "", say: Callable[[str
                 if each.output.exists() or (each.kept and each.output.name != "calibration.json"):
                     each.check(each.output)
             caught = code == 128 + number
-            assert code in (0, -number, 128 + number), f"{command.module}: {code}: {log.read_text()[-600:]}"
+            aborted = code == 1 and number == signal.SIGINT  # by click, before and after the command itself
+            expected = aborted or code in (0, -number, 128 + number)
+            assert expected, f"{command.module}: {code}: {log.read_text()[-600:]}"
             how = "ended before" if code == 0 else "cleaned up" if caught else "killed at once"
             counts[f"{number.name}: {how}, {'left something' if left else 'left nothing'}"] += 1
             if caught and number != signal.SIGKILL:

@@ -25,7 +25,7 @@ from runtime.manifest import Manifest, Model
 from runtime.pipeline import ScaleView
 from runtime.sampling import Sampling
 from tests.conftest import DATA
-from tests.export.agreement import assert_same_pixels, assert_sound, parting, redrawn, share_within_one_step
+from tests.export.agreement import assert_same_pixels, assert_sound, parting, share_within_one_step
 from tests.runtime.toy import SIDES
 
 GRIDS = [(1, 2, 3, 4, 5, 6, 8, 10, 13, 16), (1, 2, 3, 4, 6, 9, 13, 18, 24, 32), (1, 2, 3, 4, 6, 8)]
@@ -87,9 +87,9 @@ def test_edits_are_those_of_pytorch(
     )
     expected, pipeline = Generation(reference.images, reference.tokens, logits), Pipeline(path)
     found = parting(expected, pipeline, 3, Sampling(3.0, 100, 0.0))
-    pipeline.edit(given, shape, mode, [label] * 2, **settings, on_scale=found)
+    result = pipeline.edit(given, shape, mode, [label] * 2, **settings, on_scale=found)
     assert_sound(found)
-    assert_same_pixels(expected, redrawn(expected, pipeline, pipeline.classes.labels([label] * 2)))
+    assert_same_pixels(expected, result, found, pipeline, pipeline.classes.labels([label] * 2))
 
 
 @pytest.mark.parametrize("sides", GRIDS)
