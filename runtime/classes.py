@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,7 +53,7 @@ class ClassNames:
 
     def labels(self, wanted: int | str | Sequence[int | str]) -> list[int]:
         """The label of each entry, or of the only one: see `label`. Raises SettingsError."""
-        if isinstance(wanted, (int, str)):
+        if isinstance(wanted, str) or not isinstance(wanted, Iterable):
             wanted = [wanted]
         return [self.label(entry) for entry in wanted]
 
@@ -79,11 +79,11 @@ class ClassNames:
         if isinstance(wanted, str) and not (wanted.isascii() and wanted.isdecimal()):
             return self._find(wanted)
         last = self.num_classes
-        label = -1 if isinstance(wanted, str) and len(wanted) > 20 else int(wanted)  # int() refuses 5,000 digits
-        if not 0 <= label <= last:
+        label = int(wanted) if isinstance(wanted, str) and len(wanted) <= 20 else wanted  # int() refuses 5,000 digits
+        if label not in limits.Integers(0, last):
             found = wanted if isinstance(wanted, str) else shown(wanted)
             raise SettingsError(f"label: expected 0 to {last} ({last} means no class), found {found:.20}")
-        return label
+        return int(label)
 
     def _find(self, text: str) -> int:
         key = _key(text)

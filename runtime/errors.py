@@ -28,7 +28,7 @@ class BundleError(VarEdgeError):
 
 
 class NumericError(VarEdgeError):
-    """A bundle computes NaN or infinity: its numbers overflow."""
+    """A bundle computes NaN or infinity: its numbers overflow, or its weights are damaged."""
 
 
 class SettingsError(VarEdgeError):

@@ -86,13 +86,13 @@ class EvaluationSet:
 
         Unless `top_k` is given it is that of the published FID, or all of a smaller vocabulary.
         """
-        for name, value, least, most in (
-            ("per_class", per_class, 1, 2**20),
-            ("batch", batch, 1, limits.BATCH.most),
-            ("seed", seed, 0, 2**24 - 1),
+        for name, value, allowed in (
+            ("per_class", per_class, limits.PICTURES),
+            ("batch", batch, limits.BATCH),
+            ("seed", seed, limits.SET_SEED),
         ):
-            if not least <= value <= most:
-                raise SettingsError(f"{name}: expected {least} to {most}, found {shown(value)}")
+            if value not in allowed:
+                raise SettingsError(f"{name}: expected {allowed}, found {shown(value)}")
         model = pipeline.manifest.model
         top_k = min(EVALUATION.top_k, model.vocab_size) if top_k is None else top_k
         Sampling(cfg, top_k, top_p).check(model.vocab_size)

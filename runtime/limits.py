@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import cast
 
 from .errors import UNPRINTABLE
@@ -26,6 +26,13 @@ class Range:
 
     def __str__(self) -> str:
         return f"{'above ' if self.above else ''}{self.least} to {self.most}"
+
+
+class Integers(Range):
+    """A range of whole numbers, of Python or numpy."""
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, Integral) and super().__contains__(value)
 
 
 JSON_BYTES = 16 << 20
@@ -68,17 +75,17 @@ SIZE = Range(0, 2**31 - 1)  # of an axis
 
 # Settings and options.
 CFG = Range(0, 1000)
-TOP_K = Range(0, 2**20)
+TOP_K = Integers(0, 2**20)
 TOP_P = Range(0, 1)
 LEAST_TOP_P = 1e-6  # of those above 0
-BATCH = Range(1, 1024)
+BATCH = Integers(1, 1024)
 BATCHES = 64  # sizes that engines are built for
-PICTURES = Range(1, 2**20)
+PICTURES = Integers(1, 2**20)
 PICTURES_BEFORE = Range(0, 2**20)  # in a shared run
-THREADS = Range(1, 1024)
-SEED = Range(0, 2**64 - 1)
+THREADS = Integers(1, 1024)
+SEED = Integers(0, 2**64 - 1)
 STORED_SEED = Range(0, 2**63 - 1)  # of weights and calibrations: JSON files keep it
-SET_SEED = Range(0, 2**24 - 1)  # of an evaluation set: 40 bits are the class and the picture
+SET_SEED = Integers(0, 2**24 - 1)  # of an evaluation set: 40 bits are the class and the picture
 HISTOGRAM = Range(2.0**-20, 2.0**127)  # the largest magnitude that one covers
 SMOOTHING = Range(0, 1e30, above=True)  # what a channel is divided by
 COLLECTED = 2**22  # number of the last calibration picture

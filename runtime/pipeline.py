@@ -192,7 +192,7 @@ class Pipeline:
         no encoder.
         """
         side = self.manifest.model.image_size
-        if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
+        if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3) or not len(images):
             expected = f"(N, {side}, {side}, 3) uint8"
             raise SettingsError(f"images: expected {expected}, found {images.shape} {images.dtype}")
         ends = [scale.offset + scale.tokens for scale in self.manifest.scales]
@@ -223,8 +223,11 @@ class Pipeline:
     def _check_finite(self, finite: np.ndarray, what: str) -> None:
         """Raises NumericError, unless the pipeline was told not to."""
         if self._finite and not finite.all():
-            model = f"{self.manifest.model.name} overflows in {self.manifest.precision}"
-            raise NumericError(f"{what} hold NaN or infinity: {model}; use FP32 or check with make verify")
+            name, precision = self.manifest.model.name, self.manifest.precision
+            reason = f"{name} overflows in {precision}; use FP32 or check with make verify"
+            if precision == "fp32":
+                reason = f"{name} is exported in fp32, so its weights are damaged or too large; check the checkpoint"
+            raise NumericError(f"{what} hold NaN or infinity: {reason}")
 
     def _draw(
         self,
@@ -287,7 +290,7 @@ def _seeds(seed: int | Sequence[int], count: int) -> Sequence[int]:
     """One for each picture. Raises SettingsError."""
     if not isinstance(seed, Sequence):
         check_seed(seed, count)
-        return range(seed, seed + count)
+        return range(int(seed), int(seed) + count)
     if len(seed) != count:
         raise SettingsError(f"seed: expected one, or {count} for {count} picture(s), found {len(seed)}")
     for each in seed:

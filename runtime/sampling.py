@@ -29,7 +29,7 @@ class Sampling:
         """Raises SettingsError for a value outside its range."""
         if self.cfg not in limits.CFG:
             raise SettingsError(f"cfg: expected {limits.CFG}, found {shown(self.cfg)}")
-        if not 0 <= self.top_k <= vocab_size:
+        if self.top_k not in limits.Integers(0, vocab_size):
             raise SettingsError(f"top_k: expected 0 (all) to {vocab_size}, found {shown(self.top_k)}")
         if self.top_p not in limits.TOP_P or 0 < self.top_p < limits.LEAST_TOP_P:
             expected = f"0 (all) or {limits.LEAST_TOP_P} to 1"

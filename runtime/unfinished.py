@@ -94,9 +94,9 @@ def aside_of(path: Path) -> Path:
 
 
 def recover(path: Path) -> None:
-    """Puts back, or removes, what a run left aside that was killed between two renames."""
-    path = Path(os.path.realpath(path))  # "." has no name
-    with suppress(OSError, ValueError):  # "/" has none either
+    """Puts back, or removes, what a run left aside that was killed between two renames. Links are followed."""
+    with suppress(OSError, ValueError):  # ValueError: a name with a NUL; "/" has no name
+        path = Path(os.path.realpath(path))  # "." has none
         aside = aside_of(path)
         lock = locks.take(aside)
         try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .errors import SettingsError
-from .limits import shown
+from .limits import Integers, shown
 
 
 def uniforms(seed: int, counts: Sequence[int]) -> list[np.ndarray]:
@@ -40,5 +40,5 @@ def gumbel_noise(seed: int, counts: Sequence[int], vocab_size: int) -> list[np.n
 
 def check_seed(seed: int, pictures: int) -> None:
     """Raises SettingsError unless `seed`, `seed` + 1 … one for each picture fit into 64 bits."""
-    if not 0 <= seed <= 2**64 - pictures:
+    if seed not in Integers(0, 2**64 - pictures):
         raise SettingsError(f"seed: expected 0 to 2**64 - {pictures} for {pictures} picture(s), found {shown(seed)}")

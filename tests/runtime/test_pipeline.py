@@ -129,6 +129,13 @@ def test_keys_and_values_are_written_behind_the_past(pipeline: Pipeline) -> None
         ({"labels": []}, "labels: expected at least one"),
         ({"labels": [6]}, "label: expected 0 to 5"),
         ({"labels": ["cranes"]}, "did you mean 2"),
+        ({"labels": [3.7]}, "label: expected 0 to 5 .* found 3.7"),  # not the picture of another label
+        ({"labels": [float("nan")]}, "label: expected 0 to 5"),
+        ({"labels": None}, "label: expected 0 to 5"),
+        ({"top_k": 2.5}, "top_k: expected 0 .* to 64, found 2.5"),
+        ({"batch": 2.5}, "batch: expected 1 to 1024, found 2.5"),
+        ({"seed": 1.5}, "seed: expected 0 .* found 1.5"),
+        ({"seed": [0.5]}, "seed: expected 0 .* found 0.5"),
         ({"cfg": float("nan")}, "cfg: expected 0 to 1000"),
         ({"cfg": -1.0}, "cfg: expected 0 to 1000"),
         ({"top_k": 65}, "top_k: expected 0 .* to 64, found 65"),
@@ -168,6 +175,12 @@ def test_wrong_kept_tokens(
         pipeline.generate([1, 2], keep=keep, kept_tokens=kept, top_k=2)
 
 
+def test_numbers_of_numpy_are_numbers(pipeline: Pipeline) -> None:
+    expected = pipeline.generate([3], **SETTINGS)
+    settings = {"seed": np.uint8(7), "cfg": np.float32(2), "top_k": np.int32(3), "top_p": np.float64(0.5)}
+    assert_equal(pipeline.generate(np.int64(3), **settings), expected)
+
+
 def test_guidance_grows_from_nothing_to_cfg() -> None:
     assert [Sampling(cfg=4.0).guidance(k, 3) for k in range(3)] == [0, 2, 4]
 
@@ -177,6 +190,20 @@ def test_bundle_without_encoder(pipeline: Pipeline) -> None:
         pipeline.encode(np.zeros((1, 6, 6, 3), np.uint8))
     with pytest.raises(SettingsError, match=r"images: expected \(N, 6, 6, 3\) uint8"):
         pipeline.encode(np.zeros((1, 7, 6, 3), np.uint8))
+    with pytest.raises(SettingsError, match=r"images: expected .* found \(0, 6, 6, 3\)"):
+        pipeline.encode(np.zeros((0, 6, 6, 3), np.uint8))
+
+
+@pytest.mark.parametrize("name", [".", ""])
+def test_the_bundle_may_be_the_current_directory(toy_bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(toy_bundle)
+    Pipeline(name)
+
+
+@pytest.mark.parametrize("name", ["/", "a\0b"])
+def test_names_that_are_no_bundle(name: str) -> None:
+    with pytest.raises(BundleError):
+        Pipeline(name)
 
 
 def test_unknown_backend_and_threads(toy_bundle: Path) -> None:

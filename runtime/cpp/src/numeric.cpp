@@ -13,8 +13,10 @@ namespace {
 // The first that is not finite makes the message.
 void expect(bool finite, const std::string& what, const Manifest& manifest) {
     if (finite) return;
-    throw failed(what + " hold NaN or infinity: " + manifest.model.name + " overflows in " + manifest.precision +
-                 "; use FP32 or check with make verify");
+    const std::string reason = manifest.precision == "fp32"
+                                   ? " is exported in fp32, so its weights are damaged or too large; check the checkpoint"
+                                   : " overflows in " + manifest.precision + "; use FP32 or check with make verify";
+    throw failed(what + " hold NaN or infinity: " + manifest.model.name + reason);
 }
 
 bool drawn_all(const std::int32_t* tokens, std::int64_t count) {
