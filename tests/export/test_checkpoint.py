@@ -27,7 +27,7 @@ from export.checkpoint import (
 )
 from export.checkpoint_file import read_checkpoint
 from export.recipe import Recipe
-from export.recipe_text import recipe_text
+from export.recipe_text import recipe_of, recipe_text
 from runtime.errors import VarEdgeError
 from tests.conftest import DATA
 
@@ -343,6 +343,22 @@ def test_the_printed_recipe_is_that_of_the_file(recipe: Recipe, states: tuple[St
         assert getattr(found, setting) == getattr(recipe, setting), setting
     assert "norm_eps = 1e-06  # from the trainer's arguments" in text
     assert "using_znorm = false  # the published value: the file does not tell; check it" in text
+
+
+def test_a_checkpoint_is_exported_by_the_recipe_read_off_it(
+    recipe: Recipe, states: tuple[State, State], tmp_path: Path
+) -> None:
+    trained = {"args": {"num_heads": 1}, "var_wo_ddp": states[0], "vae_local": states[1]}
+    torch.save(trained, tmp_path / "both.pth")
+    found = recipe_of(tmp_path / "both.pth", None)
+    (tmp_path / "mine.toml").write_text(recipe_text(tmp_path / "both.pth", None))
+    saved = Recipe.load(str(tmp_path / "mine.toml"))
+    assert found == dataclasses.replace(saved, name="both")
+    weights = checkpoint_weights(found, tmp_path / "both.pth", None)
+    np.testing.assert_array_equal(weights.read("head.weight"), states[0]["head.weight"])
+    del states[0]["lvl_1L"]
+    with pytest.raises(CheckpointError, match="patch_nums cannot be read from it; print the recipe without --out"):
+        recipe_of(*save(tmp_path, states))
 
 
 def test_what_cannot_be_read_must_be_given(recipe: Recipe, states: tuple[State, State], tmp_path: Path) -> None:
