@@ -130,9 +130,10 @@ def test_offline_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_server_that_does_not_answer_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+    monkeypatch.setattr(file_download, "_ETAG_RETRY_TIMEOUT", 0.2)
     Hub.silent = 1.0
     with pytest.raises(CheckpointError, match="it did not answer in time; give"):
         fetched()
