@@ -32,7 +32,9 @@ def allowed(
     definition, not the sampler's way.
     """
     x = logits.astype(np.float64)
-    slack = np.broadcast_to(np.asarray(error, np.float64), x.shape[:-1])[..., None] + LOGIT_ROUNDING  # (..., 1)
+    wide = np.broadcast_to(np.asarray(error, np.float64), x.shape[:-1])
+    known = np.isfinite(x).all(-1) & np.isfinite(wide)
+    slack = np.where(known, wide, 0)[..., None] + LOGIT_ROUNDING  # (..., 1)
     # The log-odds of a share of the mass move by at most 2 e, so the share itself by at most e / 2.
     vocabulary = x.shape[-1]
     shift = slack / 2 + (BLOCK + vocabulary / BLOCK) * PROBABILITY_ROUNDING
@@ -51,13 +53,10 @@ def allowed(
     highest = (before + unsure_before + own) / (before + unsure_before + own + after)
     u = uniforms[..., None].astype(np.float64)
     inside = (u >= lowest - shift) & (u <= highest + shift) & np.take_along_axis(possible, at, -1)
-    known = np.isfinite(x).all(-1) & np.isfinite(slack[..., 0])
     return inside[..., 0] & (tokens == at[..., 0]) & known
 
 
-def _kept(
-    x: np.ndarray, slack: np.ndarray, shift: np.ndarray, sampling: Sampling
-) -> tuple[np.ndarray, np.ndarray]:
+def _kept(x: np.ndarray, slack: np.ndarray, shift: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """Which tokens top-k and top-p keep in any case, and which they may keep: (..., V) bool each."""
     end = np.full((*x.shape[:-1], 1), -np.inf)
     descending = np.concatenate((-np.sort(-x, axis=-1), end), -1)  # (..., V + 1)
