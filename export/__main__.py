@@ -41,13 +41,14 @@ def main(
     """Export a VAR checkpoint to a bundle: ONNX graphs, one weight file, manifest.
 
     Checkpoints not given are looked for beside the recipe, in $VAR_CHECKPOINTS, then on the model hub. With a
-    checkpoint as --model, its recipe is printed: save it as a .toml file and export that.
+    checkpoint as --model, the recipe read off it is printed, and with --out exported.
     """
     if random_weights is not None and (var_checkpoint or vae_checkpoint):
         raise click.UsageError("--random-weights takes the place of both checkpoints; give one or the other.")
-    if Path(model).suffix.lower() in CHECKPOINTS:
-        if out is not None:
-            raise click.UsageError("--model: a checkpoint only has its recipe printed; save that, then export it.")
+    read_off = Path(model).suffix.lower() in CHECKPOINTS
+    if read_off and (var_checkpoint or random_weights is not None):
+        raise click.UsageError("--model: a checkpoint is the transformer's weights already; give no others.")
+    if read_off and out is None:
         from export.recipe_text import recipe_text
 
         click.echo(recipe_text(Path(model), vae_checkpoint), nl=False)
@@ -62,7 +63,14 @@ def main(
     from export.checkpoint import checkpoint_weights, formula_weights
     from export.recipe import Recipe
 
-    recipe = Recipe.load(model)
+    if read_off:
+        from export.recipe_text import recipe_of, recipe_text
+
+        var_checkpoint = Path(model)
+        recipe = recipe_of(var_checkpoint, vae_checkpoint)
+        click.echo(recipe_text(var_checkpoint, vae_checkpoint), nl=False, err=True)
+    else:
+        recipe = Recipe.load(model)
     if random_weights is None:
         weights = checkpoint_weights(recipe, var_checkpoint, vae_checkpoint)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,10 @@ import torch
 from torch import Tensor
 
 from export.pickled import StandIn, Stored, read_pickled
+from runtime.bounded import open_file
 from runtime.errors import VarEdgeError
+from runtime.limits import HEADER_BYTES
+from runtime.weight_file import read_header
 
 MARKS = {"var": "pos_1LC", "vae": "quantize.embedding.weight"}  # a tensor that only this model has
 NAMES = {"var": "VAR", "vae": "VQVAE"}
@@ -22,8 +24,8 @@ WRAPPERS = ("module", "_orig_mod")  # what DistributedDataParallel and torch.com
 AVERAGED = re.compile(r"(^|[._])ema", re.I)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SAFETENSORS |= {"I64": torch.int64}  # of lvl_1L
 LONGEST_NAME = 200  # characters of a tensor's name with all that it lies in
-LARGEST_HEADER = 100_000_000  # bytes, as the safetensors format allows
 
 
 class CheckpointError(VarEdgeError):
@@ -62,7 +64,6 @@ class CheckpointFile:
 
 def read_checkpoint(path: Path) -> CheckpointFile:
     """Opens a .safetensors or PyTorch file; what it is, its content says. Raises CheckpointError."""
-    check_regular(path)
     try:
         root = _open(path)
         tensors, settings = _flattened(root)
@@ -80,19 +81,9 @@ def read_checkpoint(path: Path) -> CheckpointFile:
     return CheckpointFile(path, parts, settings)
 
 
-def check_regular(path: Path) -> None:
-    """Raises CheckpointError unless `path` is a regular file: opening a FIFO waits for ever, a device never ends."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not stat.S_ISREG(mode):
-        kind = "a directory" if stat.S_ISDIR(mode) else "a device, FIFO or socket"
-        raise CheckpointError(f"{path}: expected a checkpoint file, found {kind}")
-
-
 def is_html(path: Path) -> bool:
-    with path.open("rb") as file:
+    """Whether the file is a page in place of a checkpoint. Raises CheckpointError."""
+    with open_file(path, error=CheckpointError) as file:
         return file.read(64).lstrip()[:1] == b"<"
 
 
@@ -106,23 +97,22 @@ def _open(path: Path) -> Any:
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: a Git LFS pointer, no checkpoint; run git lfs pull")
     header = int.from_bytes(start[:8], "little")
-    if start[8:9] == b"{" and header <= min(LARGEST_HEADER, path.stat().st_size - 8):
+    if start[8:9] == b"{" and header <= min(HEADER_BYTES, path.stat().st_size - 8):
         return _open_safetensors(path)
     return read_pickled(path)
 
 
 def _open_safetensors(path: Path) -> dict[str, Stored]:
+    header = read_header(path, CheckpointError)
     file = safetensors.safe_open(path, framework="pt")
 
     def reader(name: str) -> Callable[[], Tensor]:
         return lambda: file.get_tensor(name)
 
-    def stored(name: str) -> Stored:
-        part = file.get_slice(name)
-        dtype = {**SAFETENSORS, "I64": torch.int64}.get(part.get_dtype())
-        return Stored(tuple(part.get_shape()), dtype, reader(name), "" if dtype else f"of type {part.get_dtype()}")
-
-    return {name: stored(name) for name in file.keys()}  # noqa: SIM118
+    return {
+        name: Stored(tensor.shape, SAFETENSORS.get(tensor.dtype), reader(name), f"of type {tensor.dtype}")
+        for name, tensor in header.items()
+    }
 
 
 def _flattened(root: Any) -> tuple[dict[str, Stored], dict[str, Any]]:
@@ -133,15 +123,18 @@ def _flattened(root: Any) -> tuple[dict[str, Stored], dict[str, Any]]:
 
     def visit(value: Any, path: str) -> None:
         if isinstance(value, Stored):
-            tensors.setdefault(path, value)
+            tensors[path] = value if path not in tensors else Stored((), None, None, "that the file holds twice")
             return
+        if isinstance(value, StandIn):
+            value = value.items  # of a dictionary of the trainer's own class
         if not isinstance(value, (dict, list, tuple)) or id(value) in seen or len(path) > LONGEST_NAME:
             return
         seen.add(id(value))
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             name = key if isinstance(key, str) else str(key) if type(key) is int else "?"
             if name in ("args", "config", "hyper_parameters"):
-                known = item.state if isinstance(item, StandIn) else item if isinstance(item, dict) else {}
+                own = item.state | item.items if isinstance(item, StandIn) else item
+                known = own if isinstance(own, dict) else {}
                 settings.update({k: v for k, v in known.items() if isinstance(k, str)})
             inner = ".".join(word for word in (path, *name.split(".")) if word and word not in WRAPPERS)
             visit(item, inner)

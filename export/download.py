@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint_file import CheckpointError, check_regular, is_html
+from export.checkpoint_file import CheckpointError, is_html
 from runtime.files import sha256
 
 SHA256 = re.compile(r"[0-9a-f]{64}")  # the hub's etag of a large file; of a small one it is a Git hash
@@ -34,7 +34,6 @@ def _fetched(hub: str, name: str, looked: str, help_text: str) -> tuple[Path, st
 
     try:
         path = Path(hf_hub_download(hub, name))
-        check_regular(path)
         return path, _expected(hub, name, path)
     except Exception as error:  # the hub client passes on whatever its transport raises
         reason = _reason(error)

@@ -13,14 +13,14 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-PICKLE_BYTES = 64 << 20  # of names and sizes, without the tensors' data; the largest published file has 0.3 MB
+PICKLE_BYTES = 8 << 20  # of names and sizes, without the tensors' data; the largest published file has 0.3 MB
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what files written before torch 1.6 begin with
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -42,8 +42,7 @@ STORAGES = {
 }
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(NamedTuple):  # not a dataclass: a pickle may set what is in an object's __dict__
     """A tensor in a file, not read yet. `read` is absent if it is of a kind that has no plain data (`odd`)."""
 
     shape: tuple[int, ...]
@@ -52,20 +51,24 @@ class Stored:
     odd: str = ""
 
 
-@dataclass(frozen=True)
-class Storage:
+class Storage(NamedTuple):
     """The data of one or more tensors: bytes of a file."""
 
     key: str
     dtype: torch.dtype
-    count: int  # items
+    items: int
 
 
 class StandIn:
     """Takes the place of any object that is no tensor and no container. It accepts everything and does nothing."""
 
-    def __init__(self, *args: object) -> None:
-        self.state: dict[Any, Any] = {}
+    state: dict[Any, Any]  # attributes
+    items: dict[Any, Any]  # of a subclass of dict
+
+    def __new__(cls, *args: object, **options: object) -> StandIn:  # a pickle may leave out __init__
+        made = super().__new__(cls)
+        made.state, made.items = {}, {}
+        return made
 
     def __call__(self, *args: object) -> StandIn:
         return StandIn()
@@ -74,7 +77,7 @@ class StandIn:
         self.state = state if isinstance(state, dict) else {}
 
     def __setitem__(self, key: object, value: object) -> None:
-        pass
+        self.items[key] = value
 
     def append(self, item: object) -> None:
         pass
@@ -160,8 +163,8 @@ def _read_legacy(path: Path, file: BinaryIO) -> Any:
     keys = _Unpickler(bounded, read).load()
     position, end = file.tell(), path.stat().st_size
     for key in keys:
-        storage = tensors.storages[str(key)]
-        size = storage.count * storage.dtype.itemsize
+        storage = tensors.storages[_text(key)]
+        size = storage.items * storage.dtype.itemsize
         places[storage.key] = position + 8, size
         position += 8 + size
     if position > end:
@@ -187,13 +190,38 @@ class _Bounded:
         return line
 
 
+class _Tuple(tuple[Any, ...]):
+    """Hashed as an object: hashing what it holds overflows the stack if it is deep, and never ends if it doubles."""
+
+    __slots__ = ()
+    __hash__, __eq__ = object.__hash__, object.__eq__
+
+
+def _packed(count: int | None) -> Callable[[Any], None]:
+    """The opcode that makes a tuple of the last `count` items, or of those since the last mark."""
+
+    def load(unpickler: Any) -> None:
+        items = unpickler.pop_mark() if count is None else [unpickler.stack.pop() for _ in range(count)][::-1]
+        unpickler.append(_Tuple(items))
+
+    return load
+
+
 class _Unpickler(pickle._Unpickler):  # in Python: the one in C fills any memo index it reads
     """Resolves names from a table and imports nothing."""
+
+    dispatch: ClassVar = {
+        **pickle._Unpickler.dispatch,
+        pickle.TUPLE[0]: _packed(None),
+        pickle.TUPLE1[0]: _packed(1),
+        pickle.TUPLE2[0]: _packed(2),
+        pickle.TUPLE3[0]: _packed(3),
+    }
 
     def __init__(self, file: Any, read: Read) -> None:
         super().__init__(file, encoding="utf-8", errors="replace")
         self.storages: dict[str, Storage] = {}
-        self._read_storage = read
+        self._data = lru_cache(1)(lambda key: bytearray(read(key)))  # tensors that follow each other may share it
         self._table = self._rebuilders()
 
     def find_class(self, module: str, name: str) -> Any:
@@ -214,7 +242,7 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C fills any memo i
             raise pickle.UnpicklingError("expected a storage")
         if len(pid) > 5 and pid[5] is not None:
             raise pickle.UnpicklingError("a view of a storage, as only PyTorch 0.1 wrote")
-        return self.storages.setdefault(str(key), Storage(str(key), dtype, count))
+        return self.storages.setdefault(_text(key), Storage(_text(key), dtype, count))
 
     def _rebuilders(self) -> dict[str, Callable[..., Any]]:
         """What the names of PyTorch's functions stand for. Made anew for each file, see `find_class`."""
@@ -228,8 +256,8 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C fills any memo i
 
         def typed(*args: Any) -> Stored:
             storage, dtype = args[0], args[6]
-            count = storage.count // dtype.itemsize
-            return self._stored(replace(storage, dtype=dtype, count=count), args[1], tuple(args[2]), tuple(args[3]))
+            count = storage.items // dtype.itemsize
+            return self._stored(Storage(storage.key, dtype, count), args[1], tuple(args[2]), tuple(args[3]))
 
         def parameter(data: Stored, *_: Any) -> Stored:
             return data
@@ -247,22 +275,31 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C fills any memo i
         }
 
     def _stored(self, storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Stored:
-        sizes = (*shape, *stride, offset, storage.count)
+        sizes = (*shape, *stride, offset, storage.items)
         if len(shape) != len(stride) or any(type(size) is not int or size < 0 for size in sizes):
             raise ValueError("a tensor of impossible shape")
         items = math.prod(shape)
         last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-        if items > storage.count or (items and last >= storage.count):
-            raise ValueError(f"a tensor of shape {shape} in a storage of {storage.count} items")
+        if items and last >= storage.items:
+            raise ValueError(f"a tensor of shape {shape} in a storage of {storage.items} items")
+        if items > storage.items:  # may be far more than memory holds
+            return Stored(shape, storage.dtype, None, "whose items share memory")
 
         def read() -> Tensor:
             if not items:
                 return torch.empty(shape, dtype=storage.dtype)
-            data = bytearray(self._read_storage(storage.key))
+            data = self._data(storage.key)
             count = len(data) // storage.dtype.itemsize
             return torch.frombuffer(data, dtype=storage.dtype, count=count).as_strided(shape, stride, offset)
 
         return Stored(shape, storage.dtype, read)
+
+
+def _text(key: object) -> str:
+    """The name of a storage."""
+    if type(key) not in (str, int):  # the text of anything else may be endless
+        raise pickle.UnpicklingError("expected the name of a storage")
+    return str(key)
 
 
 def _plain_dict(*_: object) -> dict[Any, Any]:

@@ -119,10 +119,11 @@ class Recipe:
             raise SettingsError(
                 f"--model: no recipe {shown(name_or_path)}; known are {known}, or give the path of a .toml file"
             )
-        return cls._from_values(path, read_toml(path, SettingsError))
+        return cls.from_values(path, read_toml(path, SettingsError))
 
     @classmethod
-    def _from_values(cls, path: Path, values: dict[str, Any]) -> Recipe:
+    def from_values(cls, path: Path, values: dict[str, Any]) -> Recipe:
+        """The recipe with these settings, called after the file they come from. Raises SettingsError."""
         fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in ("name", "folder")}
         if unknown := sorted(values.keys() - fields.keys()):
             raise SettingsError(f"{path}: unknown keys {', '.join(unknown):.100}; known are {', '.join(fields)}")

@@ -10,9 +10,11 @@ from typing import Any
 
 from export.pickled import Stored
 from export.recipe import Recipe
+from runtime.limits import SIZE, TOKENS
 
 BLOCK = re.compile(r"blocks\.(\d{1,6})\.")
-TOKENS, SCALES = 65536, 64  # at most, as in a manifest
+SCALES = 64  # at most, as in a manifest
+SIDES = re.compile(r"\d{1,5}([-_]\d{1,5}){,63}")  # "1_2_3_4"
 UNTOLD = {  # settings that no tensor tells, under the names that trainers give them
     "heads": ("num_heads", "heads"),
     "norm_eps": ("norm_eps",),
@@ -122,11 +124,12 @@ def _patch_nums(tensors: Mapping[str, Stored]) -> tuple[int, ...] | None:
 
 def _converted(setting: str, value: Any) -> Any:
     if setting == "patch_nums":
-        sides = re.split("[-_]", value) if isinstance(value, str) else value
-        is_list = isinstance(sides, (list, tuple)) and all(str(side).isdecimal() for side in sides)
-        return tuple(int(side) for side in sides) if is_list else None
+        if isinstance(value, str) and SIDES.fullmatch(value):
+            return tuple(map(int, re.split("[-_]", value)))
+        is_list = isinstance(value, (list, tuple)) and 0 < len(value) <= SCALES
+        return tuple(value) if is_list and all(type(side) is int and side in SIZE for side in value) else None
     if setting == "using_znorm":
         return bool(value) if type(value) in (bool, int) else None
     if setting == "heads":
-        return value if type(value) is int else None
-    return abs(float(value)) if type(value) in (int, float) else None
+        return value if type(value) is int and value in SIZE else None
+    return abs(float(value)) if type(value) in (int, float) and abs(value) in SIZE else None

@@ -261,4 +261,6 @@ class _Generation:
         self.pictures.add(reference.free.images, images)
 
     def metrics(self) -> dict[str, float]:
-        return {"tokens": self.share.share, **self.pictures.metrics(), "explained": self.parting.share_explained}
+        relative = self.parting.error.metrics()["relative"]  # judged too: else a fault of the logits explains itself
+        explained = self.parting.share_explained
+        return {"tokens": self.share.share, **self.pictures.metrics(), "relative": relative, "explained": explained}

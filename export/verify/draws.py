@@ -28,10 +28,13 @@ def allowed(
     """Return whether each token can be what its uniform draws, for some logits within `error` of those given.
 
     logits (..., V) after guidance, uniforms and tokens (...), error (...) or one number for all -> (...) bool. False
-    where a logit is not a number. In float64, by sorting: the definition, not the sampler's way.
+    where a logit or the error is not finite, and for what is no token of the vocabulary. In float64, by sorting: the
+    definition, not the sampler's way.
     """
     x = logits.astype(np.float64)
-    slack = np.broadcast_to(np.asarray(error, np.float64), x.shape[:-1])[..., None] + LOGIT_ROUNDING  # (..., 1)
+    wide = np.broadcast_to(np.asarray(error, np.float64), x.shape[:-1])
+    known = np.isfinite(x).all(-1) & np.isfinite(wide)
+    slack = np.where(known, wide, 0)[..., None] + LOGIT_ROUNDING  # (..., 1)
     # The log-odds of a share of the mass move by at most 2 e, so the share itself by at most e / 2.
     vocabulary = x.shape[-1]
     shift = slack / 2 + (BLOCK + vocabulary / BLOCK) * PROBABILITY_ROUNDING
@@ -39,7 +42,7 @@ def allowed(
 
     weights = np.exp(x - x.max(-1, keepdims=True))
     sure, unsure = weights * certain, weights * (possible & ~certain)
-    at = tokens[..., None].astype(np.int64)
+    at = tokens[..., None].astype(np.int64).clip(0, vocabulary - 1)
     own = np.take_along_axis(weights, at, -1)
     before, unsure_before = (_before(mass, at) for mass in (sure, unsure))
     after, unsure_after = (
@@ -50,12 +53,10 @@ def allowed(
     highest = (before + unsure_before + own) / (before + unsure_before + own + after)
     u = uniforms[..., None].astype(np.float64)
     inside = (u >= lowest - shift) & (u <= highest + shift) & np.take_along_axis(possible, at, -1)
-    return inside[..., 0]
+    return inside[..., 0] & (tokens == at[..., 0]) & known
 
 
-def _kept(
-    x: np.ndarray, slack: np.ndarray, shift: np.ndarray, sampling: Sampling
-) -> tuple[np.ndarray, np.ndarray]:
+def _kept(x: np.ndarray, slack: np.ndarray, shift: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """Which tokens top-k and top-p keep in any case, and which they may keep: (..., V) bool each."""
     end = np.full((*x.shape[:-1], 1), -np.inf)
     descending = np.concatenate((-np.sort(-x, axis=-1), end), -1)  # (..., V + 1)

@@ -25,8 +25,9 @@ from export.checkpoint import (
     formula_weights,
     load_models,
 )
+from export.checkpoint_file import read_checkpoint
 from export.recipe import Recipe
-from export.recipe_text import recipe_text
+from export.recipe_text import recipe_of, recipe_text
 from runtime.errors import VarEdgeError
 from tests.conftest import DATA
 
@@ -93,7 +94,8 @@ def test_a_truncated_file_is_named(recipe: Recipe, states: tuple[State, State], 
     for suffix in ("pth", "safetensors"):
         var, vae = save(tmp_path, states, suffix)
         var.write_bytes(var.read_bytes()[: var.stat().st_size // 2])
-        with pytest.raises(CheckpointError, match=rf"var_tiny\.{suffix}: no readable checkpoint, truncated"):
+        found = "no readable checkpoint, truncated" if suffix == "pth" else "expected .* bytes, as its header says"
+        with pytest.raises(CheckpointError, match=rf"var_tiny\.{suffix}: {found}"):
             checkpoint_weights(recipe, var, vae)
 
 
@@ -169,6 +171,8 @@ def wrappings(var: State, vae: State) -> dict[str, tuple[object, str | None]]:
         "compiled, twice": ({f"module._orig_mod.{name}": tensor for name, tensor in var.items()}, None),
         "parameters": ({name: torch.nn.Parameter(t, t.is_floating_point()) for name, t in var.items()}, None),
         "the averaged one": ({"model": halves, "model_ema": var}, "model_ema"),
+        "a dictionary of one's own class": ({"model": Custom(var), "args": Custom(num_heads=1)}, "model"),
+        "beside an expanded tensor": ({"model": var, "mask": torch.zeros(1).expand(9, 9)}, "model"),
     }
 
 
@@ -181,6 +185,39 @@ def test_every_way_of_saving_is_read(recipe: Recipe, states: tuple[State, State]
         weights = checkpoint_weights(recipe, path, vae)
         np.testing.assert_array_equal(weights.read("head.weight"), states[0]["head.weight"], err_msg=name)
         assert weights.source["var_checkpoint"].get("within") == within, name
+
+
+def test_a_tensor_stored_twice_is_not_chosen_between(
+    recipe: Recipe, states: tuple[State, State], tmp_path: Path
+) -> None:
+    var, vae = states
+    twice = var | {f"module.{name}": tensor + 1 for name, tensor in var.items()}
+    with pytest.raises(CheckpointError, match=r"pos_start: expected a dense .*, found one that the file holds twice"):
+        checkpoint_weights(recipe, *save(tmp_path, (twice, vae)))
+
+
+def pickled(path: Path, content: bytes) -> Path:
+    """A .pth file with this pickle."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/data/0", bytes(16))
+    return path
+
+
+def test_what_a_pickle_builds_on_a_tensor_does_not_change_it(tmp_path: Path) -> None:
+    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0(K\x04t(K\x01t\x89}tR"
+    named = b"}X\x07\0\0\0pos_1LC" + tensor
+    assert read_checkpoint(pickled(tmp_path / "good.pth", named + b"s.")).parts["var"][0].tensors["pos_1LC"].read
+    state = b"}X\x05\0\0\0shape(K\x63tsb"
+    with pytest.raises(CheckpointError, match="'Stored' object has no attribute '__dict__'"):
+        read_checkpoint(pickled(tmp_path / "built.pth", named + state + b"s."))
+
+
+def test_a_key_whose_hash_would_not_end_is_not_hashed(tmp_path: Path) -> None:
+    doubled = b")" + b"2\x86" * 60  # each tuple holds the one before twice
+    with pytest.raises(CheckpointError, match="holds no tensors"):
+        read_checkpoint(pickled(tmp_path / "key.pth", b"}" + doubled + b"Ns."))
 
 
 def test_one_file_serves_for_both_models(recipe: Recipe, states: tuple[State, State], tmp_path: Path) -> None:
@@ -260,11 +297,11 @@ def test_only_regular_files_are_opened(recipe: Recipe, states: tuple[State, Stat
     _, vae = save(tmp_path, states)
     os.mkfifo(tmp_path / "fifo")
     for path, kind in (
-        (tmp_path / "fifo", "a device, FIFO"),
+        (tmp_path / "fifo", "a FIFO"),
         (Path("/dev/zero"), "a device"),
         (tmp_path, "a directory"),
     ):
-        with pytest.raises(CheckpointError, match=f"expected a checkpoint file, found {kind}"):
+        with pytest.raises(CheckpointError, match=f"expected a (regular )?file, found {kind}"):
             checkpoint_weights(recipe, path, vae)
 
 
@@ -306,6 +343,22 @@ def test_the_printed_recipe_is_that_of_the_file(recipe: Recipe, states: tuple[St
         assert getattr(found, setting) == getattr(recipe, setting), setting
     assert "norm_eps = 1e-06  # from the trainer's arguments" in text
     assert "using_znorm = false  # the published value: the file does not tell; check it" in text
+
+
+def test_a_checkpoint_is_exported_by_the_recipe_read_off_it(
+    recipe: Recipe, states: tuple[State, State], tmp_path: Path
+) -> None:
+    trained = {"args": {"num_heads": 1}, "var_wo_ddp": states[0], "vae_local": states[1]}
+    torch.save(trained, tmp_path / "both.pth")
+    found = recipe_of(tmp_path / "both.pth", None)
+    (tmp_path / "mine.toml").write_text(recipe_text(tmp_path / "both.pth", None))
+    saved = Recipe.load(str(tmp_path / "mine.toml"))
+    assert found == dataclasses.replace(saved, name="both")
+    weights = checkpoint_weights(found, tmp_path / "both.pth", None)
+    np.testing.assert_array_equal(weights.read("head.weight"), states[0]["head.weight"])
+    del states[0]["lvl_1L"]
+    with pytest.raises(CheckpointError, match="patch_nums cannot be read from it; print the recipe without --out"):
+        recipe_of(*save(tmp_path, states))
 
 
 def test_what_cannot_be_read_must_be_given(recipe: Recipe, states: tuple[State, State], tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ COMMIT = "0" * 39 + "1"
 class Hub(BaseHTTPRequestHandler):
     """As much of a model hub as one file needs. `bodies` are sent one after the other, the last again and again."""
 
-    status, bodies, sent, metadata = 200, [CONTENT], 0, True
+    status, bodies, sent, metadata, silent = 200, [CONTENT], 0, True, 0.0
 
     def do_HEAD(self) -> None:
+        threading.Event().wait(self.silent)  # time.sleep is patched out
         self._headers()
 
     def do_GET(self) -> None:
@@ -67,7 +70,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(file_download.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
-    Hub.status, Hub.bodies, Hub.sent, Hub.metadata = 200, [CONTENT], 0, True
+    Hub.status, Hub.bodies, Hub.sent, Hub.metadata, Hub.silent = 200, [CONTENT], 0, True, 0.0
     yield tmp_path / "cache"
     server.shutdown()
     server.server_close()
@@ -116,3 +119,45 @@ def test_a_page_in_place_of_the_hub_is_named(cache: Path) -> None:
     Hub.metadata = False
     with pytest.raises(CheckpointError, match="what answered is no model hub, maybe a proxy"):
         fetched()
+
+
+def test_offline_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set, so nothing is downloaded; give"):
+        fetched()
+
+
+def test_a_server_that_does_not_answer_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants, file_download
+
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+    monkeypatch.setattr(file_download, "_ETAG_RETRY_TIMEOUT", 0.2)
+    Hub.silent = 1.0
+    with pytest.raises(CheckpointError, match="it did not answer in time; give"):
+        fetched()
+
+
+@pytest.mark.parametrize("resets", [False, True], ids=["no server", "a connection that is reset"])
+def test_no_connection_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch, resets: bool) -> None:
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+        if not resets:
+            server.close()
+        else:
+            threading.Thread(target=_reset, args=(server,), daemon=True).start()
+        with pytest.raises(CheckpointError, match="no connection to its server; give"):
+            fetched()
+
+
+def _reset(server: socket.socket) -> None:
+    """Closes every connection at once, with an unread request, until the server is closed."""
+    with suppress(OSError):
+        while True:
+            connection, _ = server.accept()
+            connection.recv(1)
+            connection.close()

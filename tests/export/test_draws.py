@@ -11,6 +11,7 @@ import torch
 from export.model import sampler
 from export.reference import draw, probabilities
 from export.verify.draws import BLOCK, Parting, allowed
+from export.verify.tolerances import misses
 from runtime.pipeline import Pipeline
 from runtime.sampling import Sampling
 from tests.export.agreement import draws
@@ -80,6 +81,29 @@ def test_not_a_number_follows_from_nothing() -> None:
     tokens = drawn(logits, uniforms, 0, 0.0)
     logits[:, 3] = np.nan
     assert not allowed(logits, uniforms, tokens, Sampling(4.0, 0, 0.0)).any()
+
+
+def test_an_infinite_error_and_what_is_no_token_are_never_allowed() -> None:
+    logits, uniforms = contexts(1.0, 10)
+    tokens, sampling = drawn(logits, uniforms, 0, 0.0), Sampling(4.0, 0, 0.0)
+    assert not allowed(logits, uniforms, tokens, sampling, np.inf).any()
+    last = np.nextafter(np.ones(10, np.float32), np.float32(0))  # draws the last token
+    assert not allowed(logits, last, np.full(10, -1), sampling).any()
+    assert not allowed(logits, last, np.full(10, logits.shape[1]), sampling).any()
+
+
+def test_a_fault_of_the_logits_does_not_explain_itself(tiny_bundle: Path) -> None:
+    """Any token follows from logits that are wrong enough: so verify judges their error too."""
+    pipeline, sampling = Pipeline(tiny_bundle), Sampling(4.0, 50, 0.9)
+    settings = {"cfg": sampling.cfg, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    logits: list[np.ndarray] = []
+    result = pipeline.generate([1, 2], 3, **settings, on_scale=lambda view: logits.append(view.logits()))  # type: ignore[arg-type]
+    wrong = [maps + np.float32(3) * np.random.default_rng(1).standard_normal(maps.shape) for maps in logits]
+    altered = [(maps + 1) % pipeline.manifest.model.vocab_size for maps in result.tokens]
+    parting = Parting(altered, wrong, draws(pipeline, 2, 3), sampling)
+    pipeline.generate([1, 2], 3, **settings, on_scale=parting)  # type: ignore[arg-type]
+    found = {"relative": parting.error.relative, "explained": 1.0}
+    assert misses("fp32", "generation", found)[0].startswith("relative")
 
 
 def test_parting_tells_a_rounding_from_a_fault(tiny_bundle: Path) -> None:
