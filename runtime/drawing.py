@@ -37,27 +37,33 @@ def together(*options: Options) -> Options:
     return decorate
 
 
-def top_k_option(default: int) -> Options:
-    """--top-k, None unless given: the default depends on the vocabulary."""
-    text = f"Draw from the K likeliest tokens; 0: all.  [default: {default}, or all of a smaller vocabulary]"
-    return click.option("--top-k", type=Number(int, limits.TOP_K), help=text)
+def sampling_options(defaults: Sampling) -> Options:
+    """--cfg, --top-k and --top-p. --top-k is None unless given: its default depends on the vocabulary."""
+    top_k = f"{defaults.top_k}, or all of a smaller vocabulary"
+    return together(
+        click.option(
+            "--cfg",
+            type=Number(float, limits.CFG),
+            default=defaults.cfg,
+            help="Guidance: 0 is none, more is closer to the class.",
+        ),
+        click.option(
+            "--top-k",
+            type=Number(int, limits.TOP_K),
+            help=f"Draw from the K likeliest tokens; 0: all.  [default: {top_k}]",
+        ),
+        click.option(
+            "--top-p",
+            type=Number(float, limits.TOP_P),
+            default=defaults.top_p,
+            help="Draw from the likeliest tokens of mass P; 0: all.",
+        ),
+    )
 
 
 drawing_options = together(
     click.option("--seed", type=Number(int, limits.SEED), default=0, help="Picture i is drawn with SEED + i."),
-    click.option(
-        "--cfg",
-        type=Number(float, limits.CFG),
-        default=Sampling.cfg,
-        help="Guidance: 0 is none, more is closer to the class.",
-    ),
-    top_k_option(Sampling.top_k),
-    click.option(
-        "--top-p",
-        type=Number(float, limits.TOP_P),
-        default=Sampling.top_p,
-        help="Draw from the likeliest tokens of mass P; 0: all.",
-    ),
+    sampling_options(Sampling()),
     click.option("--smooth", is_flag=True, help="Mix codes in place of drawing tokens: smoother pictures."),
     click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Pictures drawn together."),
 )

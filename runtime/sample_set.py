@@ -11,7 +11,7 @@ import click
 
 from . import limits
 from .cli import FILE, Number, command, progress_bar, reports_errors
-from .drawing import engine_options, top_k_option
+from .drawing import engine_options, sampling_options
 from .limits import shown
 from .outputs import SET, check_folder
 from .sampling import BATCH, EVALUATION
@@ -24,19 +24,7 @@ from .sampling import BATCH, EVALUATION
 @click.option("--classes", multiple=True, help="Only these, numbers or names: 207,980.  [default: all]")
 @click.option("--seed", type=Number(int, limits.SET_SEED), default=0, help="Another seed, other pictures.")
 @click.option("--shard", default="1/1", metavar="I/N", help="Draw the I-th of N parts, for N machines or processes.")
-@click.option(
-    "--cfg",
-    type=Number(float, limits.CFG),
-    default=EVALUATION.cfg,
-    help="Guidance: 0 is none, more is closer to the class.",
-)
-@top_k_option(EVALUATION.top_k)
-@click.option(
-    "--top-p",
-    type=Number(float, limits.TOP_P),
-    default=EVALUATION.top_p,
-    help="Draw from the likeliest tokens of mass P; 0: all.",
-)
+@sampling_options(EVALUATION)
 @click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Pictures drawn together.")
 @engine_options
 @reports_errors

@@ -10,7 +10,7 @@ import click
 from .. import limits
 from ..backends import BACKENDS
 from ..cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
-from ..drawing import top_k_option
+from ..drawing import sampling_options
 from ..manifest import Manifest
 from ..outputs import check_apart, check_target
 from ..sampling import Sampling
@@ -28,19 +28,7 @@ from ..sampling import Sampling
 @click.option("--runs", type=Number(int, limits.RUNS), default=9, help="Timed runs of each batch size.")
 @click.option("--label", default="0", help="Class number or name of all pictures.")
 @click.option("--seed", type=Number(int, limits.SEED), default=0, help="Picture i is drawn with SEED + i.")
-@click.option(
-    "--cfg",
-    type=Number(float, limits.CFG),
-    default=Sampling.cfg,
-    help="Guidance: 0 is none, more is closer to the class.",
-)
-@top_k_option(Sampling.top_k)
-@click.option(
-    "--top-p",
-    type=Number(float, limits.TOP_P),
-    default=Sampling.top_p,
-    help="Draw from the likeliest tokens of mass P; 0: all.",
-)
+@sampling_options(Sampling())
 @click.option("--json", "json_file", type=FILE, help="Write everything to this .json.")
 @click.option("--plot", "plot_file", type=FILE, help="Draw the times into this .png.")
 @click.option("--compare", type=click.Choice(["pytorch", "cpp"]), help="Time this in turns with the runtime.")
