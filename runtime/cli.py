@@ -57,7 +57,8 @@ class Number(click.ParamType):
             number = self._kind(text) if plain else None
         except ValueError:
             number = None
-        if number not in self._allowed:
+        vanished = number == 0 and re.search("[1-9]", re.split("[eE]", text)[0])  # 1e-400 is no 0, which may mean "all"
+        if vanished or number not in self._allowed:
             kind = "an integer" if self._kind is int else "a number"
             self.fail(f"expected {kind} of {self._allowed}, found {shown(text)}", param, ctx)
         return number  # type: ignore[return-value]

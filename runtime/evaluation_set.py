@@ -19,7 +19,7 @@ from .files import whole_file
 from .images import open_picture, write_png
 from .limits import shown
 from .manifest import Manifest
-from .outputs import SET, check_folder, record
+from .outputs import SET, check_folder
 from .pipeline import Pipeline, ScaleView
 from .sampling import BATCH, EVALUATION, Sampling
 from .strict import load
@@ -139,14 +139,10 @@ class EvaluationSet:
         check_folder(folder, SET)
         folder.mkdir(exist_ok=True)
         path = folder / SETTINGS
-        if path.exists():
-            begun_before = record(path).get("schema_version") == 1
-            self._compare(_loaded(path, 1 if begun_before else SCHEMA_VERSION), path)
-            if not begun_before:
-                return
-            (folder / SAMPLES).unlink(missing_ok=True)  # of another order
-        with whole_file(path) as file:
-            file.write((json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
+        if not path.exists():
+            with whole_file(path, replace=False) as file:  # another run may begin its own set here just now
+                file.write((json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
+        self._compare(path)
 
     def missing(self, folder: Path, shard: int = 1, shards: int = 1) -> list[list[Picture]]:
         """The batches of a shard that are not, or not all, in `folder`."""
@@ -187,7 +183,8 @@ class EvaluationSet:
                 stream.write(_pixels(folder / picture.file, shape[1:]))
                 advance(1)
 
-    def _compare(self, found: EvaluationSet, path: Path) -> None:
+    def _compare(self, path: Path) -> None:
+        found = load(EvaluationSet, path, SCHEMA_VERSION, f"{path}: missing", "give another folder")
         for key, expected in dataclasses.asdict(self).items():
             value = getattr(found, key)
             if value != expected:
@@ -195,12 +192,6 @@ class EvaluationSet:
                 raise SettingsError(
                     f"{path}: another set: {key}: expected {expected!r:.50}, found {value!r:.50}; give {another}"
                 )
-
-
-def _loaded(path: Path, schema_version: int) -> EvaluationSet:
-    """The settings of a set, as this version would write them. Raises BundleError."""
-    found = load(EvaluationSet, path, schema_version, f"{path}: missing", "give another folder")
-    return dataclasses.replace(found, schema_version=SCHEMA_VERSION, backend=kind_of_backend(found.backend))
 
 
 def kind_of_backend(name: str) -> str:

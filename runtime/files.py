@@ -24,15 +24,21 @@ NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)  # what kernels and
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears at `path` when the block ends, and never if it fails. Links are followed."""
+def whole_file(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
+    """A binary file that appears at `path` when the block ends, and never if it fails. Links are followed.
+
+    Without `replace` a file that is there by then stays, and this one is dropped.
+    """
     path = followed(path)
     with _naming(path), beside(path, Path.touch) as made:
         with made.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        made.replace(path)
+        if replace:
+            made.replace(path)
+        else:
+            _add(path, made)
 
 
 @contextmanager
@@ -83,6 +89,16 @@ def _naming(path: Path) -> Iterator[None]:
         if error.filename is None:
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
+
+
+def _add(path: Path, made: Path) -> None:
+    """Gives `made` the name `path` unless that is taken."""
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links: here two that come at once still replace each other
+        made.replace(path)
 
 
 def _keep_others(old: Path, new: Path, kind: Kind) -> None:

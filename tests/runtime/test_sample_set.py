@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from runtime import Pipeline
+from runtime import Pipeline, SettingsError
 from runtime.backends import create
 from runtime.backends.base import Backend
 from runtime.evaluation_set import SAMPLES, SETTINGS, EvaluationSet, Picture, kind_of_backend
@@ -168,16 +167,18 @@ def test_kinds_of_backends(name: str, kind: str) -> None:
     assert kind_of_backend(name) == kind
 
 
-def test_a_set_begun_by_an_earlier_version_is_continued(toy_bundle: Path, whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "set"
-    shutil.copytree(whole, out)
-    old = json.loads((out / SETTINGS).read_text())
-    old |= {"schema_version": 1, "backend": "onnxruntime with 2 thread(s) (engines not used: no GPU)"}
-    (out / SETTINGS).write_text(json.dumps(old))
-    (out / SAMPLES).write_bytes(b"class by class")
-    (out / "0002_00003.png").unlink()
-    assert "4 of 30" in sample_set("--bundle", toy_bundle, "--out", out, *SMALL).output
-    assert contents(out) == contents(whole)
+def test_of_two_sets_begun_at_once_one_is_refused(
+    toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, out = Pipeline(toy_bundle), tmp_path / "set"
+    first, second = (EvaluationSet.of(pipeline, [1], 1, seed, top_k=5) for seed in (0, 1))
+    first.claim(out)
+    settings = (out / SETTINGS).read_bytes()
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != SETTINGS and os.path.exists(path))  # looked too early
+    with pytest.raises(SettingsError, match="another set: seed: expected 1, found 0"):
+        second.claim(out)
+    first.claim(out)
+    assert (out / SETTINGS).read_bytes() == settings
 
 
 def test_two_runs_share_a_set(toy_bundle: Path, tmp_path: Path) -> None:
