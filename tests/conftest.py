@@ -18,6 +18,7 @@ DATA = Path(__file__).parent / "data"
 IMAGES = 32  # that INT8 fixtures are calibrated on
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the mark in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two processes share the suite: a file stays in one, and so does tests/cpp, which shares its builds."""
     for item in items:
