@@ -108,7 +108,7 @@ lint: $(INSTALLED) ## check style and types
 
 # Two processes with a thread each: most of the work is Python's, which uses one.
 test: lint ## check style and types, run the tests (no download, no GPU) [JOBS=2]
-	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n $(or $(JOBS),2) --dist loadgroup
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n $(or $(JOBS),2)
 
 test-full: lint ## the same with the full-size d16 checks: minutes and gigabytes
 	@$(PYTHON) -m pytest -q -m ''

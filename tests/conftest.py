@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +19,17 @@ DATA = Path(__file__).parent / "data"
 IMAGES = 32  # that INT8 fixtures are calibrated on
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the mark in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Two processes share the suite: a file stays in one, and so does tests/cpp, which shares its builds."""
-    for item in items:
-        place = item.path.relative_to(Path(__file__).parent)
-        item.add_marker(pytest.mark.xdist_group("cpp" if place.parts[0] == "cpp" else str(place)))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "tests/cpp" if file.startswith("tests/cpp/") else file
+
+    return ByFile(config, log)
 
 
 def _export(factory: pytest.TempPathFactory, name: str) -> Path:
