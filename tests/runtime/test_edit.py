@@ -292,15 +292,15 @@ def write_good(path: Path) -> None:
             write_text,
             ["--box", "0,0,1,1"],
             1,
-            "picture.png: cannot be read as a picture (no picture format); give a PNG",
+            "photo.png: cannot be read as a picture (no picture format); give a PNG",
         ),
-        (write_half, ["--box", "0,0,1,1"], 1, "picture.png: cannot be read as a picture"),
+        (write_half, ["--box", "0,0,1,1"], 1, "photo.png: cannot be read as a picture"),
         (write_small, ["--box", "0,0,1,1"], 1, "expected 8 or more pixels on each side, found 64 x 7"),
-        (lambda path: None, ["--box", "0,0,1,1"], 1, "picture.png: there is no such file"),
+        (lambda path: None, ["--box", "0,0,1,1"], 1, "photo.png: there is no such file"),
         (write_good, ["--box", "0,0,1"], 1, "box: expected four numbers such as 0.25,0.25,0.75,0.75, found '0,0,1'"),
         (write_good, ["--box", "0,0,1,2"], 1, "box: expected 0 <= y0 < y1 <= 1"),
         (write_good, ["--box", "0,0,0.01,1"], 1, "rounds to none of the 8 x 8 tokens"),
-        (write_good, ["--mask", FACE], 1, "neutral_face.png: expected 64 x 64 pixels like picture.png, found 128"),
+        (write_good, ["--mask", FACE], 1, "neutral_face.png: expected 64 x 64 pixels like photo.png, found 128"),
         (write_good, ["--box", "0,0,1,1", "--label", "30"], 1, "label: expected 0 to 29"),
         (write_good, ["--box", "0,0,1,1", "--label", "no such"], 1, "label 'no such': no class has this name"),
         (write_good, ["--box", "0,0,1,1", "--top-k", "5000"], 1, "top_k: expected 0 (all) to 2048"),
@@ -320,9 +320,9 @@ def test_mistakes(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write(Path("picture.png"))
+    write(Path("photo.png"))
     before = list(tmp_path.iterdir())
-    result = edit("--bundle", demo_bundle, "--image", "picture.png", *arguments)
+    result = edit("--bundle", demo_bundle, "--image", "photo.png", *arguments)
     assert result.exit_code == code
     assert message in result.output
     if code == 1:
