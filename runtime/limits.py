@@ -101,7 +101,8 @@ def model_fault(values: Mapping[str, object]) -> str | None:
     """What is wrong with the sizes of a model, such as "depth: expected 1 to 256, found 20000"; None if nothing is."""
     for name, allowed in MODEL.items():
         if name in values and values[name] not in allowed:
-            return f"{name}: expected {allowed}, found {shown(values[name])}"
+            listed = ", ".join(map(str, allowed)) if isinstance(allowed, tuple) else allowed
+            return f"{name}: expected {listed}, found {shown(values[name])}"
     for name, (length, each) in LISTS.items():
         entries = values.get(name)
         if not isinstance(entries, Sequence):

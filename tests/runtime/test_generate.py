@@ -13,6 +13,7 @@ from PIL import Image
 from runtime import Pipeline
 from runtime.generate import main
 from runtime.images import FRAME, LAST_FRAME, grid, write_animation
+from tests.runtime.toy import V
 
 
 def generate(*arguments: object) -> Result:
@@ -33,7 +34,7 @@ def test_the_default_top_k_fits_a_small_vocabulary(toy_bundle: Path, tmp_path: P
     out = tmp_path / "picture.png"
     result = generate("--bundle", toy_bundle, "--label", "1", "--out", out)
     assert result.exit_code == 0, result.output
-    expected = Pipeline(toy_bundle).generate(1, top_k=16).images[0]  # all 16 tokens of it
+    expected = Pipeline(toy_bundle).generate(1, top_k=V).images[0]  # all of it
     assert np.array_equal(np.asarray(Image.open(out)), expected)
     assert np.array_equal(Pipeline(toy_bundle).generate(1).images[0], expected)
 
