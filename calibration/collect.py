@@ -47,11 +47,11 @@ def collect(
     sites = all_sites(bundle, manifest)
     if path.exists():
         found = Calibration.load(path)
-        found.check_tensors(path, _shape(sites, len(manifest.scales)), {site.key: site.channels for site in sites})
         new = Calibration(fingerprint(manifest), settings)
         if not found.pictures and (found.bundle, found.settings) != (new.bundle, settings):
             found = new  # a run that failed before its first picture must not refuse this one
         found.check(path, bundle, manifest, settings)
+        found.check_tensors(path, _shape(sites, len(manifest.scales)), {site.key: site.channels for site in sites})
     else:
         found = Calibration(fingerprint(manifest), settings)
     done = {i for start, end in found.pictures for i in range(start, end)}
