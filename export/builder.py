@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from runtime.engine_record import Built
 from runtime.errors import VarEdgeError
 
 SERIOUS = ("ERROR", "INTERNAL_ERROR")  # severities of the builder's log
+# How the ONNX parser logs a node it cannot read: the graph's node number, then the node itself between two marks.
+NODE_NAME = re.compile(r"(?:^|\n)(?:Node name: |name: \")([^\n\"]+)")
+OF_NODE = re.compile(r"While parsing node number|--- (?:Begin|End) node ---")
+IN_SOURCE = re.compile(r"^\w+\.cpp:\d+: (?:ERROR: )?")
 Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
 Shapes = dict[str, tuple[int, ...]]
 
@@ -103,9 +108,12 @@ class Builder:
         return str(self._cache) if self._cache else None
 
     def _reason(self, error: Exception) -> str:
-        """One line: what the builder logged as errors, else what Polygraphy says."""
-        errors = [" ".join(text.split()) for severity, text in self.log.lines if severity in SERIOUS]
-        return "; ".join(dict.fromkeys(errors)) or " ".join(str(error).split())
+        """What the builder logged as errors, else what Polygraphy says; the node last, where no cut reaches it."""
+        errors = dict.fromkeys(text for severity, text in self.log.lines if severity in SERIOUS)
+        node = NODE_NAME.search("\n".join(errors))
+        said = [IN_SOURCE.sub("", text) for text in errors if not (node and OF_NODE.search(text))]
+        reason = "; ".join(said) or str(error)
+        return f"{reason} (node {node[1]!r})" if node else reason
 
 
 def _fixed(profile: Any, shapes: Shapes) -> Any:

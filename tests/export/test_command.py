@@ -200,4 +200,4 @@ def test_a_bundle_of_links_into_a_store(tmp_path: Path, tiny_bundle: Path) -> No
     drawn, expected = (Pipeline(place).generate(1, top_k=9) for place in (bundle, tiny_bundle))
     assert np.array_equal(drawn.images, expected.images)
     content = (bundle / "decoder.onnx").read_bytes()
-    Session(bundle, Manifest.load(bundle).graphs["decoder"], None, content=content)
+    Session(bundle, Manifest.load(bundle).graphs["decoder"], threads=1, content=content)
