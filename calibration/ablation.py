@@ -16,12 +16,12 @@ from calibration.record import Calibration, Settings
 from calibration.sensitivity import measure, within_budget
 from calibration.sites import Site, all_sites
 from calibration.target import TARGETS, Target
-from export.fidelity import Fidelity, Teacher
+from export.verify.fidelity import Fidelity, Teacher
 from runtime import limits
+from runtime.bundle.manifest import Manifest
 from runtime.cli import FILE, Number, command, progress_bar, reports_errors
-from runtime.files import scratch_directory
-from runtime.manifest import Manifest
-from runtime.outputs import INT8_BUNDLE, check_directory
+from runtime.files.atomic import scratch_directory
+from runtime.files.outputs import INT8_BUNDLE, check_directory
 from runtime.pipeline import Pipeline
 
 

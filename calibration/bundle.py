@@ -20,14 +20,14 @@ from calibration.ranges import METHODS, CalibrationError, Histogram
 from calibration.record import Calibration
 from calibration.sites import GRAPHS, Site, find_sites, open_graph
 from calibration.target import SCALES, ZERO_POINTS, Activation, Target
+from export.graphs.mixed_precision import to_fp16
+from export.graphs.signature import Signature
+from export.graphs.weights import STORED, Entry
+from export.graphs.write import Head, Progress, write_bundle
 from export.kept import Warn, new_bundle
-from export.mixed_precision import to_fp16
-from export.signature import Signature
-from export.weights import STORED, Entry
-from export.write import Head, Progress, write_bundle
-from runtime.manifest import Manifest, Provenance
-from runtime.outputs import INT8_BUNDLE, check_directory
-from runtime.weight_file import open_weights
+from runtime.bundle.manifest import Manifest, Provenance
+from runtime.bundle.weight_file import open_weights
+from runtime.files.outputs import INT8_BUNDLE, check_directory
 
 ONE_SIDED = 0.75  # share of a symmetric range below which a zero point is worth its arithmetic
 

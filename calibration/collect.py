@@ -11,12 +11,12 @@ from calibration.ranges import CalibrationError, Histogram
 from calibration.record import Calibration, Settings, fingerprint
 from calibration.sites import Site, all_sites, modulated_by
 from calibration.smooth import smoothing_vector
-from export.observe import ObservingBackend
+from export.verify.observe import ObservingBackend
 from runtime import limits
+from runtime.bundle.manifest import Manifest
+from runtime.bundle.weight_file import open_weights
 from runtime.errors import SettingsError
-from runtime.manifest import Manifest
 from runtime.pipeline import Pipeline
-from runtime.weight_file import open_weights
 
 SMOOTHING_PICTURES = 8  # their channels' extremes decide the smoothing: the same for all parts of a shared run
 FEWEST = 8  # pictures that make a range rather than chance

@@ -15,9 +15,9 @@ from calibration.sensitivity import Sensitivity, heat_map, measure, table, withi
 from calibration.sites import Site, all_sites
 from calibration.target import TARGETS
 from export.kept import Warn
-from runtime.manifest import Manifest
-from runtime.outputs import INT8_BUNDLE, check_directory, check_target
-from runtime.unfinished import exclusive
+from runtime.bundle.manifest import Manifest
+from runtime.files.outputs import INT8_BUNDLE, check_directory, check_target
+from runtime.files.unfinished import exclusive
 
 DEFAULTS = Settings()
 REPORT, HEAT_MAP = "report.md", "sensitivity.png"

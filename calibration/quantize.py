@@ -11,9 +11,9 @@ from calibration.plan import DIGITS, FLOAT, INT8, Plan
 from calibration.product import Product
 from calibration.sites import Site, modulated_by
 from calibration.target import FLOAT32, SCALES, UNSIGNED, ZERO_POINTS, Activation, Target, step_input
-from export.signature import Signature
-from export.weights import STORED, Entry
-from runtime.manifest import Tensor, smoothing_tensor
+from export.graphs.signature import Signature
+from export.graphs.weights import STORED, Entry
+from runtime.bundle.manifest import Tensor, smoothing_tensor
 
 Compute = Callable[[], np.ndarray]
 

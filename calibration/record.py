@@ -13,9 +13,9 @@ import numpy as np
 
 from calibration.ranges import BINS, CalibrationError, Histogram
 from runtime import limits
-from runtime.files import whole_file
-from runtime.manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
-from runtime.strict import load, parse
+from runtime.bundle.manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
+from runtime.bundle.schema import load, parse
+from runtime.files.atomic import whole_file
 
 SCHEMA_VERSION = 1
 FILE_NAME = "calibration.json"

@@ -18,17 +18,17 @@ from calibration.quantize import Quantizer
 from calibration.record import Calibration
 from calibration.sites import Site, all_sites, open_graph
 from calibration.target import TARGETS
-from export.fidelity import BATCH, Teacher, Turn, psnr
-from export.signature import Signature
+from export.graphs.signature import Signature
+from export.verify.fidelity import BATCH, Teacher, Turn, psnr
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.ort_session import Session
 from runtime.backends.wiring import ScaleConstants
+from runtime.bundle.manifest import Graph, Manifest
+from runtime.bundle.schema import load
+from runtime.bundle.weight_file import open_weights
 from runtime.errors import BundleError
-from runtime.files import whole_file
-from runtime.manifest import Graph, Manifest
+from runtime.files.atomic import whole_file
 from runtime.pipeline import Pipeline
-from runtime.strict import load
-from runtime.weight_file import open_weights
 
 SCHEMA_VERSION = 1
 FILE_NAME = "sensitivity.json"

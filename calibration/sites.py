@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from export.simulate import typed
-from runtime.manifest import Manifest
+from export.graphs.simulate import typed
+from runtime.bundle.manifest import Manifest
 
 GRAPHS = ("condition", "transformer", "decoder")  # the bridge's few products decide tokens; the encoder draws nothing
 MODULATED = re.compile(r"transformer: (?:blocks\.(\d+)\.(?:attn\.(mat_qkv)|ffn\.(fc1))|(head))")

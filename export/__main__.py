@@ -8,8 +8,8 @@ import click
 
 from runtime import limits
 from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
+from runtime.files.outputs import EXPORTED, check_directory
 from runtime.optional import require
-from runtime.outputs import EXPORTED, check_directory
 
 CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # endings of files that --model reads a recipe off
 
@@ -49,7 +49,7 @@ def main(
     if read_off and (var_checkpoint or random_weights is not None):
         raise click.UsageError("--model: a checkpoint is the transformer's weights already; give no others.")
     if read_off and out is None:
-        from export.recipe_text import recipe_text
+        from export.checkpoint.recipe_text import recipe_text
 
         click.echo(recipe_text(Path(model), vae_checkpoint), nl=False)
         return
@@ -60,11 +60,11 @@ def main(
     check_directory(out, EXPORTED)  # before a download
 
     from export.bundle import export_bundle
-    from export.checkpoint import checkpoint_weights, formula_weights
-    from export.recipe import Recipe
+    from export.checkpoint.recipe import Recipe
+    from export.checkpoint.weights import checkpoint_weights, formula_weights
 
     if read_off:
-        from export.recipe_text import recipe_of, recipe_text
+        from export.checkpoint.recipe_text import recipe_of, recipe_text
 
         var_checkpoint = Path(model)
         recipe = recipe_of(var_checkpoint, vae_checkpoint)

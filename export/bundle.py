@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from export.checkpoint import Weights, empty_models
-from export.fold import Expression, fold
-from export.graphs import all_graphs
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import Weights, empty_models
+from export.graphs.definitions import all_graphs
+from export.graphs.fold import Expression, fold
+from export.graphs.mixed_precision import to_fp16
+from export.graphs.signature import Signature
+from export.graphs.trace import trace
+from export.graphs.weights import STORED, Entry
+from export.graphs.write import Head, Progress, write_bundle
 from export.kept import Warn, new_bundle
-from export.mixed_precision import to_fp16
 from export.model.quantizer import area_matrix, bicubic_matrix, phi_indices
-from export.recipe import Recipe
 from export.room import check_room
-from export.signature import Signature
-from export.trace import trace
-from export.weights import STORED, Entry
-from export.write import Head, Progress, write_bundle
-from runtime import manifest
-from runtime.outputs import EXPORTED
+from runtime.bundle import manifest
+from runtime.files.outputs import EXPORTED
 
 PRECISIONS = ("fp32", "fp16")
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runtime.engine_record import FOLDER, EngineRecord
+from runtime.bundle.engine_record import FOLDER, EngineRecord
+from runtime.bundle.manifest import Manifest
 from runtime.errors import BundleError
-from runtime.files import whole_directory
-from runtime.manifest import Manifest
-from runtime.outputs import Kind, record
+from runtime.files.atomic import whole_directory
+from runtime.files.outputs import Kind, record
 
 Warn = Callable[[str], None]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from export.checkpoint import empty_models
-from export.recipe import Recipe
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import empty_models
 from runtime.errors import SettingsError
 from runtime.memory import MEMINFO, available_memory
 

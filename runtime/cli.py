@@ -19,9 +19,9 @@ import click
 
 from . import limits
 from .errors import VarEdgeError, one_line
+from .files.unfinished import remove_unfinished
 from .limits import Range, shown
 from .optional import advice
-from .unfinished import remove_unfinished
 
 if TYPE_CHECKING:
     from rich.progress import Progress

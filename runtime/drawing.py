@@ -14,7 +14,7 @@ from . import limits
 from .backends import BACKENDS
 from .cli import FILE, Number
 from .errors import SettingsError
-from .outputs import PREVIEW, check_apart, check_folder, check_target, followed, previews
+from .files.outputs import PREVIEW, check_apart, check_folder, check_target, followed, previews
 from .sampling import BATCH, Sampling
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ class Files:
         """Writes all of them; `sheet` (H, W, 3) uint8 is the picture `out`."""
         import numpy as np
 
+        from .dump import write_trace
         from .images import grid, write_animation, write_png
-        from .trace import write_trace
 
         previews = [grid(np.concatenate(turns)) for turns in watch.previews.values()]
         if self.preview_dir:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .classes import NO_CLASS
+from .bundle.classes import NO_CLASS
 from .cli import FILE, command, progress_bar, reports_errors
 from .drawing import Files, drawing_options, engine_options, file_options
 from .errors import SettingsError
@@ -51,10 +51,10 @@ def main(
 
     import numpy as np
 
-    from .classes import ClassNames
+    from .bundle.classes import ClassNames
+    from .bundle.manifest import Manifest
     from .editing import greyed, kept_cells
     from .images import grid, read_mask, read_picture
-    from .manifest import Manifest
     from .pipeline import Pipeline
 
     files.check(*filter(None, (bundle, image, mask)))

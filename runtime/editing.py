@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .bundle.manifest import Model
 from .errors import SettingsError
-from .manifest import Model
 
 MODES = ("inpaint", "outpaint")
 Box = tuple[float, float, float, float]  # y0, x0, y1, x1: shares of the picture's height and width

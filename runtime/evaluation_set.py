@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from . import limits
+from .bundle.manifest import Manifest
+from .bundle.schema import load
 from .errors import SettingsError
-from .files import whole_file
+from .files.atomic import whole_file
+from .files.outputs import SET, check_folder
 from .images import open_picture, write_png
 from .limits import shown
-from .manifest import Manifest
-from .outputs import SET, check_folder
 from .pipeline import Pipeline, ScaleView
 from .sampling import BATCH, EVALUATION, Sampling
-from .strict import load
 
 SCHEMA_VERSION = 2  # 1: samples.npz class by class, `backend` a text for people
 SETTINGS, SAMPLES = "settings.json", "samples.npz"

@@ -34,9 +34,9 @@ def main(
     **settings: Any,
 ) -> None:
     """Draw one picture for each label. Several pictures become a grid in one PNG."""
-    from .classes import ClassNames
+    from .bundle.classes import ClassNames
+    from .bundle.manifest import Manifest
     from .images import grid
-    from .manifest import Manifest
     from .pipeline import Pipeline
 
     if list_classes:

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from . import limits
-from .bounded import open_file
 from .errors import SettingsError
-from .files import whole_file
-from .outputs import check_target
+from .files.atomic import whole_file
+from .files.bounded import open_file
+from .files.outputs import check_target
 from .pixels import full_scale, on_paper
 
 GAP = 4  # pixels between two pictures of a grid

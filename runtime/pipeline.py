@@ -16,11 +16,11 @@ import numpy as np
 from . import limits
 from .backends import create
 from .backends.base import Backend, OnStage
-from .classes import NO_CLASS, ClassNames
+from .bundle.classes import NO_CLASS, ClassNames
+from .bundle.manifest import Manifest
 from .editing import Box, keep_masks, kept_cells
 from .errors import NumericError, SettingsError
 from .limits import shown
-from .manifest import Manifest
 from .sampling import BATCH, Sampling
 from .uniforms import check_seed, gumbel_noise, uniforms
 

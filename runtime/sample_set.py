@@ -12,8 +12,8 @@ import click
 from . import limits
 from .cli import FILE, Number, command, progress_bar, reports_errors
 from .drawing import engine_options, sampling_options
+from .files.outputs import SET, check_folder
 from .limits import shown
-from .outputs import SET, check_folder
 from .sampling import BATCH, EVALUATION
 
 

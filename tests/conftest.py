@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-import runtime.ort  # noqa: F401  before any import of onnxruntime: its telemetry is off
+import runtime.backends.ort  # noqa: F401  before any import of onnxruntime: its telemetry is off
 from calibration.collect import collect
 from calibration.make import Request, make_int8
 from calibration.record import Calibration, Settings
 from export.bundle import export_bundle
-from export.checkpoint import checkpoint_weights, formula_weights
-from export.recipe import Recipe
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import checkpoint_weights, formula_weights
 
 DATA = Path(__file__).parent / "data"
 IMAGES = 32  # that INT8 fixtures are calibrated on

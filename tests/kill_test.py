@@ -26,10 +26,10 @@ from PIL import Image
 
 from calibration.record import Calibration
 from export.bundle import export_bundle
-from export.checkpoint import formula_weights
-from export.recipe import Recipe
-from runtime.engine_record import EngineRecord
-from runtime.manifest import Manifest
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import formula_weights
+from runtime.bundle.engine_record import EngineRecord
+from runtime.bundle.manifest import Manifest
 
 TINY = Path(__file__).parent / "data" / "tiny.toml"
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)

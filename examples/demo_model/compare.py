@@ -15,7 +15,7 @@ import torch
 from examples.demo_model.classes import CLASSES
 from examples.demo_model.classifier import EmojiClassifier, load_classifier
 from examples.demo_model.evaluate import as_pictures
-from export.fidelity import Teacher
+from export.verify.fidelity import Teacher
 from runtime.images import grid, write_png
 from runtime.pipeline import Pipeline
 

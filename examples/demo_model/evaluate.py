@@ -16,9 +16,9 @@ from examples.demo_model.classes import CLASSES
 from examples.demo_model.classifier import EmojiClassifier, load_classifier, predict
 from examples.demo_model.data import EmojiSet, load_emoji, plain, split
 from examples.demo_model.train import RECIPE
-from export.checkpoint import checkpoint_weights, load_models
-from export.recipe import Recipe
-from export.reference import generate
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import checkpoint_weights, load_models
+from export.model.reference import generate
 from export.verify.draws import Parting
 from runtime.images import grid, write_png
 from runtime.pipeline import Pipeline

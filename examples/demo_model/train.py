@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import runtime
 from examples.demo_model.classes import CLASSES
 from examples.demo_model.data import BUILD, EmojiSet, augment, load_emoji, plain, split
 from examples.demo_model.decoder_stage import DecoderStage
@@ -27,12 +26,13 @@ from examples.demo_model.loop import Batch, Budget, Settings, train
 from examples.demo_model.sampling import Sampler
 from examples.demo_model.var_stage import VARStage, teacher_features
 from examples.demo_model.vqvae_stage import VQVAEStage
+from export.checkpoint.recipe import RECIPES, Recipe
 from export.model.vqvae import VQVAE
-from export.recipe import RECIPES, Recipe
+from runtime.bundle.classes import CLASS_LISTS
 
 RECIPE = "var_demo"
 WEIGHTS = RECIPES / "demo"  # part of the package: --model var_demo works wherever it is installed
-CLASS_FILE = Path(runtime.__file__).parent / "classes/emoji.txt"
+CLASS_FILE = CLASS_LISTS / "emoji.txt"
 
 PictureStage = TypeVar("PictureStage", VQVAEStage, DecoderStage)
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from examples.demo_model.device import autocast
 from examples.demo_model.loop import Stage
+from export.checkpoint.recipe import Recipe
 from export.model.quantizer import Quantizer
 from export.model.transformer import VAR
-from export.recipe import Recipe
 
 _LABEL_DROPOUT = 0.1  # these learn the unconditional half of guidance
 _INPUT_DROPOUT = 0.1

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from examples.demo_model.device import autocast
 from examples.demo_model.loop import Stage
+from export.checkpoint.recipe import Recipe
 from export.model.quantizer import Quantizer, area_matrix, resize
 from export.model.vqvae import VQVAE
-from export.recipe import Recipe
 
 _COMMITMENT = 0.25
 _EDGE_WEIGHT = 0.5

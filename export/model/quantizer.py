@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.recipe import Recipe
+from export.checkpoint.recipe import Recipe
 
 
 def phi_indices(scale_count: int, phi_count: int) -> list[int]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.recipe import Recipe
+from export.checkpoint.recipe import Recipe
 
 MAX_LOG_SCALE = math.log(100)  # ceiling of the learnt attention temperature, with attn_l2_norm
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.checkpoint.recipe import Recipe
 from export.model.quantizer import Quantizer
-from export.recipe import Recipe
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

@@ -9,7 +9,7 @@ import click
 
 from runtime import limits
 from runtime.cli import FILE, Number, command, progress_bar, reports_errors
-from runtime.outputs import REPORT, check_directory
+from runtime.files.outputs import REPORT, check_directory
 
 
 @command()

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from export.simulate import WITH_FP16, simulate
+from export.graphs.simulate import WITH_FP16, simulate
 from export.verify.tolerances import LIMITS, kind
-from runtime import engine_record
 from runtime.backends.cuda import gpu
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.ort_session import Session
+from runtime.bundle import engine_record
+from runtime.bundle.manifest import FILE_NAME, Manifest, smoothing_tensor
+from runtime.bundle.weight_file import open_weights
 from runtime.errors import BundleError, SettingsError
-from runtime.files import scratch_directory
-from runtime.manifest import FILE_NAME, Manifest, smoothing_tensor
+from runtime.files.atomic import scratch_directory
 from runtime.pipeline import Pipeline
 from runtime.sampling import Sampling
-from runtime.weight_file import open_weights
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-cpu")  # directories that make onnx and make calibrate write
 

@@ -17,15 +17,15 @@ import onnx
 
 from export.verify.check import SMOOTH, STATIC_STEP, Row
 from export.verify.metrics import Difference
+from export.verify.recording import Trace, generate
 from export.verify.tolerances import INSIDE, kind
-from export.verify.trace import Trace, generate
 from runtime.backends.arrays import Array
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.backends.ort import onnxruntime as ort
 from runtime.backends.ort_session import WEIGHTS_FOLDER, Session
 from runtime.backends.wiring import SMOOTH_BRIDGE
+from runtime.bundle.manifest import REQUIRED_GRAPHS, Manifest
 from runtime.errors import SettingsError
-from runtime.manifest import REQUIRED_GRAPHS, Manifest
-from runtime.ort import onnxruntime as ort
 from runtime.pipeline import Pipeline, ScaleView
 from runtime.processors import usable_cpus
 from runtime.sampling import Sampling

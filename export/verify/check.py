@@ -11,8 +11,8 @@ import numpy as np
 from export.verify.artifacts import StaticSteps
 from export.verify.draws import Parting, allowed
 from export.verify.metrics import Difference, LogitDifference, PictureDifference, Share
+from export.verify.recording import Progress, Reference, Trace, Turn, generate, outputs, smoothly, started
 from export.verify.tolerances import limits, misses
-from export.verify.trace import Progress, Reference, Trace, Turn, generate, outputs, smoothly, started
 from runtime.backends.wiring import SMOOTH_BRIDGE
 from runtime.pipeline import Maps, Pipeline, ScaleView, turns
 from runtime.sampling import Sampling

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from export.fidelity import ScaleFidelity, psnr
+from export.verify.fidelity import ScaleFidelity, psnr
 
 WINDOW, SIGMA = 11, 1.5  # of SSIM, pixels
 CANDIDATES = 5  # of top-5 agreement

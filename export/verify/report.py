@@ -18,10 +18,10 @@ import numpy as np
 from export.verify.artifacts import Artifact
 from export.verify.bisect import Finding
 from export.verify.check import Row
+from export.verify.recording import Reference
 from export.verify.tolerances import LIMITS
-from export.verify.trace import Reference
-from runtime.files import whole_directory
-from runtime.outputs import REPORT
+from runtime.files.atomic import whole_directory
+from runtime.files.outputs import REPORT
 
 JSON, HTML = "report.json", "report.html"
 COLUMNS = ("max", "mean", "relative", "cosine", "top1", "top5", "kl", "tokens", "drawn", "explained", "psnr", "ssim")

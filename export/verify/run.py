@@ -22,12 +22,12 @@ from export.verify.check import (
     mix,
     rows,
 )
+from export.verify.recording import Drawn, Progress, Reference, Settings, Trace, prepare
 from export.verify.report import Entry, Report
-from export.verify.trace import Drawn, Progress, Reference, Settings, Trace, prepare
 from runtime.backends.wiring import SMOOTH_BRIDGE
+from runtime.bundle.manifest import Manifest
 from runtime.errors import BundleError, SettingsError
-from runtime.files import scratch_directory
-from runtime.manifest import Manifest
+from runtime.files.atomic import scratch_directory
 from runtime.pipeline import Pipeline
 
 Checkpoints = tuple[Path | None, Path | None]
@@ -70,9 +70,9 @@ def verify(
 def _pytorch_reference(
     first: Artifact, checkpoints: Checkpoints, pictures: int, smooth: bool, progress: Progress
 ) -> Reference:
-    from export.checkpoint import load_models
-    from export.provenance import recipe_of, weights_of
-    from export.reference import PyTorchBackend, generate
+    from export.checkpoint.provenance import recipe_of, weights_of
+    from export.checkpoint.weights import load_models
+    from export.model.reference import PyTorchBackend, generate
 
     assert first.manifest
     progress("loading PyTorch's model", 0, 1)
@@ -150,7 +150,7 @@ def _sound(
         yield against
         return
     from export.bundle import export_bundle
-    from export.provenance import recipe_of, weights_of
+    from export.checkpoint.provenance import recipe_of, weights_of
 
     manifests = [artifact.manifest for artifact in artifacts if artifact.manifest]
     smooth = any(SMOOTH_BRIDGE in manifest.graphs for manifest in manifests)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import engine_record, limits
+from .. import limits
+from ..bundle import engine_record
+from ..bundle.manifest import Manifest
 from ..errors import BundleError, SettingsError
 from ..limits import shown
-from ..manifest import Manifest
 
 if TYPE_CHECKING:
     from .base import Backend

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..bundle.manifest import REQUIRED_GRAPHS, Manifest
 from ..errors import BundleError
-from ..manifest import REQUIRED_GRAPHS, Manifest
 from ..processors import usable_cpus
 from .arrays import Arrays, DeviceArrays, HostArrays
 from .base import OnStage

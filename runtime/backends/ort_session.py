@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..bundle.manifest import WEIGHTS, Graph
+from ..bundle.weight_file import mapped_weights
 from ..errors import BundleError, SettingsError, VarEdgeError
-from ..manifest import WEIGHTS, Graph
-from ..ort import onnxruntime as ort
-from ..weight_file import mapped_weights
 from .arrays import Array, DeviceArray
+from .ort import onnxruntime as ort
 
 ORT_TYPES = {
     "tensor(float)": "float32",

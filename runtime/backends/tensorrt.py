@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import engine_record
-from ..engine_record import EngineRecord
+from ..bundle import engine_record
+from ..bundle.engine_record import EngineRecord
+from ..bundle.manifest import REQUIRED_GRAPHS, Manifest
 from ..errors import BundleError, SettingsError
-from ..manifest import REQUIRED_GRAPHS, Manifest
 from .arrays import DeviceArray, DeviceArrays
 from .base import OnStage
 from .cuda import Cuda, Gpu

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..bounded import open_file
-from ..engine_record import Engine
+from ..bundle.engine_record import Engine
+from ..bundle.manifest import Graph
 from ..errors import BundleError, SettingsError, VarEdgeError
-from ..manifest import Graph
+from ..files.bounded import open_file
 from ..optional import INSTALL
 from .arrays import DeviceArray
 

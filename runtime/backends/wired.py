@@ -7,8 +7,8 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from ..bundle.manifest import Manifest
 from ..errors import BundleError
-from ..manifest import Manifest
 from ..sampling import Sampling
 from .arrays import Arrays
 from .base import OnStage, Outputs

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..engine_record import scale_sizes
+from ..bundle.engine_record import scale_sizes
+from ..bundle.manifest import WEIGHTS, Manifest
+from ..bundle.weight_file import open_weights
 from ..errors import BundleError
-from ..manifest import WEIGHTS, Manifest
 from ..sampling import Sampling
-from ..weight_file import open_weights
 from .arrays import Array, Arrays
 
 SMOOTH_BRIDGE = "bridge_smooth"

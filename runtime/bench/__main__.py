@@ -9,10 +9,10 @@ import click
 
 from .. import limits
 from ..backends import BACKENDS
+from ..bundle.manifest import Manifest
 from ..cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
 from ..drawing import sampling_options
-from ..manifest import Manifest
-from ..outputs import check_apart, check_target
+from ..files.outputs import check_apart, check_target
 from ..sampling import Sampling
 
 
@@ -50,8 +50,8 @@ def main(
     if (var_checkpoint or vae_checkpoint) and not options["compare"]:
         raise click.UsageError("--var-checkpoint and --vae-checkpoint need --compare.")
 
-    from ..jetson import Jetson
     from .benchmark import benchmark, check_libraries
+    from .jetson import Jetson
     from .plot import write_plot
     from .report import Settings, write_json
     from .tables import print_report

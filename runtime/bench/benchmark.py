@@ -6,17 +6,20 @@ import shlex
 import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
+from importlib.metadata import entry_points
 from itertools import count
 from pathlib import Path
+from typing import cast
 
-from ..jetson import Jetson
-from ..manifest import WEIGHTS, Manifest, Model
+from ..bundle.manifest import WEIGHTS, Manifest, Model
+from ..bundle.weight_file import loaded_weights
+from ..errors import SettingsError
 from ..optional import require
 from ..pipeline import Pipeline
 from ..processors import usable_cpus
-from ..weight_file import loaded_weights
 from .compare import Draw
 from .gemm import gemm_rate
+from .jetson import Jetson
 from .machine import machine
 from .measure import load, measure_batch, memory_while_drawing
 from .report import SCHEMA_VERSION, BundleFacts, Floor, JetsonFacts, Report, Settings
@@ -85,10 +88,16 @@ def _rivals(
         from .cpp import cpp_rival
 
         return cpp_rival(bundle, pipeline.manifest, label, settings, threads), {}
-    from .pytorch import pytorch_rivals
-
     progress("loading PyTorch", 0, 1)
-    return pytorch_rivals(pipeline.manifest, label, settings, threads, checkpoints)
+    return _plugin(settings.compare)(pipeline.manifest, label, settings, threads, checkpoints)
+
+
+def _plugin(name: str) -> Callable[..., tuple[dict[str, Draw], dict[str, str]]]:
+    """What a package above this one offers to compare with, under `var_edge.rivals` of the installed project."""
+    found = [entry for entry in entry_points(group="var_edge.rivals") if entry.name == name]
+    if not found:
+        raise SettingsError(f"--compare {name}: this installation does not know it; run make setup")
+    return cast(Callable[..., tuple[dict[str, Draw], dict[str, str]]], found[0].load())
 
 
 def _bundle_facts(bundle: Path, manifest: Manifest) -> BundleFacts:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..bundle.manifest import Manifest
 from ..errors import SettingsError, VarEdgeError
-from ..manifest import Manifest
 from ..pipeline import Maps
 from .compare import Draw
 from .report import Settings

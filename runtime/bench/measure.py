@@ -11,11 +11,11 @@ from pathlib import Path
 from statistics import median
 
 from ..backends.base import OnStage
-from ..jetson import Jetson, PowerMeter
-from ..manifest import Manifest
+from ..bundle.manifest import Manifest
 from ..memory import Memory, memory
 from ..pipeline import Maps, Pipeline
 from .compare import Draw, RivalRuns
+from .jetson import Jetson, PowerMeter
 from .other_work import OtherWork
 from .report import BatchTimes, Energy, Load, Settings, StageTime
 from .summary import Summary

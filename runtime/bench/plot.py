@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..files import whole_file
+from ..files.atomic import whole_file
 from .report import BatchTimes, Report
 from .tables import seconds
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import whole_file
-from ..jetson import State
+from ..files.atomic import whole_file
 from ..memory import Memory
+from .jetson import State
 from .machine import Machine
 from .summary import Ratio, Summary
 

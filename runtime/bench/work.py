@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..manifest import Model
+from ..bundle.manifest import Model
 
 
 def transformer_flop(model: Model) -> int:

@@ -13,8 +13,8 @@ import pytest
 from calibration.collect import FEWEST, collect
 from calibration.ranges import CalibrationError
 from calibration.record import Calibration, Settings
+from runtime.bundle.manifest import Manifest
 from runtime.errors import BundleError, SettingsError
-from runtime.manifest import Manifest
 from runtime.pipeline import Pipeline
 
 QUICK = Settings(seed=3)

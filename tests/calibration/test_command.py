@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.manifest import Manifest
+from runtime.bundle.manifest import Manifest
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

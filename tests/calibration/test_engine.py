@@ -10,11 +10,11 @@ import pytest
 
 from calibration.plan import DIGITS, INT8, default_plan
 from calibration.sites import all_sites
-from export.builder import Options, load_tensorrt
-from export.engine import build_engines, target
-from runtime.engine_record import EngineRecord
+from export.engine.build import build_engines, target
+from export.engine.builder import Options, load_tensorrt
+from runtime.bundle.engine_record import EngineRecord
+from runtime.bundle.manifest import Manifest
 from runtime.errors import SettingsError
-from runtime.manifest import Manifest
 
 pytest.importorskip(
     "tensorrt_rtx", reason="TensorRT for RTX has no package for this machine: pip install tensorrt-rtx-cu13"

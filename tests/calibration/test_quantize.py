@@ -21,9 +21,9 @@ from calibration.ranges import CalibrationError, Histogram
 from calibration.record import Calibration
 from calibration.sites import GRAPHS, all_sites, find_sites, open_graph
 from calibration.target import TARGETS
-from export.fidelity import Fidelity, Teacher
-from export.simulate import simulate
-from runtime.manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
+from export.graphs.simulate import simulate
+from export.verify.fidelity import Fidelity, Teacher
+from runtime.bundle.manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
 from runtime.pipeline import Pipeline
 
 

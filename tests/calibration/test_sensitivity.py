@@ -13,9 +13,9 @@ from calibration.plan import DIGITS, FLOAT, INT8, default_plan
 from calibration.record import Calibration
 from calibration.sensitivity import ALL_DIGITS, Layer, Sensitivity, measure, within_budget
 from calibration.sites import Site, all_sites
-from export.fidelity import compare
+from export.verify.fidelity import compare
+from runtime.bundle.manifest import Manifest
 from runtime.errors import BundleError
-from runtime.manifest import Manifest
 from runtime.pipeline import Pipeline
 
 BUDGET = 0.011

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime import engine_record
-from runtime.manifest import FILE_NAME, WEIGHTS
+from runtime.bundle import engine_record
+from runtime.bundle.manifest import FILE_NAME, WEIGHTS
 
 CLASSES = "classes.txt"
 RECORD = {

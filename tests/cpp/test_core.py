@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from runtime.manifest import FILE_NAME, WEIGHTS, File
+from runtime.bundle.manifest import FILE_NAME, WEIGHTS, File
 from tests.cpp.conftest import SOURCE, require, run
 from tests.runtime.test_processors import QUOTAS, write_quota
 from tests.runtime.toy import write_bundle

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime.classes import ClassNames
-from runtime.engine_record import FILE_NAME, EngineRecord
+from runtime.bundle.classes import ClassNames
+from runtime.bundle.engine_record import FILE_NAME, EngineRecord
+from runtime.bundle.manifest import WEIGHTS, Manifest
+from runtime.bundle.weight_file import read_header
 from runtime.errors import BundleError
-from runtime.manifest import WEIGHTS, Manifest
-from runtime.weight_file import read_header
 from tests.cpp.conftest import Configure
 from tests.cpp.hostile import CASES
 from tests.runtime.toy import write_bundle

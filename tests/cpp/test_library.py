@@ -111,7 +111,7 @@ def damage_header(bundle: Path) -> None:
     """The weight file's header claims more than there is; its hash is mended, so that only the parser can tell."""
     from dataclasses import asdict
 
-    from runtime.manifest import File
+    from runtime.bundle.manifest import File
 
     path = bundle / "weights.safetensors"
     data = bytearray(path.read_bytes())

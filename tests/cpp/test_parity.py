@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from export.bundle import export_bundle
-from export.checkpoint import checkpoint_weights, formula_weights
-from export.recipe import Recipe
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import checkpoint_weights, formula_weights
 from runtime.pipeline import Pipeline
 from tests.conftest import DATA
 from tests.cpp.conftest import DEPENDENCIES, Configure, require, run

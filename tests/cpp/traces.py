@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.manifest import Manifest
+from runtime.bundle.manifest import Manifest
 from runtime.pipeline import Pipeline
 
 

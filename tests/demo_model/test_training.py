@@ -20,7 +20,7 @@ from examples.demo_model.sampling import Sampler  # noqa: E402
 from examples.demo_model.train import tokenise, train_decoder, train_var, train_vqvae  # noqa: E402
 from examples.demo_model.var_stage import VARStage  # noqa: E402
 from examples.demo_model.vqvae_stage import VQVAEStage, quantise  # noqa: E402
-from export.recipe import Recipe  # noqa: E402
+from export.checkpoint.recipe import Recipe  # noqa: E402
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from export.reference import Generation
+from export.model.reference import Generation
 from export.verify.draws import Parting
 from export.verify.tolerances import LIMITS
 from runtime.pipeline import Pipeline, Result

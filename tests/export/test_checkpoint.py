@@ -17,7 +17,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from export.checkpoint import (
+from export.checkpoint.file import read_checkpoint
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.recipe_text import recipe_of, recipe_text
+from export.checkpoint.weights import (
     HOME,
     CheckpointError,
     checkpoint_weights,
@@ -25,9 +28,6 @@ from export.checkpoint import (
     formula_weights,
     load_models,
 )
-from export.checkpoint_file import read_checkpoint
-from export.recipe import Recipe
-from export.recipe_text import recipe_of, recipe_text
 from runtime.errors import VarEdgeError
 from tests.conftest import DATA
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from export.bundle import export_bundle
-from export.checkpoint import formula_weights
-from export.recipe import Recipe
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import formula_weights
 from export.room import check_room
 from runtime import Pipeline
 from runtime.backends.ort_session import Session
+from runtime.bundle.manifest import Manifest
 from runtime.errors import SettingsError
-from runtime.manifest import Manifest
 from tests.conftest import DATA
 
 TINY = ["--model", str(DATA / "tiny.toml"), "--random-weights", "0"]
@@ -112,7 +112,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_nan_in_a_checkpoint_leaves_nothing(tmp_path: Path) -> None:
-    from export.checkpoint import CheckpointError, Weights
+    from export.checkpoint.weights import CheckpointError, Weights
 
     recipe = Recipe.load(str(DATA / "tiny.toml"))
     good = formula_weights(recipe, 0)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from export.checkpoint import HOME, CheckpointError
-from export.download import download
+from export.checkpoint.download import download
+from export.checkpoint.weights import HOME, CheckpointError
 
 CONTENT = bytes(range(256)) * 64
 COMMIT = "0" * 39 + "1"

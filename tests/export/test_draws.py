@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from export.model import sampler
-from export.reference import draw, probabilities
+from export.model.reference import draw, probabilities
 from export.verify.draws import BLOCK, Parting, allowed
 from export.verify.tolerances import misses
 from runtime.pipeline import Pipeline

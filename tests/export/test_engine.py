@@ -13,12 +13,12 @@ from typing import Any
 import onnx
 import pytest
 
-from export.builder import Builder, BuildError, Options, load_tensorrt
-from export.engine import build_engines, check_memory, target
-from export.layers import counted, int8_products
+from export.engine.build import build_engines, check_memory, target
+from export.engine.build_log import counted, int8_products
+from export.engine.builder import Builder, BuildError, Options, load_tensorrt
 from runtime import BundleError, SettingsError
-from runtime.engine_record import EngineRecord
-from runtime.manifest import File, Manifest
+from runtime.bundle.engine_record import EngineRecord
+from runtime.bundle.manifest import File, Manifest
 
 trt = pytest.importorskip(
     "tensorrt_rtx", reason="TensorRT for RTX has no package for this machine: pip install tensorrt-rtx-cu13"
@@ -137,7 +137,7 @@ def test_engines_are_not_built_from_engines(built: tuple[Path, Path]) -> None:
 
 
 def test_memory_is_checked_before_the_work(fp16_demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.engine.available_memory", lambda: 100_000_000)
+    monkeypatch.setattr("export.engine.build.available_memory", lambda: 100_000_000)
     with pytest.raises(SettingsError, match=r"building needs 0\.\d\d GB of memory, 0\.10 GB are available"):
         check_memory(fp16_demo_bundle, Manifest.load(fp16_demo_bundle))
 

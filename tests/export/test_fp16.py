@@ -13,14 +13,14 @@ import pytest
 from onnx import numpy_helper
 
 from export.bundle import export_bundle
-from export.checkpoint import Weights, formula_weights
-from export.fidelity import Fidelity, compare
-from export.magnitudes import LIMIT, check, largest_magnitudes
-from export.recipe import Recipe
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import Weights, formula_weights
+from export.graphs.simulate import round_to_half, simulate, typed
 from export.room import weight_bytes
-from export.simulate import round_to_half, simulate, typed
+from export.verify.fidelity import Fidelity, compare
+from export.verify.magnitudes import LIMIT, check, largest_magnitudes
 from runtime import Pipeline, SettingsError, VarEdgeError
-from runtime.manifest import Manifest
+from runtime.bundle.manifest import Manifest
 from tests.conftest import DATA
 
 IN_FLOAT32 = ("LayerNormalization", "InstanceNormalization", "Softmax", "ReduceL2", "Div", "Sigmoid", "ArgMin", "Exp")

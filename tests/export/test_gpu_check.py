@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from export.gpu_check import NO_GPU, candidates
 from export.verify.artifacts import Artifact
+from export.verify.gpu_check import NO_GPU, candidates
 from export.verify.run import bundle_reference, verified
 from runtime import Pipeline
 from runtime.backends import tensorrt as backend_module
 from runtime.backends.cuda import gpu
-from runtime.engine_record import EngineRecord
-from runtime.manifest import Manifest
+from runtime.bundle.engine_record import EngineRecord
+from runtime.bundle.manifest import Manifest
 from tests.runtime.fake_gpu import FakeCuda, fake_tensorrt, write_engines
 
 

@@ -9,8 +9,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from export.trace import IR_VERSION, OPSET
-from runtime.manifest import Manifest
+from export.graphs.trace import IR_VERSION, OPSET
+from runtime.bundle.manifest import Manifest
 
 
 def session(path: Path) -> ort.InferenceSession:

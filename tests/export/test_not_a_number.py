@@ -13,13 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 from export.bundle import export_bundle
-from export.checkpoint import formula_weights, load_models
-from export.recipe import Recipe
-from export.reference import PyTorchBackend
-from export.simulate import simulate
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import formula_weights, load_models
+from export.graphs.simulate import simulate
+from export.model.reference import PyTorchBackend
 from runtime import NumericError, Pipeline
+from runtime.bundle.manifest import WEIGHTS, Manifest
 from runtime.generate import main as generate
-from runtime.manifest import WEIGHTS, Manifest
 from runtime.sample_set import main as sample_set
 from runtime.sampling import Sampling
 from tests.conftest import DATA

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from runtime.manifest import Manifest
+from runtime.bundle.manifest import Manifest
 from tests.conftest import DATA
 
 NEWEST_OPSET = 20

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from export.bundle import export_bundle
-from export.checkpoint import formula_weights, load_models
-from export.recipe import Recipe
-from export.reference import Generation, generate
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import formula_weights, load_models
+from export.model.reference import Generation, generate
 from export.room import weight_bytes
 from runtime.pipeline import Pipeline, ScaleView
 from runtime.sampling import Sampling

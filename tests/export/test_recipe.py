@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from export.checkpoint import UNUSED_BUFFERS, empty_models
-from export.recipe import Recipe
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import UNUSED_BUFFERS, empty_models
 from runtime.errors import SettingsError
 from tests.conftest import DATA
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from export.model.reference import probabilities
 from export.model.sampler import drawn, filtered
-from export.reference import probabilities
-from runtime.manifest import Manifest
+from runtime.bundle.manifest import Manifest
 
 
 class BridgeSampler:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from export.bundle import export_bundle
-from export.checkpoint import checkpoint_weights, formula_weights, load_models
-from export.recipe import Recipe
-from export.reference import PyTorchBackend
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import checkpoint_weights, formula_weights, load_models
+from export.model.reference import PyTorchBackend
 from runtime.backends.base import Backend
 from runtime.errors import BundleError
 from runtime.pipeline import Pipeline

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from export.bundle import export_bundle
-from export.checkpoint import formula_weights, load_models
-from export.recipe import Recipe
-from export.reference import PyTorchBackend, generate
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import formula_weights, load_models
+from export.model.reference import PyTorchBackend, generate
 from runtime.pipeline import Pipeline
 from tests.conftest import DATA
 

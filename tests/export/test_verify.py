@@ -19,14 +19,14 @@ from onnx import helper
 from safetensors.numpy import load_file
 
 from export.bundle import export_bundle
-from export.checkpoint import checkpoint_weights, formula_weights
-from export.recipe import Recipe
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import checkpoint_weights, formula_weights
 from export.verify.bisect import Finding
 from export.verify.metrics import ssim
 from export.verify.report import Report
 from export.verify.run import verify
+from runtime.bundle.manifest import WEIGHTS, File
 from runtime.errors import BundleError, SettingsError
-from runtime.manifest import WEIGHTS, File
 from tests.conftest import DATA
 
 

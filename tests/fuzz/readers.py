@@ -14,16 +14,16 @@ from PIL import Image
 
 from calibration.record import Calibration
 from calibration.sensitivity import Sensitivity
-from export.recipe import RECIPES, Recipe
-from runtime.classes import ClassNames
+from export.checkpoint.recipe import RECIPES, Recipe
+from runtime.bundle.classes import ClassNames
+from runtime.bundle.engine_record import Built, Engine, EngineRecord
+from runtime.bundle.manifest import FILE_NAME, WEIGHTS, Manifest
+from runtime.bundle.schema import load
+from runtime.bundle.weight_file import read_header
 from runtime.cli import Number, batch_sizes
-from runtime.engine_record import Built, Engine, EngineRecord
 from runtime.evaluation_set import EvaluationSet
 from runtime.images import read_picture
 from runtime.limits import SEED
-from runtime.manifest import FILE_NAME, WEIGHTS, Manifest
-from runtime.strict import load
-from runtime.weight_file import read_header
 from tests.runtime.toy import write_bundle
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from runtime import engine_record
 from runtime.backends.cuda import Gpu
-from runtime.engine_record import Built, Engine, EngineRecord
-from runtime.manifest import WEIGHTS, File, Manifest
+from runtime.bundle import engine_record
+from runtime.bundle.engine_record import Built, Engine, EngineRecord
+from runtime.bundle.manifest import WEIGHTS, File, Manifest
 
 STREAM, SCRATCH = 77, 4096
 GPU = Gpu("Fake RTX", "8.6", 1 << 30)

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from runtime.bench.__main__ import main
 from runtime.bench.benchmark import benchmark
+from runtime.bench.jetson import Jetson
 from runtime.bench.report import Settings
 from runtime.bench.tables import print_report
-from runtime.jetson import Jetson
 from tests.runtime.jetson_tree import write_jetson
 from tests.runtime.toy import SIDES, V
 

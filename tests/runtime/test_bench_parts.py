@@ -18,10 +18,10 @@ from runtime.bench.other_work import OtherWork
 from runtime.bench.report import Settings
 from runtime.bench.summary import Ratio, Summary
 from runtime.bench.tables import seconds
-from runtime.manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
+from runtime.bundle.manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
+from runtime.bundle.weight_file import loaded_weights
 from runtime.memory import Memory, memory
 from runtime.pipeline import Maps
-from runtime.weight_file import loaded_weights
 from tests.runtime.toy import SIDES
 
 SETTINGS = Settings("auto", 1, (2,), 4, "1", 7, 2.0, 3, 0.5, True, None)

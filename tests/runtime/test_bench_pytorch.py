@@ -9,14 +9,14 @@ import torch
 import torch._inductor.config as inductor
 from torch.utils.flop_counter import FlopCounterMode
 
-from export.checkpoint import CheckpointError, checkpoint_weights, empty_models, formula_weights
-from export.provenance import recipe_of
-from export.recipe import Recipe
+from export.bench import COMPILED, EAGER, pytorch_rivals
+from export.checkpoint.provenance import recipe_of
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import CheckpointError, checkpoint_weights, empty_models, formula_weights
 from runtime.bench.benchmark import benchmark
-from runtime.bench.pytorch import COMPILED, EAGER, pytorch_rivals
 from runtime.bench.report import Settings
 from runtime.bench.work import decoder_flop, transformer_flop
-from runtime.manifest import Manifest, Model
+from runtime.bundle.manifest import Manifest, Model
 from tests.conftest import DATA
 
 SETTINGS = Settings("auto", 2, (1, 3), 2, "3", 0, 4.0, 20, 0.9, False, "pytorch")

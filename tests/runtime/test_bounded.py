@@ -12,12 +12,13 @@ import pytest
 
 from calibration.ranges import CalibrationError
 from calibration.record import Calibration
-from export.recipe import Recipe
-from runtime import BundleError, SettingsError, VarEdgeError, bounded, limits
-from runtime.classes import ClassNames
+from export.checkpoint.recipe import Recipe
+from runtime import BundleError, SettingsError, VarEdgeError, limits
+from runtime.bundle.classes import ClassNames
+from runtime.bundle.manifest import FILE_NAME, WEIGHTS, Manifest
+from runtime.bundle.weight_file import open_weights, read_header, weight_bytes
+from runtime.files import bounded
 from runtime.images import read_picture
-from runtime.manifest import FILE_NAME, WEIGHTS, Manifest
-from runtime.weight_file import open_weights, read_header, weight_bytes
 
 
 @pytest.mark.parametrize(

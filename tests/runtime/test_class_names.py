@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-import runtime
 from runtime import BundleError, SettingsError
-from runtime.classes import ClassNames
-from runtime.manifest import Manifest
+from runtime.bundle.classes import CLASS_LISTS, ClassNames
+from runtime.bundle.manifest import Manifest
 
-IMAGENET = Path(runtime.__file__).parent / "classes" / "imagenet.txt"
+IMAGENET = CLASS_LISTS / "imagenet.txt"
 
 
 @pytest.fixture(scope="module")

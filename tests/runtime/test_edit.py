@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from export.checkpoint import formula_weights, load_models
-from export.recipe import Recipe
-from export.reference import Generation, PyTorchBackend
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import formula_weights, load_models
+from export.model.reference import Generation, PyTorchBackend
 from runtime import Pipeline, SettingsError
+from runtime.bundle.manifest import Manifest, Model
 from runtime.edit import main
 from runtime.editing import Box, greyed, keep_masks, kept_cells
 from runtime.images import read_mask, read_picture
-from runtime.manifest import Manifest, Model
 from runtime.pipeline import ScaleView
 from runtime.sampling import Sampling
 from tests.conftest import DATA

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from runtime import SettingsError
-from runtime import files as files_module
-from runtime.files import whole_directory, whole_file
-from runtime.outputs import Kind, check_directory, check_target
-from runtime.unfinished import exclusive, sweep
+from runtime.files import atomic as files_module
+from runtime.files.atomic import whole_directory, whole_file
+from runtime.files.outputs import Kind, check_directory, check_target
+from runtime.files.unfinished import exclusive, sweep
 
 THINGS = Kind("things", lambda folder: {"thing"} if (folder / "thing").is_file() else None)
 DEAD = ".things.0123abcd.var-edge"  # as a run that was killed leaves it

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.jetson import Jetson, PowerMeter
+from runtime.bench.jetson import Jetson, PowerMeter
 from tests.runtime.jetson_tree import write_jetson
 
 

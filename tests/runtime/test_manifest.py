@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runtime import BundleError
-from runtime.manifest import FILE_NAME, WEIGHTS, Manifest
+from runtime.bundle.manifest import FILE_NAME, WEIGHTS, Manifest
 
 Document = dict[str, Any]
 

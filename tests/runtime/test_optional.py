@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 import calibration.__main__
 import export.__main__
-import export.engine
+import export.engine.__main__
 import runtime.bench.__main__
 from runtime.optional import INSTALL, advice, require
 
@@ -40,7 +40,7 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> set[str]:
             "--budget: needs matplotlib",
         ),
         (calibration.__main__.main, ["BUNDLE", "--out", "OUT"], "onnx", "calibration: needs onnx"),
-        (export.engine.main, ["BUNDLE"], "polygraphy", "export.engine: needs polygraphy"),
+        (export.engine.__main__.main, ["BUNDLE"], "polygraphy", "export.engine: needs polygraphy"),
         (export.__main__.main, ["--model", "var_demo", "--out", "OUT"], "torch", "export: needs torch"),
         (
             runtime.bench.__main__.main,
@@ -90,7 +90,8 @@ def test_what_is_missed_after_all() -> None:
 def test_the_demo_weights_come_with_the_package() -> None:
     """An installed wheel has no examples/; pip's users expect every listed model to work."""
     code = (
-        "from export.recipe import RECIPES, Recipe; r = Recipe.load('var_demo'); f = r.folder / r.checkpoints\n"
+        "from export.checkpoint.recipe import RECIPES, Recipe\n"
+        "r = Recipe.load('var_demo'); f = r.folder / r.checkpoints\n"
         "assert f.resolve().is_relative_to(RECIPES.resolve())\n"
         "assert (f / r.var_checkpoint).is_file() and (f / r.vae_checkpoint).is_file()"
     )

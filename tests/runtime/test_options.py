@@ -17,7 +17,7 @@ from runtime.errors import LENGTH, UNPRINTABLE
 
 MODULES = [
     *("runtime.generate", "runtime.edit", "runtime.sample_set", "runtime.bench.__main__", "calibration.__main__"),
-    *("calibration.ablation", "export.__main__", "export.engine", "export.fidelity", "export.gpu_check"),
+    *("calibration.ablation", "export.__main__", "export.engine.__main__", "export.fidelity", "export.gpu_check"),
     "export.verify.__main__",
 ]
 COMMANDS: dict[str, click.Command] = {name: import_module(name).main for name in MODULES}

@@ -10,7 +10,7 @@ import pytest
 
 from runtime import BundleError, Pipeline, SettingsError, VarEdgeError
 from runtime.backends.ort_session import Session
-from runtime.manifest import Manifest
+from runtime.bundle.manifest import Manifest
 from runtime.pipeline import Result, ScaleView
 from runtime.sampling import Sampling
 from tests.runtime.toy import NUM_CLASSES, SIDES, V, reference
@@ -240,7 +240,7 @@ def test_a_graph_that_fails_is_one_line(toy_bundle: Path) -> None:
 
 
 def test_the_device_needs_neither_torch_nor_onnx() -> None:
-    code = "import sys, runtime.pipeline, runtime.trace, runtime.evaluation_set; print(*sys.modules)"
+    code = "import sys, runtime.pipeline, runtime.dump, runtime.evaluation_set; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "onnxruntime" not in loaded.split()  # loaded by the backend that needs it
     assert not {"torch", "onnx", "onnxscript"} & set(loaded.split())

@@ -21,8 +21,8 @@ from PIL import Image
 from runtime import Pipeline, SettingsError
 from runtime.backends import create
 from runtime.backends.base import Backend
+from runtime.bundle.manifest import Manifest
 from runtime.evaluation_set import SAMPLES, SETTINGS, EvaluationSet, Picture, kind_of_backend
-from runtime.manifest import Manifest
 from runtime.sample_set import main
 from tests.runtime.fake_gpu import rewrite_manifest
 

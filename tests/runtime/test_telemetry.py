@@ -54,4 +54,4 @@ def test_onnxruntime_is_imported_at_one_place() -> None:
     """An import elsewhere could come first, before telemetry is off."""
     folders = ("runtime", "export", "calibration", "examples")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py") if IMPORT.search(file.read_text())]
-    assert files == [ROOT / "runtime/ort.py"]
+    assert files == [ROOT / "runtime/backends/ort.py"]

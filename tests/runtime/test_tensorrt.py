@@ -17,8 +17,8 @@ from runtime.bench.benchmark import benchmark
 from runtime.bench.plot import write_plot
 from runtime.bench.report import Settings
 from runtime.bench.tables import print_report
-from runtime.engine_record import FILE_NAME, EngineRecord
-from runtime.manifest import Manifest
+from runtime.bundle.engine_record import FILE_NAME, EngineRecord
+from runtime.bundle.manifest import Manifest
 from runtime.pipeline import ScaleView
 from tests.runtime.fake_gpu import BUILT, GPU, FakeCuda, fake_tensorrt, rewrite_manifest, write_engines
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime import Pipeline
-from runtime.trace import write_trace
+from runtime.dump import write_trace
 from tests.runtime.toy import SIDES
 
 

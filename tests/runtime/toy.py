@@ -13,7 +13,7 @@ import onnx
 from onnx import numpy_helper, parser
 from safetensors.numpy import save_file
 
-from runtime.manifest import WEIGHTS, File, Graph, Manifest, Model, Provenance, Scale, Tensor
+from runtime.bundle.manifest import WEIGHTS, File, Graph, Manifest, Model, Provenance, Scale, Tensor
 from runtime.uniforms import uniforms
 
 V, NUM_CLASSES, SIDES, PIXELS = 64, 5, (1, 2, 3), 9

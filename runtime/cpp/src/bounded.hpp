@@ -1,5 +1,5 @@
 // The only way in for files: regular files of bounded size, and JSON of bounded depth, counts and numbers. Twin of
-// runtime/bounded.py.
+// runtime/files/bounded.py.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Class names: what a user types instead of a label. Twin of runtime/classes.py.
+// Class names: what a user types instead of a label. Twin of runtime/bundle/classes.py.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // `engine.json`: what the engines of a directory were built from, with what, and for which device. Twin of
-// runtime/engine_record.py.
+// runtime/bundle/engine_record.py.
 #pragma once
 
 #include <filesystem>

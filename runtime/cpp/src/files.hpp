@@ -1,4 +1,4 @@
-// Fingerprints of files. Twin of runtime/files.py.
+// Fingerprints of files. Twin of runtime/files/atomic.py.
 #pragma once
 
 #include <cstdint>

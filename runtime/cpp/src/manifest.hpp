@@ -1,4 +1,4 @@
-// The manifest: what a bundle says about itself. Twin of runtime/manifest.py.
+// The manifest: what a bundle says about itself. Twin of runtime/bundle/manifest.py.
 #pragma once
 
 #include <array>

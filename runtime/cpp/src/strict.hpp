@@ -1,4 +1,4 @@
-// JSON that refuses what it does not expect, naming the place as `where.key[2]`. Twin of runtime/strict.py.
+// JSON that refuses what it does not expect, naming the place as `where.key[2]`. Twin of runtime/bundle/schema.py.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,39 @@
+"""The model that a bundle was made of, from what its manifest says."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from export.checkpoint.recipe import RECIPES, Recipe
+from export.checkpoint.weights import CheckpointError, Weights, checkpoint_weights, formula_weights
+from runtime.bundle.manifest import Manifest
+
+
+def recipe_of(manifest: Manifest) -> Recipe:
+    """The recipe the bundle was made with. One that is not shipped has no place of its own to look for checkpoints."""
+    fields = {field.name for field in dataclasses.fields(Recipe)}
+    sizes = {name: value for name, value in dataclasses.asdict(manifest.model).items() if name in fields}
+    if (RECIPES / f"{manifest.model.name}.toml").is_file():
+        return dataclasses.replace(Recipe.load(manifest.model.name), **sizes)
+    source = manifest.provenance.source
+    files = {kind: source.get(kind, {}).get("file", f"{kind}.pth") for kind in ("var_checkpoint", "vae_checkpoint")}
+    return Recipe(**sizes, **files)
+
+
+def weights_of(manifest: Manifest, var_file: Path | None = None, vae_file: Path | None = None) -> Weights:
+    """The weights that the provenance names; files not given are looked for. Raises CheckpointError."""
+    recipe, source = recipe_of(manifest), manifest.provenance.source
+    if "random_weights" in source:
+        return formula_weights(recipe, source["random_weights"])
+    if "var_checkpoint" not in source:
+        raise CheckpointError("the manifest's provenance does not say what the weights were made of")
+    weights = checkpoint_weights(recipe, var_file, vae_file)
+    for kind, found in weights.source.items():
+        expected = source.get(kind, {}).get("sha256", "nothing")
+        if found["sha256"] != expected:
+            raise CheckpointError(
+                f"{found['file']}: not what the bundle was made of: expected SHA-256 {expected:.12}…,"
+                f" found {found['sha256']:.12}…; give --{kind.replace('_', '-')} FILE"
+            )
+    return weights

@@ -1,0 +1,87 @@
+"""python -m export.engine: a bundle becomes TensorRT engines. Imports no torch: it runs on the device."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from export.engine.build import build_engines, find_tensorrt, target
+from export.engine.builder import Options
+from export.engine.report import REPORT
+from runtime import limits
+from runtime.bundle.engine_record import Built
+from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
+from runtime.errors import SettingsError
+from runtime.files.bounded import open_file
+from runtime.files.outputs import ENGINES, check_directory, check_target
+from runtime.optional import require
+
+TIMINGS = (".timing", ".cache")  # endings of --timing-cache: any other file is somebody's
+
+
+def timing_cache_file(built: Built) -> Path:
+    """Where timings of this device and this TensorRT are kept: those of another one would be wrong."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "var-edge" / f"{built.tag}.timing"
+
+
+@command()
+@click.argument("bundle", type=FILE)
+@click.option("--trt", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), default="auto", help="Which TensorRT.")
+@click.option("--out", type=FILE, help="Directory to write.  [default: BUNDLE/engines/DEVICE]")
+@click.option("--batches", default="1", help="Pictures drawn together: 1,8")
+@click.option("--compute-capability", help="Build ahead of time for these GPUs: 8.6,8.9  [default: this machine's]")
+@click.option(
+    "--workspace", type=Number(int, limits.WORKSPACE), metavar="MIB", help="Scratch memory an engine may use."
+)
+@click.option("--hardware-compatible", is_flag=True, help="Run on later GPUs too; slower.")
+@click.option("--version-compatible", is_flag=True, help="Run on later TensorRT of the same major version.")
+@click.option("--timing-cache", type=FILE, help="A .timing file.  [default: per device]")
+@click.option("--force", is_flag=True, help="Build even if nothing changed.")
+@reports_errors
+def main(
+    bundle: Path,
+    trt: str,
+    out: Path | None,
+    batches: str,
+    compute_capability: str | None,
+    workspace: int | None,
+    hardware_compatible: bool,
+    version_compatible: bool,
+    timing_cache: Path | None,
+    force: bool,
+) -> None:
+    """Build the TensorRT engines of BUNDLE: one for each graph, with a profile for each scale and batch size."""
+    sizes = batch_sizes(batches)
+    require("export.engine", "polygraphy")
+    options = Options(workspace and workspace << 20, hardware_compatible, version_compatible)
+    if out is not None:
+        check_directory(out, ENGINES, bundle)
+    if timing_cache is not None:
+        check_target(timing_cache, *TIMINGS, sources=(bundle,))
+    flavour, module = find_tensorrt(trt)
+    capabilities = tuple(part.strip() for part in (compute_capability or "").split(",") if part.strip())
+    built = target(module, flavour, capabilities, options)
+    cache = timing_cache or (timing_cache_file(built) if built.gpu else None)  # ahead of time nothing is timed
+    if cache:
+        if os.path.lexists(cache):
+            open_file(cache, error=SettingsError).close()  # TensorRT would wait for a FIFO
+        cache.parent.mkdir(parents=True, exist_ok=True)
+    with progress_bar() as bar:
+        task = bar.add_task("starting", total=None)
+
+        def progress(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+
+        def warn(note: str) -> None:
+            click.echo(f"Warning: {note}", err=True)
+
+        folder, anew = build_engines(bundle, out, module, built, sizes, options, cache, force, progress, warn)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    click.echo(f"{folder}: {'built' if anew else 'up to date'}, {size / 1e6:.1f} MB; see {folder / REPORT}")
+
+
+if __name__ == "__main__":
+    main()

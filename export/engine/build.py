@@ -1,0 +1,213 @@
+"""The engines of a bundle: planned, built one after the other, and written with what the runtime needs beside them."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from safetensors.numpy import save
+
+from export.engine.build_log import counted, has_other_products, int8_products
+from export.engine.builder import Builder, Options, Progress, load_tensorrt
+from export.engine.report import REPORT, inspected, report
+from runtime.backends.cuda import gpu
+from runtime.backends.wiring import ALIGNMENT
+from runtime.bundle import engine_record, manifest
+from runtime.bundle.engine_record import Built, Engine, EngineRecord
+from runtime.bundle.weight_file import open_weights, weight_bytes
+from runtime.errors import BundleError, SettingsError
+from runtime.files.atomic import whole_directory
+from runtime.files.outputs import ENGINES
+from runtime.memory import available_memory, memory
+
+AHEAD_OF_TIME = ("8.6",)  # built for without a GPU if nothing else is asked for
+MEMORY_OF_TOOLS = 0.7e9  # bytes: TensorRT, the parsed graph
+COPIES_OF_WEIGHTS = 3.5  # parsed, folded, in the plan and in what is written; measured: docs/benchmarks/engines.md
+DEFAULTS = Options()
+
+
+def find_tensorrt(asked: str) -> tuple[str, ModuleType]:
+    """Flavour and module: the one asked for, for "auto" TensorRT if it is here, else TensorRT for RTX."""
+    if asked != "auto":
+        flavour = asked.replace("-", "_")
+        return flavour, load_tensorrt(flavour)
+    here = [flavour for flavour in engine_record.FLAVOURS if find_spec(flavour)]
+    flavour = "tensorrt" if here == ["tensorrt"] or ("tensorrt" in here and gpu()) else "tensorrt_rtx"
+    return flavour, load_tensorrt(flavour)
+
+
+def target(trt: ModuleType, flavour: str, capabilities: tuple[str, ...], options: Options) -> Built:
+    """What to build for: this machine's GPU, or the given compute capabilities. Raises SettingsError."""
+    here = gpu()
+    if here is None and flavour == "tensorrt":
+        raise SettingsError("tensorrt: builds for the GPU of this machine, and finds none; use --trt tensorrt-rtx")
+    if capabilities and flavour == "tensorrt":
+        raise SettingsError("--compute-capability: only TensorRT for RTX builds for other GPUs than this machine's")
+    ahead = capabilities or (AHEAD_OF_TIME if here is None else ())
+    if flavour == "tensorrt_rtx":
+        known = [f"{n[2:-1]}.{n[-1]}" for n in trt.ComputeCapability.__members__ if n.startswith("SM")]
+        if unknown := [c for c in ahead if c not in known]:
+            raise SettingsError(f"--compute-capability: expected out of {', '.join(known)}, found {', '.join(unknown)}")
+    if ahead:
+        name, ahead = None, tuple(sorted(set(ahead)))
+    else:
+        assert here is not None
+        name, ahead = here.name, (here.capability,)
+    return Built(flavour, trt.__version__, ahead, name, options.hardware_compatible, options.version_compatible)
+
+
+def build_engines(
+    bundle: Path,
+    out: Path | None,
+    trt: ModuleType,
+    built: Built,
+    batches: tuple[int, ...] = (1,),
+    options: Options = DEFAULTS,
+    timing_cache: Path | None = None,
+    force: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+    warn: Callable[[str], None] = lambda note: None,
+) -> tuple[Path, bool]:
+    """Builds the engines of `bundle` into `out`, by default `engines/<what they are for>` in the bundle.
+
+    Returns the directory and whether it was built: one that is there and would come out the same is left alone. The
+    directory is complete in itself: engines, manifest, class names, constants. Raises BundleError, BuildError,
+    SettingsError, OSError.
+    """
+    source = manifest.Manifest.load(bundle)
+    if any(not graph.file.endswith(".onnx") for graph in source.graphs.values()):
+        raise BundleError(f"{bundle}: holds engines, not graphs; give the bundle they were built from")
+    if "simulated" in source.precision:
+        raise SettingsError(f"{bundle}: {source.precision} is for checking on a CPU; build from the FP16 bundle")
+    if source.precision == "int8 for cpu":
+        raise SettingsError(f"{bundle}: its INT8 is for ONNX Runtime on a CPU; calibrate with --target trt for engines")
+    batches = tuple(sorted({1, *batches}))  # with 1 any number of pictures can be drawn
+    _check_alignment(source, batches)
+    out = out or bundle / engine_record.FOLDER / built.tag
+    plan = _plan(source, built, batches, options)
+    if not force and _is_up_to_date(out, plan):
+        return out, False
+    check_memory(bundle, source)
+    builder = Builder(trt, built, options, timing_cache)
+    with whole_directory(out, ENGINES, bundle) as folder:
+        engines = {}
+        for name, planned in plan.engines.items():
+            start = time.perf_counter()
+            data = builder.build(bundle / source.graphs[name].file, planned.profiles, progress)
+            (folder / planned.file).write_bytes(data)
+            weights = weight_bytes(bundle, [source.graphs[name].file])
+            seconds = round(time.perf_counter() - start, 3)
+            layers = counted(builder.log.lines)
+            products = int8_products(builder.log.lines, len(planned.profiles)) if layers else ()
+            # Products that all read INT8 may have been joined into fewer.
+            if products and min(products) < planned.int8_planned and has_other_products(layers):
+                fused = f"{min(products)} of {planned.int8_planned} INT8 products"
+                warn(f"{name}: TensorRT computes only {fused} in INT8, the others in FP16; see {REPORT}")
+            if note := builder.foreign_cache():
+                warn(note)
+            engines[name] = replace(
+                planned, build_seconds=seconds, weight_bytes=weights, layers=layers, int8_built=products
+            )
+        _copy_constants(bundle, source, folder)
+        record = replace(plan, engines=engines, peak_bytes=_peak_bytes(), created=_now())
+        record.write(folder)
+        text = report(record, folder) + "".join(inspected(bundle / source.graphs[name].file) for name in engines)
+        (folder / REPORT).write_text(text, encoding="utf-8")
+        _engine_manifest(source, record, folder).write(folder)
+    return out, True
+
+
+def _check_alignment(source: manifest.Manifest, batches: tuple[int, ...]) -> None:
+    """Raises SettingsError if the decoder could not start at every picture of a batch."""
+    model = source.model
+    rows = model.code_size * model.grid**2 * 4, model.image_size**2 * 3  # bytes of a picture in f_hat and in images
+    if batches != (1,) and any(row % ALIGNMENT for row in rows):
+        raise SettingsError(
+            f"--batches: pictures of {model.name} do not begin at multiples of {ALIGNMENT} bytes, as TensorRT asks;"
+            " use --batches 1"
+        )
+
+
+def _plan(source: manifest.Manifest, built: Built, batches: tuple[int, ...], options: Options) -> EngineRecord:
+    """The record as far as it is known before building: equal records mean equal engines."""
+    engines = {
+        name: Engine(
+            f"{name}.engine",
+            source.files[source.graphs[name].file].sha256,
+            engine_record.profiles(name, source, batches),
+            build_seconds=0.0,
+            weight_bytes=0,
+            layers={},
+            int8_planned=_int8_planned(source, name),
+            int8_built=(),
+        )
+        for name in engine_record.GRAPHS
+        if name in source.graphs
+    }
+    weights = source.files[manifest.WEIGHTS].sha256
+    return EngineRecord(engine_record.SCHEMA_VERSION, built, weights, batches, asdict(options), engines, 0, "")
+
+
+def _is_up_to_date(out: Path, plan: EngineRecord) -> bool:
+    try:
+        manifest.Manifest.load(out)
+        record = EngineRecord.load(out)
+    except BundleError:
+        return False
+    unmeasured = {
+        name: replace(engine, build_seconds=0.0, weight_bytes=0, layers={}, int8_built=())
+        for name, engine in record.engines.items()
+    }
+    return replace(record, engines=unmeasured, peak_bytes=0, created="") == plan
+
+
+def check_memory(bundle: Path, source: manifest.Manifest) -> None:
+    """Raises SettingsError, with what is needed and what is there, unless the largest graph can be built."""
+    files = [source.graphs[name].file for name in engine_record.GRAPHS if name in source.graphs]
+    largest = max(weight_bytes(bundle, [file]) for file in files)
+    needed, available = MEMORY_OF_TOOLS + COPIES_OF_WEIGHTS * largest, available_memory()
+    if available is not None and available < needed:
+        raise SettingsError(
+            f"{bundle}: building needs {needed / 1e9:.2f} GB of memory, {available / 1e9:.2f} GB are available;"
+            " close other programs or add swap"
+        )
+
+
+def _copy_constants(bundle: Path, source: manifest.Manifest, folder: Path) -> None:
+    """What the runtime reads besides engines: its tensors of the weight file, and the class names.
+
+    With them what `condition` was smoothed by: without it nobody could verify the engine.
+    """
+    with open_weights(bundle) as weights:
+        smoothing = {manifest.smoothing_tensor(spec.name) for spec in source.graphs["condition"].outputs}
+        wanted = source.runtime_tensors | smoothing & set(weights.keys())
+        tensors = {name: weights.get_tensor(name) for name in sorted(wanted)}
+    (folder / manifest.WEIGHTS).write_bytes(save(tensors))  # its own writing hides which error it was
+    if source.classes:
+        shutil.copyfile(bundle / source.classes, folder / source.classes)
+
+
+def _engine_manifest(source: manifest.Manifest, record: EngineRecord, folder: Path) -> manifest.Manifest:
+    graphs = {name: replace(source.graphs[name], file=engine.file) for name, engine in record.engines.items()}
+    files = {path.name: manifest.File.of(path) for path in sorted(folder.iterdir())}
+    return replace(source, graphs=graphs, files=files)
+
+
+def _int8_planned(source: manifest.Manifest, graph: str) -> int:
+    plan = source.provenance.options.get("plan", {})
+    return sum(key.startswith(f"{graph}: ") for kind in ("int8", "int8x2") for key in plan.get(kind, ()))
+
+
+def _peak_bytes() -> int:
+    held = memory()
+    return held.peak if held else 0
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,156 @@
+"""One ONNX graph to one TensorRT plan, through Polygraphy. Imports no torch: it runs on the device."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from runtime.backends import trt_engine
+from runtime.bundle.engine_record import Built
+from runtime.errors import VarEdgeError
+
+SERIOUS = ("ERROR", "INTERNAL_ERROR")  # severities of the builder's log
+# How the ONNX parser logs a node it cannot read: the graph's node number, then the node itself between two marks.
+NODE_NAME = re.compile(r"(?:^|\n)(?:Node name: |name: \")([^\n\"]+)")
+OF_NODE = re.compile(r"While parsing node number|--- (?:Begin|End) node ---")
+IN_SOURCE = re.compile(r"^\w+\.cpp:\d+: (?:ERROR: )?")
+Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
+Shapes = dict[str, tuple[int, ...]]
+
+
+class BuildError(VarEdgeError):
+    """TensorRT cannot build a graph."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What changes a plan besides its graph and its profiles."""
+
+    workspace_bytes: int | None = None  # scratch memory a plan may use; None: all of the device's
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+
+
+def load_tensorrt(flavour: str) -> ModuleType:
+    """The module, with Polygraphy set to use the same. Raises SettingsError if it is not installed."""
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(flavour == "tensorrt_rtx"))  # read when it is imported
+    return trt_engine.load_tensorrt(flavour)
+
+
+class Builder:
+    """Builds plans for one kind of device. Messages of the builder are kept in `log`, not printed."""
+
+    def __init__(self, trt: ModuleType, built: Built, options: Options, timing_cache: Path | None) -> None:
+        import polygraphy.backend.trt.util as polygraphy_trt
+        from polygraphy.logger import G_LOGGER
+
+        self._trt, self._built, self._options, self._cache = trt, built, options, timing_cache
+        self.log = _log(trt)
+        polygraphy_trt.TRT_LOGGER = self.log  # Polygraphy asks for one logger everywhere and makes its own without it
+        G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1  # its errors come back as exceptions
+
+    def build(self, graph: Path, profiles: Sequence[Shapes], progress: Progress) -> bytes:
+        """The plan of the ONNX file `graph`, its weights beside it. Raises BuildError."""
+        from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
+        from polygraphy.exception import PolygraphyException
+
+        self.log.lines.clear()
+        strong = self._built.flavour == "tensorrt" and int(self._built.version.split(".")[0]) < 11  # default since then
+        try:
+            network = network_from_onnx_path(str(graph), strongly_typed=strong)
+            config = self._config(profiles, _monitor(self._trt, graph.stem, progress))
+            return bytes(engine_bytes_from_network(network, config, save_timing_cache=self._timing_cache()))
+        except PolygraphyException as error:
+            raise BuildError(f"{graph}: {self._built.flavour} cannot build it: {self._reason(error)}") from None
+
+    def foreign_cache(self) -> str | None:
+        """What to say if the last build found timings of another TensorRT or GPU, which it ignores and replaces."""
+        said = [text for severity, text in self.log.lines if severity == "WARNING"]
+        if self._cache and any("deserialize timing cache" in text for text in said):
+            return f"{self._cache}: not a timing cache of this {self._built.flavour} and GPU; ignored and written anew"
+        return None
+
+    def _config(self, profiles: Sequence[Shapes], monitor: Any) -> Any:
+        from polygraphy.backend.trt import CreateConfig, PostprocessConfig, Profile
+
+        trt, options = self._trt, self._options
+        settings: dict[str, Any] = {
+            "profiles": [_fixed(Profile(), shapes) for shapes in profiles],
+            "profiling_verbosity": trt.ProfilingVerbosity.DETAILED,
+            "progress_monitor": monitor,
+            "load_timing_cache": self._timing_cache(),
+            "version_compatible": options.version_compatible or None,
+        }
+        if options.workspace_bytes:
+            settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace_bytes}
+        if options.hardware_compatible:
+            settings["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        if self._built.flavour == "tensorrt":
+            return CreateConfig(**settings)
+        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+        if not self._built.gpu:
+            capabilities = [tuple(map(int, text.split("."))) for text in self._built.compute_capabilities]
+            settings["compute_capabilities"] = capabilities
+        return PostprocessConfig(CreateConfigRTX(use_gpu=bool(self._built.gpu), **settings), self._recordable)
+
+    def _recordable(self, _builder: Any, _network: Any, config: Any) -> None:
+        """Plans that allocate nothing while they run, or no plan: a CUDA graph cannot record an allocation."""
+        if hasattr(self._trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX 1.2 and later
+            config.set_flag(self._trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+
+    def _timing_cache(self) -> str | None:
+        return str(self._cache) if self._cache else None
+
+    def _reason(self, error: Exception) -> str:
+        """What the builder logged as errors, else what Polygraphy says; the node last, where no cut reaches it."""
+        errors = dict.fromkeys(text for severity, text in self.log.lines if severity in SERIOUS)
+        node = NODE_NAME.search("\n".join(errors))
+        said = [IN_SOURCE.sub("", text) for text in errors if not (node and OF_NODE.search(text))]
+        reason = "; ".join(said) or str(error)
+        return f"{reason} (node {node[1]!r})" if node else reason
+
+
+def _fixed(profile: Any, shapes: Shapes) -> Any:
+    for name, shape in shapes.items():
+        profile.add(name, min=shape, opt=shape, max=shape)
+    return profile
+
+
+def _log(trt: ModuleType) -> Any:
+    class Log(trt.ILogger):  # type: ignore[name-defined]
+        """Keeps (severity, text) of every message."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[tuple[str, str]] = []
+
+        def log(self, severity: Any, text: str) -> None:
+            self.lines.append((severity.name, text))
+
+    return Log()
+
+
+def _monitor(trt: ModuleType, graph: str, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.sizes: dict[str, int] = {}
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self.sizes[name] = steps
+            progress(f"{graph}: {name.lower()}", 0, steps)
+
+        def phase_finish(self, name: str) -> None:
+            self.sizes.pop(name, None)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            progress(f"{graph}: {name.lower()}", step + 1, self.sizes.get(name, step + 1))
+            return True  # go on
+
+    return Monitor()

@@ -1,0 +1,53 @@
+"""`report.md`: what was built, how large, how long, of which layers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from export.engine.build_log import table
+from runtime.bundle.engine_record import Engine, EngineRecord
+
+REPORT = "report.md"
+
+
+def report(record: EngineRecord, folder: Path) -> str:
+    """Markdown: what was built, how large, how long, of which layers."""
+    built = record.built
+    lines = [
+        f"# Engines for {built.tag}",
+        "",
+        f"GPU: {built.gpu or 'none, built ahead of time'}; batches {', '.join(map(str, record.batches))};"
+        f" the building process held {record.peak_bytes / 1e9:.2f} GB at most; {record.created}",
+        "",
+        "| graph | profiles | seconds | weights | engine | rest | ratio | INT8 products: planned, in each profile |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, engine in record.engines.items():
+        size = (folder / engine.file).stat().st_size
+        ratio = f"{size / engine.weight_bytes:.2f}x"
+        cells = f"{engine.build_seconds:.1f} | {engine.weight_bytes / 1e6:.1f} MB | {size / 1e6:.1f} MB"
+        cells += f" | {(size - engine.weight_bytes) / 1e6:.1f} MB | {ratio}"
+        lines.append(f"| {name} | {len(engine.profiles)} | {cells} | {_int8(engine)} |")
+    layers = table({name: engine.layers for name, engine in record.engines.items()})
+    return "\n".join([*lines, "", "Layers by the dtype of their first input, all profiles together:", "", layers, ""])
+
+
+def _int8(engine: Engine) -> str:
+    if not engine.int8_planned:
+        return ""
+    return f"{engine.int8_planned}, {' '.join(map(str, engine.int8_built)) or 'unknown'}"
+
+
+def inspected(graph: Path) -> str:
+    """Markdown: what `polygraphy inspect model` says of an ONNX file; nothing where onnx is not installed."""
+    polygraphy = str(Path(sys.executable).with_name("polygraphy"))
+    command = [polygraphy, "inspect", "model", "--ignore-external-data", str(graph)]
+    if not find_spec("onnx"):
+        return ""
+    result = subprocess.run(command, capture_output=True, text=True)
+    lines = [line.removeprefix("[I] ").rstrip() for line in result.stdout.splitlines()]
+    lines = [line for line in lines if not line.startswith(("[W]", "Loading model"))]
+    return f"\n## polygraphy inspect model {graph.name}\n\n```\n" + "\n".join(lines).strip() + "\n```\n"

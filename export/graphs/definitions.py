@@ -1,0 +1,269 @@
+"""Every ONNX graph of a bundle: what it computes, and the names, dtypes and shapes of its inputs and outputs.
+
+This is the one place that names tensors; everyone else reads them from here or from the manifest. Symbolic axes:
+B batch, 2B conditional then unconditional half, L tokens of the scale, L_next tokens of the next one, S tokens of all
+earlier ones.
+
+Not-a-number is told, not hidden: tokens drawn from logits with NaN or infinity are -1, and so are the tokens of a
+picture whose features hold them; the decoder's `finite` is false. Found from sums that cost next to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.checkpoint.recipe import Recipe
+from export.graphs.signature import Signature
+from export.model import VAR, VQVAE, sampler
+from runtime.bundle.manifest import Tensor as TensorSpec
+
+
+@dataclass(frozen=True)
+class Graph(Signature):
+    """One graph to export: `module` maps `inputs` to `outputs`."""
+
+    module: nn.Module
+
+
+def all_graphs(recipe: Recipe, var: VAR, vqvae: VQVAE, smooth: bool = False) -> Iterator[Graph]:
+    """The graphs of a bundle, in the order of their use; with `smooth` also the bridge of smooth sampling."""
+    yield condition(recipe, var)
+    yield transformer(recipe, var)
+    yield bridge(recipe, var, vqvae)
+    if smooth:
+        yield bridge_smooth(recipe, var, vqvae)
+    yield decoder(recipe, vqvae)
+    yield encoder(recipe, vqvae)
+
+
+def condition(recipe: Recipe, var: VAR) -> Graph:
+    return Graph("condition", (TensorSpec("labels", "int64", ("B",)),), _conditioning(recipe), Condition(var))
+
+
+def transformer(recipe: Recipe, var: VAR) -> Graph:
+    x = TensorSpec("x", "float32", ("L", "2B", recipe.width))
+    # An input for each block: engines write the offset into one tensor into their kernels, which then differ by block.
+    blocks = [TensorSpec(f"modulation_{i:02d}", "float32", (6, "2B", recipe.width)) for i in range(recipe.depth)]
+    head_modulation = _conditioning(recipe)[1]
+    head = recipe.heads, recipe.head_size
+    past = [TensorSpec(name, "float32", ("S", "2B", *head)) for name in _kv_names("past", recipe)]
+    new = [TensorSpec(name, "float32", ("L", "2B", *head)) for name in _kv_names("new", recipe)]
+    logits = TensorSpec("logits", "float32", ("L", "2B", recipe.vocab_size))
+    return Graph("transformer", (x, *blocks, head_modulation, *past), (logits, *new), Step(var))
+
+
+def bridge(recipe: Recipe, var: VAR, vqvae: VQVAE) -> Graph:
+    uniforms = TensorSpec("uniforms", "float32", ("B", "L"))
+    inputs, outputs = _bridge_tensors(recipe, uniforms)
+    return Graph("bridge", inputs, outputs, Bridge(var, vqvae))
+
+
+def bridge_smooth(recipe: Recipe, var: VAR, vqvae: VQVAE) -> Graph:
+    noise = TensorSpec("noise", "float32", ("B", "L", recipe.vocab_size))
+    sharpness, temperature = (TensorSpec(name, "float32", (1,)) for name in ("sharpness", "temperature"))
+    inputs, outputs = _bridge_tensors(recipe, noise, sharpness, temperature)
+    return Graph("bridge_smooth", inputs, outputs, SmoothBridge(var, vqvae))
+
+
+def _bridge_tensors(recipe: Recipe, *drawing: TensorSpec) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of a bridge that draws with `drawing`."""
+    pixels = recipe.grid**2
+    f_hat = ("B", recipe.code_size, recipe.grid, recipe.grid)
+    inputs = (
+        TensorSpec("logits", "float32", ("L", "2B", recipe.vocab_size)),
+        TensorSpec("f_hat", "float32", f_hat),
+        *drawing,
+        TensorSpec("guidance", "float32", (1,)),
+        TensorSpec("top_k", "int64", (1,)),
+        TensorSpec("top_p", "float32", (1,)),
+        TensorSpec("keep", "bool", ("B", "L")),
+        TensorSpec("kept_tokens", "int32", ("B", "L")),
+        TensorSpec("upsample", "float32", ("L", pixels)),
+        TensorSpec("phi", "int64", (1,)),
+        TensorSpec("downsample", "float32", (pixels, "L_next")),
+        TensorSpec("next_positions", "int64", ("L_next",)),
+    )
+    outputs = (
+        TensorSpec("drawn", "int32", ("B", "L")),
+        TensorSpec("tokens", "int32", ("B", "L")),
+        TensorSpec("f_hat_out", "float32", f_hat),
+        TensorSpec("x_next", "float32", ("L_next", "2B", recipe.width)),
+    )
+    return inputs, outputs
+
+
+def decoder(recipe: Recipe, vqvae: VQVAE) -> Graph:
+    f_hat = TensorSpec("f_hat", "float32", ("B", recipe.code_size, recipe.grid, recipe.grid))
+    return Graph("decoder", (f_hat,), (_image(recipe), TensorSpec("finite", "bool", ("B",))), Decoder(vqvae))
+
+
+def encoder(recipe: Recipe, vqvae: VQVAE) -> Graph:
+    tokens = TensorSpec("tokens", "int32", ("B", recipe.tokens))
+    return Graph("encoder", (_image(recipe),), (tokens,), Encoder(vqvae))
+
+
+def _conditioning(recipe: Recipe) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
+    return (
+        TensorSpec("modulation", "float32", (recipe.depth, 6, "2B", recipe.width)),
+        TensorSpec("head_modulation", "float32", (2, "2B", recipe.width)),
+        TensorSpec("x", "float32", (recipe.scales[0].tokens, "2B", recipe.width)),
+    )
+
+
+def _kv_names(prefix: str, recipe: Recipe) -> list[str]:
+    return [f"{prefix}_{kind}_{block:02d}" for kind in "kv" for block in range(recipe.depth)]
+
+
+def _image(recipe: Recipe) -> TensorSpec:
+    return TensorSpec("image", "uint8", ("B", recipe.image_size, recipe.image_size, 3))
+
+
+class Condition(nn.Module):
+    """Labels to everything that is constant over the scales, and the input of the first one."""
+
+    def __init__(self, var: VAR):
+        super().__init__()
+        self.var = var
+
+    def forward(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # Labels are at most that; no shape arithmetic. Not clamp: engines clip floats only.
+        unconditional = torch.maximum(labels, torch.tensor(self.var.recipe.num_classes))
+        return self.var.condition(torch.cat((labels, unconditional)))  # (2B,)
+
+
+class Step(nn.Module):
+    """One scale of the transformer, with one argument list: modulations, head modulation, all past k, all past v."""
+
+    def __init__(self, var: VAR):
+        super().__init__()
+        self.var = var
+
+    def forward(self, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        depth = self.var.recipe.depth
+        modulation, head_modulation, past = others[:depth], others[depth], others[depth + 1 :]
+        logits, new_k, new_v = self.var(x, modulation, head_modulation, past[:depth], past[depth:])
+        return logits, *new_k, *new_v
+
+
+class Bridge(nn.Module):
+    """Everything between two steps: guidance, sampling, codebook, f_hat, the next input.
+
+    What differs from scale to scale comes in as data: both resizes as matrices over flattened maps, the number of the
+    phi convolution, the positions of the next tokens. So one graph serves all scales.
+    """
+
+    def __init__(self, var: VAR, vqvae: VQVAE):
+        super().__init__()
+        self.var = var
+        self.vqvae = vqvae
+
+    def forward(
+        self,
+        logits: Tensor,
+        f_hat: Tensor,
+        uniforms: Tensor,
+        guidance: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        keep: Tensor,
+        kept_tokens: Tensor,
+        upsample: Tensor,
+        phi: Tensor,
+        downsample: Tensor,
+        next_positions: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        guided = sampler.guided(logits, guidance)  # (L, B, V)
+        drawn = self._told(guided, sampler.drawn(sampler.filtered(guided, top_k, top_p), uniforms.T))  # (B, L)
+        tokens = torch.where(keep, kept_tokens, drawn)
+        codes = self.vqvae.quantize.embedding(torch.maximum(tokens, torch.tensor(0, dtype=torch.int32)))  # (B, L, Z)
+        return drawn, tokens, *self._add(codes, f_hat, upsample, phi, downsample, next_positions)
+
+    def _told(self, guided: Tensor, tokens: Tensor) -> Tensor:
+        """tokens (L, B) of guided logits (L, B, V) -> (B, L) int32, -1 where the logits hold NaN or infinity."""
+        return torch.where(sampler.finite(guided, (-1,)), tokens.to(torch.int32), -1).T
+
+    def _add(
+        self, codes: Tensor, f_hat: Tensor, upsample: Tensor, phi: Tensor, downsample: Tensor, next_positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """codes (B, L, Z) into f_hat, and from it the next input (L_next, 2B, C)."""
+        upsampled = codes.transpose(1, 2) @ upsample  # (B, Z, P²)
+        f_hat = f_hat + self._phi(upsampled.unflatten(2, f_hat.shape[2:]), phi)
+        features = (f_hat.flatten(2) @ downsample).permute(2, 0, 1)  # (L_next, B, Z)
+        x_next = self.var.embed(features, self.var.positions().index_select(0, next_positions))  # (L_next, B, C)
+        return f_hat, torch.cat((x_next, x_next), dim=1)
+
+    def _phi(self, h: Tensor, index: Tensor) -> Tensor:
+        """h (B, Z, P, P) -> phi of that index. All n are computed: engines want constant convolution weights."""
+        phis, share = self.vqvae.quantize.phis(), self.vqvae.quantize.recipe.quant_resi
+        if not phis:  # engines drop an input that nothing reads
+            return h.unsqueeze(1).index_select(1, index).squeeze(1)
+        weight, bias = (torch.cat([getattr(phi, name) for phi in phis]) for name in ("weight", "bias"))
+        convolved = F.conv2d(h, weight, bias, padding=1).unflatten(1, (len(phis), -1))  # (B, n, Z, P, P)
+        return (1 - share) * h + share * convolved.index_select(1, index).squeeze(1)
+
+
+class SmoothBridge(Bridge):
+    """The same with a mixture of codes in place of a token's: the softmax of the logits plus Gumbel noise.
+
+    The published demo's "more smooth" sampling. Noise (B, L, V) comes in as data: no two engines draw alike.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        logits: Tensor,
+        f_hat: Tensor,
+        noise: Tensor,
+        sharpness: Tensor,
+        temperature: Tensor,
+        guidance: Tensor,
+        top_k: Tensor,
+        top_p: Tensor,
+        keep: Tensor,
+        kept_tokens: Tensor,
+        upsample: Tensor,
+        phi: Tensor,
+        downsample: Tensor,
+        next_positions: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        guided = sampler.guided(logits, guidance)  # (L, B, V)
+        weights = sampler.smoothed(guided, noise.transpose(0, 1), sharpness, temperature, top_k, top_p)
+        drawn = self._told(guided, guided.argmax(-1))  # (B, L): for what wants tokens; the picture is of the mixture
+        tokens = torch.where(keep, kept_tokens, drawn)
+        codebook = self.vqvae.quantize.embedding
+        mixed = (weights @ codebook.weight).transpose(0, 1)  # (B, L, Z)
+        codes = torch.where(keep.unsqueeze(-1), codebook(kept_tokens), mixed)
+        return drawn, tokens, *self._add(codes, f_hat, upsample, phi, downsample, next_positions)
+
+
+class Decoder(nn.Module):
+    """f_hat to the picture as bytes, and whether its pixels were finite numbers (B,)."""
+
+    def __init__(self, vqvae: VQVAE):
+        super().__init__()
+        self.vqvae = vqvae
+
+    def forward(self, f_hat: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = self.vqvae.decode(f_hat)  # (B, 3, H, W)
+        finite = sampler.finite(pixels, (1, 2, 3))
+        image = pixels.clamp(-1, 1) * 0.5 + 0.5
+        return (image.permute(0, 2, 3, 1) * 255).round().to(torch.uint8), finite  # bytes last: engines ask for that
+
+
+class Encoder(nn.Module):
+    """A picture as bytes to the tokens of all scales, one after the other."""
+
+    def __init__(self, vqvae: VQVAE):
+        super().__init__()
+        self.vqvae = vqvae
+
+    def forward(self, image: Tensor) -> Tensor:
+        # Contiguous: of channels-last maps PyTorch's GroupNorm on the CPU is off by 4e-3, enough for other tokens.
+        pixels = image.to(torch.float32).permute(0, 3, 1, 2).contiguous() / 255 * 2 - 1
+        features = self.vqvae.features(pixels)
+        tokens = torch.cat(self.vqvae.quantize.tokenize(features), dim=1).to(torch.int32)
+        return torch.where(sampler.finite(features, (1, 2, 3)).unsqueeze(1), tokens, -1)

@@ -1,0 +1,16 @@
+"""What a graph takes and gives: all that its writers need to know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runtime.bundle.manifest import Tensor
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A graph's name, inputs and outputs, in this order."""
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]

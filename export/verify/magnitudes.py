@@ -1,0 +1,86 @@
+"""How near an FP16 bundle comes to overflow: the largest magnitude of every FP16 tensor in real generations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from export.graphs.simulate import round_to_half, simulate, typed
+from export.verify.observe import ObservingBackend
+from runtime.bundle.manifest import File, Manifest
+from runtime.errors import VarEdgeError
+from runtime.files.atomic import scratch_directory
+from runtime.pipeline import Pipeline
+
+LIMIT = 32_000.0  # half of where FP16 ends
+LARGEST = "largest"  # tensor of an observed graph: one number for each FP16 tensor
+
+
+def largest_magnitudes(bundle: Path, labels: Sequence[int], seed: int = 0) -> dict[str, float]:
+    """Draws a picture per label with the simulated twin of the FP16 `bundle`.
+
+    Returns "graph: tensor" -> the largest magnitude that went into its rounding, over all scales.
+    """
+    with scratch_directory(bundle) as twin:
+        simulate(bundle, twin)
+        manifest = Manifest.load(twin, verify=False)
+        names = {graph: _observe(bundle, twin, manifest, graph) for graph in ("condition", "transformer", "decoder")}
+        manifest.write(twin)
+        largest = {graph: np.zeros(len(tensors), np.float32) for graph, tensors in names.items()}
+
+        def keep(graph: str, scale: int, values: Mapping[str, np.ndarray]) -> None:
+            np.maximum(largest[graph], values[LARGEST], out=largest[graph])  # NaN stays
+
+        observed = {graph: {LARGEST: (len(tensors),)} for graph, tensors in names.items()}
+        Pipeline(twin, ObservingBackend(twin, manifest, observed, keep), verify=False, finite=False).generate(
+            list(labels), seed
+        )
+        return {
+            f"{graph}: {name}": float(x)
+            for graph, tensors in names.items()
+            for name, x in zip(tensors, largest[graph], strict=True)
+        }
+
+
+def check(magnitudes: Mapping[str, float]) -> None:
+    """Raises VarEdgeError if a tensor comes nearer to the end of FP16 than LIMIT, or is no number."""
+    for tensor, magnitude in magnitudes.items():  # in the order they are computed: the first is the cause
+        if not magnitude < LIMIT:
+            found = f"expected below {LIMIT:.0f}, found {magnitude:.3g}"
+            advice = "keep it in FP32 (export/graphs/mixed_precision.py)"
+            raise VarEdgeError(f"{tensor}: FP16 would overflow: {found}; {advice}")
+
+
+def _observe(bundle: Path, twin: Path, manifest: Manifest, graph: str) -> list[str]:
+    """Gives a graph of the twin the tensor LARGEST; returns the names of those in it."""
+    model = typed(bundle / manifest.graphs[graph].file)
+    values = round_to_half(model.graph)
+    scalars = []
+    for value in values:
+        magnitude = ir.node("Abs", [value])
+        largest = ir.node("ReduceMax", magnitude.outputs, attributes={"keepdims": 0})
+        flat = ir.node("Unsqueeze", [largest.outputs[0], _axis(model.graph)])
+        for node, suffix in ((magnitude, "magnitude"), (largest, LARGEST), (flat, "row")):
+            node.name = node.outputs[0].name = f"{value.name}.{suffix}"
+            model.graph.append(node)
+        scalars.append(flat.outputs[0])
+    joined = ir.node("Concat", scalars, attributes={"axis": 0})
+    joined.name = joined.outputs[0].name = LARGEST
+    joined.outputs[0].type, joined.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([len(values)])
+    model.graph.append(joined)
+    path = twin / manifest.graphs[graph].file
+    onnx.save_model(ir.to_proto(model), path)
+    manifest.files[path.name] = File.of(path)
+    return [str(value.name).removesuffix(".exact") for value in values]
+
+
+def _axis(graph: ir.Graph) -> ir.Value:
+    """The constant [0]."""
+    if f"{LARGEST}.axis" not in graph.initializers:
+        tensor = ir.tensor([0], dtype=ir.DataType.INT64, name=f"{LARGEST}.axis")
+        graph.initializers.add(ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(ir.DataType.INT64)))
+    return graph.initializers[f"{LARGEST}.axis"]

@@ -1,0 +1,134 @@
+"""`engine.json`: what the engines of a directory were built from, with what, and for which device."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import limits
+from ..errors import BundleError
+from ..files.atomic import whole_file
+from .manifest import WEIGHTS, Manifest, Scale
+from .schema import load
+
+SCHEMA_VERSION = 2
+FILE_NAME = "engine.json"
+FOLDER = "engines"  # in a bundle: one directory of engines for each kind of device
+FLAVOURS = ("tensorrt", "tensorrt_rtx")  # names of the Python modules
+GRAPHS = ("condition", "transformer", "bridge", "bridge_smooth", "decoder", "encoder")
+
+
+@dataclass(frozen=True)
+class Built:
+    """What an engine runs on: it fits no other version and no other GPU."""
+
+    flavour: str  # one of FLAVOURS
+    version: str  # of TensorRT
+    compute_capabilities: tuple[str, ...]  # "8.6"
+    gpu: str | None  # its name; None if built ahead of time, without one
+    hardware_compatible: bool  # with later GPUs of the same kind
+    version_compatible: bool  # with later TensorRT of the same major version
+
+    @property
+    def tag(self) -> str:
+        """Name of its directory, `tensorrt_rtx-1.7.1.116-sm86`."""
+        return "-".join((self.flavour, self.version, *(f"sm{c.replace('.', '')}" for c in self.compute_capabilities)))
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One plan. A profile maps every input to its fixed shape."""
+
+    file: str
+    source_sha256: str  # of the ONNX file
+    profiles: tuple[dict[str, tuple[int, ...]], ...]
+    build_seconds: float
+    weight_bytes: int  # of the graph, as the weight file holds them
+    layers: dict[str, int]  # "gemm Half": how many, all profiles together; empty if the builder did not say
+    int8_planned: int  # products that the graph has in INT8
+    int8_built: tuple[int, ...]  # products that read INT8 in each profile; empty if the builder did not say
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """`engine.json` of a directory of engines."""
+
+    schema_version: int
+    built: Built
+    weights_sha256: str  # of the bundle's weight file
+    batches: tuple[int, ...]
+    options: dict[str, Any]
+    engines: dict[str, Engine]
+    peak_bytes: int  # of the building process
+    created: str
+
+    @classmethod
+    def load(cls, folder: Path) -> EngineRecord:
+        """The record in `folder`. Raises BundleError."""
+        absent = f"{folder}: no {FILE_NAME}, so no engines; make engine builds them"
+        path = folder / FILE_NAME
+        record = load(cls, path, SCHEMA_VERSION, absent, "run make engine again")
+        built, sizes = record.built, record.batches
+        for key, holds, expected in (
+            ("built.flavour", built.flavour in FLAVOURS, " or ".join(FLAVOURS)),
+            ("built.version", _is_version(built.version), "numbers such as 10.3.0"),
+            ("built.compute_capabilities", _are_capabilities(built.compute_capabilities), "numbers such as 8.6"),
+            ("batches", 0 < len(sizes) <= limits.BATCHES and all(size in limits.BATCH for size in sizes), "sizes"),
+            ("engines", record.engines.keys() <= set(GRAPHS), f"graphs out of {', '.join(GRAPHS)}"),
+        ):
+            if not holds:
+                raise BundleError(f"{path}: {key}: expected {expected}; run make engine again")
+        return record
+
+    def write(self, folder: Path) -> None:
+        """Writes `engine.json` into `folder`."""
+        with whole_file(folder / FILE_NAME) as file:
+            file.write((json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
+
+    def fits(self, manifest: Manifest) -> bool:
+        """Whether the engines were built from the bundle with this manifest."""
+        return self.weights_sha256 == manifest.files[WEIGHTS].sha256 and all(
+            name in manifest.graphs and engine.source_sha256 == manifest.files[manifest.graphs[name].file].sha256
+            for name, engine in self.engines.items()
+        )
+
+    def profile(self, batch: int, scale: int, scales: int) -> int:
+        """Index of the transformer's and bridge's profile for a batch size and a scale."""
+        return self.batches.index(batch) * scales + scale
+
+
+def _is_version(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})*", text) is not None
+
+
+def _are_capabilities(texts: tuple[str, ...]) -> bool:
+    return bool(texts) and all(re.fullmatch(r"[0-9]{1,3}\.[0-9]", text) for text in texts)
+
+
+def profiles(graph: str, manifest: Manifest, batches: tuple[int, ...]) -> tuple[dict[str, tuple[int, ...]], ...]:
+    """The fixed shapes of a graph's inputs, one profile after the other: batch by batch, within it scale by scale.
+
+    The decoder and the encoder take one picture at a time: several fill a device no better and need more memory.
+    """
+    if graph in ("decoder", "encoder"):
+        sizes = [{"B": 1}]
+    elif graph == "condition":
+        sizes = [{"B": batch, "2B": 2 * batch} for batch in batches]
+    else:
+        sizes = [scale_sizes(manifest.scales, k, batch) for batch in batches for k in range(len(manifest.scales))]
+    inputs = manifest.graphs[graph].inputs
+    return tuple(
+        {spec.name: tuple(size[axis] if isinstance(axis, str) else axis for axis in spec.shape) for spec in inputs}
+        for size in sizes
+    )
+
+
+def scale_sizes(scales: tuple[Scale, ...], k: int, batch: int) -> dict[str, int]:
+    """What the symbolic axes are at scale k. The last scale has no next one: it computes the input of scale 1 again."""
+    following = scales[(k + 1) % len(scales) or 1]
+    scale = scales[k]
+    return {"B": batch, "2B": 2 * batch, "L": scale.tokens, "S": scale.offset, "L_next": following.tokens}

@@ -1,0 +1,25 @@
+"""The trace of a generation: what was drawn, for comparing two runs, two backends or two machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .files.atomic import whole_file
+from .pipeline import Result
+
+
+def write_trace(path: Path, result: Result, logits: Sequence[np.ndarray] = ()) -> None:
+    """Writes an .npz with `tokens_k` (B, p*p) int32 and `image` (B, H, W, 3) uint8.
+
+    After an edit also `drawn_k`, the tokens before the kept ones were put in; with `logits`, K arrays, also
+    `logits_k` (B, p*p, V) float32.
+    """
+    arrays = {f"tokens_{k}": tokens for k, tokens in enumerate(result.tokens)}
+    if result.drawn is not result.tokens:
+        arrays |= {f"drawn_{k}": drawn for k, drawn in enumerate(result.drawn)}
+    arrays |= {f"logits_{k}": values for k, values in enumerate(logits)}
+    with whole_file(path) as file:
+        np.savez(file, **arrays, image=result.images)  # type: ignore[arg-type]
