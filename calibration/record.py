@@ -15,7 +15,7 @@ from calibration.ranges import BINS, CalibrationError, Histogram
 from runtime import limits
 from runtime.bundle.manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
 from runtime.bundle.schema import load, parse
-from runtime.files.atomic import whole_file
+from runtime.files.atomic import atomic_file
 
 SCHEMA_VERSION = 1
 FILE_NAME = "calibration.json"
@@ -82,7 +82,7 @@ class Calibration:
         document = _Document(
             SCHEMA_VERSION, self.bundle, asdict(self.settings), tuple(self.pictures), smoothing, histograms
         )
-        with whole_file(path) as file:
+        with atomic_file(path) as file:
             file.write(json.dumps(asdict(document), separators=(",", ":")).encode())
 
     @property

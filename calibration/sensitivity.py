@@ -19,7 +19,7 @@ from calibration.record import Calibration
 from calibration.sites import Site, all_sites, open_graph
 from calibration.target import TARGETS
 from export.graphs.signature import Signature
-from export.verify.fidelity import BATCH, Teacher, Turn, psnr
+from export.verify.fidelity import BATCH, Batch, Teacher, psnr
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.ort_session import Session
 from runtime.backends.wiring import ScaleConstants
@@ -27,7 +27,7 @@ from runtime.bundle.manifest import Graph, Manifest
 from runtime.bundle.schema import load
 from runtime.bundle.weight_file import open_weights
 from runtime.errors import BundleError
-from runtime.files.atomic import whole_file
+from runtime.files.atomic import atomic_file
 from runtime.pipeline import Pipeline
 
 SCHEMA_VERSION = 1
@@ -72,7 +72,7 @@ class Sensitivity:
     layers: dict[str, Layer]
 
     def write(self, path: Path) -> None:
-        with whole_file(path) as file:
+        with atomic_file(path) as file:
             file.write((json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
@@ -182,19 +182,19 @@ class _Bench:
 
     def _decoded(self) -> float | None:
         """PSNR of the teacher's whole pictures, decoded again."""
-        turn = next(turn for turn in self._teacher.turns if turn.images is not None)
-        squares = (self._redrawn(turn).astype(float) - turn.images) ** 2
+        batch = next(batch for batch in self._teacher.batches if batch.images is not None)
+        squares = (self._redrawn(batch).astype(float) - batch.images) ** 2
         found = psnr(float(squares.mean()))
         return round(found, 2) if np.isfinite(found) else None
 
-    def _redrawn(self, turn: Turn) -> np.ndarray:
-        keep = [np.ones_like(tokens, bool) for tokens in turn.tokens]
+    def _redrawn(self, batch: Batch) -> np.ndarray:
+        keep = [np.ones_like(tokens, bool) for tokens in batch.tokens]
         return self._pipeline.generate(
-            turn.labels,
-            turn.seed,
+            batch.labels,
+            batch.seed,
             keep=keep,
-            kept_tokens=turn.tokens,
-            batch=len(turn.labels),
+            kept_tokens=batch.tokens,
+            batch=len(batch.labels),
         ).images
 
     def _variant(self, name: str, plan: Plan) -> tuple[Graph, bytes, dict[str, np.ndarray]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from runtime.bundle.engine_record import FOLDER, EngineRecord
 from runtime.bundle.manifest import Manifest
 from runtime.errors import BundleError
-from runtime.files.atomic import whole_directory
+from runtime.files.atomic import atomic_directory
 from runtime.files.outputs import Kind, record
 
 Warn = Callable[[str], None]
@@ -17,11 +17,11 @@ Warn = Callable[[str], None]
 
 @contextmanager
 def new_bundle(out: Path, kind: Kind, warn: Warn, *sources: Path) -> Iterator[Path]:
-    """An empty directory that becomes the bundle `out`, see `whole_directory`.
+    """An empty directory that becomes the bundle `out`, see `atomic_directory`.
 
     `warn` hears which of the files kept from an earlier bundle do not fit this one.
     """
-    with whole_directory(out, kind, *sources) as folder:
+    with atomic_directory(out, kind, *sources) as folder:
         yield folder
     if names := list(_misfits(out)):
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")

@@ -110,10 +110,10 @@ class Files:
         """Writes all of them; `sheet` (H, W, 3) uint8 is the picture `out`."""
         import numpy as np
 
-        from .dump import write_trace
+        from .dump import write_dump
         from .images import grid, write_animation, write_png
 
-        previews = [grid(np.concatenate(turns)) for turns in watch.previews.values()]
+        previews = [grid(np.concatenate(batches)) for batches in watch.previews.values()]
         if self.preview_dir:
             self.preview_dir.mkdir(exist_ok=True)
             for k, preview in enumerate(previews):
@@ -121,7 +121,7 @@ class Files:
         if self.animation:
             write_animation(self.animation, previews)
         if self.dump:
-            write_trace(self.dump, result, [np.concatenate(turns) for turns in watch.logits.values()])
+            write_dump(self.dump, result, [np.concatenate(batches) for batches in watch.logits.values()])
         write_png(self.out, sheet)
 
 
@@ -142,7 +142,7 @@ def file_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @dataclass
 class Watch:
-    """A hook for `on_scale`. Both dictionaries: scale -> one array for each turn, (B, …) each."""
+    """A hook for `on_scale`. Both dictionaries: scale -> one array for each batch, (B, …) each."""
 
     with_previews: bool
     with_logits: bool

@@ -1,4 +1,4 @@
-"""The trace of a generation: what was drawn, for comparing two runs, two backends or two machines."""
+"""The dump of a generation: what was drawn, for comparing two runs, two backends or two machines."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .files.atomic import whole_file
+from .files.atomic import atomic_file
 from .pipeline import Result
 
 
-def write_trace(path: Path, result: Result, logits: Sequence[np.ndarray] = ()) -> None:
+def write_dump(path: Path, result: Result, logits: Sequence[np.ndarray] = ()) -> None:
     """Writes an .npz with `tokens_k` (B, p*p) int32 and `image` (B, H, W, 3) uint8.
 
     After an edit also `drawn_k`, the tokens before the kept ones were put in; with `logits`, K arrays, also
@@ -21,5 +21,5 @@ def write_trace(path: Path, result: Result, logits: Sequence[np.ndarray] = ()) -
     if result.drawn is not result.tokens:
         arrays |= {f"drawn_{k}": drawn for k, drawn in enumerate(result.drawn)}
     arrays |= {f"logits_{k}": values for k, values in enumerate(logits)}
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         np.savez(file, **arrays, image=result.images)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from . import limits
 from .bundle.manifest import Manifest
 from .bundle.schema import load
 from .errors import SettingsError
-from .files.atomic import whole_file
+from .files.atomic import atomic_file
 from .files.outputs import SET, check_folder
 from .images import open_picture, write_png
 from .limits import shown
@@ -140,7 +140,7 @@ class EvaluationSet:
         folder.mkdir(exist_ok=True)
         path = folder / SETTINGS
         if not path.exists():
-            with whole_file(path, replace=False) as file:  # another run may begin its own set here just now
+            with atomic_file(path, replace=False) as file:  # another run may begin its own set here just now
                 file.write((json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
         self._compare(path)
 
@@ -174,7 +174,7 @@ class EvaluationSet:
         shape = (len(self.pictures), self.image_size, self.image_size, 3)
         entry = zipfile.ZipInfo("arr_0.npy", date_time=(1980, 1, 1, 0, 0, 0))
         with (
-            whole_file(folder / SAMPLES) as file,
+            atomic_file(folder / SAMPLES) as file,
             zipfile.ZipFile(file, "w") as archive,
             archive.open(entry, "w", force_zip64=True) as stream,
         ):

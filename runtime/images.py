@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from . import limits
 from .errors import SettingsError
-from .files.atomic import whole_file
+from .files.atomic import atomic_file
 from .files.bounded import open_file
 from .files.outputs import check_target
 from .pixels import full_scale, on_paper
@@ -92,7 +92,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
     """Writes (H, W, 3) uint8."""
     encoded = BytesIO()  # to a file Pillow would report a full disk as "encoder error"
     Image.fromarray(image).save(encoded, format="png")
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(encoded.getbuffer())
 
 
@@ -120,7 +120,7 @@ def write_animation(path: Path, frames: Sequence[np.ndarray]) -> None:
         loop=0,
         quality=90,
     )
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(encoded.getbuffer())
 
 

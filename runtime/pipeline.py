@@ -43,7 +43,7 @@ class ScaleView:
 
     index: int
     side: int
-    pictures: range  # which of the N pictures this turn draws
+    pictures: range  # which of the N pictures this batch draws
     guidance: float
     _backend: Backend | None
 
@@ -72,7 +72,7 @@ class ScaleView:
         return self.backend.decode()
 
 
-_turns: ContextVar[tuple[object, ...]] = ContextVar("turns", default=())  # that a callback runs in, also to_thread's
+_calls: ContextVar[tuple[object, ...]] = ContextVar("calls", default=())  # that a callback runs in, also to_thread's
 
 
 class Pipeline:
@@ -123,7 +123,7 @@ class Pipeline:
         not depend on the others.
         `top_k` None is the default, or all tokens of a smaller vocabulary.
         Where `keep`, K masks (N or 1, p*p) bool, is true, `kept_tokens`, K maps (N or 1, p*p) int32, replace
-        the tokens drawn. `on_scale` is called after every scale of every turn; to stop, raise from it.
+        the tokens drawn. `on_scale` is called after every scale of every batch; to stop, raise from it.
         `on_stage(graph, scale, seconds)` hears how long every run of a graph took; the scale of condition and
         decoder is None. `smooth` mixes codes, see `Sampling`; tokens are then the most probable ones, and not what
         the pictures are made of. Raises SettingsError, NumericError if the model computes NaN or infinity, or
@@ -156,7 +156,7 @@ class Pipeline:
         on_stage: OnStage | None,
     ) -> Result:
         images, tokens, drawn = [], [], []
-        for pictures in turns(len(numbers), batch, self.backend.batches):
+        for pictures in batches(len(numbers), batch, self.backend.batches):
             self._draw(pictures, numbers, seeds, sampling, kept, on_scale, on_stage)
             images.append(self.backend.decode())
             tokens.append([self.backend.tokens(k) for k in range(len(self.manifest.scales))])
@@ -206,16 +206,16 @@ class Pipeline:
         """Waits for the calls of other threads. Raises SettingsError where waiting would never end."""
         if os.getpid() != self._process:
             raise SettingsError("pipeline: loaded before this process was forked; load the bundle in each process")
-        if self._current in _turns.get():
+        if self._current in _calls.get():
             raise SettingsError("pipeline: called from its own on_scale or on_stage; call it after generate returned")
         with self._lock:
             self._current = object()
-            outer = _turns.set((*_turns.get(), self._current))
+            outer = _calls.set((*_calls.get(), self._current))
             try:
                 yield
             finally:
                 self._current = object()
-                _turns.reset(outer)
+                _calls.reset(outer)
 
     def __reduce__(self) -> str:
         raise TypeError("a Pipeline cannot be pickled or copied; load the bundle in each process")
@@ -239,7 +239,7 @@ class Pipeline:
         on_scale: Callable[[ScaleView], None] | None,
         on_stage: OnStage | None,
     ) -> None:
-        """One turn: the scales of these pictures, coarse to fine."""
+        """One batch: the scales of these pictures, coarse to fine."""
         scales = self.manifest.scales
         rows = slice(pictures.start, pictures.stop)
         counts = [scale.tokens for scale in scales]
@@ -298,7 +298,7 @@ def _seeds(seed: int | Sequence[int], count: int) -> Sequence[int]:
     return seed
 
 
-def turns(count: int, batch: int, sizes: tuple[int, ...] | None) -> Iterator[range]:
+def batches(count: int, batch: int, sizes: tuple[int, ...] | None) -> Iterator[range]:
     """Which pictures are drawn together: `batch` or as many as are left, and only as many at once as one of `sizes`."""
     start = 0
     while start < count:
@@ -308,5 +308,5 @@ def turns(count: int, batch: int, sizes: tuple[int, ...] | None) -> Iterator[ran
         start += size
 
 
-def _join(turns: list[Maps]) -> Maps:
-    return [np.concatenate(maps) for maps in zip(*turns, strict=True)]
+def _join(batches: list[Maps]) -> Maps:
+    return [np.concatenate(maps) for maps in zip(*batches, strict=True)]

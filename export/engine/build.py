@@ -22,7 +22,7 @@ from runtime.bundle import engine_record, manifest
 from runtime.bundle.engine_record import Built, Engine, EngineRecord
 from runtime.bundle.weight_file import open_weights, weight_bytes
 from runtime.errors import BundleError, SettingsError
-from runtime.files.atomic import whole_directory
+from runtime.files.atomic import atomic_directory
 from runtime.files.outputs import ENGINES
 from runtime.memory import available_memory, memory
 
@@ -95,7 +95,7 @@ def build_engines(
         return out, False
     check_memory(bundle, source)
     builder = Builder(trt, built, options, timing_cache)
-    with whole_directory(out, ENGINES, bundle) as folder:
+    with atomic_directory(out, ENGINES, bundle) as folder:
         engines = {}
         for name, planned in plan.engines.items():
             start = time.perf_counter()

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from runtime.errors import SettingsError
-from runtime.files.atomic import whole_file
+from runtime.files.atomic import atomic_file
 
 ALIGNMENT = 4096  # of the first tensor, so that the file can be mapped page by page
 LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
@@ -81,7 +81,7 @@ class WeightFile:
 
     def write(self, path: Path, on_tensor: Callable[[Entry], None]) -> None:
         """Computes and writes every tensor, one in memory at a time. Raises SettingsError for one beyond its dtype."""
-        with whole_file(path) as file:
+        with atomic_file(path) as file:
             file.write(self.header)
             for entry in self.entries:
                 file.write(_stored(entry).data)

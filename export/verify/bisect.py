@@ -17,7 +17,7 @@ import onnx
 
 from export.verify.check import SMOOTH, STATIC_STEP, Row
 from export.verify.metrics import Difference
-from export.verify.recording import Trace, generate
+from export.verify.recording import Recording, generate
 from export.verify.tolerances import INSIDE, kind
 from runtime.backends.arrays import Array
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -59,7 +59,7 @@ def bisect(
     candidate: Path,
     original: Path,
     sound: Path,
-    known: Trace,
+    known: Recording,
     sampling: Sampling,
     smoothing: Mapping[str, np.ndarray],
 ) -> Finding | None:
@@ -105,7 +105,7 @@ def _repeated(feed: Mapping[str, np.ndarray], manifest: Manifest, size: int) -> 
 
 
 def _inputs(
-    bundle: Path, manifest: Manifest, graph: str, scale: int | None, known: Trace, sampling: Sampling
+    bundle: Path, manifest: Manifest, graph: str, scale: int | None, known: Recording, sampling: Sampling
 ) -> dict[str, np.ndarray]:
     """What the graph reads at this scale for the picture, led by the reference's tokens."""
     if graph == "encoder":
@@ -119,7 +119,7 @@ def _inputs(
 
     pipeline = Pipeline(bundle, backend, verify=False, finite=False)
     with suppress(_Seen):
-        generate(pipeline, known.turn, replace(sampling, smooth=smooth), known.tokens, on_scale, led_scales=led_scales)
+        generate(pipeline, known.batch, replace(sampling, smooth=smooth), known.tokens, on_scale, led_scales=led_scales)
     return backend.seen
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from export.verify.artifacts import StaticSteps
 from export.verify.draws import Parting, allowed
 from export.verify.metrics import Difference, LogitDifference, PictureDifference, Share
-from export.verify.recording import Progress, Reference, Trace, Turn, generate, outputs, smoothly, started
+from export.verify.recording import Batch, Progress, Recording, Reference, generate, outputs, smoothly, started
 from export.verify.tolerances import limits, misses
 from runtime.backends.wiring import SMOOTH_BRIDGE
-from runtime.pipeline import Maps, Pipeline, ScaleView, turns
+from runtime.pipeline import Maps, Pipeline, ScaleView, batches
 from runtime.sampling import Sampling
 
 STATIC_STEP = "static step for"  # and for how many pictures
@@ -65,14 +65,14 @@ def check(reference: Reference, pipeline: Pipeline, smoothing: Smoothing, progre
     sampling, precision = reference.settings.sampling, pipeline.manifest.precision
     measured: Measured = {}
     pictures = []
-    for i, known in enumerate(reference.traces):
-        progress("led by the reference", i, len(reference.traces))
+    for i, known in enumerate(reference.recordings):
+        progress("led by the reference", i, len(reference.recordings))
         for part in _parts(known, pipeline):
             pictures.append(led(part, pipeline, sampling, smoothing, measured))
     progress("drawing freely", 0, 1)
     free = _draw(reference, pipeline, measured)
-    for i, known in enumerate(reference.traces):
-        progress("smooth sampling", i, len(reference.traces))
+    for i, known in enumerate(reference.recordings):
+        progress("smooth sampling", i, len(reference.recordings))
         for part in _parts(known, pipeline):
             mix(part, pipeline, sampling, measured)
     compared = rows(measured, precision)
@@ -107,10 +107,12 @@ def rows(measured: Measured, precision: str) -> list[Row]:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # numbers that are none stand in the rows
-def led(known: Trace, pipeline: Pipeline, sampling: Sampling, smoothing: Smoothing, measured: Measured) -> np.ndarray:
+def led(
+    known: Recording, pipeline: Pipeline, sampling: Sampling, smoothing: Smoothing, measured: Measured
+) -> np.ndarray:
     """Draws pictures with the reference's tokens; adds to `measured`, and returns them."""
     draws = known.draws()
-    for name, values in started(pipeline, known.turn).items():
+    for name, values in started(pipeline, known.batch).items():
         if name in known.condition:
             undone = values.astype(np.float64) / smoothing.get(name, 1.0)
             _at(measured, "condition", None, _Worst).add(name, known.condition[name], undone)
@@ -127,7 +129,7 @@ def led(known: Trace, pipeline: Pipeline, sampling: Sampling, smoothing: Smoothi
         bridge.drawn.add(known.tokens[k], found["bridge"]["tokens"])
         bridge.drew(logits, draws[k], sampling, found["bridge"]["drawn"])
 
-    images = generate(pipeline, known.turn, sampling, known.tokens, on_scale).images
+    images = generate(pipeline, known.batch, sampling, known.tokens, on_scale).images
     _at(measured, "decoder", None, PictureDifference).add(known.images, images)
     if known.encoded is not None and "encoder" in pipeline.manifest.graphs:
         tokens = np.concatenate(pipeline.encode(known.images), axis=1)
@@ -139,8 +141,8 @@ def led(known: Trace, pipeline: Pipeline, sampling: Sampling, smoothing: Smoothi
 def _draw(reference: Reference, pipeline: Pipeline, measured: Measured) -> np.ndarray:
     """Draws all pictures freely, as many together as an engine can; every token has to follow from its own logits."""
     settings = reference.settings
-    whole = Turn([label for known in reference.traces for label in known.turn.labels], settings.seed)
-    draws = [np.concatenate(maps) for maps in zip(*(known.draws() for known in reference.traces), strict=True)]
+    whole = Batch([label for known in reference.recordings for label in known.batch.labels], settings.seed)
+    draws = [np.concatenate(maps) for maps in zip(*(known.draws() for known in reference.recordings), strict=True)]
     parting = Parting(reference.free.tokens, reference.free.logits, draws, settings.sampling)
 
     def on_scale(view: ScaleView) -> None:
@@ -150,16 +152,16 @@ def _draw(reference: Reference, pipeline: Pipeline, measured: Measured) -> np.nd
         parting(view)
 
     batch = max(pipeline.backend.batches or (settings.batch,))
-    result = generate(pipeline, whole, settings.sampling, on_scale=on_scale, batch=batch)
+    result = generate(pipeline, whole, settings.sampling, on_scale=on_scale, size=batch)
     measured["generation", None] = _Generation(reference, result.tokens, result.images, parting)
     return result.images
 
 
-def mix(known: Trace, pipeline: Pipeline, sampling: Sampling, measured: Measured) -> None:
+def mix(known: Recording, pipeline: Pipeline, sampling: Sampling, measured: Measured) -> None:
     """Smooth sampling, where both have it."""
     if known.smooth is None or SMOOTH_BRIDGE not in pipeline.manifest.graphs:
         return
-    found = smoothly(pipeline, known.turn, sampling, known.tokens)
+    found = smoothly(pipeline, known.batch, sampling, known.tokens)
     for k, (expected, f_hat) in enumerate(zip(known.smooth.f_hats, found.f_hats, strict=True)):
         _at(measured, SMOOTH, k, _Worst).add("f_hat_out", expected, f_hat)
     _at(measured, SMOOTH_GENERATION, None, PictureDifference).add(known.smooth.images, found.images)
@@ -167,7 +169,7 @@ def mix(known: Trace, pipeline: Pipeline, sampling: Sampling, measured: Measured
 
 def _not_compared(reference: Reference, pipeline: Pipeline) -> Iterator[Row]:
     """Rows of the optional graphs that one side lacks."""
-    known = reference.traces[0]
+    known = reference.recordings[0]
     for graph, stage, there in (
         ("encoder", "encoder", known.encoded is not None),
         (SMOOTH_BRIDGE, SMOOTH_GENERATION, known.smooth is not None),
@@ -182,28 +184,28 @@ def absent(stage: str, scale: int | None = None) -> Row:
     return Row(stage, scale, {}, [], "absent")
 
 
-def _parts(known: Trace, pipeline: Pipeline) -> Iterator[Trace]:
-    """The trace in turns that the backend can draw."""
-    total = len(known.turn.labels)
-    for pictures in turns(total, total, pipeline.backend.batches):
+def _parts(known: Recording, pipeline: Pipeline) -> Iterator[Recording]:
+    """The recording in batches that the backend can draw."""
+    total = len(known.batch.labels)
+    for pictures in batches(total, total, pipeline.backend.batches):
         yield known.of(pictures, pipeline.manifest)
 
 
-def _first(reference: Reference, size: int) -> Trace:
-    """The first pictures of all turns, over again if there are fewer, as one turn: what leads the transformer."""
-    traces = reference.traces
+def _first(reference: Reference, size: int) -> Recording:
+    """The first pictures of all batches, over again if there are fewer, as one batch: what leads the transformer."""
+    recordings = reference.recordings
 
     def of(arrays: Iterator[np.ndarray]) -> np.ndarray:
         return np.resize(joined := np.concatenate(list(arrays)), (size, *joined.shape[1:]))
 
-    labels = [label for known in traces for label in known.turn.labels]
-    return Trace(
-        Turn([labels[i % len(labels)] for i in range(size)], traces[0].turn.seed),
-        [of(known.tokens[k] for known in traces) for k in range(len(traces[0].tokens))],
-        [of(known.logits[k] for known in traces) for k in range(len(traces[0].logits))],
+    labels = [label for known in recordings for label in known.batch.labels]
+    return Recording(
+        Batch([labels[i % len(labels)] for i in range(size)], recordings[0].batch.seed),
+        [of(known.tokens[k] for known in recordings) for k in range(len(recordings[0].tokens))],
+        [of(known.logits[k] for known in recordings) for k in range(len(recordings[0].logits))],
         {},
-        [{"transformer": {}, "bridge": {}} for _ in traces[0].outputs],
-        of(known.images for known in traces),
+        [{"transformer": {}, "bridge": {}} for _ in recordings[0].outputs],
+        of(known.images for known in recordings),
         None,
         None,
     )

@@ -100,7 +100,7 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
-class Turn:
+class Batch:
     """Pictures drawn together by the reference: all scales up to the last that is compared."""
 
     labels: list[int]
@@ -116,7 +116,7 @@ class Teacher:
 
     sides: tuple[int, ...]
     depth: int
-    turns: list[Turn]
+    batches: list[Batch]
 
     @classmethod
     def draw(
@@ -135,13 +135,15 @@ class Teacher:
         model = reference.manifest.model
         pictures = [math.ceil(tokens / side**2) for side in model.patch_nums]
         pictures[0] = max(pictures[1], min(pictures[0], model.num_classes + 1))
-        turns = []
-        for turn in _turns(pictures[0], sizes):
-            last = max(k for k, count in enumerate(pictures) if count > turn.start)
-            labels = [i % (model.num_classes + 1) for i in turn]
-            turns.append(Turn(labels, seed + turn.start, *_logits(reference, labels, seed + turn.start, last, None)))
-            progress(turn.stop, pictures[0])
-        return cls(model.patch_nums, model.depth, turns)
+        batches = []
+        for batch in _batches(pictures[0], sizes):
+            last = max(k for k, count in enumerate(pictures) if count > batch.start)
+            labels = [i % (model.num_classes + 1) for i in batch]
+            batches.append(
+                Batch(labels, seed + batch.start, *_logits(reference, labels, seed + batch.start, last, None))
+            )
+            progress(batch.stop, pictures[0])
+        return cls(model.patch_nums, model.depth, batches)
 
     def compare(self, candidate: Pipeline, progress: Progress = lambda done, total: None) -> Fidelity:
         """Raises SettingsError."""
@@ -150,15 +152,15 @@ class Teacher:
             raise SettingsError(f"{model.name}: not the model of the reference")
         scales = [ScaleFidelity(side) for side in self.sides]
         squares, values = 0.0, 0
-        for i, turn in enumerate(self.turns):
-            last = len(turn.logits) - 1
-            _, found, images = _logits(candidate, turn.labels, turn.seed, last, turn.tokens)
-            for scale, a, b in zip(scales, turn.logits, found, strict=False):
+        for i, batch in enumerate(self.batches):
+            last = len(batch.logits) - 1
+            _, found, images = _logits(candidate, batch.labels, batch.seed, last, batch.tokens)
+            for scale, a, b in zip(scales, batch.logits, found, strict=False):
                 scale.add(a, b)
-            if turn.images is not None and images is not None:
-                squares += float(((images.astype(float) - turn.images) ** 2).sum())
+            if batch.images is not None and images is not None:
+                squares += float(((images.astype(float) - batch.images) ** 2).sum())
                 values += images.size
-            progress(i + 1, len(self.turns))
+            progress(i + 1, len(self.batches))
         return Fidelity(scales, psnr(squares / values))
 
 
@@ -179,7 +181,7 @@ def psnr(mean_square: float) -> float:
     return 10 * math.log10(255**2 / mean_square) if mean_square else math.inf
 
 
-def _turns(pictures: int, sizes: Sequence[int]) -> Iterator[range]:
+def _batches(pictures: int, sizes: Sequence[int]) -> Iterator[range]:
     """At least so many pictures, always as many together as the candidate draws best."""
     size = max(size for size in sizes if size <= BATCH)
     for start in range(0, pictures, size):

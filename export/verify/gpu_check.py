@@ -22,7 +22,7 @@ from runtime.bundle import engine_record
 from runtime.bundle.manifest import Manifest
 from runtime.cli import FILE, Number, command, progress_bar, reports_errors
 from runtime.errors import SettingsError
-from runtime.files.atomic import whole_directory
+from runtime.files.atomic import atomic_directory
 from runtime.files.bounded import read_json
 from runtime.files.outputs import REPORT, check_directory
 from runtime.pipeline import Pipeline
@@ -77,7 +77,7 @@ def main(fp32: Path, bundles: tuple[Path, ...], report: Path, pictures: int) -> 
         click.echo(f"gpu-check: {error}; nothing was checked", err=True)
         sys.exit(NO_GPU)
     entries, lines = [], [f"# {gpu.name}, sm_{gpu.capability.replace('.', '')}", ""]
-    with progress_bar() as bar, whole_directory(report, REPORT) as folder:
+    with progress_bar() as bar, atomic_directory(report, REPORT) as folder:
         task = bar.add_task("starting", total=None)
 
         def progress(stage: str, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""What the reference makes in every stage, turn by turn: artifacts are led by it and held against it."""
+"""What the reference makes in every stage, batch by batch: artifacts are led by it and held against it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Turn:
+class Batch:
     """Pictures drawn together."""
 
     labels: list[int]
@@ -53,11 +53,11 @@ class Settings:
             raise SettingsError(f"pictures: expected 1 or more, found {pictures}")
         return cls(pictures, batch, 0, Sampling(top_k=Sampling.default_top_k(pipeline.manifest.model.vocab_size)))
 
-    def turns(self, num_classes: int) -> list[Turn]:
+    def batches(self, num_classes: int) -> list[Batch]:
         """Labels spread over the classes."""
         labels = [i * num_classes // self.pictures for i in range(self.pictures)]
         starts = range(0, self.pictures, self.batch)
-        return [Turn(labels[start : start + self.batch], self.seed + start) for start in starts]
+        return [Batch(labels[start : start + self.batch], self.seed + start) for start in starts]
 
 
 @dataclass(frozen=True)
@@ -71,21 +71,21 @@ class Smooth:
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What every stage of the reference made in one turn."""
+class Recording:
+    """What every stage of the reference made in one batch."""
 
-    turn: Turn
+    batch: Batch
     tokens: Maps  # K arrays (B, p²)
     logits: list[np.ndarray]  # K arrays (B, L, V), after guidance
     condition: dict[str, np.ndarray]  # its outputs
-    outputs: list[Outputs]  # of the other graphs, by scale; keys and values in the first turn only: they are large
+    outputs: list[Outputs]  # of the other graphs, by scale; keys and values in the first batch only: they are large
     images: np.ndarray  # (B, H, W, 3) uint8
     encoded: np.ndarray | None  # (B, T): the tokens of `images`; None without an encoder
     smooth: Smooth | None  # None without its graph
 
-    def of(self, pictures: range, manifest: Manifest) -> Trace:
-        """Of some of the turn's pictures."""
-        total = len(self.turn.labels)
+    def of(self, pictures: range, manifest: Manifest) -> Recording:
+        """Of some of the batch's pictures."""
+        total = len(self.batch.labels)
         if len(pictures) == total:
             return self
         rows, specs = slice(pictures.start, pictures.stop), _batched(manifest)
@@ -93,8 +93,8 @@ class Trace:
         def part(graph: str, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             return {name: _taken(specs[graph, name], array, pictures, total) for name, array in values.items()}
 
-        return Trace(
-            Turn(self.turn.labels[rows], self.turn.seed + pictures.start),
+        return Recording(
+            Batch(self.batch.labels[rows], self.batch.seed + pictures.start),
             [maps[rows] for maps in self.tokens],
             [logits[rows] for logits in self.logits],
             part("condition", self.condition),
@@ -107,7 +107,7 @@ class Trace:
     def draws(self) -> Maps:
         """The uniforms of its pictures: K arrays (B, p²) float32."""
         counts = [maps.shape[1] for maps in self.tokens]
-        rows = [uniforms(self.turn.seed + i, counts) for i in range(len(self.turn.labels))]
+        rows = [uniforms(self.batch.seed + i, counts) for i in range(len(self.batch.labels))]
         return [np.stack(scale) for scale in zip(*rows, strict=True)]
 
 
@@ -117,60 +117,62 @@ class Reference:
 
     name: str
     settings: Settings
-    traces: list[Trace]
+    recordings: list[Recording]
     free: Drawn
 
     @property
     def images(self) -> np.ndarray:
-        return np.concatenate([trace.images for trace in self.traces])
+        return np.concatenate([recording.images for recording in self.recordings])
 
 
 def prepare(
-    pipeline: Pipeline, settings: Settings, smooth: bool, free: Callable[[Trace], Drawn] | None, progress: Progress
+    pipeline: Pipeline, settings: Settings, smooth: bool, free: Callable[[Recording], Drawn] | None, progress: Progress
 ) -> Reference:
-    """Draws all turns with the reference. `free` draws the same pictures with a loop of its own."""
-    turns = settings.turns(pipeline.manifest.model.num_classes)
-    traces, drawn = [], []
-    for i, turn in enumerate(turns):
-        progress(f"drawing with {pipeline.backend.name}", i, len(turns))
-        traces.append(_trace(pipeline, turn, settings.sampling, i == 0, smooth))
-        drawn.append(free(traces[-1]) if free else Drawn(traces[-1].images, traces[-1].tokens, traces[-1].logits))
-    return Reference(pipeline.backend.name, settings, traces, _join(drawn))
+    """Draws all batches with the reference. `free` draws the same pictures with a loop of its own."""
+    batches = settings.batches(pipeline.manifest.model.num_classes)
+    recordings, drawn = [], []
+    for i, batch in enumerate(batches):
+        progress(f"drawing with {pipeline.backend.name}", i, len(batches))
+        recordings.append(_record(pipeline, batch, settings.sampling, i == 0, smooth))
+        drawn.append(
+            free(recordings[-1]) if free else Drawn(recordings[-1].images, recordings[-1].tokens, recordings[-1].logits)
+        )
+    return Reference(pipeline.backend.name, settings, recordings, _join(drawn))
 
 
 def generate(
     pipeline: Pipeline,
-    turn: Turn,
+    batch: Batch,
     sampling: Sampling,
     lead: Maps | None = None,
     on_scale: Callable[[ScaleView], None] | None = None,
-    batch: int | None = None,
+    size: int | None = None,
     led_scales: int | None = None,
 ) -> Result:
-    """Draws a turn, `batch` pictures at a time (None: all).
+    """Draws a batch, `size` pictures at a time (None: all).
 
     With `lead`, its first `led_scales` scales (None: all) are drawn from these tokens.
     """
     count = 0 if lead is None else len(lead) if led_scales is None else led_scales
     keep = None if lead is None else [np.full_like(maps, k < count, bool) for k, maps in enumerate(lead)]
     return pipeline.generate(
-        turn.labels,
-        turn.seed,
+        batch.labels,
+        batch.seed,
         sampling.cfg,
         sampling.top_k,
         sampling.top_p,
         keep,
         lead,
-        batch=batch or len(turn.labels),
+        batch=size or len(batch.labels),
         on_scale=on_scale,
         smooth=sampling.smooth,
     )
 
 
-def started(pipeline: Pipeline, turn: Turn) -> dict[str, np.ndarray]:
-    """What `condition` makes of the turn's labels."""
+def started(pipeline: Pipeline, batch: Batch) -> dict[str, np.ndarray]:
+    """What `condition` makes of the batch's labels."""
     backend: Any = pipeline.backend
-    backend.begin(np.array(turn.labels, np.int64))
+    backend.begin(np.array(batch.labels, np.int64))
     return backend.started()
 
 
@@ -183,8 +185,8 @@ class _Enough(Exception):
     """What was asked for is there."""
 
 
-def smoothly(pipeline: Pipeline, turn: Turn, sampling: Sampling, tokens: Maps) -> Smooth:
-    """Draws a turn by smooth sampling, and each scale alone of it after `tokens`."""
+def smoothly(pipeline: Pipeline, batch: Batch, sampling: Sampling, tokens: Maps) -> Smooth:
+    """Draws a batch by smooth sampling, and each scale alone of it after `tokens`."""
     sampling = replace(sampling, smooth=True)
     f_hats: list[np.ndarray] = []
 
@@ -195,11 +197,11 @@ def smoothly(pipeline: Pipeline, turn: Turn, sampling: Sampling, tokens: Maps) -
 
     for k in range(len(tokens)):
         with suppress(_Enough):
-            generate(pipeline, turn, sampling, tokens, on_scale, led_scales=k)
-    return Smooth(f_hats, generate(pipeline, turn, sampling).images)
+            generate(pipeline, batch, sampling, tokens, on_scale, led_scales=k)
+    return Smooth(f_hats, generate(pipeline, batch, sampling).images)
 
 
-def _trace(pipeline: Pipeline, turn: Turn, sampling: Sampling, with_keys: bool, smooth: bool) -> Trace:
+def _record(pipeline: Pipeline, batch: Batch, sampling: Sampling, with_keys: bool, smooth: bool) -> Recording:
     """Draws freely and keeps what every stage made."""
     logits: list[np.ndarray] = []
     made: list[Outputs] = []
@@ -210,13 +212,13 @@ def _trace(pipeline: Pipeline, turn: Turn, sampling: Sampling, with_keys: bool, 
         kept = {name: value for name, value in graphs["transformer"].items() if with_keys and name != "logits"}
         made.append({**graphs, "transformer": kept})
 
-    condition = started(pipeline, turn)
-    result = generate(pipeline, turn, sampling, on_scale=on_scale)
+    condition = started(pipeline, batch)
+    result = generate(pipeline, batch, sampling, on_scale=on_scale)
     encoded = None
     if "encoder" in pipeline.manifest.graphs:
         encoded = np.concatenate(pipeline.encode(result.images), axis=1)
-    mixed = smoothly(pipeline, turn, sampling, result.tokens) if smooth else None
-    return Trace(turn, result.tokens, logits, condition, made, result.images, encoded, mixed)
+    mixed = smoothly(pipeline, batch, sampling, result.tokens) if smooth else None
+    return Recording(batch, result.tokens, logits, condition, made, result.images, encoded, mixed)
 
 
 def _join(parts: Sequence[Drawn]) -> Drawn:

@@ -20,7 +20,7 @@ from export.verify.bisect import Finding
 from export.verify.check import Row
 from export.verify.recording import Reference
 from export.verify.tolerances import LIMITS
-from runtime.files.atomic import whole_directory
+from runtime.files.atomic import atomic_directory
 from runtime.files.outputs import REPORT
 
 JSON, HTML = "report.json", "report.html"
@@ -127,7 +127,7 @@ class Report:
             "reference": self.reference.name,
             "settings": {
                 "pictures": settings.pictures,
-                "labels": [label for trace in self.reference.traces for label in trace.turn.labels],
+                "labels": [label for recording in self.reference.recordings for label in recording.batch.labels],
                 "seed": settings.seed,
                 "cfg": settings.sampling.cfg,
                 "top_k": settings.sampling.top_k,
@@ -140,7 +140,7 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """Writes the directory `folder` with both files, replacing an earlier report. Raises OSError."""
-        with whole_directory(folder, REPORT) as beside:
+        with atomic_directory(folder, REPORT) as beside:
             self.write_files(beside)
 
     def write_files(self, folder: Path) -> None:

@@ -22,7 +22,7 @@ from export.verify.check import (
     mix,
     rows,
 )
-from export.verify.recording import Drawn, Progress, Reference, Settings, Trace, prepare
+from export.verify.recording import Drawn, Progress, Recording, Reference, Settings, prepare
 from export.verify.report import Entry, Report
 from runtime.backends.wiring import SMOOTH_BRIDGE
 from runtime.bundle.manifest import Manifest
@@ -81,8 +81,10 @@ def _pytorch_reference(
     settings = Settings.default(pipeline, pictures, _batch(first))
     sampling = settings.sampling
 
-    def free(trace: Trace) -> Drawn:
-        drawn = generate(*models, trace.turn.labels, trace.draws(), sampling.cfg, sampling.top_k, sampling.top_p)
+    def free(recording: Recording) -> Drawn:
+        drawn = generate(
+            *models, recording.batch.labels, recording.draws(), sampling.cfg, sampling.top_k, sampling.top_p
+        )
         return Drawn(drawn.images, drawn.tokens, drawn.logits)
 
     return prepare(pipeline, settings, smooth, free, progress)
@@ -161,10 +163,12 @@ def _sound(
         yield sound
 
 
-def _guilty(row: Row, reference: Reference, pipeline: Pipeline, factors: Smoothing) -> Trace:
+def _guilty(row: Row, reference: Reference, pipeline: Pipeline, factors: Smoothing) -> Recording:
     """The first picture of which alone the row is out of tolerance; of a fault that no led picture shows the first."""
     sampling, manifest = reference.settings.sampling, pipeline.manifest
-    alone = (known.of(range(i, i + 1), manifest) for known in reference.traces for i in range(len(known.turn.labels)))
+    alone = (
+        known.of(range(i, i + 1), manifest) for known in reference.recordings for i in range(len(known.batch.labels))
+    )
     for known in alone:
         measured: Measured = {}
         if row.stage == SMOOTH:
@@ -173,7 +177,7 @@ def _guilty(row: Row, reference: Reference, pipeline: Pipeline, factors: Smoothi
             led(known, pipeline, sampling, factors, measured)
         if any(found.misses and found.name == row.name for found in rows(measured, manifest.precision)):
             return known
-    return reference.traces[0].of(range(1), manifest)
+    return reference.recordings[0].of(range(1), manifest)
 
 
 def _bisected(entry: Entry, reference: Reference, sound: Path, progress: Progress) -> Entry:
@@ -187,7 +191,7 @@ def _bisected(entry: Entry, reference: Reference, sound: Path, progress: Progres
     progress(f"{artifact.name}: bisecting {row.name}", 0, 1)
     factors, sampling = smoothing(artifact), reference.settings.sampling
     if row.stage.startswith(STATIC_STEP):  # a simulated twin has none
-        known = reference.traces[0].of(range(1), Manifest.load(artifact.path, verify=False))
+        known = reference.recordings[0].of(range(1), Manifest.load(artifact.path, verify=False))
         said = bisect(row, artifact.path, artifact.path, sound, known, sampling, factors)
     else:
         with runnable(artifact) as (candidate, pipeline):

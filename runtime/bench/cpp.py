@@ -13,7 +13,7 @@ from ..pipeline import Maps
 from .compare import Draw
 from .report import Settings
 
-PROGRAM = Path("build/cpp/release/tests/trace")  # where make cpp puts it
+PROGRAM = Path("build/cpp/release/tests/dump")  # where make cpp puts it
 NAME = "C++"
 
 

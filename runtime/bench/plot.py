@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..files.atomic import whole_file
+from ..files.atomic import atomic_file
 from .report import BatchTimes, Report
 from .tables import seconds
 
@@ -50,7 +50,7 @@ def write_plot(path: Path, report: Report) -> None:
     _explain(axes, report)
     encoded = BytesIO()
     figure.savefig(encoded, format="png", dpi=150)
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(encoded.getbuffer())
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files.atomic import whole_file
+from ..files.atomic import atomic_file
 from ..memory import Memory
 from .jetson import State
 from .machine import Machine
@@ -143,5 +143,5 @@ class Report:
 
 def write_json(path: Path, report: Report) -> None:
     """Writes the report, whole or not at all."""
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write((json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False) + "\n").encode())

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import limits
 from ..errors import BundleError
-from ..files.atomic import whole_file
+from ..files.atomic import atomic_file
 from .manifest import WEIGHTS, Manifest, Scale
 from .schema import load
 
@@ -86,7 +86,7 @@ class EngineRecord:
 
     def write(self, folder: Path) -> None:
         """Writes `engine.json` into `folder`."""
-        with whole_file(folder / FILE_NAME) as file:
+        with atomic_file(folder / FILE_NAME) as file:
             file.write((json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
 
     def fits(self, manifest: Manifest) -> bool:

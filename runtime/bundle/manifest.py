@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import limits
 from ..errors import BundleError
-from ..files.atomic import sha256, whole_file
+from ..files.atomic import atomic_file, sha256
 from ..files.unfinished import recover
 from .schema import load
 
@@ -148,7 +148,7 @@ class Manifest:
         """Writes `manifest.json` into `bundle`. Raises BundleError if it contradicts itself."""
         path = bundle / FILE_NAME
         self.check(str(path))
-        with whole_file(path) as file:
+        with atomic_file(path) as file:
             file.write(self.to_json().encode())
 
     def to_json(self) -> str:

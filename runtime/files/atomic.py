@@ -24,7 +24,7 @@ NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)  # what kernels and
 
 
 @contextmanager
-def whole_file(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
     """A binary file that appears at `path` when the block ends, and never if it fails. Links are followed.
 
     Without `replace` a file that is there by then stays, and this one is dropped.
@@ -42,7 +42,7 @@ def whole_file(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def whole_directory(path: Path, kind: Kind, *sources: Path) -> Iterator[Path]:
+def atomic_directory(path: Path, kind: Kind, *sources: Path) -> Iterator[Path]:
     """An empty directory to fill, which becomes `path` when the block ends and vanishes if it fails.
 
     What `kind` does not own of the directory that it replaces is kept. Links are followed. Raises SettingsError if

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from tests.cpp.conftest import SOURCE, Configure, require, run
+from tests.cpp.dumps import Case
 from tests.cpp.hostile import RECORD
-from tests.cpp.traces import Case
 
 CASE = Case((0, 5), 3, 4.0, 300, 0.9).line
 LONGEST_INPUT = 300_000  # bytes
 FUZZ_RUNS = {"manifest": 20_000, "weights": 50_000, "engine_record": 10_000}
 
 
-def trace(build: Path, bundle: Path, tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [str(build / "tests" / "trace"), str(bundle), str(tmp_path / "out"), *more]
+def dump(build: Path, bundle: Path, tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [str(build / "tests" / "dump"), str(bundle), str(tmp_path / "out"), *more]
     environment = os.environ | {"LSAN_OPTIONS": f"suppressions={SOURCE / 'tests' / 'lsan.supp'}:print_suppressions=0"}
     return subprocess.run(command, input=CASE, capture_output=True, text=True, env=environment)
 
@@ -44,7 +44,7 @@ def test_stripped_size(release: Path, tmp_path: Path) -> None:
 
 
 def test_no_growth_over_500_generations(release: Path, demo_bundle: Path, tmp_path: Path) -> None:
-    early, late = map(int, trace(release, demo_bundle, tmp_path, "500").stderr.split())
+    early, late = map(int, dump(release, demo_bundle, tmp_path, "500").stderr.split())
     assert late <= early + 2048, f"{early} kB after 50 generations, {late} kB after 500"
 
 
@@ -56,7 +56,7 @@ def checked(build: Configure) -> Path:
 def test_clean_under_address_and_undefined_sanitizers(checked: Path, demo_bundle: Path, tmp_path: Path) -> None:
     environment = os.environ | {"LSAN_OPTIONS": f"suppressions={SOURCE / 'tests' / 'lsan.supp'}:print_suppressions=0"}
     assert run(checked / "tests" / "api", demo_bundle, env=environment).stdout == ""
-    result = trace(checked, demo_bundle, tmp_path)
+    result = dump(checked, demo_bundle, tmp_path)
     assert result.returncode == 0, result.stderr
     assert "runtime error" not in result.stderr  # of UBSan, which goes on
 
@@ -139,7 +139,7 @@ def test_damaged_bundles(damage: object, checked: Path, tiny_bundle: Path, tmp_p
     """Status and message, no crash, no leak: run under the sanitizers."""
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
     damage(tmp_path / "bundle")  # type: ignore[operator]
-    result = trace(checked, tmp_path / "bundle", tmp_path)
+    result = dump(checked, tmp_path / "bundle", tmp_path)
     assert result.returncode == 1, result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith("2: ")  # VAR_EDGE_BAD_BUNDLE

@@ -17,10 +17,10 @@ from export.checkpoint.weights import checkpoint_weights, formula_weights
 from runtime.pipeline import Pipeline
 from tests.conftest import DATA
 from tests.cpp.conftest import DEPENDENCIES, Configure, require, run
-from tests.cpp.traces import Case, assert_equal, drawn_by_cpp, drawn_by_python
+from tests.cpp.dumps import Case, assert_equal, drawn_by_cpp, drawn_by_python
 from tests.export.test_variants import CFG, LABEL, SEED, recipe_of
 
-# 64 combinations of label, seed, guidance and both filters, and batches that end in turns of other sizes.
+# 64 combinations of label, seed, guidance and both filters, and batches that end in some of other sizes.
 COMBINATIONS = [
     Case((label,), seed, cfg, top_k, top_p)
     for (label, seed), cfg, (top_k, top_p) in itertools.product(
@@ -34,7 +34,7 @@ BATCHES = [Case(tuple(range(5)), 11, 3.0, 600, 0.96, batch) for batch in (1, 2, 
 
 def test_64_combinations(release: Path, demo_bundle: Path, tmp_path: Path) -> None:
     cases = COMBINATIONS + BATCHES
-    found = drawn_by_cpp([release / "tests" / "trace"], demo_bundle, cases, tmp_path / "out")
+    found = drawn_by_cpp([release / "tests" / "dump"], demo_bundle, cases, tmp_path / "out")
     assert_equal(drawn_by_python(demo_bundle, cases), found, cases)
     assert len({drawn.tokens.tobytes() for drawn in found[:64]}) >= 30  # the settings do change what is drawn
 
@@ -50,7 +50,7 @@ def test_other_precisions(
     """Keys and values in FP16; scales and zero points by step."""
     bundle = fp16_demo_bundle if which == "fp16" else int8_bundles[which]
     cases = COMBINATIONS[8:16]
-    found = drawn_by_cpp([release / "tests" / "trace"], bundle, cases, tmp_path / "out")
+    found = drawn_by_cpp([release / "tests" / "dump"], bundle, cases, tmp_path / "out")
     assert_equal(drawn_by_python(bundle, cases), found, cases)
 
 
@@ -60,7 +60,7 @@ def test_other_models(release: Path, tiny_bundle: Path, shared_bundle: Path, tmp
         (tiny_bundle, Case((0, 9), 3, 2.0, 50, 0.9)),
         (shared_bundle, Case((980,), 3, 4.0, 900, 0.95)),
     ):
-        found = drawn_by_cpp([release / "tests" / "trace"], bundle, [case], tmp_path / "out")
+        found = drawn_by_cpp([release / "tests" / "dump"], bundle, [case], tmp_path / "out")
         assert_equal(drawn_by_python(bundle, [case]), found, [case])
 
 
@@ -69,7 +69,7 @@ def test_a_model_of_other_settings(release: Path, tmp_path: Path) -> None:
     recipe, bundle = recipe_of("many at once"), tmp_path / "bundle"
     export_bundle(recipe, formula_weights(recipe, SEED), bundle)
     cases = [Case((LABEL,), SEED, CFG, 1, 0.0), Case((3, 6, 7), 5, 3.0, 150, 0.9, 2)]
-    found = drawn_by_cpp([release / "tests" / "trace"], bundle, cases, tmp_path / "drawn")
+    found = drawn_by_cpp([release / "tests" / "dump"], bundle, cases, tmp_path / "drawn")
     assert_equal(drawn_by_python(bundle, cases), found, cases)
     with np.load(DATA / "variants.npz") as golden:
         np.testing.assert_array_equal(found[0].tokens[0], golden["many at once: tokens"])
@@ -108,7 +108,7 @@ def smooth_demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_smooth_sampling(release: Path, smooth_demo_bundle: Path, tmp_path: Path) -> None:
     """Plain and smooth by turns. The noise passes through two logarithms, whose last bit is each library's own."""
     cases = [Case((3, 12), 5, 3.5, 200, 0.8, 8, smooth) for smooth in (True, False, True)]
-    found = drawn_by_cpp([release / "tests" / "trace"], smooth_demo_bundle, cases, tmp_path / "out")
+    found = drawn_by_cpp([release / "tests" / "dump"], smooth_demo_bundle, cases, tmp_path / "out")
     for a, b in zip(drawn_by_python(smooth_demo_bundle, cases), found, strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)
         assert (np.abs(a.images.astype(int) - b.images) <= 1).mean() >= 0.9999
@@ -144,7 +144,7 @@ def check_edit(
 
 @pytest.fixture(scope="session")
 def emulated(build: Configure, tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
-    """tests/trace.cpp for aarch64, and what runs it here."""
+    """tests/dump.cpp for aarch64, and what runs it here."""
     require("aarch64-linux-gnu-g++", "qemu-aarch64-static", "unshare")
     folder = build(
         "arm64",
@@ -153,7 +153,7 @@ def emulated(build: Configure, tmp_path_factory: pytest.TempPathFactory) -> list
         "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++",
         "-DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc",
         onnxruntime="onnxruntime-arm64",
-        targets=("trace",),
+        targets=("dump",),
     )
     # ONNX Runtime asks /proc/cpuinfo what the processor is, which is this machine's own and makes it crash.
     cpuinfo = tmp_path_factory.mktemp("arm64") / "cpuinfo"
@@ -162,7 +162,7 @@ def emulated(build: Configure, tmp_path_factory: pytest.TempPathFactory) -> list
     cpuinfo.write_text("".join(core.format(i) for i in range(2)))
     libraries = f"{folder}:{DEPENDENCIES / 'onnxruntime-arm64' / 'lib'}"
     inside = 'mount --bind "$0" /proc/cpuinfo && exec qemu-aarch64-static -L /usr/aarch64-linux-gnu -E "$1" "${@:2}"'
-    return ["unshare", "-m", "bash", "-c", inside, cpuinfo, f"LD_LIBRARY_PATH={libraries}", folder / "tests" / "trace"]
+    return ["unshare", "-m", "bash", "-c", inside, cpuinfo, f"LD_LIBRARY_PATH={libraries}", folder / "tests" / "dump"]
 
 
 def test_on_aarch64(emulated: list[str | Path], demo_bundle: Path, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_golden_d16(release: Path, tmp_path: Path) -> None:
     recipe, bundle = Recipe.load("var_d16"), tmp_path / "bundle"
     export_bundle(recipe, formula_weights(recipe, 0), bundle)
     wanted = Case(tuple(case["labels"]), 0, case["cfg"], case["top_k"], 0.0)
-    (drawn,) = drawn_by_cpp([release / "tests" / "trace"], bundle, [wanted], tmp_path / "out")
+    (drawn,) = drawn_by_cpp([release / "tests" / "dump"], bundle, [wanted], tmp_path / "out")
     expected = np.concatenate([golden[f"tokens_{k}"] for k in range(len(recipe.patch_nums))], axis=1)
     shutil.rmtree(bundle)
     np.testing.assert_array_equal(drawn.tokens, expected)

@@ -76,7 +76,7 @@ def test_noise_is_gumbel_and_the_picture_s_own() -> None:
 
 
 def test_a_seed_draws_the_same_alone_and_in_a_batch(tmp_path: Path) -> None:
-    """With the demo model, plain and smooth by turns, and a kept part."""
+    """With the demo model, plain and smooth by batches, and a kept part."""
     recipe = Recipe.load("var_demo")
     export_bundle(recipe, checkpoint_weights(recipe, None, None), tmp_path / "bundle", smooth=True)
     pipeline = Pipeline(tmp_path / "bundle", "onnxruntime")

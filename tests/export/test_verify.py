@@ -58,7 +58,7 @@ def test_all_precisions_pass_and_a_missing_one_is_absent(report: Report) -> None
         "int8-cpu": "absent",
     }
     assert report.summary == "3 passed, 1 absent"
-    scales = range(len(report.reference.traces[0].tokens))
+    scales = range(len(report.reference.recordings[0].tokens))
     for entry in report.entries[:3]:
         stages = {(row.stage, row.scale) for row in entry.rows}
         for stage in ("transformer", "keys and values", "bridge", "static step for 1"):

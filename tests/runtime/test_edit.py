@@ -237,7 +237,7 @@ def test_the_figures_keep_what_they_show_as_kept(
 
 
 def test_command(demo_bundle: Path, tmp_path: Path) -> None:
-    out, dump = tmp_path / "edit.png", tmp_path / "trace.npz"
+    out, dump = tmp_path / "edit.png", tmp_path / "dump.npz"
     Image.fromarray(noise(90, 70, 4)).save(tmp_path / "picture.png")
     box = ["--box", "0.25,0.25,0.75,1", "--label", "animal face,none"]
     common = ["--bundle", demo_bundle, "--image", tmp_path / "picture.png", *box, "--seed", 3, "--top-k", 5]
@@ -249,8 +249,8 @@ def test_command(demo_bundle: Path, tmp_path: Path) -> None:
     expected = pipeline.edit(picture, (0.25, 0.25, 0.75, 1.0), labels=["animal face", 29], seed=3, top_k=5)
     sheet = np.asarray(Image.open(out))
     assert np.array_equal(np.concatenate([sheet[:, :64], sheet[:, -64:]]), np.concatenate(list(expected.images)))
-    trace = np.load(dump)
-    assert all(np.array_equal(trace[f"drawn_{k}"], drawn) for k, drawn in enumerate(expected.drawn))
+    dump = np.load(dump)
+    assert all(np.array_equal(dump[f"drawn_{k}"], drawn) for k, drawn in enumerate(expected.drawn))
 
     assert edit(*common, "--out", out, "--compare").exit_code == 0
     assert np.asarray(Image.open(out)).shape == (64, 4 * 64 + 3 * 4, 3)

@@ -16,7 +16,7 @@ import pytest
 
 from runtime import SettingsError
 from runtime.files import atomic as files_module
-from runtime.files.atomic import whole_directory, whole_file
+from runtime.files.atomic import atomic_directory, atomic_file
 from runtime.files.outputs import Kind, check_directory, check_target
 from runtime.files.unfinished import exclusive, sweep
 
@@ -29,18 +29,18 @@ def names(folder: Path) -> list[str]:
 
 
 def write(path: Path, text: str) -> None:
-    with whole_directory(path, THINGS) as folder:
+    with atomic_directory(path, THINGS) as folder:
         (folder / "thing").write_text(text)
 
 
 def run(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """A process with whole_directory, … at hand, which says "ready" when it waits to be killed."""
+    """A process with atomic_directory, … at hand, which says "ready" when it waits to be killed."""
     head = """
 import signal, sys, time
 from pathlib import Path
 from runtime import files as files_module
 from runtime.cli import reports_errors
-from runtime.files import scratch_directory, whole_directory, whole_file
+from runtime.files import scratch_directory, atomic_directory, atomic_file
 from runtime.unfinished import exclusive
 from tests.runtime.test_files import THINGS
 """
@@ -57,7 +57,7 @@ def ready(process: subprocess.Popen[str]) -> None:
 def test_a_file_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), whole_file(path) as file:
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as file:
         file.write(b"half")
         raise ZeroDivisionError
     assert path.read_text() == "old"
@@ -67,7 +67,7 @@ def test_a_file_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
 def test_a_directory_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "things"
     write(path, "old")
-    with pytest.raises(ZeroDivisionError), whole_directory(path, THINGS) as folder:
+    with pytest.raises(ZeroDivisionError), atomic_directory(path, THINGS) as folder:
         (folder / "thing").write_text("half")
         raise ZeroDivisionError
     assert (path / "thing").read_text() == "old"
@@ -100,7 +100,10 @@ def test_a_file_that_would_replace_the_users_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "things"
     write(path, "old")
     (path / "notes").write_text("mine")
-    with pytest.raises(SettingsError, match="notes: would be replaced by things"), whole_directory(path, THINGS) as new:
+    with (
+        pytest.raises(SettingsError, match="notes: would be replaced by things"),
+        atomic_directory(path, THINGS) as new,
+    ):
         (new / "notes").write_text("ours")
     assert (path / "notes").read_text() == "mine"
     assert (path / "thing").read_text() == "old"
@@ -116,7 +119,7 @@ def stop(source, target):
     if Path(target).name == "things":
         wait()
     return rename(source, target)
-with whole_directory(Path(sys.argv[1]), THINGS) as folder:
+with atomic_directory(Path(sys.argv[1]), THINGS) as folder:
     (folder / "thing").write_text("new")
     Path.rename = lambda source, target: (
         (_ for _ in ()).throw(OSError(39, "not empty")) if Path(target).exists() else stop(source, target)
@@ -141,7 +144,7 @@ def test_signals_clean_up(tmp_path: Path, number: signal.Signals) -> None:
 @reports_errors
 def command():
     here = Path(sys.argv[1])
-    with whole_directory(here / "things", THINGS), whole_file(here / "file"), scratch_directory(here / "a"):
+    with atomic_directory(here / "things", THINGS), atomic_file(here / "file"), scratch_directory(here / "a"):
         with exclusive(here / "b", ""):
             wait()
 command()
@@ -169,7 +172,7 @@ def test_only_what_dead_runs_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / ".picture.png.0123abcd.var-edge").touch()
     (tmp_path / ".mine.0123abcd").touch()
     (tmp_path / ".var-edge").mkdir()
-    code = "with whole_directory(Path(sys.argv[1]), THINGS) as folder, exclusive(Path(sys.argv[1]), ''):\n    wait()"
+    code = "with atomic_directory(Path(sys.argv[1]), THINGS) as folder, exclusive(Path(sys.argv[1]), ''):\n    wait()"
     process = run(code, tmp_path / "things")
     ready(process)
     sweep(tmp_path)
@@ -181,7 +184,7 @@ def test_only_what_dead_runs_left_is_swept(tmp_path: Path) -> None:
 
 
 def test_two_runs_do_not_write_one_directory(tmp_path: Path) -> None:
-    with whole_directory(tmp_path / "things", THINGS) as folder:
+    with atomic_directory(tmp_path / "things", THINGS) as folder:
         (folder / "thing").write_text("first")
         with pytest.raises(SettingsError, match="things: another run is writing it"):
             write(tmp_path / "things", "second")
@@ -204,7 +207,7 @@ def test_threads_write_one_path(tmp_path: Path) -> None:
     def work(text: bytes) -> None:
         try:
             for _ in range(50):
-                with whole_file(tmp_path / "file") as file:
+                with atomic_file(tmp_path / "file") as file:
                     file.write(text)
         except Exception as error:
             failed.append(error)
@@ -227,7 +230,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "things").symlink_to(disk / "real")
     (tmp_path / "picture.png").symlink_to(disk / "picture")
     write(tmp_path / "things", "new")
-    with whole_file(tmp_path / "picture.png") as file:
+    with atomic_file(tmp_path / "picture.png") as file:
         file.write(b"new")
     assert (tmp_path / "things").is_symlink()
     assert (tmp_path / "picture.png").is_symlink()
@@ -236,7 +239,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_with_the_file(tmp_path: Path) -> None:
-    for context in (whole_file(tmp_path / "a"), whole_directory(tmp_path / "a", THINGS)):
+    for context in (atomic_file(tmp_path / "a"), atomic_directory(tmp_path / "a", THINGS)):
         with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/a'"), context:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert not names(tmp_path)
@@ -314,7 +317,7 @@ def test_kills_at_random_moments(tmp_path: Path) -> None:
             try:
                 for k in range(1000):
                     write(path, str(k % 10) * 1000)
-                    with whole_file(tmp_path / "file") as file:
+                    with atomic_file(tmp_path / "file") as file:
                         file.write(b"%d" % (k % 10) * 1000)
             finally:
                 os._exit(1)

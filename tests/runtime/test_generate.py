@@ -40,7 +40,7 @@ def test_the_default_top_k_fits_a_small_vocabulary(toy_bundle: Path, tmp_path: P
 
 
 def test_dump_holds_the_whole_generation(toy_bundle: Path, tmp_path: Path) -> None:
-    out, dump = tmp_path / "picture.png", tmp_path / "trace.npz"
+    out, dump = tmp_path / "picture.png", tmp_path / "dump.npz"
     labels = ["--label", "1, 2", "--label", "tench"]
     result = generate(
         "--bundle",
@@ -57,15 +57,15 @@ def test_dump_holds_the_whole_generation(toy_bundle: Path, tmp_path: Path) -> No
         "--dump-logits",
     )
     assert result.exit_code == 0, result.output
-    trace = np.load(dump)
+    dump = np.load(dump)
     expected = Pipeline(toy_bundle).generate([1, 2, 0], top_k=5)
     names = [f"{kind}_{k}" for kind in ("tokens", "logits") for k in range(3)]
-    assert sorted(trace.files) == sorted(["image", *names])
-    assert np.array_equal(trace["image"], expected.images)
+    assert sorted(dump.files) == sorted(["image", *names])
+    assert np.array_equal(dump["image"], expected.images)
     for k, tokens in enumerate(expected.tokens):
-        assert np.array_equal(trace[f"tokens_{k}"], tokens)
-        assert trace[f"logits_{k}"].shape == (*tokens.shape, 64)
-        assert trace[f"logits_{k}"].dtype == np.float32
+        assert np.array_equal(dump[f"tokens_{k}"], tokens)
+        assert dump[f"logits_{k}"].shape == (*tokens.shape, 64)
+        assert dump[f"logits_{k}"].dtype == np.float32
 
 
 def test_previews_and_animation_go_from_coarse_to_fine(toy_bundle: Path, tmp_path: Path) -> None:
@@ -85,8 +85,8 @@ def test_previews_and_animation_go_from_coarse_to_fine(toy_bundle: Path, tmp_pat
     Pipeline(toy_bundle).generate(
         [1, 2, 3], top_k=5, batch=2, on_scale=lambda view: previews[view.index].append(view.preview())
     )
-    for k, turns in enumerate(previews):
-        sheet = grid(np.concatenate(turns))
+    for k, batches in enumerate(previews):
+        sheet = grid(np.concatenate(batches))
         assert np.array_equal(np.asarray(Image.open(folder / f"scale_{k:02}.png")), sheet)
 
     assert generate(*common, "--animation", tmp_path / "a.gif").exit_code == 0
@@ -128,7 +128,7 @@ def test_list_classes(toy_bundle: Path) -> None:
         (["--label", "1", "--top-k", "5", "--seed", "-1"], 2, "seed': expected"),
         (["--label", "1", "--out", "picture.jpg"], 1, "ends in .png"),
         (["--label", "1", "--out", "missing/picture.png"], 1, "there is no folder"),
-        (["--label", "1", "--dump", "trace.npy"], 1, "ends in .npz"),
+        (["--label", "1", "--dump", "dump.npy"], 1, "ends in .npz"),
         (["--label", "1", "--animation", "a.png"], 1, "a.png: expected a name that ends in .webp or .gif"),
         (["--label", "1", "--preview-dir", "missing/previews"], 1, "there is no folder missing"),
         (["--label", "1", "--bundle", "missing"], 1, "not a bundle"),
@@ -168,10 +168,10 @@ def test_interrupt_leaves_no_file(toy_bundle: Path, tmp_path: Path) -> None:
     code = """
 import signal, sys
 import runtime.generate, runtime.images
-from runtime.files import whole_file
+from runtime.files import atomic_file
 
 def interrupted(path, image):
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(b"half")
         signal.raise_signal(signal.SIGINT)
 

@@ -96,7 +96,7 @@ def test_views_show_each_scale_of_each_turn(pipeline: Pipeline) -> None:
         previews.append(view.preview())
 
     result = pipeline.generate([1, 2, 3], batch=2, on_scale=on_scale, **SETTINGS)
-    assert seen == [(k, p, turn) for turn in (range(0, 2), range(2, 3)) for k, p in enumerate(SIDES)]
+    assert seen == [(k, p, batch) for batch in (range(0, 2), range(2, 3)) for k, p in enumerate(SIDES)]
     assert all(np.array_equal(np.concatenate(tokens[k]), result.tokens[k]) for k in range(len(SIDES)))
     assert np.array_equal(np.concatenate([previews[2], previews[5]]), result.images)
     assert not np.array_equal(previews[0], previews[1])
@@ -258,7 +258,7 @@ def test_stage_times_name_every_graph_and_sum_to_about_the_whole(pipeline: Pipel
     result = pipeline.generate([1, 2, 3], batch=2, on_stage=on_stage, **SETTINGS)
     whole = time.perf_counter() - start
     scales = [(graph, k) for k in range(len(SIDES)) for graph in ("transformer", "bridge")]
-    assert heard == [("condition", None), *scales, ("decoder", None)] * 2  # two turns
+    assert heard == [("condition", None), *scales, ("decoder", None)] * 2  # two batches
     assert 0 < sum(spent) < whole
     heard.clear()
     assert_equal(pipeline.generate([1, 2, 3], batch=2, **SETTINGS), result)

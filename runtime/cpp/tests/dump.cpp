@@ -1,4 +1,4 @@
-// trace DIR OUT [TIMES [THREADS]] < cases: draws each case as its line comes, "label,… seed cfg top_k top_p batch smooth",
+// dump DIR OUT [TIMES [THREADS]] < cases: draws each case as its line comes, "label,… seed cfg top_k top_p batch smooth",
 // and writes tokens (int32), then images (uint8), to OUT ("-": standard output). With TIMES each case is drawn so often, and
 // the resident memory in kB goes to standard error after a tenth of them and at the end.
 #include <cstdio>

@@ -25,7 +25,7 @@ class Case:
 
     @property
     def line(self) -> str:
-        """As tests/trace.cpp reads it."""
+        """As tests/dump.cpp reads it."""
         labels = ",".join(map(str, self.labels))
         return f"{labels} {self.seed} {self.cfg!r} {self.top_k} {self.top_p!r} {self.batch} {self.smooth:d}\n"
 
@@ -39,7 +39,7 @@ class Drawn:
 def drawn_by_cpp(
     program: Sequence[str | Path], bundle: Path, cases: Sequence[Case], out: Path, timeout: float = 600
 ) -> list[Drawn]:
-    """`program` is tests/trace.cpp, with what it runs under."""
+    """`program` is tests/dump.cpp, with what it runs under."""
     model = Manifest.load(bundle, verify=False).model
     result = subprocess.run(
         [*map(str, program), str(bundle), str(out)],
