@@ -66,7 +66,7 @@ def commands(folder: Path, engines: bool) -> list[Command]:
     ]
     if engines:
         built = (fp16, "--force", "--out", work / "engines")
-        found.append(Command("export.engine", built, work / "engines", _check_engines))
+        found.append(Command("export.engine.__main__", built, work / "engines", _check_engines))
     return found
 
 
