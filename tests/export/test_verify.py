@@ -424,8 +424,8 @@ def test_ssim_knows_equal_noisy_and_unrelated_pictures() -> None:
 
 
 def _documented_lines() -> list[str]:
-    text = Path("docs/verify.md").read_text().partition("## Going on with Polygraphy")[2]
-    return [line for line in text.splitlines() if line.startswith("polygraphy ")]
+    text = Path("docs/verify.md").read_text().partition("## Continue with Polygraphy")[2]
+    return [line for line in text.replace("\\\n", "").splitlines() if line.startswith("polygraphy ")]
 
 
 @pytest.mark.parametrize("target", ["condition", "transformer", "bridge", "decoder", "encoder"])
