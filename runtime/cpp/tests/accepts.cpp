@@ -4,12 +4,12 @@
 #include <iostream>
 #include <string>
 
-#include "classes.hpp"
-#include "engine_record.hpp"
-#include "error.hpp"
-#include "files.hpp"
-#include "manifest.hpp"
-#include "weight_file.hpp"
+#include "bundle/classes.hpp"
+#include "bundle/engine_record.hpp"
+#include "errors.hpp"
+#include "files/fingerprint.hpp"
+#include "bundle/manifest.hpp"
+#include "bundle/weight_file.hpp"
 
 using namespace var_edge_impl;
 

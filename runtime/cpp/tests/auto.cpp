@@ -1,10 +1,10 @@
 // auto DIR TENSORRT CUDA CPU: which backend VAR_EDGE_AUTO takes of a bundle if creating each one ends with this status.
-// Prints its name, or the status that comes out. Compiled with src/backend.cpp as if both engines were there.
+// Prints its name, or the status that comes out. Compiled with src/backends/create.cpp as if both engines were there.
 #include <cstdlib>
 #include <iostream>
 
-#include "backend.hpp"
-#include "error.hpp"
+#include "backends/base.hpp"
+#include "errors.hpp"
 
 namespace var_edge_impl {
 

@@ -1,6 +1,6 @@
 // Any text as the header of a safetensors file of up to 1,000 bytes.
-#include "error.hpp"
-#include "weight_file.hpp"
+#include "errors.hpp"
+#include "bundle/weight_file.hpp"
 
 using namespace var_edge_impl;
 

@@ -1,0 +1,76 @@
+// What the scale loop asks of an inference engine. Twin of runtime/backends/base.py.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bundle/manifest.hpp"
+#include "progress.hpp"
+#include "runtime/sampling.hpp"
+#include "var_edge.h"
+#include "backends/wiring.hpp"
+
+namespace var_edge_impl {
+
+using Log = std::function<void(int level, const std::string& message)>;
+using OnStage = std::function<void(const char* stage, std::int64_t scale, double seconds)>;  // scale -1: of none
+
+struct BackendOptions {
+    int threads = 0;  // of the CPU; 0: as many processors as this process may use
+    bool verify = true;
+    void* stream = nullptr;  // cudaStream_t; null: a stream of its own
+    int device = -1;         // number of the GPU; -1: the engine's choice
+    std::vector<std::pair<std::string, std::string>> provider;  // options of the execution provider
+    int log_level = VAR_EDGE_LOG_WARNING;                       // the least of the engine's own messages
+    Log log = [](int, const std::string&) {};
+    Progress progress;  // null: nobody asks
+};
+
+// The stages of one batch of pictures: `begin`, `step` for scale 0, 1 … K - 1, then `decode`.
+class Backend {
+  public:
+    virtual ~Backend() = default;
+    virtual std::string name() const = 0;
+    virtual bool on_device() const = 0;  // whether its arrays are a GPU's
+    virtual const std::vector<std::int64_t>& batches() const = 0;  // it can draw together, 1 among them; empty: any
+    virtual void begin(const std::vector<std::int64_t>& labels, bool smooth) = 0;
+    virtual void step(std::size_t k, const Draw& draw, const Sampling& sampling) = 0;
+    virtual void tokens(std::size_t k, std::int32_t* out) = 0;  // (B, L): what scale k, already stepped, drew or kept
+    virtual void drawn(std::size_t k, std::int32_t* out) = 0;   // (B, L): the same before `keep`; -1 where the logits hold NaN or infinity
+    virtual std::vector<std::uint8_t> finite() = 0;  // (B,): whether the pictures decoded last were, before rounding
+    virtual void decode(std::uint8_t* images, bool to_device) = 0;  // (B, H, W, 3): f_hat as it is after the latest step
+    virtual void encode(const std::uint8_t* image, std::int32_t* tokens) = 0;  // one picture
+    virtual void logits(std::size_t k, float* out) = 0;  // (L, 2B, V) of scale k, stepped last; without guidance
+
+    // Makes what runs fail soon, where the engine can, until it is called with false. From any thread.
+    virtual void stop(bool) {}
+
+    // Another backend on the same weights. Throws Error UNSUPPORTED where the engine cannot.
+    virtual std::unique_ptr<Backend> share() const;
+
+    OnStage on_stage;  // of the running call; null: nothing is measured
+};
+
+// Throws Error BAD_BUNDLE for smooth sampling with a bundle that has no graph for it.
+void check_smooth(const Manifest& manifest);
+
+// The backend asked for, never another; AUTO takes TensorRT where there are engines that run here, else ONNX Runtime.
+// `manifest` becomes the one of the engines' directory where engines are used.
+std::unique_ptr<Backend> create_backend(var_edge_backend wanted, const std::filesystem::path& bundle, Manifest& manifest,
+                                        const BackendOptions& options);
+
+#ifdef VAR_EDGE_WITH_ONNXRUNTIME
+std::unique_ptr<Backend> create_onnxruntime(var_edge_backend wanted, const std::filesystem::path& bundle,
+                                            const Manifest& manifest, const BackendOptions& options);
+#endif
+#ifdef VAR_EDGE_WITH_TENSORRT
+std::unique_ptr<Backend> create_tensorrt(const std::filesystem::path& bundle, Manifest& manifest,
+                                         const BackendOptions& options);
+#endif
+
+}  // namespace var_edge_impl

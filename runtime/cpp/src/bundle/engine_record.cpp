@@ -1,0 +1,83 @@
+#include "bundle/engine_record.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include <nlohmann/json.hpp>
+
+#include "files/bounded.hpp"
+#include "files/fingerprint.hpp"
+#include "limits.hpp"
+#include "bundle/schema.hpp"
+
+namespace var_edge_impl {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr std::int64_t ENGINE_SCHEMA_VERSION = 2;
+
+Built parse_built(const Strict& s) {
+    s.with({"flavour", "version", "compute_capabilities", "gpu", "hardware_compatible", "version_compatible"});
+    Built built{s["flavour"].string(), s["version"].string(), {}, s["gpu"].string_or_null(), s["hardware_compatible"].boolean(),
+                s["version_compatible"].boolean()};
+    for (const Strict& capability : s["compute_capabilities"].list(SIZE_MAX)) built.compute_capabilities.push_back(capability.string());
+    return built;
+}
+
+Engine parse_engine(const Strict& s) {
+    s.with({"file", "source_sha256", "profiles", "build_seconds", "weight_bytes", "layers", "int8_planned", "int8_built"});
+    Engine engine{s["file"].name(), s["source_sha256"].string(), {}};
+    for (const Strict& profile : s["profiles"].list()) {
+        std::map<std::string, Shape> shapes;
+        for (const auto& [name, shape] : profile.named()) shapes[name] = shape.shape();
+        engine.profiles.push_back(std::move(shapes));
+    }
+    s["build_seconds"].number({-HUGE_VAL, HUGE_VAL});
+    s["weight_bytes"].integer();
+    for (const auto& [_, layers] : s["layers"].members()) layers.integer();
+    s["int8_planned"].integer();
+    s["int8_built"].integers();
+    return engine;
+}
+
+}  // namespace
+
+EngineRecord EngineRecord::parse(const std::string& text, const std::string& where) {
+    const nlohmann::json document = parse_json(text, where);
+    check_schema(document, ENGINE_SCHEMA_VERSION, where, "run make engine again");
+    const Strict s(document, where);
+    s.with({"schema_version", "built", "weights_sha256", "batches", "options", "engines", "peak_bytes", "created"});
+    EngineRecord record{parse_built(s["built"]), s["weights_sha256"].string(), {}, {}};
+    for (const Strict& batch : s["batches"].list(limits::BATCHES)) record.batches.push_back(batch.integer(limits::BATCH));
+    if (record.batches.empty()) throw s["batches"].wrong("at least one batch size");
+    for (const auto& [name, engine] : s["engines"].named()) record.engines.emplace(name, parse_engine(engine));
+    s["options"].members();
+    s["peak_bytes"].integer();
+    s["created"].string();
+    return record;
+}
+
+EngineRecord EngineRecord::load(const fs::path& folder) {
+    const fs::path path = folder / ENGINE_RECORD;
+    if (!fs::exists(path)) throw bad_bundle(folder.string() + ": no " + ENGINE_RECORD + ", so no engines; make engine builds them");
+    return parse(read_text(path, limits::JSON_BYTES), path.string());
+}
+
+std::size_t EngineRecord::profile(std::int64_t batch, std::size_t scale, std::size_t scales) const {
+    const auto found = std::find(batches.begin(), batches.end(), batch);
+    return std::size_t(found - batches.begin()) * scales + scale;
+}
+
+std::vector<fs::path> engine_folders(const fs::path& bundle) {
+    std::vector<fs::path> folders;
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(bundle / ENGINES, ignored)) {
+        if (is_file(entry.path() / ENGINE_RECORD)) folders.push_back(entry.path());
+    }
+    std::sort(folders.begin(), folders.end());
+    return folders;
+}
+
+}  // namespace var_edge_impl

@@ -1,0 +1,44 @@
+// The weight file, a safetensors file: its header, and tensors read from it one by one.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "files/bounded.hpp"
+#include "bundle/manifest.hpp"
+
+namespace var_edge_impl {
+
+struct StoredTensor {
+    std::string dtype;  // "F32"
+    Shape shape;
+    std::int64_t begin, end;  // in the file's data
+};
+
+// The header's text (its JSON) of a file with `data_bytes` of data behind it. Throws Error BAD_BUNDLE.
+std::map<std::string, StoredTensor> parse_weight_header(const std::string& text, std::int64_t data_bytes,
+                                                        const std::string& where);
+
+struct HostTensor {
+    Shape shape;
+    Dtype dtype;
+    std::vector<std::uint8_t> data;
+};
+
+class WeightFile {
+  public:
+    explicit WeightFile(const std::filesystem::path& path);
+    const StoredTensor& at(const std::string& name) const;  // throws Error BAD_BUNDLE if there is none
+    HostTensor read(const std::string& name) const;
+
+  private:
+    std::string path_;
+    InputFile file_;
+    std::int64_t data_start_;
+    std::map<std::string, StoredTensor> tensors_;
+};
+
+}  // namespace var_edge_impl
