@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <iostream>
 
-#include "backends/base.hpp"
+#include "backends/create.hpp"
 #include "errors.hpp"
 
 namespace var_edge_impl {
@@ -25,9 +25,9 @@ std::unique_ptr<Backend> created(int which) {
 
 }  // namespace
 
-std::unique_ptr<Backend> create_tensorrt(const std::filesystem::path&, Manifest&, const BackendOptions&) { return created(0); }
+std::unique_ptr<Backend> create_tensorrt(const std::filesystem::path&, std::shared_ptr<const Manifest>, const BackendOptions&) { return created(0); }
 
-std::unique_ptr<Backend> create_onnxruntime(var_edge_backend wanted, const std::filesystem::path&, const Manifest&, const BackendOptions&) {
+std::unique_ptr<Backend> create_onnxruntime(var_edge_backend wanted, const std::filesystem::path&, std::shared_ptr<const Manifest>, const BackendOptions&) {
     return created(wanted == VAR_EDGE_ONNXRUNTIME_CUDA ? 1 : 2);
 }
 
@@ -37,9 +37,8 @@ int main(int count, char** arguments) {
     using namespace var_edge_impl;
     if (count != 5) return 2;
     for (int i = 0; i < 3; ++i) ends[i] = std::atoi(arguments[2 + i]);
-    Manifest manifest;
     try {
-        create_backend(VAR_EDGE_AUTO, arguments[1], manifest, BackendOptions());
+        create_backend(VAR_EDGE_AUTO, arguments[1], nullptr, BackendOptions());
     } catch (const Named& backend) {
         std::cout << backend.name;
     } catch (const Error& error) {

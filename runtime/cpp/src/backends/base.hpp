@@ -1,15 +1,14 @@
 // What the scale loop asks of an inference engine. Twin of runtime/backends/base.py.
 #pragma once
 
-#include <filesystem>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "bundle/manifest.hpp"
+#include "errors.hpp"
 #include "progress.hpp"
 #include "runtime/sampling.hpp"
 #include "var_edge.h"
@@ -36,6 +35,7 @@ class Backend {
   public:
     virtual ~Backend() = default;
     virtual std::string name() const = 0;
+    virtual const Manifest& manifest() const = 0;  // of what it runs: the bundle, or the directory of engines
     virtual bool on_device() const = 0;  // whether its arrays are a GPU's
     virtual const std::vector<std::int64_t>& batches() const = 0;  // it can draw together, 1 among them; empty: any
     virtual void begin(const std::vector<std::int64_t>& labels, bool smooth) = 0;
@@ -51,26 +51,11 @@ class Backend {
     virtual void stop(bool) {}
 
     // Another backend on the same weights. Throws Error UNSUPPORTED where the engine cannot.
-    virtual std::unique_ptr<Backend> share() const;
+    virtual std::unique_ptr<Backend> share() const {
+        throw unsupported("share: " + name() + " does not share its weights; create another handle");
+    }
 
     OnStage on_stage;  // of the running call; null: nothing is measured
 };
-
-// Throws Error BAD_BUNDLE for smooth sampling with a bundle that has no graph for it.
-void check_smooth(const Manifest& manifest);
-
-// The backend asked for, never another; AUTO takes TensorRT where there are engines that run here, else ONNX Runtime.
-// `manifest` becomes the one of the engines' directory where engines are used.
-std::unique_ptr<Backend> create_backend(var_edge_backend wanted, const std::filesystem::path& bundle, Manifest& manifest,
-                                        const BackendOptions& options);
-
-#ifdef VAR_EDGE_WITH_ONNXRUNTIME
-std::unique_ptr<Backend> create_onnxruntime(var_edge_backend wanted, const std::filesystem::path& bundle,
-                                            const Manifest& manifest, const BackendOptions& options);
-#endif
-#ifdef VAR_EDGE_WITH_TENSORRT
-std::unique_ptr<Backend> create_tensorrt(const std::filesystem::path& bundle, Manifest& manifest,
-                                         const BackendOptions& options);
-#endif
 
 }  // namespace var_edge_impl

@@ -1,4 +1,4 @@
-#include "backends/base.hpp"
+#include "backends/create.hpp"
 
 #include "bundle/engine_record.hpp"
 #include "errors.hpp"
@@ -9,7 +9,7 @@ namespace var_edge_impl {
 namespace {
 
 std::unique_ptr<Backend> onnxruntime([[maybe_unused]] var_edge_backend wanted, [[maybe_unused]] const std::filesystem::path& bundle,
-                                     [[maybe_unused]] const Manifest& manifest, [[maybe_unused]] const BackendOptions& options) {
+                                     [[maybe_unused]] std::shared_ptr<const Manifest> manifest, [[maybe_unused]] const BackendOptions& options) {
 #ifdef VAR_EDGE_WITH_ONNXRUNTIME
     return create_onnxruntime(wanted, bundle, manifest, options);
 #else
@@ -17,7 +17,7 @@ std::unique_ptr<Backend> onnxruntime([[maybe_unused]] var_edge_backend wanted, [
 #endif
 }
 
-std::unique_ptr<Backend> tensorrt([[maybe_unused]] const std::filesystem::path& bundle, [[maybe_unused]] Manifest& manifest,
+std::unique_ptr<Backend> tensorrt([[maybe_unused]] const std::filesystem::path& bundle, [[maybe_unused]] std::shared_ptr<const Manifest> manifest,
                                   [[maybe_unused]] const BackendOptions& options) {
 #ifdef VAR_EDGE_WITH_TENSORRT
     if (options.device > 0) throw unsupported("device: the TensorRT backend uses GPU 0; choose it with CUDA_VISIBLE_DEVICES");
@@ -35,17 +35,8 @@ bool is_another_choice(const Error& error) {
 
 }  // namespace
 
-std::unique_ptr<Backend> Backend::share() const {
-    throw unsupported("share: " + name() + " does not share its weights; create another handle");
-}
-
-void check_smooth(const Manifest& manifest) {
-    if (manifest.graphs.count(SMOOTH_BRIDGE)) return;
-    throw bad_bundle(manifest.model.name + ": no graph for smooth sampling; make onnx SMOOTH=1 exports the bundle with it");
-}
-
-std::unique_ptr<Backend> create_backend(var_edge_backend wanted, const std::filesystem::path& bundle, Manifest& manifest,
-                                        const BackendOptions& options) {
+std::unique_ptr<Backend> create_backend(var_edge_backend wanted, const std::filesystem::path& bundle,
+                                        std::shared_ptr<const Manifest> manifest, const BackendOptions& options) {
     switch (wanted) {
         case VAR_EDGE_TENSORRT:
             return tensorrt(bundle, manifest, options);

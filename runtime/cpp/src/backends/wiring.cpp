@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "bundle/engine_record.hpp"
 #include "errors.hpp"
 #include "bundle/weight_file.hpp"
 
@@ -37,12 +38,6 @@ Staged::Staged(Arrays& arrays, const std::vector<std::tuple<std::string, Shape, 
         host_[name] = host_block_ ? host_block_ + starts[i] : nullptr;
         stages_[name] = {block_ ? block_ + starts[i] : nullptr, shape, dtype};
     }
-}
-
-std::map<std::string, std::int64_t> scale_sizes(const std::vector<Scale>& scales, std::size_t k, std::int64_t batch) {
-    const std::size_t next = (k + 1) % scales.size();
-    const Scale& following = scales[next ? next : 1];
-    return {{"B", batch}, {"2B", 2 * batch}, {"L", scales[k].tokens}, {"S", scales[k].offset}, {"L_next", following.tokens}};
 }
 
 std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle, const Manifest& manifest, Arrays& arrays) {

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "backends/arrays.hpp"
@@ -55,9 +56,6 @@ struct Draw {
     const std::uint8_t* keep;
     const std::int32_t* kept_tokens;
 };
-
-// What the symbolic axes are at scale k. The last scale has no next one: it computes the input of scale 1 again.
-std::map<std::string, std::int64_t> scale_sizes(const std::vector<Scale>& scales, std::size_t k, std::int64_t batch);
 
 // All arrays of one batch size, allocated once, and the stages on them: a picture allocates nothing.
 //

@@ -65,9 +65,23 @@ EngineRecord EngineRecord::load(const fs::path& folder) {
     return parse(read_text(path, limits::JSON_BYTES), path.string());
 }
 
+bool EngineRecord::fits(const Manifest& manifest) const {
+    if (weights_sha256 != manifest.files.at(WEIGHTS).sha256) return false;
+    return std::all_of(engines.begin(), engines.end(), [&](const auto& entry) {
+        const auto graph = manifest.graphs.find(entry.first);
+        return graph != manifest.graphs.end() && entry.second.source_sha256 == manifest.files.at(graph->second.file).sha256;
+    });
+}
+
 std::size_t EngineRecord::profile(std::int64_t batch, std::size_t scale, std::size_t scales) const {
     const auto found = std::find(batches.begin(), batches.end(), batch);
     return std::size_t(found - batches.begin()) * scales + scale;
+}
+
+std::map<std::string, std::int64_t> scale_sizes(const std::vector<Scale>& scales, std::size_t k, std::int64_t batch) {
+    const std::size_t next = (k + 1) % scales.size();
+    const Scale& following = scales[next ? next : 1];
+    return {{"B", batch}, {"2B", 2 * batch}, {"L", scales[k].tokens}, {"S", scales[k].offset}, {"L_next", following.tokens}};
 }
 
 std::vector<fs::path> engine_folders(const fs::path& bundle) {

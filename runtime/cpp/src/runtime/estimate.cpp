@@ -2,8 +2,7 @@
 
 #include <set>
 
-#include "backends/base.hpp"
-#include "backends/wiring.hpp"
+#include "backends/wired.hpp"
 
 namespace var_edge_impl {
 

@@ -2,8 +2,9 @@
 
 #include <algorithm>
 
-#include "runtime/editing.hpp"
+#include "backends/create.hpp"
 #include "errors.hpp"
+#include "runtime/editing.hpp"
 #include "runtime/numeric.hpp"
 #include "runtime/uniforms.hpp"
 
@@ -42,17 +43,16 @@ void expect_count(const char* what, std::size_t count) {
 
 }  // namespace
 
-Pipeline::Pipeline(const std::filesystem::path& bundle, var_edge_backend backend, const BackendOptions& options)
-    : manifest_(Manifest::load(bundle, options.verify, options.progress)) {
-    classes_ = load_classes(bundle, manifest_);
-    backend_ = create_backend(backend, bundle, manifest_, options);
+Pipeline::Pipeline(const std::filesystem::path& bundle, var_edge_backend backend, const BackendOptions& options) {
+    const auto manifest = std::make_shared<const Manifest>(Manifest::load(bundle, options.verify, options.progress));
+    classes_ = load_classes(bundle, *manifest);
+    backend_ = create_backend(backend, bundle, manifest, options);
 }
 
-Pipeline::Pipeline(const Pipeline& other)
-    : manifest_(other.manifest_), backend_(other.backend_->share()), classes_(other.classes_) {}
+Pipeline::Pipeline(const Pipeline& other) : classes_(other.classes_), backend_(other.backend_->share()) {}
 
 void Pipeline::check(const Request& request, bool to_device) const {
-    const Model& model = manifest_.model;
+    const Model& model = manifest().model;
     expect_count("labels", request.labels.size());
     for (std::int64_t label : request.labels) {
         if (label < 0 || label > model.num_classes) {
@@ -93,7 +93,7 @@ std::int64_t Pipeline::turn_size(std::int64_t left, std::int64_t batch) const {
 void Pipeline::generate(const Request& request, std::uint8_t* images, bool to_device, std::int32_t* tokens) {
     check(request, to_device);
     const Listening listening(*backend_, request.on_stage);
-    const Model& model = manifest_.model;
+    const Model& model = manifest().model;
     const std::size_t picture = std::size_t(model.image_size * model.image_size * 3);
     const std::int64_t count = std::int64_t(request.labels.size()), total = model.tokens();
     for (std::int64_t start = 0; start < count;) {
@@ -101,9 +101,9 @@ void Pipeline::generate(const Request& request, std::uint8_t* images, bool to_de
         draw(request, start, size);
         check_stop();
         backend_->decode(images + std::size_t(start) * picture, to_device);
-        check_finite(*backend_, manifest_, size);
-        for (std::size_t k = 0; tokens && k < manifest_.scales.size(); ++k) {
-            const Scale& scale = manifest_.scales[k];
+        check_finite(*backend_, manifest(), size);
+        for (std::size_t k = 0; tokens && k < manifest().scales.size(); ++k) {
+            const Scale& scale = manifest().scales[k];
             std::vector<std::int32_t> map(std::size_t(size * scale.tokens));
             backend_->tokens(k, map.data());
             for (std::int64_t i = 0; i < size; ++i) {
@@ -115,18 +115,18 @@ void Pipeline::generate(const Request& request, std::uint8_t* images, bool to_de
 }
 
 void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t size) {
-    const std::int64_t total = manifest_.model.tokens();
+    const std::int64_t total = manifest().model.tokens();
     const bool smooth = request.sampling.smooth;
-    const std::int64_t values = smooth ? manifest_.model.vocab_size : 1;  // random numbers of a token
+    const std::int64_t values = smooth ? manifest().model.vocab_size : 1;  // random numbers of a token
     std::vector<std::vector<float>> numbers;
     for (std::int64_t i = 0; i < size; ++i) {
         const std::uint64_t seed = request.seeds ? request.seeds[start + i] : request.seed + std::uint64_t(start + i);
         numbers.push_back((smooth ? gumbel_noise : uniforms)(seed, total * values));
     }
     backend_->begin({request.labels.begin() + start, request.labels.begin() + start + size}, smooth);
-    for (std::size_t k = 0; k < manifest_.scales.size(); ++k) {
+    for (std::size_t k = 0; k < manifest().scales.size(); ++k) {
         check_stop();
-        const Scale& scale = manifest_.scales[k];
+        const Scale& scale = manifest().scales[k];
         // Rows (B, L) of this scale out of (N, T).
         std::vector<float> scale_numbers;
         std::vector<std::uint8_t> keep;
@@ -139,7 +139,7 @@ void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t siz
             keep.insert(keep.end(), request.keep + row, request.keep + row + scale.tokens);
             kept.insert(kept.end(), request.kept_tokens + row, request.kept_tokens + row + scale.tokens);
         }
-        const double guidance = request.sampling.guidance(std::int64_t(k), std::int64_t(manifest_.scales.size()));
+        const double guidance = request.sampling.guidance(std::int64_t(k), std::int64_t(manifest().scales.size()));
         backend_->step(k, {scale_numbers.data(), guidance, request.keep ? keep.data() : nullptr, kept.data()}, request.sampling);
         if (!request.on_scale) continue;
         drawn_ = {k, size, guidance};
@@ -172,7 +172,7 @@ void Pipeline::scale_tokens(std::int32_t* tokens) { backend_->tokens(drawn("var_
 
 void Pipeline::scale_logits(float* logits) {
     const Drawn& now = drawn("var_edge_scale_logits");
-    const std::int64_t length = manifest_.scales[now.scale].tokens, size = now.pictures, vocab = manifest_.model.vocab_size;
+    const std::int64_t length = manifest().scales[now.scale].tokens, size = now.pictures, vocab = manifest().model.vocab_size;
     std::vector<float> rows(std::size_t(length * 2 * size * vocab));  // (L, 2B, V)
     backend_->logits(now.scale, rows.data());
     const auto t = float(now.guidance);
@@ -187,19 +187,19 @@ void Pipeline::scale_logits(float* logits) {
 }
 
 void Pipeline::encode(const std::uint8_t* images, std::int64_t count, std::int32_t* tokens) {
-    const Model& model = manifest_.model;
+    const Model& model = manifest().model;
     expect_count("count", std::size_t(count));
     for (std::int64_t i = 0; i < count; ++i) {
         check_stop();
         backend_->encode(images + i * model.image_size * model.image_size * 3, tokens + i * model.tokens());
-        check_encoded(tokens + i * model.tokens(), manifest_);
+        check_encoded(tokens + i * model.tokens(), manifest());
     }
 }
 
 void Pipeline::edit(Request request, const std::uint8_t* image, const std::vector<std::uint8_t>& kept, std::uint8_t* images,
                     bool to_device, std::int32_t* tokens) {
     if (request.keep || request.kept_tokens) throw bad_argument("keep: an edit says itself what it keeps; expected NULL");
-    const std::vector<std::uint8_t> keep = keep_masks(kept, manifest_.model);
+    const std::vector<std::uint8_t> keep = keep_masks(kept, manifest().model);
     std::vector<std::int32_t> known(keep.size());
     {
         const Listening listening(*backend_, request.on_stage);

@@ -50,7 +50,7 @@ class Pipeline {
     void edit(Request request, const std::uint8_t* image, const std::vector<std::uint8_t>& kept, std::uint8_t* images,
               bool to_device, std::int32_t* tokens);
 
-    const Manifest& manifest() const { return manifest_; }
+    const Manifest& manifest() const { return backend_->manifest(); }
     const Backend& backend() const { return *backend_; }
     const ClassNames& classes() const { return classes_; }
 
@@ -68,9 +68,8 @@ class Pipeline {
     };
     const Drawn& drawn(const char* function) const;
 
-    Manifest manifest_;
-    std::unique_ptr<Backend> backend_;
     ClassNames classes_;
+    std::unique_ptr<Backend> backend_;
     std::atomic<bool> stop_{false};
     Drawn drawn_;
     std::atomic<std::thread::id> callback_thread_{};  // none: no callback is running
