@@ -18,17 +18,44 @@ namespace {
 
 constexpr std::int64_t ENGINE_SCHEMA_VERSION = 2;
 
+constexpr const char* FLAVOURS[] = {"tensorrt", "tensorrt_rtx"};
+constexpr const char* GRAPHS[] = {"condition", "transformer", "bridge", "bridge_smooth", "decoder", "encoder"};
+
+template <std::size_t N>
+bool is_one_of(const char* const (&known)[N], const std::string& text) {
+    return std::find(std::begin(known), std::end(known), text) != std::end(known);
+}
+
+// Whether a text is numbers of at most `digits` digits with dots between them, "10.3.0".
+bool are_numbers(const std::string& text, std::size_t digits) {
+    std::size_t length = 0;  // of the number so far
+    for (const char c : text) {
+        if (c == '.' ? length == 0 : (c < '0' || c > '9' || length == digits)) return false;
+        length = c == '.' ? 0 : length + 1;
+    }
+    return length > 0;
+}
+
+// Whether a text is a compute capability, "8.6".
+bool is_capability(const std::string& text) { return are_numbers(text, 3) && text.find('.') + 2 == text.size(); }
+
 Built parse_built(const Strict& s) {
     s.with({"flavour", "version", "compute_capabilities", "gpu", "hardware_compatible", "version_compatible"});
     Built built{s["flavour"].string(), s["version"].string(), {}, s["gpu"].string_or_null(), s["hardware_compatible"].boolean(),
                 s["version_compatible"].boolean()};
-    for (const Strict& capability : s["compute_capabilities"].list(SIZE_MAX)) built.compute_capabilities.push_back(capability.string());
+    for (const Strict& capability : s["compute_capabilities"].list(SIZE_MAX)) {
+        built.compute_capabilities.push_back(capability.string());
+        if (!is_capability(built.compute_capabilities.back())) throw capability.wrong("a number such as 8.6");
+    }
+    if (!is_one_of(FLAVOURS, built.flavour)) throw s["flavour"].wrong("tensorrt or tensorrt_rtx");
+    if (!are_numbers(built.version, 9)) throw s["version"].wrong("numbers such as 10.3.0");
+    if (built.compute_capabilities.empty()) throw s["compute_capabilities"].wrong("numbers such as 8.6");
     return built;
 }
 
 Engine parse_engine(const Strict& s) {
     s.with({"file", "source_sha256", "profiles", "build_seconds", "weight_bytes", "layers", "int8_planned", "int8_built"});
-    Engine engine{s["file"].name(), s["source_sha256"].string(), {}};
+    Engine engine{s["file"].string(), s["source_sha256"].string(), {}};
     for (const Strict& profile : s["profiles"].list()) {
         std::map<std::string, Shape> shapes;
         for (const auto& [name, shape] : profile.named()) shapes[name] = shape.shape();
@@ -52,7 +79,10 @@ EngineRecord EngineRecord::parse(const std::string& text, const std::string& whe
     EngineRecord record{parse_built(s["built"]), s["weights_sha256"].string(), {}, {}};
     for (const Strict& batch : s["batches"].list(limits::BATCHES)) record.batches.push_back(batch.integer(limits::BATCH));
     if (record.batches.empty()) throw s["batches"].wrong("at least one batch size");
-    for (const auto& [name, engine] : s["engines"].named()) record.engines.emplace(name, parse_engine(engine));
+    for (const auto& [name, engine] : s["engines"].named()) {
+        if (!is_one_of(GRAPHS, name)) throw s["engines"].wrong("graphs of a bundle");
+        record.engines.emplace(name, parse_engine(engine));
+    }
     s["options"].members();
     s["peak_bytes"].integer();
     s["created"].string();
@@ -61,7 +91,7 @@ EngineRecord EngineRecord::parse(const std::string& text, const std::string& whe
 
 EngineRecord EngineRecord::load(const fs::path& folder) {
     const fs::path path = folder / ENGINE_RECORD;
-    if (!fs::exists(path)) throw bad_bundle(folder.string() + ": no " + ENGINE_RECORD + ", so no engines; make engine builds them");
+    if (std::error_code ignored; !fs::exists(path, ignored)) throw bad_bundle(folder.string() + ": no " + ENGINE_RECORD + ", so no engines; make engine builds them");
     return parse(read_text(path, limits::JSON_BYTES), path.string());
 }
 

@@ -62,7 +62,10 @@ Model parse_model(const Strict& s) {
     model.share_quant_resi = s["share_quant_resi"].integer(limits::SHARE_QUANT_RESI);
     model.using_znorm = s["using_znorm"].boolean();
     model.quant_conv_ks = s["quant_conv_ks"].integer();
-    if (model.quant_conv_ks < 1 || model.quant_conv_ks > 7 || model.quant_conv_ks % 2 == 0) throw s["quant_conv_ks"].wrong("1, 3, 5 or 7");
+    const auto& known = limits::QUANT_CONV_KS;
+    if (std::find(std::begin(known), std::end(known), model.quant_conv_ks) == std::end(known)) {
+        throw s["quant_conv_ks"].wrong(listed({std::begin(known), std::end(known)}));
+    }
     return model;
 }
 
@@ -174,7 +177,7 @@ Manifest Manifest::parse(const std::string& text, const std::string& where) {
 
 Manifest Manifest::load(const fs::path& bundle, bool verify, const Progress& progress) {
     const fs::path path = bundle / MANIFEST;
-    if (!fs::exists(path)) throw bad_bundle(bundle.string() + ": no " + MANIFEST + ", so not a bundle; make onnx makes one");
+    if (std::error_code ignored; !fs::exists(path, ignored)) throw bad_bundle(bundle.string() + ": no " + MANIFEST + ", so not a bundle; make onnx makes one");
     Manifest manifest = parse(read_text(path, limits::JSON_BYTES), path.string());
     std::uint64_t done = 0, total = 0;
     for (const auto& [_, file] : manifest.files) total += std::uint64_t(file.size);

@@ -23,10 +23,9 @@ struct Sampling {
         if (top_k < 0 || top_k > vocab_size) {
             throw bad_argument("top_k: expected 0 (all) to " + std::to_string(vocab_size) + ", found " + std::to_string(top_k));
         }
-        // As the graphs take it: a positive share that a float32 rounds to 0 would mean all.
-        const bool all = top_p == 0;
-        if (!limits::TOP_P.holds(top_p) || (!all && float(top_p) < limits::LEAST_TOP_P)) {
-            throw bad_argument("top_p: expected 0 (all) or " + number(1e-6) + " to 1, found " + number(top_p));
+        // A positive share that the graphs' float32 rounds to 0 would mean all.
+        if (!limits::TOP_P.holds(top_p) || (top_p > 0 && top_p < limits::LEAST_TOP_P)) {
+            throw bad_argument("top_p: expected 0 (all) or " + number(limits::LEAST_TOP_P) + " to 1, found " + number(top_p));
         }
     }
 
