@@ -1,4 +1,7 @@
 // The structs of the C API through the versions: fields are only appended, so a shorter one is an older one.
+//
+// A new field goes behind the end of the older struct, padding included: what lies in its padding an older program leaves
+// unset.
 #pragma once
 
 #include <algorithm>
@@ -65,8 +68,10 @@ void write_defaults(T* given, std::size_t size) {
 
 template <typename T>
 std::size_t checked_size(const T* given, const char* name) {
+    static_assert(Known<T>::OLDEST % alignof(T) == 0, "a field lies in the padding of the older struct");
     const std::size_t size = given->struct_size;
-    if (size >= Known<T>::OLDEST && size <= LARGEST_STRUCT) return size;
+    // A size is a multiple of the alignment, or it cuts a field.
+    if (size >= Known<T>::OLDEST && size <= LARGEST_STRUCT && size % alignof(T) == 0) return size;
     throw bad_argument(std::string(name) + ".struct_size: expected " + std::to_string(sizeof(T)) + ", found " +
                        std::to_string(size) + "; set it to sizeof of the struct");
 }
