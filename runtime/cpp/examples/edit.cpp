@@ -26,7 +26,8 @@ std::vector<std::uint8_t> read_ppm(const std::string& path, std::int32_t side) {
     std::vector<std::uint8_t> rgb(std::size_t(side) * std::size_t(side) * 3);
     if (!file || magic != "P6" || width != side || height != side || largest != 255 ||
         !file.read(reinterpret_cast<char*>(rgb.data()), std::streamsize(rgb.size()))) {
-        throw std::runtime_error(path + ": expected a PPM file (P6) of " + std::to_string(side) + " x " + std::to_string(side) + " pixels");
+        throw std::runtime_error(path + ": expected a PPM file (P6) of " + std::to_string(side) + " x " +
+                                 std::to_string(side) + " pixels");
     }
     return rgb;
 }
@@ -54,7 +55,8 @@ int main(int count, char** arguments) {
         const auto picture = read_ppm(arguments[2], model.info().image_size);
         var_edge::Settings settings;
         if (count > 6) settings.seed = std::stoull(arguments[6]);
-        const auto edited = model.edit(picture, box(arguments[3]), VAR_EDGE_INPAINT, {std::stoi(arguments[4])}, settings);
+        const auto edited =
+            model.edit(picture, box(arguments[3]), VAR_EDGE_INPAINT, {std::stoi(arguments[4])}, settings);
         Png::write(arguments[5], edited.image(0), std::uint32_t(edited.side), std::uint32_t(edited.side));
     } catch (const std::exception& error) {
         std::cerr << "Error: " << error.what() << "\n";

@@ -63,8 +63,7 @@ extern "C" {
 #define VAR_EDGE_VERSION_MAJOR 0
 #define VAR_EDGE_VERSION_MINOR 1
 #define VAR_EDGE_VERSION_PATCH 0
-#define VAR_EDGE_VERSION_NUMBER \
-    (VAR_EDGE_VERSION_MAJOR * 10000 + VAR_EDGE_VERSION_MINOR * 100 + VAR_EDGE_VERSION_PATCH)
+#define VAR_EDGE_VERSION_NUMBER (VAR_EDGE_VERSION_MAJOR * 10000 + VAR_EDGE_VERSION_MINOR * 100 + VAR_EDGE_VERSION_PATCH)
 
 /* The version of the library that is loaded: "0.1.0". */
 VAR_EDGE_API const char* var_edge_version(void);
@@ -110,9 +109,9 @@ typedef struct var_edge_model var_edge_model;
 typedef enum var_edge_backend {
     VAR_EDGE_AUTO = 0, /* TensorRT if there are engines for this machine, else ONNX Runtime on a GPU, else on the CPU */
     VAR_EDGE_ONNXRUNTIME = 1,
-    VAR_EDGE_ONNXRUNTIME_CUDA = 2, /* the CUDA execution provider */
+    VAR_EDGE_ONNXRUNTIME_CUDA = 2,     /* the CUDA execution provider */
     VAR_EDGE_ONNXRUNTIME_TENSORRT = 3, /* the TensorRT execution provider; builds its engines at the first run */
-    VAR_EDGE_TENSORRT = 4 /* engines of python -m export.engine */
+    VAR_EDGE_TENSORRT = 4              /* engines of python -m export.engine */
 } var_edge_backend;
 
 typedef enum var_edge_stage {
@@ -183,14 +182,14 @@ VAR_EDGE_API var_edge_status var_edge_memory(const char* directory, int32_t batc
 
 typedef struct var_edge_info {
     size_t struct_size;
-    const char* model;     /* "var_d16" */
-    const char* precision; /* "fp32", "fp16", "int8 for trt", … */
-    const char* backend;   /* what it runs on, for people */
-    int32_t image_size;    /* H and W, pixels */
-    int32_t num_classes;   /* labels are 0 to num_classes; num_classes means "no class" */
-    int32_t vocab_size;    /* V */
-    int32_t scales;        /* K */
-    int32_t tokens;        /* T, of all scales together */
+    const char* model;      /* "var_d16" */
+    const char* precision;  /* "fp32", "fp16", "int8 for trt", … */
+    const char* backend;    /* what it runs on, for people */
+    int32_t image_size;     /* H and W, pixels */
+    int32_t num_classes;    /* labels are 0 to num_classes; num_classes means "no class" */
+    int32_t vocab_size;     /* V */
+    int32_t scales;         /* K */
+    int32_t tokens;         /* T, of all scales together */
     const int32_t* batches; /* numbers of pictures that can be drawn at once, if not any: others are drawn in turns */
     int32_t batch_count;    /* of them; 0: any number */
     int32_t can_encode;     /* 1: has an encoder, so var_edge_encode and var_edge_edit work */
@@ -204,7 +203,8 @@ VAR_EDGE_API var_edge_status var_edge_query(const var_edge_model* model, var_edg
 /* The usual name of a class; NULL if it has none or there is no such label. At any time, from any thread. */
 VAR_EDGE_API const char* var_edge_class_name(const var_edge_model* model, int32_t label);
 
-/* The names of a class, one after the other: 0 is the usual one, NULL follows the last. At any time, from any thread. */
+/* The names of a class, one after the other: 0 is the usual one, NULL follows the last. At any time, from any thread.
+ */
 VAR_EDGE_API const char* var_edge_class_synonym(const var_edge_model* model, int32_t label, int32_t index);
 
 /* The label that a text means, as in Python: a number, a name of a class, the names of one class separated by ", ", or
@@ -221,8 +221,8 @@ typedef struct var_edge_scale {
     int32_t first_picture, pictures; /* of this turn */
 } var_edge_scale;
 
-/* Called after every scale of every turn, in the thread of the call; anything but 0 stops with VAR_EDGE_STOPPED. It must
- * not throw, and must not leave with longjmp. */
+/* Called after every scale of every turn, in the thread of the call; anything but 0 stops with VAR_EDGE_STOPPED. It
+ * must not throw, and must not leave with longjmp. */
 typedef int (*var_edge_on_scale)(var_edge_model* model, const var_edge_scale* scale, void* user);
 
 /* Hears how long every run of a stage took, in the thread of the call: "condition", "transformer", "bridge",
@@ -288,12 +288,13 @@ VAR_EDGE_API var_edge_status var_edge_encode(var_edge_model* model, const uint8_
                                              int32_t* tokens);
 
 /* Draws a part of `image` (H, W, 3) anew, once for each label; `num_classes` is plain in-painting. The region is `box`
- * {y0, x0, y1, x1} in shares of the picture, or `mask` (H, W), inside where it is not 0; the other one is NULL. The kept
- * part comes back as the VQVAE reconstructs it. Settings without keep. Returns what var_edge_generate and
+ * {y0, x0, y1, x1} in shares of the picture, or `mask` (H, W), inside where it is not 0; the other one is NULL. The
+ * kept part comes back as the VQVAE reconstructs it. Settings without keep. Returns what var_edge_generate and
  * var_edge_encode return. */
 VAR_EDGE_API var_edge_status var_edge_edit(var_edge_model* model, const uint8_t* image, const double* box,
-                                           const uint8_t* mask, var_edge_mode mode, const int32_t* labels, int32_t count,
-                                           const var_edge_settings* settings, uint8_t* images, int32_t* tokens);
+                                           const uint8_t* mask, var_edge_mode mode, const int32_t* labels,
+                                           int32_t count, const var_edge_settings* settings, uint8_t* images,
+                                           int32_t* tokens);
 
 /* ---- For compatibility --------------------------------------------------------------------------------------- */
 

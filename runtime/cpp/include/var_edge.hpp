@@ -69,7 +69,9 @@ struct Pictures {
     std::vector<uint8_t> images;  // (N, side, side, 3)
     std::vector<int32_t> tokens;  // (N, T)
 
-    const uint8_t* image(int32_t i) const { return images.data() + std::size_t(i) * std::size_t(side) * std::size_t(side) * 3; }
+    const uint8_t* image(int32_t i) const {
+        return images.data() + std::size_t(i) * std::size_t(side) * std::size_t(side) * 3;
+    }
 };
 
 // Within a generation: what has been drawn so far.
@@ -143,7 +145,8 @@ class Model {
     // Throws Error, and what `on_scale` throws.
     Pictures generate(const std::vector<int32_t>& labels, const Settings& settings = {}, const OnScale& on_scale = {}) {
         return drawn(labels, settings, on_scale, [&](const Settings& used, Pictures& out) {
-            return var_edge_generate(model_.get(), labels.data(), out.count, &used, out.images.data(), out.tokens.data());
+            return var_edge_generate(model_.get(), labels.data(), out.count, &used, out.images.data(),
+                                     out.tokens.data());
         });
     }
 
@@ -164,7 +167,9 @@ class Model {
     std::vector<int32_t> encode(const std::vector<uint8_t>& images) {
         const var_edge_info about = info();
         const std::size_t count = images.size() / picture_bytes(about, 1);
-        if (images.size() != picture_bytes(about, count)) throw std::invalid_argument("encode: not a whole number of pictures");
+        if (images.size() != picture_bytes(about, count)) {
+            throw std::invalid_argument("encode: not a whole number of pictures");
+        }
         std::vector<int32_t> tokens(count * std::size_t(about.tokens));
         check(var_edge_encode(model_.get(), images.data(), int32_t(count), tokens.data()));
         return tokens;

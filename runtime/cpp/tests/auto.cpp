@@ -25,9 +25,13 @@ std::unique_ptr<Backend> created(int which) {
 
 }  // namespace
 
-std::unique_ptr<Backend> create_tensorrt(const std::filesystem::path&, std::shared_ptr<const Manifest>, const BackendOptions&) { return created(0); }
+std::unique_ptr<Backend> create_tensorrt(const std::filesystem::path&, std::shared_ptr<const Manifest>,
+                                         const BackendOptions&) {
+    return created(0);
+}
 
-std::unique_ptr<Backend> create_onnxruntime(var_edge_backend wanted, const std::filesystem::path&, std::shared_ptr<const Manifest>, const BackendOptions&) {
+std::unique_ptr<Backend> create_onnxruntime(var_edge_backend wanted, const std::filesystem::path&,
+                                            std::shared_ptr<const Manifest>, const BackendOptions&) {
     return created(wanted == VAR_EDGE_ONNXRUNTIME_CUDA ? 1 : 2);
 }
 

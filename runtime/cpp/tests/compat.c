@@ -1,5 +1,5 @@
-/* compat DIR: a program of 0.1.0, whose structs are shorter than today's, draws label 1 and prints the tokens. Returns 0 if
- * nothing was written behind its structs. */
+/* compat DIR: a program of 0.1.0, whose structs are shorter than today's, draws label 1 and prints the tokens. Returns
+ * 0 if nothing was written behind its structs. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

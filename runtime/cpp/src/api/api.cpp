@@ -7,12 +7,12 @@
 #include <mutex>
 #include <new>
 
-#include "runtime/editing.hpp"
-#include "errors.hpp"
-#include "runtime/estimate.hpp"
 #include "api/handle.hpp"
-#include "runtime/pipeline.hpp"
 #include "api/structs.hpp"
+#include "errors.hpp"
+#include "runtime/editing.hpp"
+#include "runtime/estimate.hpp"
+#include "runtime/pipeline.hpp"
 
 #ifndef VAR_EDGE_COMMIT
 #define VAR_EDGE_COMMIT "unknown"
@@ -72,7 +72,9 @@ void alone(var_edge_model* model, Call&& call) {
     try {
         call(model->pipeline);
     } catch (const Error& error) {
-        if (error.status == VAR_EDGE_FAILED && turn.stopped()) throw Error(VAR_EDGE_STOPPED, "stopped by var_edge_stop");
+        if (error.status == VAR_EDGE_FAILED && turn.stopped()) {
+            throw Error(VAR_EDGE_STOPPED, "stopped by var_edge_stop");
+        }
         throw;
     }
 }
@@ -84,7 +86,8 @@ void required(const void* pointer, const char* name) {
 BackendOptions backend_options(const var_edge_options& asked) {
     BackendOptions chosen;
     if (asked.threads && !limits::THREADS.holds(asked.threads)) {
-        throw bad_argument("threads: expected 0 (all) to " + number(limits::THREADS.most) + ", found " + std::to_string(asked.threads));
+        throw bad_argument("threads: expected 0 (all) to " + number(limits::THREADS.most) + ", found " +
+                           std::to_string(asked.threads));
     }
     if (asked.device < -1) throw bad_argument("device: expected -1 or more, found " + std::to_string(asked.device));
     if (asked.log_level < VAR_EDGE_LOG_VERBOSE || asked.log_level > VAR_EDGE_LOG_NONE) {
@@ -93,7 +96,9 @@ BackendOptions backend_options(const var_edge_options& asked) {
     const bool provider = asked.backend == VAR_EDGE_ONNXRUNTIME_CUDA || asked.backend == VAR_EDGE_ONNXRUNTIME_TENSORRT;
     for (const char* const* entry = asked.provider_options; entry && *entry; entry += 2) {
         if (!provider) throw bad_argument("provider_options: expected NULL, as this backend has no execution provider");
-        if (!entry[1]) throw bad_argument("provider_options: expected a value after " + excerpt(*entry) + ", found NULL");
+        if (!entry[1]) {
+            throw bad_argument("provider_options: expected a value after " + excerpt(*entry) + ", found NULL");
+        }
         chosen.provider.emplace_back(entry[0], entry[1]);
     }
     chosen.threads = asked.threads;
@@ -102,14 +107,15 @@ BackendOptions backend_options(const var_edge_options& asked) {
     chosen.device = asked.device;
     chosen.log_level = asked.log ? asked.log_level : int(VAR_EDGE_LOG_NONE);
     if (asked.log) {
-        chosen.log = [log = asked.log, user = asked.log_user, mutex = std::make_shared<std::mutex>()](int level, const std::string& message) {
+        chosen.log = [log = asked.log, user = asked.log_user, mutex = std::make_shared<std::mutex>()](
+                         int level, const std::string& message) {
             const std::lock_guard<std::mutex> one_at_a_time(*mutex);
             log(level, message.c_str(), user);
         };
     }
     if (asked.on_progress) {
-        chosen.progress = [hear = asked.on_progress, user = asked.progress_user](var_edge_stage stage, const char* name,
-                                                                                std::uint64_t done, std::uint64_t total) {
+        chosen.progress = [hear = asked.on_progress, user = asked.progress_user](
+                              var_edge_stage stage, const char* name, std::uint64_t done, std::uint64_t total) {
             const var_edge_progress progress = {stage, name, done, total};
             if (hear(&progress, user)) throw Error(VAR_EDGE_STOPPED, "stopped by on_progress");
         };
@@ -124,15 +130,18 @@ Request request_of(var_edge_model* model, const int32_t* labels, int32_t count, 
     request.seed = asked.seed;
     request.seeds = asked.seeds;
     request.sampling = {asked.cfg, asked.top_k, asked.top_p, asked.smooth != 0};
-    if (asked.top_k == VAR_EDGE_TOP_K_DEFAULT) request.sampling.top_k = std::min(Sampling().top_k, manifest.model.vocab_size);
+    if (asked.top_k == VAR_EDGE_TOP_K_DEFAULT) {
+        request.sampling.top_k = std::min(Sampling().top_k, manifest.model.vocab_size);
+    }
     request.batch = asked.batch;
     request.keep = asked.keep;
     request.kept_tokens = asked.kept_tokens;
     if (asked.on_scale) {
         request.on_scale = [model, asked, &manifest](std::int64_t k, std::int64_t first, std::int64_t pictures) {
             const std::vector<Scale>& scales = manifest.scales;
-            const var_edge_scale scale = {std::int32_t(k), std::int32_t(scales.size()), std::int32_t(scales[std::size_t(k)].side),
-                                          std::int32_t(first), std::int32_t(pictures)};
+            const var_edge_scale scale = {std::int32_t(k), std::int32_t(scales.size()),
+                                          std::int32_t(scales[std::size_t(k)].side), std::int32_t(first),
+                                          std::int32_t(pictures)};
             return asked.on_scale(model, &scale, asked.user) == 0;
         };
     }
@@ -188,9 +197,14 @@ const char* var_edge_last_error(void) { return last_error.c_str(); }
 void var_edge_init_options(var_edge_options* options, size_t size) { write_defaults(options, size); }
 void var_edge_init_settings(var_edge_settings* settings, size_t size) { write_defaults(settings, size); }
 
-// In parentheses, because the header calls the functions above by these names.
-void (var_edge_default_options)(var_edge_options* options) { write_defaults(options, Known<var_edge_options>::OLDEST); }
-void (var_edge_default_settings)(var_edge_settings* settings) { write_defaults(settings, Known<var_edge_settings>::OLDEST); }
+// The header's macros of these names call the functions above. The functions themselves are for callers that have no
+// macros, or those of 0.1.0.
+#undef var_edge_default_options
+#undef var_edge_default_settings
+void var_edge_default_options(var_edge_options* options) { write_defaults(options, Known<var_edge_options>::OLDEST); }
+void var_edge_default_settings(var_edge_settings* settings) {
+    write_defaults(settings, Known<var_edge_settings>::OLDEST);
+}
 
 var_edge_status var_edge_create(const char* directory, const var_edge_options* options, var_edge_model** model) {
     if (model) *model = nullptr;
@@ -226,7 +240,8 @@ var_edge_status var_edge_memory(const char* directory, int32_t batch, int32_t sm
         required(directory, "directory");
         required(use, "use");
         if (!limits::BATCH.holds(batch)) {
-            throw bad_argument("batch: expected 1 to " + number(limits::BATCH.most) + ", found " + std::to_string(batch));
+            throw bad_argument("batch: expected 1 to " + number(limits::BATCH.most) + ", found " +
+                               std::to_string(batch));
         }
         const MemoryUse found = memory_use(Manifest::load(directory, false), batch, smooth != 0);
         write_struct(use, {0, found.weights, found.batch, found.noise}, "use");
@@ -259,7 +274,9 @@ var_edge_status var_edge_query(const var_edge_model* model, var_edge_info* info)
     });
 }
 
-const char* var_edge_class_name(const var_edge_model* model, int32_t label) { return var_edge_class_synonym(model, label, 0); }
+const char* var_edge_class_name(const var_edge_model* model, int32_t label) {
+    return var_edge_class_synonym(model, label, 0);
+}
 
 const char* var_edge_class_synonym(const var_edge_model* model, int32_t label, int32_t index) {
     const std::string* name = name_of(model, label, index);
@@ -271,14 +288,15 @@ var_edge_status var_edge_find_label(const var_edge_model* model, const char* tex
         required(model, "model");
         required(text, "text");
         required(label, "label");
-        *label = std::int32_t(find_label(text, model->pipeline.classes(), model->pipeline.manifest().model.num_classes));
+        *label =
+            std::int32_t(find_label(text, model->pipeline.classes(), model->pipeline.manifest().model.num_classes));
     });
 }
 
 /* ---- Drawing ---- */
 
-var_edge_status var_edge_generate(var_edge_model* model, const int32_t* labels, int32_t count, const var_edge_settings* settings,
-                                  uint8_t* images, int32_t* tokens) {
+var_edge_status var_edge_generate(var_edge_model* model, const int32_t* labels, int32_t count,
+                                  const var_edge_settings* settings, uint8_t* images, int32_t* tokens) {
     return guarded([&] {
         required(model, "model");
         required(labels, "labels");
@@ -334,8 +352,8 @@ var_edge_status var_edge_encode(var_edge_model* model, const uint8_t* images, in
 }
 
 var_edge_status var_edge_edit(var_edge_model* model, const uint8_t* image, const double* box, const uint8_t* mask,
-                              var_edge_mode mode, const int32_t* labels, int32_t count, const var_edge_settings* settings,
-                              uint8_t* images, int32_t* tokens) {
+                              var_edge_mode mode, const int32_t* labels, int32_t count,
+                              const var_edge_settings* settings, uint8_t* images, int32_t* tokens) {
     return guarded([&] {
         required(model, "model");
         required(image, "image");
@@ -351,7 +369,8 @@ var_edge_status var_edge_edit(var_edge_model* model, const uint8_t* image, const
         alone(model, [&](Pipeline& pipeline) {
             const auto kept = box ? kept_cells_of_box({box[0], box[1], box[2], box[3]}, outpaint, about)
                                   : kept_cells_of_mask(mask, outpaint, about);
-            pipeline.edit(request_of(model, labels, count, asked), image, kept, images, asked.images_on_device != 0, tokens);
+            pipeline.edit(request_of(model, labels, count, asked), image, kept, images, asked.images_on_device != 0,
+                          tokens);
         });
     });
 }

@@ -14,11 +14,13 @@
 struct var_edge_model {
     template <typename... Arguments>
     explicit var_edge_model(Arguments&&... arguments)
-        : pipeline(std::forward<Arguments>(arguments)...), backend(pipeline.backend().name()),
-          batches(pipeline.backend().batches().begin(), pipeline.backend().batches().end()), process(getpid()) {}
+        : pipeline(std::forward<Arguments>(arguments)...),
+          backend(pipeline.backend().name()),
+          batches(pipeline.backend().batches().begin(), pipeline.backend().batches().end()),
+          process(getpid()) {}
 
     var_edge_impl::Pipeline pipeline;
-    const std::string backend;                // its name and its batch sizes, which var_edge_query hands out
+    const std::string backend;  // its name and its batch sizes, which var_edge_query hands out
     const std::vector<std::int32_t> batches;
     const pid_t process;  // threads and locks of the engine do not pass through fork
 

@@ -1,7 +1,7 @@
 // The structs of the C API through the versions: fields are only appended, so a shorter one is an older one.
 //
-// A new field goes behind the end of the older struct, padding included: what lies in its padding an older program leaves
-// unset.
+// A new field goes behind the end of the older struct, padding included: what lies in its padding an older program
+// leaves unset.
 #pragma once
 
 #include <algorithm>
@@ -85,7 +85,7 @@ T read_struct(const T* given, const char* name) {
     const char* bytes = reinterpret_cast<const char*>(given);
     if (size > sizeof(T) && std::any_of(bytes + sizeof(T), bytes + size, [](char byte) { return byte != 0; })) {
         throw bad_argument(std::string(name) + ": sets a field that VAR Edge " VAR_EDGE_VERSION
-                           " does not know; use a newer library, or leave it 0");
+                                               " does not know; use a newer library, or leave it 0");
     }
     std::memcpy(&value, given, std::min(size, sizeof(T)));
     value.struct_size = sizeof(T);

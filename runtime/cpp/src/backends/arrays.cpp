@@ -11,7 +11,9 @@ namespace var_edge_impl {
 std::int64_t Array::values() const {
     std::int64_t count = 1;
     for (std::int64_t axis : shape) {
-        if (__builtin_mul_overflow(count, axis, &count) || count > INT64_MAX / 8) throw bad_bundle("a tensor is larger than memory");
+        if (__builtin_mul_overflow(count, axis, &count) || count > INT64_MAX / 8) {
+            throw bad_bundle("a tensor is larger than memory");
+        }
     }
     return count;
 }

@@ -7,12 +7,12 @@
 #include <utility>
 #include <vector>
 
+#include "backends/wiring.hpp"
 #include "bundle/manifest.hpp"
 #include "errors.hpp"
 #include "progress.hpp"
 #include "runtime/sampling.hpp"
 #include "var_edge.h"
-#include "backends/wiring.hpp"
 
 namespace var_edge_impl {
 
@@ -22,8 +22,8 @@ using OnStage = std::function<void(const char* stage, std::int64_t scale, double
 struct BackendOptions {
     int threads = 0;  // of the CPU; 0: as many processors as this process may use
     bool verify = true;
-    void* stream = nullptr;  // cudaStream_t; null: a stream of its own
-    int device = -1;         // number of the GPU; -1: the engine's choice
+    void* stream = nullptr;                                     // cudaStream_t; null: a stream of its own
+    int device = -1;                                            // number of the GPU; -1: the engine's choice
     std::vector<std::pair<std::string, std::string>> provider;  // options of the execution provider
     int log_level = VAR_EDGE_LOG_WARNING;                       // the least of the engine's own messages
     Log log = [](int, const std::string&) {};
@@ -36,14 +36,17 @@ class Backend {
     virtual ~Backend() = default;
     virtual std::string name() const = 0;
     virtual const Manifest& manifest() const = 0;  // of what it runs: the bundle, or the directory of engines
-    virtual bool on_device() const = 0;  // whether its arrays are a GPU's
+    virtual bool on_device() const = 0;            // whether its arrays are a GPU's
     virtual const std::vector<std::int64_t>& batches() const = 0;  // it can draw together, 1 among them; empty: any
     virtual void begin(const std::vector<std::int64_t>& labels, bool smooth) = 0;
     virtual void step(std::size_t k, const Draw& draw, const Sampling& sampling) = 0;
     virtual void tokens(std::size_t k, std::int32_t* out) = 0;  // (B, L): what scale k, already stepped, drew or kept
-    virtual void drawn(std::size_t k, std::int32_t* out) = 0;   // (B, L): the same before `keep`; -1 where the logits hold NaN or infinity
+    virtual void drawn(
+        std::size_t k,
+        std::int32_t* out) = 0;  // (B, L): the same before `keep`; -1 where the logits hold NaN or infinity
     virtual std::vector<std::uint8_t> finite() = 0;  // (B,): whether the pictures decoded last were, before rounding
-    virtual void decode(std::uint8_t* images, bool to_device) = 0;  // (B, H, W, 3): f_hat as it is after the latest step
+    virtual void decode(std::uint8_t* images,
+                        bool to_device) = 0;  // (B, H, W, 3): f_hat as it is after the latest step
     virtual void encode(const std::uint8_t* image, std::int32_t* tokens) = 0;  // one picture
     virtual void logits(std::size_t k, float* out) = 0;  // (L, 2B, V) of scale k, stepped last; without guidance
 

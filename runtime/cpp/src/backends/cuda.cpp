@@ -22,7 +22,8 @@ std::string driver_problem() {
     cudaDriverGetVersion(&driver);
     cudaRuntimeGetVersion(&runtime);
     if (!driver) return "no NVIDIA driver on this machine; use the backend onnxruntime";
-    return "the NVIDIA driver knows CUDA " + dotted(driver) + ", this library needs " + dotted(runtime) + "; update the driver";
+    return "the NVIDIA driver knows CUDA " + dotted(driver) + ", this library needs " + dotted(runtime) +
+           "; update the driver";
 }
 
 void require_gpu() {
@@ -40,7 +41,8 @@ Gpu first_gpu() {
     require_gpu();
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
-    return {properties.name, std::to_string(properties.major) + "." + std::to_string(properties.minor), properties.totalGlobalMem};
+    return {properties.name, std::to_string(properties.major) + "." + std::to_string(properties.minor),
+            properties.totalGlobalMem};
 }
 
 }  // namespace
@@ -61,7 +63,8 @@ Cuda::Cuda(void* stream) : gpu_(first_gpu()), stream_(static_cast<cudaStream_t>(
     const bool legacy = stream_ == cudaStreamLegacy;
     own_ = !stream_ || legacy;
     if (!own_) return;
-    check(cudaStreamCreateWithFlags(&stream_, legacy ? cudaStreamDefault : cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+    check(cudaStreamCreateWithFlags(&stream_, legacy ? cudaStreamDefault : cudaStreamNonBlocking),
+          "cudaStreamCreateWithFlags");
 }
 
 Cuda::~Cuda() {
@@ -78,10 +81,11 @@ Error Cuda::memory_error(std::size_t size) const {
     std::size_t free = 0, total = 0;
     check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
     char text[200];
-    std::snprintf(text, sizeof text,
-                  "GPU memory: %.0f MB are needed, %.0f of %.0f MB are free; draw fewer pictures at once (batch 1) or close"
-                  " other programs",
-                  double(size) / 1e6, double(free) / 1e6, double(total) / 1e6);
+    std::snprintf(
+        text, sizeof text,
+        "GPU memory: %.0f MB are needed, %.0f of %.0f MB are free; draw fewer pictures at once (batch 1) or close"
+        " other programs",
+        double(size) / 1e6, double(free) / 1e6, double(total) / 1e6);
     return {VAR_EDGE_OUT_OF_MEMORY, text};
 }
 
@@ -110,18 +114,27 @@ void Cuda::copy(void* target, const void* source, std::size_t size, cudaMemcpyKi
     check(cudaMemcpyAsync(target, source, size, kind, stream_), "cudaMemcpyAsync");
 }
 
-void Cuda::upload(void* device, const void* host, std::size_t size) const { copy(device, host, size, cudaMemcpyHostToDevice); }
+void Cuda::upload(void* device, const void* host, std::size_t size) const {
+    copy(device, host, size, cudaMemcpyHostToDevice);
+}
 
-void Cuda::download(void* host, const void* device, std::size_t size) const { copy(host, device, size, cudaMemcpyDeviceToHost); }
+void Cuda::download(void* host, const void* device, std::size_t size) const {
+    copy(host, device, size, cudaMemcpyDeviceToHost);
+}
 
-void Cuda::copy(void* target, const void* device, std::size_t size) const { copy(target, device, size, cudaMemcpyDefault); }
+void Cuda::copy(void* target, const void* device, std::size_t size) const {
+    copy(target, device, size, cudaMemcpyDefault);
+}
 
-void Cuda::zero(void* device, std::size_t size) const { check(cudaMemsetAsync(device, 0, size, stream_), "cudaMemsetAsync"); }
+void Cuda::zero(void* device, std::size_t size) const {
+    check(cudaMemsetAsync(device, 0, size, stream_), "cudaMemsetAsync");
+}
 
 void Cuda::synchronize() const { check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
 
 Graph Cuda::captured(const std::function<void()>& queue) const {
-    // Thread-local: what other threads of the application do meanwhile is no part of the recording and does not spoil it.
+    // Thread-local: what other threads of the application do meanwhile is no part of the recording and does not spoil
+    // it.
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
     cudaGraph_t graph = nullptr;
     try {
@@ -162,7 +175,9 @@ std::uint8_t* DeviceArrays::pinned(std::size_t size) {
     return pinned_.back().get();
 }
 
-void DeviceArrays::upload(std::uint8_t* target, const void* host, std::size_t size) { cuda_->upload(target, host, size); }
+void DeviceArrays::upload(std::uint8_t* target, const void* host, std::size_t size) {
+    cuda_->upload(target, host, size);
+}
 
 void DeviceArrays::download(void* host, const Array& source) {
     cuda_->download(host, source.data, source.bytes());

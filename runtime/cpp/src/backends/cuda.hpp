@@ -48,7 +48,8 @@ class CurrentDevice {
 
 // Device 0 with one stream, on which everything runs in order.
 //
-// Throws Error UNSUPPORTED if there is no GPU to use, OUT_OF_MEMORY if its memory is full, FAILED if a call fails later.
+// Throws Error UNSUPPORTED if there is no GPU to use, OUT_OF_MEMORY if its memory is full, FAILED if a call fails
+// later.
 class Cuda {
   public:
     explicit Cuda(void* stream);  // the caller's, which stays the caller's; null: one of its own
@@ -62,10 +63,12 @@ class Cuda {
     DeviceMemory allocate(std::size_t size) const;  // aligned to 256, set to 0
     PinnedMemory pinned(std::size_t size) const;    // set to 0
 
-    void upload(void* device, const void* host, std::size_t size) const;    // queued; `host` stays until the stream has passed
-    void download(void* host, const void* device, std::size_t size) const;  // queued; `host` holds it after `synchronize`
-    void copy(void* target, const void* device, std::size_t size) const;    // queued; to any memory the device reaches
-    void zero(void* device, std::size_t size) const;                        // queued
+    void upload(void* device, const void* host,
+                std::size_t size) const;  // queued; `host` stays until the stream has passed
+    void download(void* host, const void* device,
+                  std::size_t size) const;                                // queued; `host` holds it after `synchronize`
+    void copy(void* target, const void* device, std::size_t size) const;  // queued; to any memory the device reaches
+    void zero(void* device, std::size_t size) const;                      // queued
     void synchronize() const;
 
     // What `queue` queues, as a graph instead of running.

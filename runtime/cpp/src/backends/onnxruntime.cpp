@@ -16,8 +16,13 @@ namespace {
 // What handles share: the graphs with their weights, each opened when it is first wanted, and constants.
 class Loaded {
   public:
-    Loaded(var_edge_backend wanted, const std::filesystem::path& folder, std::shared_ptr<const Manifest> its, const BackendOptions& options)
-        : bundle(folder), manifest(std::move(its)), weights(folder / WEIGHTS), verify_(options.verify), log_(options.log),
+    Loaded(var_edge_backend wanted, const std::filesystem::path& folder, std::shared_ptr<const Manifest> its,
+           const BackendOptions& options)
+        : bundle(folder),
+          manifest(std::move(its)),
+          weights(folder / WEIGHTS),
+          verify_(options.verify),
+          log_(options.log),
           options_(session_options(wanted, options, log_)) {
         name = "ONNX Runtime " + Ort::GetVersionString();
         if (wanted == VAR_EDGE_ONNXRUNTIME_CUDA) name += ", CUDA execution provider";
@@ -25,7 +30,8 @@ class Loaded {
         for (const auto& [_, graph] : manifest->graphs) {
             const std::string suffix = ".onnx";
             if (graph.file.size() < suffix.size() || graph.file.substr(graph.file.size() - suffix.size()) != suffix) {
-                throw bad_bundle(bundle.string() + ": holds engines (" + graph.file + "), which only the TensorRT backend runs");
+                throw bad_bundle(bundle.string() + ": holds engines (" + graph.file +
+                                 "), which only the TensorRT backend runs");
             }
         }
         std::uint64_t done = 0;
@@ -67,10 +73,13 @@ class Loaded {
         return open(graph);
     }
 
-    // Throws Error BAD_BUNDLE unless the graphs take the arrays that the manifest's sizes call for, before they are allocated.
+    // Throws Error BAD_BUNDLE unless the graphs take the arrays that the manifest's sizes call for, before they are
+    // allocated.
     void check_shapes(bool smooth) {
         NoArrays none;
-        for (const Stage& stage : Wiring(1, smooth, *manifest, constants, none).stages()) session(stage.graph).check(stage);
+        for (const Stage& stage : Wiring(1, smooth, *manifest, constants, none).stages()) {
+            session(stage.graph).check(stage);
+        }
     }
 
     const bool verify_;
@@ -83,7 +92,8 @@ class Loaded {
 
 class OnnxRuntimeBackend final : public WiredBackend {
   public:
-    explicit OnnxRuntimeBackend(std::shared_ptr<Loaded> loaded) : WiredBackend(loaded->manifest), loaded_(std::move(loaded)) {}
+    explicit OnnxRuntimeBackend(std::shared_ptr<Loaded> loaded)
+        : WiredBackend(loaded->manifest), loaded_(std::move(loaded)) {}
 
     std::string name() const override { return loaded_->name; }
     std::unique_ptr<Backend> share() const override { return std::make_unique<OnnxRuntimeBackend>(loaded_); }
@@ -92,11 +102,14 @@ class OnnxRuntimeBackend final : public WiredBackend {
     const std::vector<std::int64_t>& batches() const override { return any_; }
 
     void encode(const std::uint8_t* image, std::int32_t* tokens) override {
-        if (!manifest().graphs.count("encoder")) throw bad_bundle(loaded_->bundle.string() + ": this bundle has no encoder; export it again with one");
+        if (!manifest().graphs.count("encoder")) {
+            throw bad_bundle(loaded_->bundle.string() + ": this bundle has no encoder; export it again with one");
+        }
         loaded_->weights.check_unchanged();
         HostArrays arrays;
         const std::int64_t side = manifest().model.image_size;
-        const Array in = arrays.zeros({1, side, side, 3}, Dtype::uint8), out = arrays.zeros({1, manifest().model.tokens()}, Dtype::int32);
+        const Array in = arrays.zeros({1, side, side, 3}, Dtype::uint8),
+                    out = arrays.zeros({1, manifest().model.tokens()}, Dtype::int32);
         std::memcpy(in.data, image, in.bytes());
         Bound encoder = loaded_->session("encoder").bind({"encoder", {{"image", in}}, {{"tokens", out}}});
         timed("encoder", -1, [&] { encoder.run(run_options_); });
@@ -108,9 +121,12 @@ class OnnxRuntimeBackend final : public WiredBackend {
     class BoundBatch final : public Batch {
       public:
         BoundBatch(std::int64_t size, bool smooth, OnnxRuntimeBackend& backend)
-            : Batch(std::make_unique<HostArrays>(), size, smooth, backend.manifest(), backend.loaded_->constants), backend_(backend),
+            : Batch(std::make_unique<HostArrays>(), size, smooth, backend.manifest(), backend.loaded_->constants),
+              backend_(backend),
               condition_(bound(wiring.condition)) {
-            for (const auto& [transformer, bridge] : wiring.steps) steps_.emplace_back(bound(transformer), bound(bridge));
+            for (const auto& [transformer, bridge] : wiring.steps) {
+                steps_.emplace_back(bound(transformer), bound(bridge));
+            }
             for (std::size_t k : {0, 1}) {  // by f_hat's turn
                 for (const Stage& stage : wiring.decoders(k)) decoders_[k].push_back(bound(stage));
             }

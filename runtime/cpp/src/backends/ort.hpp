@@ -6,8 +6,8 @@
 
 namespace var_edge_impl {
 
-// The process's one environment: ONNX Runtime allows no second one beside it. Throws Error UNSUPPORTED if the library that
-// was loaded is too old. It comes before any other call of ONNX Runtime's.
+// The process's one environment: ONNX Runtime allows no second one beside it. Throws Error UNSUPPORTED if the library
+// that was loaded is too old. It comes before any other call of ONNX Runtime's.
 Ort::Env& environment();
 
 }  // namespace var_edge_impl

@@ -26,7 +26,9 @@ Specs declared(const std::vector<TensorSpec>& tensors) {
     Specs specs;
     for (const TensorSpec& tensor : tensors) {
         Session::Spec& spec = specs[tensor.name] = {element_type(tensor.dtype), {}};
-        for (const Axis& axis : tensor.shape) spec.shape.push_back(std::holds_alternative<std::int64_t>(axis) ? std::get<std::int64_t>(axis) : -1);
+        for (const Axis& axis : tensor.shape) {
+            spec.shape.push_back(std::holds_alternative<std::int64_t>(axis) ? std::get<std::int64_t>(axis) : -1);
+        }
     }
     return specs;
 }
@@ -38,7 +40,8 @@ Specs of(const Tensors& tensors) {
 }
 
 // What ONNX Runtime says goes to the caller's log, from whichever thread it comes.
-void ORT_API_CALL hear(void* log, OrtLoggingLevel severity, const char*, const char*, const char* place, const char* message) {
+void ORT_API_CALL hear(void* log, OrtLoggingLevel severity, const char*, const char*, const char* place,
+                       const char* message) {
     const int level = std::min(int(severity) - int(ORT_LOGGING_LEVEL_INFO), int(VAR_EDGE_LOG_ERROR));
     try {
         (*static_cast<Log*>(log))(level, one_line(std::string("ONNX Runtime: ") + message + " (" + place + ")"));
@@ -47,7 +50,8 @@ void ORT_API_CALL hear(void* log, OrtLoggingLevel severity, const char*, const c
 }
 
 OrtLoggingLevel severity(int level) {
-    return OrtLoggingLevel(std::clamp(level + int(ORT_LOGGING_LEVEL_INFO), int(ORT_LOGGING_LEVEL_VERBOSE), int(ORT_LOGGING_LEVEL_FATAL)));
+    return OrtLoggingLevel(
+        std::clamp(level + int(ORT_LOGGING_LEVEL_INFO), int(ORT_LOGGING_LEVEL_VERBOSE), int(ORT_LOGGING_LEVEL_FATAL)));
 }
 
 template <typename Options>
@@ -63,12 +67,13 @@ Options provider_options(const BackendOptions& asked, bool use_provider) {
 
 }  // namespace
 
-Bound::Bound(Ort::Session& session, const std::string& path, const Stage& stage) : session_(&session), path_(path), binding_(session) {
+Bound::Bound(Ort::Session& session, const std::string& path, const Stage& stage)
+    : session_(&session), path_(path), binding_(session) {
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     for (const auto* tensors : {&stage.inputs, &stage.outputs}) {
         for (const auto& [name, array] : *tensors) {
-            values_.push_back(Ort::Value::CreateTensor(memory, array.data, array.bytes(), array.shape.data(), array.shape.size(),
-                                                       element_type(array.dtype)));
+            values_.push_back(Ort::Value::CreateTensor(memory, array.data, array.bytes(), array.shape.data(),
+                                                       array.shape.size(), element_type(array.dtype)));
             if (tensors == &stage.inputs) binding_.BindInput(name.c_str(), values_.back());
             else binding_.BindOutput(name.c_str(), values_.back());
         }
@@ -93,7 +98,8 @@ Session::Session(const std::filesystem::path& bundle, const GraphSpec& graph, co
     try {
         session_ = Ort::Session(environment(), path_.c_str(), options);
     } catch (const Ort::Exception& error) {
-        throw engine_error(VAR_EDGE_BAD_BUNDLE, path_ + ": ONNX Runtime " + Ort::GetVersionString() + " cannot load it", error);
+        throw engine_error(VAR_EDGE_BAD_BUNDLE, path_ + ": ONNX Runtime " + Ort::GetVersionString() + " cannot load it",
+                           error);
     }
     const Ort::AllocatorWithDefaultOptions allocator;
     for (std::size_t i = 0; i < session_.GetInputCount(); ++i) {
@@ -118,7 +124,9 @@ Bound Session::bind(const Stage& stage) {
 
 // A sequence or an optional has no element type to ask for.
 void Session::add(Specs& specs, const std::string& name, const Ort::TypeInfo& type) const {
-    if (type.GetONNXType() != ONNX_TYPE_TENSOR) throw bad_bundle(path_ + ": " + name + ": expected a tensor; export the bundle again");
+    if (type.GetONNXType() != ONNX_TYPE_TENSOR) {
+        throw bad_bundle(path_ + ": " + name + ": expected a tensor; export the bundle again");
+    }
     const auto tensor = type.GetTensorTypeAndShapeInfo();
     specs[name] = {tensor.GetElementType(), tensor.GetShape()};
 }
@@ -159,7 +167,8 @@ Ort::SessionOptions session_options(var_edge_backend wanted, const BackendOption
     const std::string provider = tensorrt ? "TensorrtExecutionProvider" : "CUDAExecutionProvider";
     const auto available = Ort::GetAvailableProviders();
     if (std::find(available.begin(), available.end(), provider) == available.end()) {
-        throw unsupported("this ONNX Runtime has no " + provider + "; link a build that has it, or use another backend");
+        throw unsupported("this ONNX Runtime has no " + provider +
+                          "; link a build that has it, or use another backend");
     }
     try {
         if (tensorrt) {

@@ -1,4 +1,5 @@
-// One ONNX Runtime session: opened, checked against the manifest, bound to arrays. Twin of runtime/backends/ort_session.py.
+// One ONNX Runtime session: opened, checked against the manifest, bound to arrays. Twin of
+// runtime/backends/ort_session.py.
 #pragma once
 
 #include <filesystem>

@@ -1,5 +1,5 @@
-// TensorRT: everything stays on the GPU, and each stage is one CUDA graph, recorded once and launched from then on. Twin of
-// runtime/backends/tensorrt.py.
+// TensorRT: everything stays on the GPU, and each stage is one CUDA graph, recorded once and launched from then on.
+// Twin of runtime/backends/tensorrt.py.
 #include <algorithm>
 #include <climits>
 #include <cstdio>
@@ -23,7 +23,8 @@ namespace {
 // "8.7" as numbers; what is no capability compares as larger than any.
 std::pair<int, int> number(const std::string& capability) {
     int major = INT_MAX, minor = INT_MAX;
-    return std::sscanf(capability.c_str(), "%d.%d", &major, &minor) == 2 ? std::pair(major, minor) : std::pair(INT_MAX, INT_MAX);
+    return std::sscanf(capability.c_str(), "%d.%d", &major, &minor) == 2 ? std::pair(major, minor)
+                                                                         : std::pair(INT_MAX, INT_MAX);
 }
 
 std::string architecture(std::string capability) {
@@ -36,8 +37,8 @@ bool same_version(const std::string& built, const std::string& here) {
     return (here + ".").compare(0, built.size() + 1, built + ".") == 0;
 }
 
-// Throws Error BAD_BUNDLE unless these engines were built for this GPU and this TensorRT, UNSUPPORTED if this library has
-// the other TensorRT.
+// Throws Error BAD_BUNDLE unless these engines were built for this GPU and this TensorRT, UNSUPPORTED if this library
+// has the other TensorRT.
 void check_machine(const fs::path& folder, const EngineRecord& record, const Gpu& gpu) {
     const Built& built = record.built;
     const std::string where = folder.string(), again = "; run make engine on this machine", here = tensorrt_version();
@@ -45,7 +46,8 @@ void check_machine(const fs::path& folder, const EngineRecord& record, const Gpu
         throw unsupported(where + ": engines of " + built.flavour + ", this library was built with " + FLAVOUR +
                           "; build it with -DTensorRT_ROOT= of the other, or the engines with --trt");
     }
-    const bool same_line = built.version_compatible && here.substr(0, here.find('.')) == built.version.substr(0, built.version.find('.'));
+    const bool same_line =
+        built.version_compatible && here.substr(0, here.find('.')) == built.version.substr(0, built.version.find('.'));
     if (!same_version(built.version, here) && !same_line) {
         throw bad_bundle(where + ": built with " + built.flavour + " " + built.version + ", here is " + here + again);
     }
@@ -58,7 +60,8 @@ void check_machine(const fs::path& folder, const EngineRecord& record, const Gpu
         names += (names.empty() ? "" : ", ") + architecture(capability);
     }
     if (!same && !(built.hardware_compatible && number(gpu.capability) >= oldest)) {
-        throw bad_bundle(where + ": built for " + names + ", this GPU is " + gpu.name + ", " + architecture(gpu.capability) + again);
+        throw bad_bundle(where + ": built for " + names + ", this GPU is " + gpu.name + ", " +
+                         architecture(gpu.capability) + again);
     }
     if (built.flavour == "tensorrt" && !built.hardware_compatible && built.gpu != gpu.name) {
         throw bad_bundle(where + ": built on " + built.gpu.value_or("no GPU") + ", this GPU is " + gpu.name + again);
@@ -77,8 +80,8 @@ struct Found {
     EngineRecord record;
 };
 
-// The directory of engines to use: `bundle` itself, or one in it that is of this bundle and runs on this machine. Throws
-// Error; with several directories that do not fit, saying why for each.
+// The directory of engines to use: `bundle` itself, or one in it that is of this bundle and runs on this machine.
+// Throws Error; with several directories that do not fit, saying why for each.
 Found find_engines(const fs::path& bundle, std::shared_ptr<const Manifest> manifest, const Gpu& gpu, bool verify) {
     if (is_file(bundle / ENGINE_RECORD)) {
         EngineRecord record = EngineRecord::load(bundle);
@@ -86,7 +89,9 @@ Found find_engines(const fs::path& bundle, std::shared_ptr<const Manifest> manif
         return {bundle, std::move(manifest), std::move(record)};
     }
     const std::vector<fs::path> folders = engine_folders(bundle);
-    if (folders.empty()) throw bad_bundle(bundle.string() + ": no engines in " + ENGINES + "/; make engine builds them");
+    if (folders.empty()) {
+        throw bad_bundle(bundle.string() + ": no engines in " + ENGINES + "/; make engine builds them");
+    }
     std::string reasons;
     var_edge_status status = VAR_EDGE_UNSUPPORTED;  // if it is so of all of them
     for (const fs::path& folder : folders) {
@@ -158,20 +163,23 @@ class TensorRTBackend final : public WiredBackend {
 
     // The arrays of one batch size, and the recorded graph of every stage on them.
     //
-    // A graph holds the upload of the stage's settings and its engines' kernels: condition; transformer and bridge of each
-    // scale; decoder, once for either f_hat.
+    // A graph holds the upload of the stage's settings and its engines' kernels: condition; transformer and bridge of
+    // each scale; decoder, once for either f_hat.
     class RecordedBatch final : public Batch {
       public:
         RecordedBatch(std::int64_t size, bool smooth, TensorRTBackend& backend)
-            : Batch(std::make_unique<DeviceArrays>(*backend.cuda_), size, smooth, backend.manifest(), backend.constants_),
-              backend_(backend), images_(backend.cuda_->pinned(wiring.images.bytes())) {
+            : Batch(std::make_unique<DeviceArrays>(*backend.cuda_), size, smooth, backend.manifest(),
+                    backend.constants_),
+              backend_(backend),
+              images_(backend.cuda_->pinned(wiring.images.bytes())) {
             const EngineRecord& record = backend.record_;
             const std::size_t scales = wiring.steps.size(), place = record.profile(size, 0, 1);
             condition_ = backend.recorded({{wiring.condition, place}}, [&] { wiring.start(); });
             for (std::size_t k = 0; k < scales; ++k) {
                 const std::size_t profile = record.profile(size, k, scales);
                 const auto& [transformer, bridge] = wiring.steps[k];
-                steps_.push_back(backend.recorded({{transformer, profile}, {bridge, profile}}, [&] { wiring.settings[k].upload(); }));
+                steps_.push_back(backend.recorded({{transformer, profile}, {bridge, profile}},
+                                                  [&] { wiring.settings[k].upload(); }));
             }
             for (std::size_t k : {0, 1}) {  // by f_hat's turn
                 Runs runs;
@@ -249,7 +257,8 @@ class TensorRTBackend final : public WiredBackend {
 
     std::unique_ptr<Encoder> prepare_encoder() {
         if (!record_.engines.count("encoder") || !manifest().graphs.count("encoder")) {
-            throw bad_bundle(folder_.string() + ": no encoder engine, which editing needs; make onnx exports the bundle with"
+            throw bad_bundle(folder_.string() +
+                             ": no encoder engine, which editing needs; make onnx exports the bundle with"
                              " one, then run make engine");
         }
         auto encoder = std::make_unique<Encoder>(load("encoder"), *cuda_);

@@ -38,11 +38,12 @@ using ReaderBase = nvinfer1::IStreamReaderV2;
 using ReaderBase = nvinfer1::IStreamReader;
 #endif
 
-// Gives TensorRT an engine piece by piece, so that the host never holds all of it. Its virtuals answer with -1, not with
-// an exception.
+// Gives TensorRT an engine piece by piece, so that the host never holds all of it. Its virtuals answer with -1, not
+// with an exception.
 class StreamReader final : public ReaderBase {
   public:
-    StreamReader(const std::filesystem::path& path, const Cuda& cuda) : cuda_(&cuda), file_(std::fopen(path.c_str(), "rb")) {
+    StreamReader(const std::filesystem::path& path, const Cuda& cuda)
+        : cuda_(&cuda), file_(std::fopen(path.c_str(), "rb")) {
         if (!file_) throw bad_bundle(path.string() + ": cannot be read");
         std::setvbuf(file_.get(), nullptr, _IONBF, 0);  // the pieces are large
     }
@@ -59,9 +60,9 @@ class StreamReader final : public ReaderBase {
     }
 
     bool seek(std::int64_t offset, nvinfer1::SeekPosition where) noexcept override {
-        const int whence = where == nvinfer1::SeekPosition::kSET ? SEEK_SET
-                         : where == nvinfer1::SeekPosition::kCUR ? SEEK_CUR
-                                                                 : SEEK_END;
+        const int whence = where == nvinfer1::SeekPosition::kSET   ? SEEK_SET
+                           : where == nvinfer1::SeekPosition::kCUR ? SEEK_CUR
+                                                                   : SEEK_END;
         return fseeko(file_.get(), off_t(offset), whence) == 0;
     }
 #else
@@ -119,7 +120,9 @@ Shape shape_of(const nvinfer1::Dims& dims) { return {dims.d, dims.d + std::max(d
 nvinfer1::Dims dims_of(const Shape& shape) {
     nvinfer1::Dims dims{};
     dims.nbDims = std::int32_t(shape.size());
-    if (shape.size() > nvinfer1::Dims::MAX_DIMS) throw bad_bundle("a profile's shape has more axes than TensorRT knows");
+    if (shape.size() > nvinfer1::Dims::MAX_DIMS) {
+        throw bad_bundle("a profile's shape has more axes than TensorRT knows");
+    }
     std::copy(shape.begin(), shape.end(), dims.d);
     return dims;
 }
@@ -134,7 +137,8 @@ std::string text_of(const Shape& shape) {
 
 std::string tensorrt_version() {
     std::string version;
-    for (int number : {getInferLibMajorVersion(), getInferLibMinorVersion(), getInferLibPatchVersion(), getInferLibBuildVersion()}) {
+    for (int number :
+         {getInferLibMajorVersion(), getInferLibMinorVersion(), getInferLibPatchVersion(), getInferLibBuildVersion()}) {
         version += (version.empty() ? "" : ".") + std::to_string(number);
     }
     return version;
@@ -201,8 +205,8 @@ OpenLog::~OpenLog() {
     all.left.push_back(log_);
 }
 
-LoadedEngine::LoadedEngine(nvinfer1::IRuntime& runtime, TrtLog& log, const Cuda& cuda, const std::filesystem::path& path,
-                           const GraphSpec& graph, const Engine& record)
+LoadedEngine::LoadedEngine(nvinfer1::IRuntime& runtime, TrtLog& log, const Cuda& cuda,
+                           const std::filesystem::path& path, const GraphSpec& graph, const Engine& record)
     : log_(&log), cuda_(&cuda), path_(path.string()), record_(&record) {
     StreamReader file(path, cuda);
     engine_.reset(runtime.deserializeCudaEngine(file));
@@ -236,7 +240,9 @@ void LoadedEngine::use(const Array& scratch) {
 }
 
 void LoadedEngine::enqueue(std::size_t profile, const Stage& stage) {
-    if (profile >= contexts_.size()) throw bad_bundle(path_ + ": has no profile " + std::to_string(profile) + "; run make engine again");
+    if (profile >= contexts_.size()) {
+        throw bad_bundle(path_ + ": has no profile " + std::to_string(profile) + "; run make engine again");
+    }
     if (!contexts_[profile]) contexts_[profile] = context(profile);
     nvinfer1::IExecutionContext& ready = *contexts_[profile];
     for (const Tensors* tensors : {&stage.inputs, &stage.outputs}) {
@@ -251,10 +257,12 @@ Error LoadedEngine::problem(var_edge_status status, const std::string& what) con
     return {tells_out_of_memory(reason) ? VAR_EDGE_OUT_OF_MEMORY : status, path_ + ": " + what + ": " + reason};
 }
 
-void LoadedEngine::bind(nvinfer1::IExecutionContext& context, std::size_t profile, const std::string& name, const Array& array) const {
+void LoadedEngine::bind(nvinfer1::IExecutionContext& context, std::size_t profile, const std::string& name,
+                        const Array& array) const {
     const auto& shapes = record_->profiles[profile];
     if (const auto expected = shapes.find(name); expected != shapes.end() && expected->second != array.shape) {
-        throw bad_bundle(path_ + ": " + name + ": " + text_of(array.shape) + " is bound, not " + text_of(expected->second));
+        throw bad_bundle(path_ + ": " + name + ": " + text_of(array.shape) + " is bound, not " +
+                         text_of(expected->second));
     }
     if (!context.setTensorAddress(name.c_str(), array.data)) {
         throw problem(VAR_EDGE_FAILED, name + ": TensorRT refuses its address");
@@ -289,7 +297,9 @@ LoadedEngine::Context LoadedEngine::context(std::size_t profile) {
     for (const auto& [name, shape] : record_->profiles[profile]) {
         accepted = made->setInputShape(name.c_str(), dims_of(shape)) && accepted;
     }
-    if (!accepted) throw problem(VAR_EDGE_FAILED, "profile " + std::to_string(profile) + ": TensorRT refuses its shapes");
+    if (!accepted) {
+        throw problem(VAR_EDGE_FAILED, "profile " + std::to_string(profile) + ": TensorRT refuses its shapes");
+    }
     return made;
 }
 
@@ -307,15 +317,16 @@ void LoadedEngine::check_tensors(const GraphSpec& graph) const {
         if (both.first != both.second) differing += (differing.empty() ? "" : ", ") + name;
     }
     if (!differing.empty()) {
-        throw bad_bundle(path_ + ": " + differing + ": engine and manifest differ in name, direction or dtype; run make engine again");
+        throw bad_bundle(path_ + ": " + differing +
+                         ": engine and manifest differ in name, direction or dtype; run make engine again");
     }
 }
 
 void LoadedEngine::check_profiles() const {
     const std::size_t expected = record_->profiles.size(), found = std::size_t(engine_->getNbOptimizationProfiles());
     if (expected != found) {
-        throw bad_bundle(path_ + ": expected " + std::to_string(expected) + " profiles, found " + std::to_string(found) +
-                         "; run make engine again");
+        throw bad_bundle(path_ + ": expected " + std::to_string(expected) + " profiles, found " +
+                         std::to_string(found) + "; run make engine again");
     }
     using Selector = nvinfer1::OptProfileSelector;
     for (std::size_t i = 0; i < expected; ++i) {
@@ -325,8 +336,8 @@ void LoadedEngine::check_profiles() const {
                 shapes.push_back(shape_of(engine_->getProfileShape(name.c_str(), std::int32_t(i), selector)));
             }
             if (shapes == std::vector<Shape>(3, shape)) continue;
-            throw bad_bundle(path_ + ": profile " + std::to_string(i) + ": " + name + ": expected " + text_of(shape) + ", found " +
-                             text_of(shapes[0]) + " to " + text_of(shapes[2]) + "; run make engine again");
+            throw bad_bundle(path_ + ": profile " + std::to_string(i) + ": " + name + ": expected " + text_of(shape) +
+                             ", found " + text_of(shapes[0]) + " to " + text_of(shapes[2]) + "; run make engine again");
         }
     }
 }

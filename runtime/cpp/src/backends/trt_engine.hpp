@@ -42,8 +42,8 @@ class TrtLog final : public nvinfer1::ILogger {
     Log forward_;
 };
 
-// A model's logger. TensorRT goes on using the first logger of a process also when the model it was given for is gone: so
-// loggers are never destroyed, and one that a model has left serves the next.
+// A model's logger. TensorRT goes on using the first logger of a process also when the model it was given for is gone:
+// so loggers are never destroyed, and one that a model has left serves the next.
 class OpenLog {
   public:
     explicit OpenLog(Log forward);
@@ -59,7 +59,8 @@ class OpenLog {
 // An engine on the GPU, with one context for each profile in use.
 class LoadedEngine {
   public:
-    // Throws Error BAD_BUNDLE if it is not what manifest and record say, OUT_OF_MEMORY. Keeps references to all but `graph`.
+    // Throws Error BAD_BUNDLE if it is not what manifest and record say, OUT_OF_MEMORY. Keeps references to all but
+    // `graph`.
     LoadedEngine(nvinfer1::IRuntime& runtime, TrtLog& log, const Cuda& cuda, const std::filesystem::path& path,
                  const GraphSpec& graph, const Engine& record);
 
@@ -77,7 +78,8 @@ class LoadedEngine {
 
     Context new_context();
     Context context(std::size_t profile);
-    void bind(nvinfer1::IExecutionContext& context, std::size_t profile, const std::string& name, const Array& array) const;
+    void bind(nvinfer1::IExecutionContext& context, std::size_t profile, const std::string& name,
+              const Array& array) const;
     Error problem(var_edge_status status, const std::string& what) const;
     void check_tensors(const GraphSpec& graph) const;
     void check_profiles() const;

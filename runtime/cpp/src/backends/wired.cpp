@@ -10,7 +10,8 @@ Batch::Batch(std::unique_ptr<Arrays> made, std::int64_t size, bool smooth, const
 
 void check_smooth(const Manifest& manifest) {
     if (manifest.graphs.count(SMOOTH_BRIDGE)) return;
-    throw bad_bundle(manifest.model.name + ": no graph for smooth sampling; make onnx SMOOTH=1 exports the bundle with it");
+    throw bad_bundle(manifest.model.name +
+                     ": no graph for smooth sampling; make onnx SMOOTH=1 exports the bundle with it");
 }
 
 void WiredBackend::begin(const std::vector<std::int64_t>& labels, bool smooth) {

@@ -5,8 +5,8 @@
 #include <cstring>
 
 #include "bundle/engine_record.hpp"
-#include "errors.hpp"
 #include "bundle/weight_file.hpp"
+#include "errors.hpp"
 
 namespace var_edge_impl {
 
@@ -40,7 +40,8 @@ Staged::Staged(Arrays& arrays, const std::vector<std::tuple<std::string, Shape, 
     }
 }
 
-std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle, const Manifest& manifest, Arrays& arrays) {
+std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle, const Manifest& manifest,
+                                            Arrays& arrays) {
     const WeightFile weights(bundle / WEIGHTS);
     std::map<std::string, Array> placed;
 
@@ -124,7 +125,9 @@ Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const s
         tokens.push_back(arrays.zeros(map, Dtype::int32));
     }
     logits = arrays.zeros({rows, columns, model.vocab_size}, Dtype::float32);  // (L, 2B, V)
-    for (Array& f_hat : f_hat_) f_hat = arrays.zeros({size, model.code_size, model.grid(), model.grid()}, Dtype::float32);
+    for (Array& f_hat : f_hat_) {
+        f_hat = arrays.zeros({size, model.code_size, model.grid(), model.grid()}, Dtype::float32);
+    }
     images = arrays.zeros({size, model.image_size, model.image_size, 3}, Dtype::uint8);
     finite_ = arrays.zeros({size, ALIGNMENT}, Dtype::boolean);
 
@@ -148,7 +151,10 @@ Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const s
         }
     }
 
-    condition = {"condition", labels[0].stages(), {{"modulation", modulation}, {"head_modulation", head_modulation}, {"x", x.rows(0, scales[0].tokens)}}};
+    condition = {
+        "condition",
+        labels[0].stages(),
+        {{"modulation", modulation}, {"head_modulation", head_modulation}, {"x", x.rows(0, scales[0].tokens)}}};
     for (std::size_t k = 0; k < scales.size(); ++k) {
         const Scale& scale = scales[k];
         const std::int64_t start = scale.offset, end = scale.offset + scale.tokens;
@@ -163,11 +169,14 @@ Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const s
         const Tensors results = {
             {"drawn", drawn[k]}, {"tokens", tokens[k]}, {"f_hat_out", f_hat_after(k)}, {"x_next", x.rows(0, next)}};
         steps.emplace_back(Stage{"transformer", joined({&input, &by_block, &past, &constants[k].transformer}), made},
-                           Stage{smooth ? SMOOTH_BRIDGE : "bridge", joined({&drawing, &settings[k].stages(), &constants[k].bridge}), results});
+                           Stage{smooth ? SMOOTH_BRIDGE : "bridge",
+                                 joined({&drawing, &settings[k].stages(), &constants[k].bridge}), results});
     }
 }
 
-void Wiring::set_labels(const std::int64_t* values) const { std::copy_n(values, size, labels[0].host<std::int64_t>("labels")); }
+void Wiring::set_labels(const std::int64_t* values) const {
+    std::copy_n(values, size, labels[0].host<std::int64_t>("labels"));
+}
 
 void Wiring::start() const {
     labels[0].upload();
@@ -215,7 +224,9 @@ std::vector<Stage> Wiring::decoders(std::size_t k) const {
     std::vector<Stage> stages;
     for (std::int64_t i = 0; i < size; ++i) {
         const Array finite = finite_.rows(i, i + 1).reshaped({ALIGNMENT}).rows(0, 1);
-        stages.push_back({"decoder", {{"f_hat", f_hat_after(k).rows(i, i + 1)}}, {{"image", images.rows(i, i + 1)}, {"finite", finite}}});
+        stages.push_back({"decoder",
+                          {{"f_hat", f_hat_after(k).rows(i, i + 1)}},
+                          {{"image", images.rows(i, i + 1)}, {"finite", finite}}});
     }
     return stages;
 }

@@ -29,7 +29,9 @@ class Staged {
   public:
     Staged(Arrays& arrays, const std::vector<std::tuple<std::string, Shape, Dtype>>& specs);
     template <typename T>
-    T* host(const std::string& name) const { return reinterpret_cast<T*>(host_.at(name)); }
+    T* host(const std::string& name) const {
+        return reinterpret_cast<T*>(host_.at(name));
+    }
     const Tensors& stages() const { return stages_; }
     void upload() const { arrays_->upload(block_, host_block_, size_); }
 
@@ -47,9 +49,11 @@ struct ScaleConstants {
 };
 
 // What each scale's graphs are told beside data. Throws Error BAD_BUNDLE if the weight file lacks a tensor.
-std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle, const Manifest& manifest, Arrays& arrays);
+std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle, const Manifest& manifest,
+                                            Arrays& arrays);
 
-// What one scale of one turn is drawn with: `randoms` are uniforms (B, L) or, smooth, noise (B, L, V); `keep` and `kept_tokens` (B, L) or null.
+// What one scale of one turn is drawn with: `randoms` are uniforms (B, L) or, smooth, noise (B, L, V); `keep` and
+// `kept_tokens` (B, L) or null.
 struct Draw {
     const float* randoms;
     double guidance;
@@ -59,8 +63,8 @@ struct Draw {
 
 // All arrays of one batch size, allocated once, and the stages on them: a picture allocates nothing.
 //
-// Token-major arrays are as long as the largest scale needs; a smaller one uses the first rows. The past keys and values
-// are the first rows of caches for all T tokens, and the new ones go right behind them.
+// Token-major arrays are as long as the largest scale needs; a smaller one uses the first rows. The past keys and
+// values are the first rows of caches for all T tokens, and the new ones go right behind them.
 class Wiring {
   public:
     Wiring(std::int64_t size, bool smooth, const Manifest& manifest, const std::vector<ScaleConstants>& constants,

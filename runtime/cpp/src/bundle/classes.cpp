@@ -4,8 +4,8 @@
 #include <map>
 #include <set>
 
-#include "files/bounded.hpp"
 #include "errors.hpp"
+#include "files/bounded.hpp"
 #include "limits.hpp"
 
 namespace var_edge_impl {
@@ -125,8 +125,9 @@ ClassNames load_classes(const std::filesystem::path& bundle, const Manifest& man
         names.push_back(split(line, ", "));
         for (const std::string& name : names.back()) {
             if (is_printable(name) && characters(name) <= limits::CLASS_NAME_LENGTH) continue;
-            throw bad_bundle(path.string() + ": line " + std::to_string(names.size()) + ": expected printable names of at most " +
-                             std::to_string(limits::CLASS_NAME_LENGTH) + " characters, found " + excerpt(name));
+            throw bad_bundle(path.string() + ": line " + std::to_string(names.size()) +
+                             ": expected printable names of at most " + std::to_string(limits::CLASS_NAME_LENGTH) +
+                             " characters, found " + excerpt(name));
         }
     }
     if (std::int64_t(names.size()) != manifest.model.num_classes) {

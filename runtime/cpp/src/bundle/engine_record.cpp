@@ -5,10 +5,10 @@
 
 #include <nlohmann/json.hpp>
 
+#include "bundle/schema.hpp"
 #include "files/bounded.hpp"
 #include "files/fingerprint.hpp"
 #include "limits.hpp"
-#include "bundle/schema.hpp"
 
 namespace var_edge_impl {
 
@@ -41,7 +41,11 @@ bool is_capability(const std::string& text) { return are_numbers(text, 3) && tex
 
 Built parse_built(const Strict& s) {
     s.with({"flavour", "version", "compute_capabilities", "gpu", "hardware_compatible", "version_compatible"});
-    Built built{s["flavour"].string(), s["version"].string(), {}, s["gpu"].string_or_null(), s["hardware_compatible"].boolean(),
+    Built built{s["flavour"].string(),
+                s["version"].string(),
+                {},
+                s["gpu"].string_or_null(),
+                s["hardware_compatible"].boolean(),
                 s["version_compatible"].boolean()};
     for (const Strict& capability : s["compute_capabilities"].list(SIZE_MAX)) {
         built.compute_capabilities.push_back(capability.string());
@@ -54,7 +58,8 @@ Built parse_built(const Strict& s) {
 }
 
 Engine parse_engine(const Strict& s) {
-    s.with({"file", "source_sha256", "profiles", "build_seconds", "weight_bytes", "layers", "int8_planned", "int8_built"});
+    s.with(
+        {"file", "source_sha256", "profiles", "build_seconds", "weight_bytes", "layers", "int8_planned", "int8_built"});
     Engine engine{s["file"].string(), s["source_sha256"].string(), {}};
     for (const Strict& profile : s["profiles"].list()) {
         std::map<std::string, Shape> shapes;
@@ -77,7 +82,9 @@ EngineRecord EngineRecord::parse(const std::string& text, const std::string& whe
     const Strict s(document, where);
     s.with({"schema_version", "built", "weights_sha256", "batches", "options", "engines", "peak_bytes", "created"});
     EngineRecord record{parse_built(s["built"]), s["weights_sha256"].string(), {}, {}};
-    for (const Strict& batch : s["batches"].list(limits::BATCHES)) record.batches.push_back(batch.integer(limits::BATCH));
+    for (const Strict& batch : s["batches"].list(limits::BATCHES)) {
+        record.batches.push_back(batch.integer(limits::BATCH));
+    }
     if (record.batches.empty()) throw s["batches"].wrong("at least one batch size");
     for (const auto& [name, engine] : s["engines"].named()) {
         if (!is_one_of(GRAPHS, name)) throw s["engines"].wrong("graphs of a bundle");
@@ -91,7 +98,9 @@ EngineRecord EngineRecord::parse(const std::string& text, const std::string& whe
 
 EngineRecord EngineRecord::load(const fs::path& folder) {
     const fs::path path = folder / ENGINE_RECORD;
-    if (std::error_code ignored; !fs::exists(path, ignored)) throw bad_bundle(folder.string() + ": no " + ENGINE_RECORD + ", so no engines; make engine builds them");
+    if (std::error_code ignored; !fs::exists(path, ignored)) {
+        throw bad_bundle(folder.string() + ": no " + ENGINE_RECORD + ", so no engines; make engine builds them");
+    }
     return parse(read_text(path, limits::JSON_BYTES), path.string());
 }
 
@@ -99,7 +108,8 @@ bool EngineRecord::fits(const Manifest& manifest) const {
     if (weights_sha256 != manifest.files.at(WEIGHTS).sha256) return false;
     return std::all_of(engines.begin(), engines.end(), [&](const auto& entry) {
         const auto graph = manifest.graphs.find(entry.first);
-        return graph != manifest.graphs.end() && entry.second.source_sha256 == manifest.files.at(graph->second.file).sha256;
+        return graph != manifest.graphs.end() &&
+               entry.second.source_sha256 == manifest.files.at(graph->second.file).sha256;
     });
 }
 
@@ -111,7 +121,11 @@ std::size_t EngineRecord::profile(std::int64_t batch, std::size_t scale, std::si
 std::map<std::string, std::int64_t> scale_sizes(const std::vector<Scale>& scales, std::size_t k, std::int64_t batch) {
     const std::size_t next = (k + 1) % scales.size();
     const Scale& following = scales[next ? next : 1];
-    return {{"B", batch}, {"2B", 2 * batch}, {"L", scales[k].tokens}, {"S", scales[k].offset}, {"L_next", following.tokens}};
+    return {{"B", batch},
+            {"2B", 2 * batch},
+            {"L", scales[k].tokens},
+            {"S", scales[k].offset},
+            {"L_next", following.tokens}};
 }
 
 std::vector<fs::path> engine_folders(const fs::path& bundle) {

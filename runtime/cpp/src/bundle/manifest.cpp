@@ -5,10 +5,10 @@
 
 #include <nlohmann/json.hpp>
 
+#include "bundle/schema.hpp"
 #include "files/bounded.hpp"
 #include "files/fingerprint.hpp"
 #include "limits.hpp"
-#include "bundle/schema.hpp"
 
 namespace var_edge_impl {
 
@@ -31,15 +31,18 @@ std::string listed(const std::vector<std::int64_t>& numbers) {
 
 std::vector<std::int64_t> parse_sizes(const Strict& s, const limits::Range& length, const limits::Range& each) {
     const std::vector<Strict> items = s.list();
-    if (!length.holds(double(items.size()))) throw s.wrong(number(length.least) + " to " + number(length.most) + " entries");
+    if (!length.holds(double(items.size()))) {
+        throw s.wrong(number(length.least) + " to " + number(length.most) + " entries");
+    }
     std::vector<std::int64_t> sizes;
     for (const Strict& item : items) sizes.push_back(item.integer(each));
     return sizes;
 }
 
 Model parse_model(const Strict& s) {
-    s.with({"name", "depth", "width", "heads", "vocab_size", "code_size", "num_classes", "patch_nums", "image_size", "ch",
-            "ch_mult", "num_res_blocks", "shared_aln", "attn_l2_norm", "norm_eps", "mlp_ratio", "quant_resi", "share_quant_resi",
+    s.with({"name",        "depth",        "width",      "heads",     "vocab_size", "code_size",
+            "num_classes", "patch_nums",   "image_size", "ch",        "ch_mult",    "num_res_blocks",
+            "shared_aln",  "attn_l2_norm", "norm_eps",   "mlp_ratio", "quant_resi", "share_quant_resi",
             "using_znorm", "quant_conv_ks"});
     Model model;
     model.name = s["name"].plain_name();
@@ -71,7 +74,7 @@ Model parse_model(const Strict& s) {
 
 Scale parse_scale(const Strict& s) {
     s.with({"side", "tokens", "offset", "phi", "upsample", "downsample"});
-    return {s["side"].integer(), s["tokens"].integer(), s["offset"].integer(),
+    return {s["side"].integer(), s["tokens"].integer(),  s["offset"].integer(),
             s["phi"].integer(),  s["upsample"].string(), s["downsample"].string_or_null()};
 }
 
@@ -86,7 +89,10 @@ TensorSpec parse_tensor(const Strict& s) {
         const std::string symbol = axis.is_string() ? axis.string() : "";
         const bool known = axis.is_string() ? std::find(SYMBOLS.begin(), SYMBOLS.end(), symbol) != SYMBOLS.end()
                                             : limits::SIZE.holds(double(axis.integer()));
-        if (!known) throw axis.wrong(number(limits::SIZE.least) + " to " + number(limits::SIZE.most) + " or B, 2B, L, L_next, S");
+        if (!known) {
+            throw axis.wrong(number(limits::SIZE.least) + " to " + number(limits::SIZE.most) +
+                             " or B, 2B, L, L_next, S");
+        }
         if (axis.is_string()) tensor.shape.emplace_back(symbol);
         else tensor.shape.emplace_back(axis.integer());
     }
@@ -127,11 +133,12 @@ void check_provenance(const Strict& s) {
 }
 
 // Throws unless the file has its size and, if `verify`, its SHA-256.
-void check_file(const fs::path& path, const FileSpec& expected, bool verify, const std::function<void(std::size_t)>& on_bytes = {}) {
+void check_file(const fs::path& path, const FileSpec& expected, bool verify,
+                const std::function<void(std::size_t)>& on_bytes = {}) {
     const std::int64_t size = file_bytes(path);
     if (size != expected.size) {
-        throw bad_bundle(path.string() + ": expected " + std::to_string(expected.size) + " bytes, found " + std::to_string(size) +
-                         "; copy the whole bundle again");
+        throw bad_bundle(path.string() + ": expected " + std::to_string(expected.size) + " bytes, found " +
+                         std::to_string(size) + "; copy the whole bundle again");
     }
     const std::string digest = verify ? sha256(path, on_bytes) : expected.sha256;
     if (digest != expected.sha256) {
@@ -161,7 +168,8 @@ Manifest Manifest::parse(const std::string& text, const std::string& where) {
     const nlohmann::json document = parse_json(text, where);
     check_schema(document, SCHEMA_VERSION, where, "export the bundle again");
     const Strict s(document, where);
-    s.with({"schema_version", "model", "precision", "classes", "scales", "step_constants", "graphs", "files", "provenance"});
+    s.with({"schema_version", "model", "precision", "classes", "scales", "step_constants", "graphs", "files",
+            "provenance"});
     Manifest manifest;
     manifest.model = parse_model(s["model"]);
     manifest.precision = s["precision"].string();
@@ -177,7 +185,9 @@ Manifest Manifest::parse(const std::string& text, const std::string& where) {
 
 Manifest Manifest::load(const fs::path& bundle, bool verify, const Progress& progress) {
     const fs::path path = bundle / MANIFEST;
-    if (std::error_code ignored; !fs::exists(path, ignored)) throw bad_bundle(bundle.string() + ": no " + MANIFEST + ", so not a bundle; make onnx makes one");
+    if (std::error_code ignored; !fs::exists(path, ignored)) {
+        throw bad_bundle(bundle.string() + ": no " + MANIFEST + ", so not a bundle; make onnx makes one");
+    }
     Manifest manifest = parse(read_text(path, limits::JSON_BYTES), path.string());
     std::uint64_t done = 0, total = 0;
     for (const auto& [_, file] : manifest.files) total += std::uint64_t(file.size);
@@ -212,13 +222,14 @@ void Manifest::check_model(const std::string& where) const {
     const auto& sides = model.patch_nums;
     const bool growing = std::adjacent_find(sides.begin(), sides.end(), std::greater_equal<>()) == sides.end();
     expect(growing, where + ".model.patch_nums", "growing sides", listed(sides));
-    expect(model.tokens() <= limits::TOKENS, where + ".model.patch_nums", "at most " + std::to_string(limits::TOKENS) + " tokens of all scales together",
+    expect(model.tokens() <= limits::TOKENS, where + ".model.patch_nums",
+           "at most " + std::to_string(limits::TOKENS) + " tokens of all scales together",
            std::to_string(model.tokens()));
-    expect(model.width % model.heads == 0, where + ".model.width", "a multiple of heads (" + std::to_string(model.heads) + ")",
-           std::to_string(model.width));
+    expect(model.width % model.heads == 0, where + ".model.width",
+           "a multiple of heads (" + std::to_string(model.heads) + ")", std::to_string(model.width));
     const std::int64_t image_size = model.grid() << (model.ch_mult.size() - 1);
-    expect(model.image_size == image_size, where + ".model.image_size", std::to_string(image_size) + ", as the other sizes say",
-           std::to_string(model.image_size));
+    expect(model.image_size == image_size, where + ".model.image_size",
+           std::to_string(image_size) + ", as the other sizes say", std::to_string(model.image_size));
 }
 
 void Manifest::check_scales(const std::string& where) const {
@@ -249,10 +260,13 @@ void Manifest::check_names(const std::string& where) const {
     std::vector<std::string> used = {WEIGHTS};
     if (classes) used.push_back(*classes);
     for (const auto& [_, graph] : graphs) used.push_back(graph.file);
-    for (const std::string& name : used) expect(files.count(name), where + ".files", name + ", which the bundle uses", "none");
+    for (const std::string& name : used) {
+        expect(files.count(name), where + ".files", name + ", which the bundle uses", "none");
+    }
     for (const std::string& name : step_constants) {
         const auto& inputs = graphs.at("transformer").inputs;
-        const bool known = std::any_of(inputs.begin(), inputs.end(), [&](const TensorSpec& input) { return input.name == name; });
+        const bool known =
+            std::any_of(inputs.begin(), inputs.end(), [&](const TensorSpec& input) { return input.name == name; });
         expect(known, where + ".step_constants", "inputs of the transformer", name);
     }
 }

@@ -8,7 +8,9 @@ namespace var_edge_impl {
 
 using nlohmann::json;
 
-bool is_name(const std::string& text) { return !text.empty() && text.size() <= limits::NAME_BYTES && is_printable(text); }
+bool is_name(const std::string& text) {
+    return !text.empty() && text.size() <= limits::NAME_BYTES && is_printable(text);
+}
 
 bool is_plain_name(const std::string& text) {
     return is_name(text) && text != "." && text != ".." && text.find_first_of("/\\") == text.npos;
@@ -108,7 +110,9 @@ std::vector<Strict> Strict::list(std::size_t most) const {
     if (!value_->is_array()) throw wrong("a list");
     at_most(most);
     std::vector<Strict> items;
-    for (std::size_t i = 0; i < value_->size(); ++i) items.emplace_back((*value_)[i], where_ + "[" + std::to_string(i) + "]");
+    for (std::size_t i = 0; i < value_->size(); ++i) {
+        items.emplace_back((*value_)[i], where_ + "[" + std::to_string(i) + "]");
+    }
     return items;
 }
 
@@ -123,7 +127,10 @@ std::map<std::string, Strict> Strict::members(std::size_t most) const {
 std::map<std::string, Strict> Strict::named(std::size_t most) const {
     std::map<std::string, Strict> found = members(most);
     for (const auto& [key, _] : found) {
-        if (!is_name(key)) throw bad_bundle(where_ + ": expected printable names of 1 to " + std::to_string(limits::NAME_BYTES) + " bytes, found " + excerpt(key));
+        if (!is_name(key)) {
+            throw bad_bundle(where_ + ": expected printable names of 1 to " + std::to_string(limits::NAME_BYTES) +
+                             " bytes, found " + excerpt(key));
+        }
     }
     return found;
 }
@@ -141,10 +148,12 @@ std::vector<std::int64_t> Strict::shape() const {
 }
 
 void check_schema(const json& document, std::int64_t expected, const std::string& where, const std::string& advice) {
-    const json* version = document.is_object() && document.contains("schema_version") ? &document["schema_version"] : nullptr;
+    const json* version =
+        document.is_object() && document.contains("schema_version") ? &document["schema_version"] : nullptr;
     if (version && version->is_number_integer() && *version == expected) return;
     const std::string found = version ? shown(*version) : "none";
-    throw bad_bundle(where + ": expected schema_version " + std::to_string(expected) + ", found " + found + "; " + advice);
+    throw bad_bundle(where + ": expected schema_version " + std::to_string(expected) + ", found " + found + "; " +
+                     advice);
 }
 
 }  // namespace var_edge_impl

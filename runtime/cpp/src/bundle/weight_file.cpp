@@ -7,9 +7,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "bundle/schema.hpp"
 #include "errors.hpp"
 #include "limits.hpp"
-#include "bundle/schema.hpp"
 
 namespace var_edge_impl {
 
@@ -21,13 +21,25 @@ struct Stored {
     std::int64_t bytes;
     std::optional<Dtype> dtype;
 };
-constexpr Stored DTYPES[] = {{"F32", 4, Dtype::float32}, {"F16", 2, Dtype::float16}, {"I64", 8, Dtype::int64}, {"I32", 4, Dtype::int32},
-                             {"U8", 1, Dtype::uint8},    {"BOOL", 1, Dtype::boolean}, {"I8", 1, {}},           {"F8_E5M2", 1, {}},
-                             {"F8_E4M3", 1, {}},         {"I16", 2, {}},             {"U16", 2, {}},           {"BF16", 2, {}},
-                             {"U32", 4, {}},             {"F64", 8, {}},             {"U64", 8, {}}};
+constexpr Stored DTYPES[] = {{"F32", 4, Dtype::float32},
+                             {"F16", 2, Dtype::float16},
+                             {"I64", 8, Dtype::int64},
+                             {"I32", 4, Dtype::int32},
+                             {"U8", 1, Dtype::uint8},
+                             {"BOOL", 1, Dtype::boolean},
+                             {"I8", 1, {}},
+                             {"F8_E5M2", 1, {}},
+                             {"F8_E4M3", 1, {}},
+                             {"I16", 2, {}},
+                             {"U16", 2, {}},
+                             {"BF16", 2, {}},
+                             {"U32", 4, {}},
+                             {"F64", 8, {}},
+                             {"U64", 8, {}}};
 
 const Stored* stored(const std::string& dtype) {
-    const auto found = std::find_if(std::begin(DTYPES), std::end(DTYPES), [&](const Stored& one) { return one.name == dtype; });
+    const auto found =
+        std::find_if(std::begin(DTYPES), std::end(DTYPES), [&](const Stored& one) { return one.name == dtype; });
     return found == std::end(DTYPES) ? nullptr : found;
 }
 
@@ -75,11 +87,15 @@ std::map<std::string, StoredTensor> parse_weight_header(const std::string& text,
     std::sort(spans.begin(), spans.end());
     std::int64_t end = 0;
     for (const auto& [begin, stop] : spans) {
-        if (begin != end) throw bad_bundle(where + ": tensors overlap or leave a gap at byte " + std::to_string(std::min(begin, end)));
+        if (begin != end) {
+            throw bad_bundle(where + ": tensors overlap or leave a gap at byte " +
+                             std::to_string(std::min(begin, end)));
+        }
         end = stop;
     }
     if (end != data_bytes) {
-        throw bad_bundle(where + ": expected tensors of " + std::to_string(data_bytes) + " bytes, found " + std::to_string(end));
+        throw bad_bundle(where + ": expected tensors of " + std::to_string(data_bytes) + " bytes, found " +
+                         std::to_string(end));
     }
     return tensors;
 }
@@ -90,7 +106,9 @@ WeightFile::WeightFile(const std::filesystem::path& path) : path_(path.string())
     if (file_.read_some(raw.data(), raw.size(), 0) != raw.size()) throw bad_bundle(problem);
     std::uint64_t length = 0;
     for (int i = 7; i >= 0; --i) length = length << 8 | raw[std::size_t(i)];
-    if (length > std::uint64_t(limits::HEADER_BYTES) || std::int64_t(length) > file_.size() - 8) throw bad_bundle(problem);
+    if (length > std::uint64_t(limits::HEADER_BYTES) || std::int64_t(length) > file_.size() - 8) {
+        throw bad_bundle(problem);
+    }
     std::string text(length, '\0');
     file_.read(text.data(), length, 8);
     data_start_ = 8 + std::int64_t(length);

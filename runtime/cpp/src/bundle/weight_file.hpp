@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "files/bounded.hpp"
 #include "bundle/manifest.hpp"
+#include "files/bounded.hpp"
 
 namespace var_edge_impl {
 

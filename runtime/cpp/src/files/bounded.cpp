@@ -30,7 +30,9 @@ std::int64_t nanoseconds(const timespec& time) { return std::int64_t(time.tv_sec
 
 void check_text(const std::string& text, const std::string& where) {
     if (!is_utf8(text)) throw bad_bundle(where + ": not UTF-8");
-    if (text.compare(0, 3, "\xEF\xBB\xBF") == 0) throw bad_bundle(where + ": expected UTF-8 text without a byte order mark");
+    if (text.compare(0, 3, "\xEF\xBB\xBF") == 0) {
+        throw bad_bundle(where + ": expected UTF-8 text without a byte order mark");
+    }
     if (text.find('\0') != text.npos) throw bad_bundle(where + ": expected UTF-8 text without NUL");
 }
 
@@ -83,7 +85,9 @@ class Builder final : public nlohmann::json_sax<json> {
     }
 
     bool open(json value) {
-        if (open_.size() == limits::JSON_DEPTH) return refuse("nested more than " + std::to_string(limits::JSON_DEPTH) + " deep");
+        if (open_.size() == limits::JSON_DEPTH) {
+            return refuse("nested more than " + std::to_string(limits::JSON_DEPTH) + " deep");
+        }
         place(std::move(value));
         open_.push_back(here_);
         return true;
@@ -105,7 +109,7 @@ InputFile::InputFile(const fs::path& path, std::int64_t most) : path_(path.strin
     // Opened without waiting, because a FIFO without a writer would wait for ever.
     descriptor_ = ::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
     if (descriptor_ < 0) throw problem(path_, "opened", errno);
-    struct stat state {};
+    struct stat state{};
     const bool known = ::fstat(descriptor_, &state) == 0;
     size_ = state.st_size;
     modified_ = nanoseconds(state.st_mtim);
@@ -120,7 +124,8 @@ InputFile::~InputFile() { ::close(descriptor_); }
 std::size_t InputFile::read_some(void* target, std::size_t size, std::int64_t offset) const {
     std::size_t done = 0;
     while (done < size) {
-        const ssize_t count = ::pread(descriptor_, static_cast<char*>(target) + done, size - done, off_t(offset) + off_t(done));
+        const ssize_t count =
+            ::pread(descriptor_, static_cast<char*>(target) + done, size - done, off_t(offset) + off_t(done));
         if (count < 0 && errno == EINTR) continue;
         if (count < 0) throw problem(path_, "read", errno);
         if (!count) break;
@@ -134,9 +139,10 @@ void InputFile::read(void* target, std::size_t size, std::int64_t offset) const 
 }
 
 void InputFile::check_unchanged() const {
-    struct stat state {};
+    struct stat state{};
     if (::fstat(descriptor_, &state) == 0 && state.st_size == size_ && nanoseconds(state.st_mtim) == modified_) return;
-    throw bad_bundle(path_ + ": altered while it is in use; replace a file by renaming another one onto it, then load again");
+    throw bad_bundle(path_ +
+                     ": altered while it is in use; replace a file by renaming another one onto it, then load again");
 }
 
 std::string read_bytes(const fs::path& path, std::int64_t most) {
@@ -155,7 +161,10 @@ std::string read_text(const fs::path& path, std::int64_t most) {
 json parse_json(const std::string& text, const std::string& where) {
     for (const auto& [mark, most] : limits::JSON_COUNTS) {
         const auto found = std::count(text.begin(), text.end(), mark);
-        if (found > most) throw bad_bundle(where + ": expected at most " + std::to_string(most) + " times " + mark + ", found " + std::to_string(found));
+        if (found > most) {
+            throw bad_bundle(where + ": expected at most " + std::to_string(most) + " times " + mark + ", found " +
+                             std::to_string(found));
+        }
     }
     check_text(text, where);
     Builder builder;

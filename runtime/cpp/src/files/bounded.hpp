@@ -22,8 +22,8 @@ class InputFile {
     std::size_t read_some(void* target, std::size_t size, std::int64_t offset) const;  // less only where the file ends
     void read(void* target, std::size_t size, std::int64_t offset) const;
 
-    // Throws unless the content is the one that was opened, as its size and its time say. A file that another one replaced
-    // by a rename is still here and still the same.
+    // Throws unless the content is the one that was opened, as its size and its time say. A file that another one
+    // replaced by a rename is still here and still the same.
     void check_unchanged() const;
 
   private:
@@ -39,8 +39,8 @@ std::string read_bytes(const std::filesystem::path& path, std::int64_t most);
 // The same as UTF-8 without byte order mark and without NUL.
 std::string read_text(const std::filesystem::path& path, std::int64_t most);
 
-// One JSON document: no key twice, no text behind it, finite numbers, integers of 64 bits. Throws Error BAD_BUNDLE, whose
-// message begins with `where`.
+// One JSON document: no key twice, no text behind it, finite numbers, integers of 64 bits. Throws Error BAD_BUNDLE,
+// whose message begins with `where`.
 nlohmann::json parse_json(const std::string& text, const std::string& where);
 
 }  // namespace var_edge_impl

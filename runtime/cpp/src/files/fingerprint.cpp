@@ -4,8 +4,8 @@
 
 #include <sys/stat.h>
 
-#include "files/bounded.hpp"
 #include "errors.hpp"
+#include "files/bounded.hpp"
 #include "files/sha256.hpp"
 
 namespace var_edge_impl {
@@ -25,7 +25,7 @@ std::int64_t file_bytes(const fs::path& path) {
 }
 
 std::string stamp(const fs::path& path) {
-    struct stat state {};
+    struct stat state{};
     if (::stat(path.c_str(), &state) != 0) throw bad_bundle(path.string() + ": missing; copy the whole bundle again");
     std::string text;
     for (const auto part : {std::uint64_t(state.st_dev), std::uint64_t(state.st_ino), std::uint64_t(state.st_size),

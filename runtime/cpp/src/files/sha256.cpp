@@ -17,13 +17,14 @@ namespace var_edge_impl {
 namespace {
 
 alignas(16) constexpr std::uint32_t K[64] = {
-    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01,
-    0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc,
-    0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147,
-    0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
-    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116, 0x1e376c08,
-    0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208,
-    0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
+    0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+    0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+    0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+    0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+    0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+    0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
 std::uint32_t rotated(std::uint32_t x, int bits) { return x >> bits | x << (32 - bits); }
 
@@ -31,8 +32,8 @@ void compress_plain(std::uint32_t* state, const std::uint8_t* data, std::size_t 
     for (; blocks; --blocks, data += 64) {
         std::uint32_t w[64];
         for (int i = 0; i < 16; ++i) {
-            w[i] = std::uint32_t(data[4 * i]) << 24 | std::uint32_t(data[4 * i + 1]) << 16 | std::uint32_t(data[4 * i + 2]) << 8 |
-                   data[4 * i + 3];
+            w[i] = std::uint32_t(data[4 * i]) << 24 | std::uint32_t(data[4 * i + 1]) << 16 |
+                   std::uint32_t(data[4 * i + 2]) << 8 | data[4 * i + 3];
         }
         for (int i = 16; i < 64; ++i) {
             const std::uint32_t s0 = rotated(w[i - 15], 7) ^ rotated(w[i - 15], 18) ^ w[i - 15] >> 3;
@@ -63,7 +64,8 @@ bool has_instructions() {
 }
 
 // Four words of the message schedule live in a register; `abef` and `cdgh` are the state as sha256rnds2 wants it.
-__attribute__((target("sha,sse4.1,ssse3"))) void compress_fast(std::uint32_t* state, const std::uint8_t* data, std::size_t blocks) {
+__attribute__((target("sha,sse4.1,ssse3"))) void compress_fast(std::uint32_t* state, const std::uint8_t* data,
+                                                               std::size_t blocks) {
     const __m128i big_endian = _mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL);
     const __m128i badc = _mm_shuffle_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(state)), 0xb1);
     const __m128i hgfe = _mm_shuffle_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(state + 4)), 0x1b);
@@ -96,7 +98,8 @@ __attribute__((target("sha,sse4.1,ssse3"))) void compress_fast(std::uint32_t* st
 
 bool has_instructions() { return getauxval(AT_HWCAP) & HWCAP_SHA2; }
 
-__attribute__((target("+crypto"))) void compress_fast(std::uint32_t* state, const std::uint8_t* data, std::size_t blocks) {
+__attribute__((target("+crypto"))) void compress_fast(std::uint32_t* state, const std::uint8_t* data,
+                                                      std::size_t blocks) {
     uint32x4_t abcd = vld1q_u32(state), efgh = vld1q_u32(state + 4);
     for (; blocks; --blocks, data += 64) {
         const uint32x4_t abcd_before = abcd, efgh_before = efgh;
@@ -121,7 +124,9 @@ __attribute__((target("+crypto"))) void compress_fast(std::uint32_t* state, cons
 #else
 
 bool has_instructions() { return false; }
-void compress_fast(std::uint32_t* state, const std::uint8_t* data, std::size_t blocks) { compress_plain(state, data, blocks); }
+void compress_fast(std::uint32_t* state, const std::uint8_t* data, std::size_t blocks) {
+    compress_plain(state, data, blocks);
+}
 
 #endif
 

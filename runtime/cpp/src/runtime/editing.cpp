@@ -45,7 +45,8 @@ std::vector<std::uint8_t> kept_cells_of_box(const std::array<double, 4>& box, bo
     const auto cell = [&](double edge) { return std::int64_t(std::nearbyint(edge * double(grid))); };  // half to even
     if (cell(y0) == cell(y1) || cell(x0) == cell(x1)) {
         const std::string side = std::to_string(grid);
-        throw bad_argument("box: " + listed + " rounds to none of the " + side + " x " + side + " tokens; take a larger one");
+        throw bad_argument("box: " + listed + " rounds to none of the " + side + " x " + side +
+                           " tokens; take a larger one");
     }
     std::vector<std::uint8_t> inside(std::size_t(grid * grid));
     for (std::int64_t y = cell(y0); y < cell(y1); ++y) {

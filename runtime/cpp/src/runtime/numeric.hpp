@@ -1,4 +1,5 @@
-// Not-a-number, as the graphs tell it: a token of -1, a picture that is not finite. Twin of _check_finite in runtime/pipeline.py.
+// Not-a-number, as the graphs tell it: a token of -1, a picture that is not finite. Twin of _check_finite in
+// runtime/pipeline.py.
 #pragma once
 
 #include <cstdint>

@@ -38,7 +38,8 @@ class Listening {
 
 void expect_count(const char* what, std::size_t count) {
     if (limits::PICTURES.holds(double(count))) return;
-    throw bad_argument(std::string(what) + ": expected 1 to " + number(limits::PICTURES.most) + ", found " + std::to_string(count));
+    throw bad_argument(std::string(what) + ": expected 1 to " + number(limits::PICTURES.most) + ", found " +
+                       std::to_string(count));
 }
 
 }  // namespace
@@ -57,15 +58,18 @@ void Pipeline::check(const Request& request, bool to_device) const {
     for (std::int64_t label : request.labels) {
         if (label < 0 || label > model.num_classes) {
             const std::string last = std::to_string(model.num_classes);
-            throw bad_argument("label: expected 0 to " + last + " (" + last + " means no class), found " + std::to_string(label));
+            throw bad_argument("label: expected 0 to " + last + " (" + last + " means no class), found " +
+                               std::to_string(label));
         }
     }
     request.sampling.check(model.vocab_size);
     if (!limits::BATCH.holds(double(request.batch))) {
-        throw bad_argument("batch: expected 1 to " + number(limits::BATCH.most) + ", found " + std::to_string(request.batch));
+        throw bad_argument("batch: expected 1 to " + number(limits::BATCH.most) + ", found " +
+                           std::to_string(request.batch));
     }
     if (!request.seeds && request.seed > UINT64_MAX - (request.labels.size() - 1)) {
-        throw bad_argument("seed: expected room for seed + i of every picture below 2**64, found " + std::to_string(request.seed));
+        throw bad_argument("seed: expected room for seed + i of every picture below 2**64, found " +
+                           std::to_string(request.seed));
     }
     if (!request.keep != !request.kept_tokens) throw bad_argument("keep, kept_tokens: expected both or neither");
     const std::size_t count = request.labels.size() * std::size_t(model.tokens());
@@ -76,7 +80,8 @@ void Pipeline::check(const Request& request, bool to_device) const {
         }
     }
     if (to_device && !backend_->on_device()) {
-        throw unsupported("images_on_device: " + backend_->name() + " keeps its pictures in host memory; use the TensorRT backend");
+        throw unsupported("images_on_device: " + backend_->name() +
+                          " keeps its pictures in host memory; use the TensorRT backend");
     }
 }
 
@@ -140,7 +145,8 @@ void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t siz
             kept.insert(kept.end(), request.kept_tokens + row, request.kept_tokens + row + scale.tokens);
         }
         const double guidance = request.sampling.guidance(std::int64_t(k), std::int64_t(manifest().scales.size()));
-        backend_->step(k, {scale_numbers.data(), guidance, request.keep ? keep.data() : nullptr, kept.data()}, request.sampling);
+        backend_->step(k, {scale_numbers.data(), guidance, request.keep ? keep.data() : nullptr, kept.data()},
+                       request.sampling);
         if (!request.on_scale) continue;
         drawn_ = {k, size, guidance};
         const During calling(callback_thread_);
@@ -172,7 +178,8 @@ void Pipeline::scale_tokens(std::int32_t* tokens) { backend_->tokens(drawn("var_
 
 void Pipeline::scale_logits(float* logits) {
     const Drawn& now = drawn("var_edge_scale_logits");
-    const std::int64_t length = manifest().scales[now.scale].tokens, size = now.pictures, vocab = manifest().model.vocab_size;
+    const std::int64_t length = manifest().scales[now.scale].tokens, size = now.pictures,
+                       vocab = manifest().model.vocab_size;
     std::vector<float> rows(std::size_t(length * 2 * size * vocab));  // (L, 2B, V)
     backend_->logits(now.scale, rows.data());
     const auto t = float(now.guidance);
@@ -196,9 +203,11 @@ void Pipeline::encode(const std::uint8_t* images, std::int64_t count, std::int32
     }
 }
 
-void Pipeline::edit(Request request, const std::uint8_t* image, const std::vector<std::uint8_t>& kept, std::uint8_t* images,
-                    bool to_device, std::int32_t* tokens) {
-    if (request.keep || request.kept_tokens) throw bad_argument("keep: an edit says itself what it keeps; expected NULL");
+void Pipeline::edit(Request request, const std::uint8_t* image, const std::vector<std::uint8_t>& kept,
+                    std::uint8_t* images, bool to_device, std::int32_t* tokens) {
+    if (request.keep || request.kept_tokens) {
+        throw bad_argument("keep: an edit says itself what it keeps; expected NULL");
+    }
     const std::vector<std::uint8_t> keep = keep_masks(kept, manifest().model);
     std::vector<std::int32_t> known(keep.size());
     {

@@ -21,8 +21,8 @@ struct Request {
     const std::uint64_t* seeds = nullptr;  // (N,) or null: in place of it
     Sampling sampling;
     std::int64_t batch = BATCH;
-    const std::uint8_t* keep = nullptr;         // (N, T) or null
-    const std::int32_t* kept_tokens = nullptr;  // (N, T)
+    const std::uint8_t* keep = nullptr;                                                       // (N, T) or null
+    const std::int32_t* kept_tokens = nullptr;                                                // (N, T)
     std::function<bool(std::int64_t k, std::int64_t first, std::int64_t pictures)> on_scale;  // false stops
     OnStage on_stage;
 };

@@ -39,7 +39,9 @@ double quota_of(const fs::path& group, bool version_1) {
 // The least of a group and of those around it. A container may see its own group as the root of the mount.
 double least_quota(const fs::path& mount, std::string path, bool version_1) {
     double least = quota_of(mount, version_1);
-    for (; path.size() > 1; path.erase(path.rfind('/'))) least = std::min(least, quota_of(mount / path.substr(1), version_1));
+    for (; path.size() > 1; path.erase(path.rfind('/'))) {
+        least = std::min(least, quota_of(mount / path.substr(1), version_1));
+    }
     return least;
 }
 
@@ -56,7 +58,8 @@ double cpu_quota(const fs::path& root) {
         const std::string controllers = line.substr(first + 1, second - first - 1);
         const bool version_2 = number == "0" && controllers.empty();
         if (!version_2 && ("," + controllers + ",").find(",cpu,") == line.npos) continue;
-        for (const fs::path& mount : {version_2 ? mounts : mounts / controllers, mounts / (version_2 ? "unified" : "cpu")}) {
+        for (const fs::path& mount :
+             {version_2 ? mounts : mounts / controllers, mounts / (version_2 ? "unified" : "cpu")}) {
             least = std::min(least, least_quota(mount, path, !version_2));
         }
     }

@@ -19,13 +19,17 @@ struct Sampling {
     bool smooth = false;  // a mixture of codes in place of a token's, the published demo's "more smooth"
 
     void check(std::int64_t vocab_size) const {
-        if (!limits::CFG.holds(cfg)) throw bad_argument("cfg: expected 0 to " + number(limits::CFG.most) + ", found " + number(cfg));
+        if (!limits::CFG.holds(cfg)) {
+            throw bad_argument("cfg: expected 0 to " + number(limits::CFG.most) + ", found " + number(cfg));
+        }
         if (top_k < 0 || top_k > vocab_size) {
-            throw bad_argument("top_k: expected 0 (all) to " + std::to_string(vocab_size) + ", found " + std::to_string(top_k));
+            throw bad_argument("top_k: expected 0 (all) to " + std::to_string(vocab_size) + ", found " +
+                               std::to_string(top_k));
         }
         // A positive share that the graphs' float32 rounds to 0 would mean all.
         if (!limits::TOP_P.holds(top_p) || (top_p > 0 && top_p < limits::LEAST_TOP_P)) {
-            throw bad_argument("top_p: expected 0 (all) or " + number(limits::LEAST_TOP_P) + " to 1, found " + number(top_p));
+            throw bad_argument("top_p: expected 0 (all) or " + number(limits::LEAST_TOP_P) + " to 1, found " +
+                               number(top_p));
         }
     }
 

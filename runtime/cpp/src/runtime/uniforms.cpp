@@ -14,8 +14,8 @@ Words philox(Words counter, std::uint64_t key0, std::uint64_t key1) {
     __extension__ using Wide = unsigned __int128;
     for (int round = 0; round < 10; ++round) {
         const Wide a = Wide(0xD2E7470EE14C6C93) * counter[0], b = Wide(0xCA5A826395121157) * counter[2];
-        counter = {std::uint64_t(b >> 64) ^ counter[1] ^ key0, std::uint64_t(b), std::uint64_t(a >> 64) ^ counter[3] ^ key1,
-                   std::uint64_t(a)};
+        counter = {std::uint64_t(b >> 64) ^ counter[1] ^ key0, std::uint64_t(b),
+                   std::uint64_t(a >> 64) ^ counter[3] ^ key1, std::uint64_t(a)};
         key0 += 0x9E3779B97F4A7C15;
         key1 += 0xBB67AE8584CAA73B;
     }

@@ -10,8 +10,8 @@ namespace var_edge_impl {
 // 2011), low word of each 64 bits first, shifted right by 8 and multiplied by 2**-24.
 std::vector<float> uniforms(std::uint64_t seed, std::int64_t count);
 
-// Gumbel noise of the picture `seed` for smooth sampling: -log(-log(u)) in float64 of u = (w + 1/2) * 2**-24, of the 24-bit
-// numbers w that `uniforms` is made of, but with the second word of the generator's key 1.
+// Gumbel noise of the picture `seed` for smooth sampling: -log(-log(u)) in float64 of u = (w + 1/2) * 2**-24, of the
+// 24-bit numbers w that `uniforms` is made of, but with the second word of the generator's key 1.
 std::vector<float> gumbel_noise(std::uint64_t seed, std::int64_t count);
 
 }  // namespace var_edge_impl

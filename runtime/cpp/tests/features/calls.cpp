@@ -21,10 +21,14 @@ void busy(const std::string& directory) {
     const auto all_refused = [&](const std::string& where) {
         const std::string says = "busy with another call";
         var_edge_model* other = nullptr;
-        refused(where + " generate", var_edge_generate(model.get(), labels, 4, nullptr, image.data(), nullptr), VAR_EDGE_BAD_ARGUMENT, says);
-        refused(where + " edit", var_edge_edit(model.get(), image.data(), box, nullptr, VAR_EDGE_INPAINT, labels, 1, nullptr, image.data(), nullptr),
+        refused(where + " generate", var_edge_generate(model.get(), labels, 4, nullptr, image.data(), nullptr),
                 VAR_EDGE_BAD_ARGUMENT, says);
-        refused(where + " encode", var_edge_encode(model.get(), image.data(), 1, tokens.data()), VAR_EDGE_BAD_ARGUMENT, says);
+        refused(where + " edit",
+                var_edge_edit(model.get(), image.data(), box, nullptr, VAR_EDGE_INPAINT, labels, 1, nullptr,
+                              image.data(), nullptr),
+                VAR_EDGE_BAD_ARGUMENT, says);
+        refused(where + " encode", var_edge_encode(model.get(), image.data(), 1, tokens.data()), VAR_EDGE_BAD_ARGUMENT,
+                says);
         refused(where + " share", var_edge_share(model.get(), &other), VAR_EDGE_BAD_ARGUMENT, says);
         var_edge_free(model.get());
         expect(std::strstr(var_edge_last_error(), says.c_str()), where + " free");
@@ -38,7 +42,8 @@ void busy(const std::string& directory) {
     const Pictures beside = model.generate({1, 2}, of_seed(3), [&](const var_edge::Scale&) {
         std::thread other([&] {
             all_refused("thread");
-            refused("preview", var_edge_preview(model.get(), image.data()), VAR_EDGE_BAD_ARGUMENT, "only within on_scale, in its thread");
+            refused("preview", var_edge_preview(model.get(), image.data()), VAR_EDGE_BAD_ARGUMENT,
+                    "only within on_scale, in its thread");
         });
         other.join();
         return true;
@@ -120,7 +125,8 @@ void stop(const std::string& directory) {
     Model model(directory, one_thread());
     const std::int32_t last = model.info().scales - 1;
     const Pictures alone = model.generate({1}, of_seed(3));
-    for (const auto& [where, at] : std::vector<std::pair<std::string, std::int32_t>>{{"condition", -1}, {"transformer", 1}, {"bridge", 0}, {"bridge", last}}) {
+    for (const auto& [where, at] : std::vector<std::pair<std::string, std::int32_t>>{
+             {"condition", -1}, {"transformer", 1}, {"bridge", 0}, {"bridge", last}}) {
         StopAt heard{model.get(), where, "", at};
         Settings settings = of_seed(3);
         settings.on_stage = stop_at;
@@ -180,5 +186,5 @@ void share_memory(const std::string& directory) {
 
 }  // namespace
 
-const Features CALLS = {{"busy", busy},     {"scramble", scramble}, {"fork", fork_child},
-                        {"cancel", cancel}, {"stop", stop},         {"share", share}, {"share_memory", share_memory}};
+const Features CALLS = {{"busy", busy}, {"scramble", scramble}, {"fork", fork_child},          {"cancel", cancel},
+                        {"stop", stop}, {"share", share},       {"share_memory", share_memory}};

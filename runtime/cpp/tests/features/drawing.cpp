@@ -31,8 +31,8 @@ void values(const std::string& directory) {
     refused("seed", draw(model, last, {1, 2}), VAR_EDGE_BAD_ARGUMENT, "seed: expected");
     std::vector<std::int32_t> many((1 << 20) + 1);
     std::uint8_t image = 0;
-    refused("many", var_edge_generate(model.get(), many.data(), std::int32_t(many.size()), nullptr, &image, nullptr), VAR_EDGE_BAD_ARGUMENT,
-            "labels: expected 1 to 1048576, found 1048577");
+    refused("many", var_edge_generate(model.get(), many.data(), std::int32_t(many.size()), nullptr, &image, nullptr),
+            VAR_EDGE_BAD_ARGUMENT, "labels: expected 1 to 1048576, found 1048577");
     var_edge::Options options;
     var_edge_model* other = nullptr;
     options.threads = 1025;
@@ -42,31 +42,56 @@ void values(const std::string& directory) {
     all.top_k = std::min(900, model.info().vocab_size);
     expect(Settings().top_k == VAR_EDGE_TOP_K_DEFAULT, "default top_k");
     expect(same(model.generate({1}, Settings()), model.generate({1}, all)), "the default is another top_k");
-    expect(same(model.generate({1}, Settings()), [&] {
-               Pictures drawn = model.generate({1}, all);
-               var_edge_generate(model.get(), std::vector<std::int32_t>{1}.data(), 1, nullptr, drawn.images.data(), drawn.tokens.data());
-               return drawn;
-           }()), "NULL settings are others");
+    expect(same(model.generate({1}, Settings()),
+                [&] {
+                    Pictures drawn = model.generate({1}, all);
+                    var_edge_generate(model.get(), std::vector<std::int32_t>{1}.data(), 1, nullptr, drawn.images.data(),
+                                      drawn.tokens.data());
+                    return drawn;
+                }()),
+           "NULL settings are others");
 }
 
 void labels(const std::string& directory) {
     Model model(directory, one_thread());
     const std::int32_t none = model.info().num_classes;
-    for (const auto& [text, label] : std::map<std::string, std::int32_t>{
-             {"0", 0}, {"004", 4}, {std::to_string(none), none}, {"none", none}, {" NONE ", none}, {"tench", 0}, {"Tinca tinca", 0},
-             {"TINCA", 0}, {"tench, tinca tinca", 0}, {"hoist", 3}, {"crane, hoist", 3}, {"golden", 4}, {"goldfish", 1}, {"golden retriever ", 4}, {"crane (3)", 3},
-             {"2 crane (2)", 2}, {"tench; Tinca tinca", 0}, {"0  TENCH; tinca tinca", 0}}) {
+    for (const auto& [text, label] : std::map<std::string, std::int32_t>{{"0", 0},
+                                                                         {"004", 4},
+                                                                         {std::to_string(none), none},
+                                                                         {"none", none},
+                                                                         {" NONE ", none},
+                                                                         {"tench", 0},
+                                                                         {"Tinca tinca", 0},
+                                                                         {"TINCA", 0},
+                                                                         {"tench, tinca tinca", 0},
+                                                                         {"hoist", 3},
+                                                                         {"crane, hoist", 3},
+                                                                         {"golden", 4},
+                                                                         {"goldfish", 1},
+                                                                         {"golden retriever ", 4},
+                                                                         {"crane (3)", 3},
+                                                                         {"2 crane (2)", 2},
+                                                                         {"tench; Tinca tinca", 0},
+                                                                         {"0  TENCH; tinca tinca", 0}}) {
         std::int32_t found = -1;
-        expect(var_edge_find_label(model.get(), text.c_str(), &found) == VAR_EDGE_OK && found == label, text + " gives " + std::to_string(found));
+        expect(var_edge_find_label(model.get(), text.c_str(), &found) == VAR_EDGE_OK && found == label,
+               text + " gives " + std::to_string(found));
     }
-    for (const auto& [text, says] : std::map<std::string, std::string>{
-             {"gold", "may be 1 (goldfish), 4 (golden retriever)"}, {"crane", "may be 2 (crane), 3 (crane)"}, {"", "no class"},
-             {"cat", "no class has this name"}, {"99999999999999999999999", "expected 0 to"}, {"-1", "no class"}, {std::string(5000, '7'), "expected 0 to"}}) {
+    for (const auto& [text, says] :
+         std::map<std::string, std::string>{{"gold", "may be 1 (goldfish), 4 (golden retriever)"},
+                                            {"crane", "may be 2 (crane), 3 (crane)"},
+                                            {"", "no class"},
+                                            {"cat", "no class has this name"},
+                                            {"99999999999999999999999", "expected 0 to"},
+                                            {"-1", "no class"},
+                                            {std::string(5000, '7'), "expected 0 to"}}) {
         std::int32_t found = -1;
         refused(text, var_edge_find_label(model.get(), text.c_str(), &found), VAR_EDGE_BAD_ARGUMENT, says);
         expect(std::strlen(var_edge_last_error()) <= 300, "a long message");
     }
-    expect(std::string("Tinca tinca") == var_edge_class_synonym(model.get(), 0, 1) && !var_edge_class_synonym(model.get(), 0, 2), "synonyms");
+    expect(std::string("Tinca tinca") == var_edge_class_synonym(model.get(), 0, 1) &&
+               !var_edge_class_synonym(model.get(), 0, 2),
+           "synonyms");
 }
 
 void seeds(const std::string& directory) {
@@ -79,7 +104,8 @@ void seeds(const std::string& directory) {
     const std::size_t tokens = std::size_t(model.info().tokens);
     for (std::size_t i = 0; i < 3; ++i) {
         const Pictures alone = model.generate({i ? 2 : 1}, of_seed(list[i]));
-        expect(std::equal(alone.tokens.begin(), alone.tokens.end(), drawn.tokens.begin() + std::ptrdiff_t(i * tokens)), "seed " + std::to_string(i));
+        expect(std::equal(alone.tokens.begin(), alone.tokens.end(), drawn.tokens.begin() + std::ptrdiff_t(i * tokens)),
+               "seed " + std::to_string(i));
     }
 }
 
@@ -100,7 +126,9 @@ void batch(const std::string& directory) {
     for (const Pictures* batches : {&together, &in_twos}) {
         expect(batches->tokens == alone.tokens, "tokens of a batch");
         int most = 0;
-        for (std::size_t i = 0; i < alone.images.size(); ++i) most = std::max(most, std::abs(batches->images[i] - alone.images[i]));
+        for (std::size_t i = 0; i < alone.images.size(); ++i) {
+            most = std::max(most, std::abs(batches->images[i] - alone.images[i]));
+        }
         expect(most <= 1, "pixels of a batch differ by " + std::to_string(most));
     }
 }
@@ -109,7 +137,9 @@ void stages(const std::string& directory) {
     using Heard = std::vector<std::pair<std::string, std::int32_t>>;
     Model model(directory, one_thread());
     Heard heard, expected = {{"condition", -1}};
-    for (std::int32_t k = 0; k < model.info().scales; ++k) expected.insert(expected.end(), {{"transformer", k}, {"bridge", k}});
+    for (std::int32_t k = 0; k < model.info().scales; ++k) {
+        expected.insert(expected.end(), {{"transformer", k}, {"bridge", k}});
+    }
     expected.emplace_back("decoder", -1);
     Settings settings;
     settings.on_stage = [](const char* stage, std::int32_t scale, double seconds, void* user) {
@@ -142,23 +172,27 @@ void scales(const std::string& directory) {
     rows[0].insert(rows[0].end(), rows[1].begin(), rows[1].end());
     expect(rows[0] == drawn.tokens, "tokens of the scales");
     std::vector<float> logits(1);
-    refused("outside", var_edge_scale_logits(model.get(), logits.data()), VAR_EDGE_BAD_ARGUMENT, "only within on_scale");
+    refused("outside", var_edge_scale_logits(model.get(), logits.data()), VAR_EDGE_BAD_ARGUMENT,
+            "only within on_scale");
 }
 
 // A bundle without and one with an encoder says so, and edits with a mask and a callback.
 void edit(const std::string& directory) {
     Model model(directory, one_thread());
     const var_edge_info info = model.info();
-    expect(info.can_encode == 1 && info.can_smooth == 0 && info.on_device == 0 && info.batch_count == 0, "what it can do");
+    expect(info.can_encode == 1 && info.can_smooth == 0 && info.on_device == 0 && info.batch_count == 0,
+           "what it can do");
     const Pictures photo = model.generate({1}, of_seed(3));
     std::vector<std::uint8_t> mask(photo.images.size() / 3);
     std::fill(mask.begin() + std::ptrdiff_t(mask.size() / 2), mask.end(), std::uint8_t(255));
     int scales = 0;
-    const Pictures masked = model.edit(photo.images, mask, VAR_EDGE_INPAINT, {2}, of_seed(4), [&](const var_edge::Scale& scale) {
-        ++scales;
-        return scale.preview().size() == photo.images.size();
-    });
-    const Pictures boxed = model.edit(photo.images, std::array<double, 4>{0.5, 0, 1, 1}, VAR_EDGE_INPAINT, {2}, of_seed(4));
+    const Pictures masked =
+        model.edit(photo.images, mask, VAR_EDGE_INPAINT, {2}, of_seed(4), [&](const var_edge::Scale& scale) {
+            ++scales;
+            return scale.preview().size() == photo.images.size();
+        });
+    const Pictures boxed =
+        model.edit(photo.images, std::array<double, 4>{0.5, 0, 1, 1}, VAR_EDGE_INPAINT, {2}, of_seed(4));
     expect(scales == info.scales && same(masked, boxed), "a mask and the box that it is");
     mask.pop_back();
     try {

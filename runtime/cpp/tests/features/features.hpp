@@ -49,5 +49,6 @@ inline Settings of_seed(std::uint64_t seed) {
 
 inline var_edge_status draw(Model& model, const Settings& settings, std::vector<std::int32_t> labels = {1}) {
     std::vector<std::uint8_t> images(var_edge::picture_bytes(model.info(), std::max<std::size_t>(labels.size(), 1)));
-    return var_edge_generate(model.get(), labels.data(), std::int32_t(labels.size()), &settings, images.data(), nullptr);
+    return var_edge_generate(model.get(), labels.data(), std::int32_t(labels.size()), &settings, images.data(),
+                             nullptr);
 }

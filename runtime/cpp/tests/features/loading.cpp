@@ -16,20 +16,24 @@ void progress(const std::string& directory) {
     var_edge::Options options;
     options.on_progress = [](const var_edge_progress* progress, void* user) {
         auto& self = *static_cast<Loading*>(user);
-        expect(progress->done >= self.done[progress->stage] && progress->done <= progress->total && *progress->name, "progress");
+        expect(progress->done >= self.done[progress->stage] && progress->done <= progress->total && *progress->name,
+               "progress");
         self.done[progress->stage] = progress->done;
         self.total[progress->stage] = progress->total;
         return int(++self.calls > self.stop_after);
     };
     options.progress_user = &loading;
     Model model(directory, options);
-    for (const int stage : {VAR_EDGE_CHECKING, VAR_EDGE_LOADING}) expect(loading.total[stage] > 0 && loading.done[stage] == loading.total[stage], "all of it");
+    for (const int stage : {VAR_EDGE_CHECKING, VAR_EDGE_LOADING}) {
+        expect(loading.total[stage] > 0 && loading.done[stage] == loading.total[stage], "all of it");
+    }
     const int calls = loading.calls;
     for (const int after : {0, calls - 1}) {
         loading = Loading();
         loading.stop_after = after;
         var_edge_model* other = model.get();
-        refused("stop", var_edge_create(directory.c_str(), &options, &other), VAR_EDGE_STOPPED, "stopped by on_progress");
+        refused("stop", var_edge_create(directory.c_str(), &options, &other), VAR_EDGE_STOPPED,
+                "stopped by on_progress");
         expect(!other, "a handle of a stopped create");
     }
     loading = Loading();
@@ -53,7 +57,8 @@ void memory(const std::string& directory) {
     expect(one.noise == std::uint64_t(model.info().tokens) * 4, "random numbers");
     var_edge_memory_use found{};
     found.struct_size = sizeof found;
-    refused("batch", var_edge_memory(directory.c_str(), 0, 0, &found), VAR_EDGE_BAD_ARGUMENT, "batch: expected 1 to 1024");
+    refused("batch", var_edge_memory(directory.c_str(), 0, 0, &found), VAR_EDGE_BAD_ARGUMENT,
+            "batch: expected 1 to 1024");
     refused("smooth", var_edge_memory(directory.c_str(), 1, 1, &found), VAR_EDGE_BAD_BUNDLE, "smooth");
 }
 
@@ -75,12 +80,14 @@ void log(const std::string& directory) {
         };
         Model model(directory, options);
         model.generate({1});
-        expect(heard.library > 0 && (heard.engine > 0) == (level == VAR_EDGE_LOG_VERBOSE), "messages: " + std::to_string(heard.engine));
+        expect(heard.library > 0 && (heard.engine > 0) == (level == VAR_EDGE_LOG_VERBOSE),
+               "messages: " + std::to_string(heard.engine));
     }
 }
 
 void provider(const std::string& directory) {
-    const auto wrong = [&](const std::string& says, var_edge_status status, const std::function<void(var_edge::Options&)>& set) {
+    const auto wrong = [&](const std::string& says, var_edge_status status,
+                           const std::function<void(var_edge::Options&)>& set) {
         var_edge::Options options;
         set(options);
         var_edge_model* model = nullptr;
@@ -104,11 +111,13 @@ void provider(const std::string& directory) {
 
 void version(const std::string&) {
     const std::string found = var_edge_version();
-    const std::string header = std::to_string(VAR_EDGE_VERSION_MAJOR) + "." + std::to_string(VAR_EDGE_VERSION_MINOR) + "." +
-                               std::to_string(VAR_EDGE_VERSION_PATCH);
+    const std::string header = std::to_string(VAR_EDGE_VERSION_MAJOR) + "." + std::to_string(VAR_EDGE_VERSION_MINOR) +
+                               "." + std::to_string(VAR_EDGE_VERSION_PATCH);
     expect(found == header, found + " beside " + header);
     expect(std::strstr(var_edge_build(), found.c_str()) && std::strstr(var_edge_build(), "commit "), "build");
-    for (int status = 0; status <= 6; ++status) expect(std::strcmp(var_edge_status_string(var_edge_status(status)), "unknown status"), "a status");
+    for (int status = 0; status <= 6; ++status) {
+        expect(std::strcmp(var_edge_status_string(var_edge_status(status)), "unknown status"), "a status");
+    }
     expect(!std::strcmp(var_edge_status_string(VAR_EDGE_STOPPED), "stopped"), "stopped");
     expect(!std::strcmp(var_edge_status_string(static_cast<var_edge_status>(7)), "unknown status"), "no status");
 }

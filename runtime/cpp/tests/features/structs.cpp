@@ -29,15 +29,17 @@ using Call = std::function<var_edge_status(T*)>;
 // No header has a struct of this size: smaller than in 0.1.0, cut within a field, or not set at all.
 template <typename T>
 void sizes_of_no_header(const std::string& name, std::size_t oldest, const Call<T>& call) {
-    for (const std::size_t size : {std::size_t(0), std::size_t(3), oldest - alignof(T), oldest + 1, std::size_t(4104), std::size_t(1) << 40}) {
+    for (const std::size_t size :
+         {std::size_t(0), std::size_t(3), oldest - alignof(T), oldest + 1, std::size_t(4104), std::size_t(1) << 40}) {
         Memory<T> memory;
         memory.known.struct_size = size;
-        refused(name + " of " + std::to_string(size), call(&memory.known), VAR_EDGE_BAD_ARGUMENT, name + ".struct_size: expected");
+        refused(name + " of " + std::to_string(size), call(&memory.known), VAR_EDGE_BAD_ARGUMENT,
+                name + ".struct_size: expected");
     }
 }
 
-// A struct that the library reads. An older one gets defaults for the fields that it lacks; a newer one may set none that
-// this library does not know.
+// A struct that the library reads. An older one gets defaults for the fields that it lacks; a newer one may set none
+// that this library does not know.
 template <typename T>
 void read(const std::string& name, std::size_t oldest, void (*init)(T*, std::size_t), const Call<T>& call) {
     for (std::size_t size = oldest; size <= sizeof(T) + BEHIND; size += alignof(T)) {
@@ -56,17 +58,20 @@ void read(const std::string& name, std::size_t oldest, void (*init)(T*, std::siz
     sizes_of_no_header(name, oldest, call);
 }
 
-// A struct that the library writes: an older one as far as it reaches, a newer one with 0 in the fields that this library
-// does not know.
+// A struct that the library writes: an older one as far as it reaches, a newer one with 0 in the fields that this
+// library does not know.
 template <typename T>
 void written(const std::string& name, std::size_t oldest, const Call<T>& call) {
     for (std::size_t size = oldest; size <= sizeof(T) + BEHIND; size += alignof(T)) {
         Memory<T> memory;
         memory.known.struct_size = size;
         expect(call(&memory.known) == VAR_EDGE_OK, name + " of " + std::to_string(size));
-        expect(memory.known.struct_size == size && memory.untouched(size), name + ": written behind " + std::to_string(size));
+        expect(memory.known.struct_size == size && memory.untouched(size),
+               name + ": written behind " + std::to_string(size));
         const auto* bytes = reinterpret_cast<const unsigned char*>(&memory.known);
-        expect(std::all_of(bytes + std::min(size, sizeof(T)), bytes + size, [](unsigned char byte) { return byte == 0; }), name + ": its tail");
+        expect(
+            std::all_of(bytes + std::min(size, sizeof(T)), bytes + size, [](unsigned char byte) { return byte == 0; }),
+            name + ": its tail");
     }
     sizes_of_no_header(name, oldest, call);
 }
@@ -77,22 +82,26 @@ void structs(const std::string& directory) {
     const Pictures expected = model.generate({1}, Settings());
     std::vector<std::uint8_t> image(expected.images.size());
     const std::int32_t label = 1;
-    read<var_edge_settings>("settings", offsetof(var_edge_settings, seeds), var_edge_init_settings, [&](var_edge_settings* settings) {
-        std::fill(image.begin(), image.end(), std::uint8_t(0));
-        const var_edge_status status = var_edge_generate(model.get(), &label, 1, settings, image.data(), nullptr);
-        expect(status != VAR_EDGE_OK || image == expected.images, "settings: another picture");
-        return status;
-    });
-    read<var_edge_options>("options", offsetof(var_edge_options, device), var_edge_init_options, [&](var_edge_options* options) {
-        var_edge_model* other = nullptr;
-        const var_edge_status status = var_edge_create(directory.c_str(), options, &other);
-        expect((other != nullptr) == (status == VAR_EDGE_OK), "options: a handle");
-        if (other) var_edge_free(other);  // of NULL too it would forget the error
-        return status;
-    });
+    read<var_edge_settings>(
+        "settings", offsetof(var_edge_settings, seeds), var_edge_init_settings, [&](var_edge_settings* settings) {
+            std::fill(image.begin(), image.end(), std::uint8_t(0));
+            const var_edge_status status = var_edge_generate(model.get(), &label, 1, settings, image.data(), nullptr);
+            expect(status != VAR_EDGE_OK || image == expected.images, "settings: another picture");
+            return status;
+        });
+    read<var_edge_options>("options", offsetof(var_edge_options, device), var_edge_init_options,
+                           [&](var_edge_options* options) {
+                               var_edge_model* other = nullptr;
+                               const var_edge_status status = var_edge_create(directory.c_str(), options, &other);
+                               expect((other != nullptr) == (status == VAR_EDGE_OK), "options: a handle");
+                               if (other) var_edge_free(other);  // of NULL too it would forget the error
+                               return status;
+                           });
     written<var_edge_info>("info", offsetof(var_edge_info, batches), [&](var_edge_info* info) {
         const var_edge_status status = var_edge_query(model.get(), info);
-        expect(status != VAR_EDGE_OK || (info->tokens == model.info().tokens && std::strcmp(info->model, model.info().model) == 0), "info");
+        expect(status != VAR_EDGE_OK ||
+                   (info->tokens == model.info().tokens && std::strcmp(info->model, model.info().model) == 0),
+               "info");
         return status;
     });
     const std::size_t first = sizeof(var_edge_memory_use);  // it has not grown yet
