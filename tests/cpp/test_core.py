@@ -237,7 +237,7 @@ def test_weights_replaced_under_a_handle(release: Path, bundle: Path) -> None:
         file.truncate(len(data) // 2)
     status, message = live.ask("generate")
     assert status == BAD_BUNDLE
-    assert "replace a file by renaming another one onto it" in message
+    assert "replace a file by renaming a new one onto it" in message
     live.end()
 
 

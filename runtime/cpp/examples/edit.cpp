@@ -1,7 +1,7 @@
-// var_edge_edit DIR PICTURE.ppm Y0,X0,Y1,X1 LABEL OUT.png [SEED]: a box of a picture drawn anew.
+// var_edge_edit DIR PICTURE.ppm Y0,X0,Y1,X1 LABEL OUT.png [SEED]: draws a box of a picture anew.
 //
-// The picture has the model's size; the box is in shares of it: 0,0.5,1,1 is the right half. Other programs write PPM:
-// convert photo.png -resize 256x256! picture.ppm
+// The picture must have the model's size. The box is given as fractions of height and width: 0,0.5,1,1 is the right
+// half. ImageMagick writes PPM files: convert photo.png -resize 256x256! picture.ppm
 #include <array>
 #include <cstdint>
 #include <fstream>
@@ -16,7 +16,7 @@
 
 namespace {
 
-// (side, side, 3) bytes of a binary PPM file.
+// Reads (side, side, 3) bytes from a binary PPM file.
 std::vector<std::uint8_t> read_ppm(const std::string& path, std::int32_t side) {
     std::ifstream file(path, std::ios::binary);
     std::string magic;
@@ -32,6 +32,7 @@ std::vector<std::uint8_t> read_ppm(const std::string& path, std::int32_t side) {
     return rgb;
 }
 
+// Parses "y0,x0,y1,x1".
 std::array<double, 4> box(const std::string& text) {
     std::array<double, 4> edges{};
     std::istringstream stream(text);

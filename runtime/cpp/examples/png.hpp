@@ -1,4 +1,4 @@
-// A picture to a PNG file, uncompressed, for the examples: no other library needed.
+// Writes uncompressed PNG files, so that the examples need no other library.
 #pragma once
 
 #include <cstdint>

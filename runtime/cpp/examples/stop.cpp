@@ -1,6 +1,6 @@
-// var_edge_stop DIR LABEL MILLISECONDS OUT.png: as fine a picture as the time allows.
+// var_edge_stop DIR LABEL MILLISECONDS OUT.png: draws as many scales as the time allows.
 //
-// The first scale that ends after the time is up is the last one: its picture is kept, and the callback stops the rest.
+// When the time is up, the callback keeps the picture as it is after the current scale and stops the generation.
 #include <chrono>
 #include <cstdint>
 #include <iostream>

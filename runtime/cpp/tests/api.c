@@ -150,14 +150,14 @@ int main(int count, char** arguments) {
            VAR_EDGE_BAD_ARGUMENT, "box: expected");
     expect("empty mask",
            var_edge_edit(model, preview, NULL, mask, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL),
-           VAR_EDGE_BAD_ARGUMENT, "mask: covers no token");
+           VAR_EDGE_BAD_ARGUMENT, "mask: covers none of the");
     memset(mask, 1, picture / 3);
     expect("whole mask",
            var_edge_edit(model, preview, NULL, mask, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL), VAR_EDGE_OK,
            "");
     expect("box and mask",
            var_edge_edit(model, preview, box, mask, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL),
-           VAR_EDGE_BAD_ARGUMENT, "expected one of them");
+           VAR_EDGE_BAD_ARGUMENT, "expected exactly one of them");
     expect("no image", var_edge_edit(model, NULL, box, NULL, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL),
            VAR_EDGE_BAD_ARGUMENT, "image");
     expect("mode", var_edge_edit(model, preview, box, NULL, (var_edge_mode)7, labels, 1, &settings, images, NULL),

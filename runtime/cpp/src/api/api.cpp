@@ -68,11 +68,11 @@ var_edge_status guarded(Call&& call) noexcept {
 // The same for a call that a handle serves alone.
 template <typename Call>
 void alone(var_edge_model* model, Call&& call) {
-    const Turn turn(model);
+    const Exclusive exclusive(model);
     try {
         call(model->pipeline);
     } catch (const Error& error) {
-        if (error.status == VAR_EDGE_FAILED && turn.stopped()) {
+        if (error.status == VAR_EDGE_FAILED && exclusive.stopped()) {
             throw Error(VAR_EDGE_STOPPED, "stopped by var_edge_stop");
         }
         throw;
@@ -230,7 +230,7 @@ var_edge_status var_edge_share(var_edge_model* model, var_edge_model** other) {
 
 void var_edge_free(var_edge_model* model) {
     const var_edge_status status = guarded([&] {
-        if (model) const Turn turn(model);  // throws if it is busy
+        if (model) const Exclusive exclusive(model);  // throws if it is busy
     });
     if (status == VAR_EDGE_OK) delete model;
 }
@@ -359,7 +359,9 @@ var_edge_status var_edge_edit(var_edge_model* model, const uint8_t* image, const
         required(image, "image");
         required(labels, "labels");
         required(images, "images");
-        if (!box == !mask) throw bad_argument("box, mask: expected one of them, and NULL for the other");
+        if (!box == !mask)
+            throw bad_argument(
+                "box, mask: expected exactly one of them, found both or neither; pass NULL for the other");
         if (mode != VAR_EDGE_INPAINT && mode != VAR_EDGE_OUTPAINT) {
             throw bad_argument("mode: expected one of var_edge_mode, found " + std::to_string(int(mode)));
         }

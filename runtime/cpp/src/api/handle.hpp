@@ -33,29 +33,29 @@ namespace var_edge_impl {
 inline void check_process(const var_edge_model* model) {
     if (model->process == getpid()) return;
     throw bad_argument("model: created before a fork, in process " + std::to_string(model->process) +
-                       "; create a handle in this one");
+                       "; create a handle in this process");
 }
 
-// The one call that a handle serves at a time. Throws Error BAD_ARGUMENT if there is one already.
-class Turn {
+// Marks a handle as busy while it lives. Throws Error BAD_ARGUMENT if the handle is serving another call.
+class Exclusive {
   public:
-    explicit Turn(var_edge_model* model) : model_(model) {
+    explicit Exclusive(var_edge_model* model) : model_(model) {
         check_process(model);
         const std::lock_guard<std::mutex> lock(model->mutex);
         if (model->busy) {
-            throw bad_argument("model: busy with another call, of another thread or the one whose callback this is;"
-                               " use a handle for each thread");
+            throw bad_argument(
+                "model: busy with another call, in another thread or around this callback; use one handle per thread");
         }
         model->busy = true;
         model->stopping = false;
     }
-    ~Turn() {
+    ~Exclusive() {
         const std::lock_guard<std::mutex> lock(model_->mutex);
         model_->busy = false;
         model_->pipeline.stop(false);
     }
-    Turn(const Turn&) = delete;
-    Turn& operator=(const Turn&) = delete;
+    Exclusive(const Exclusive&) = delete;
+    Exclusive& operator=(const Exclusive&) = delete;
 
     bool stopped() const {
         const std::lock_guard<std::mutex> lock(model_->mutex);

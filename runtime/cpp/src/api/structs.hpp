@@ -85,7 +85,7 @@ T read_struct(const T* given, const char* name) {
     const char* bytes = reinterpret_cast<const char*>(given);
     if (size > sizeof(T) && std::any_of(bytes + sizeof(T), bytes + size, [](char byte) { return byte != 0; })) {
         throw bad_argument(std::string(name) + ": sets a field that VAR Edge " VAR_EDGE_VERSION
-                                               " does not know; use a newer library, or leave it 0");
+                                               " does not know; set it to 0 or use a newer library");
     }
     std::memcpy(&value, given, std::min(size, sizeof(T)));
     value.struct_size = sizeof(T);

@@ -12,7 +12,7 @@ std::int64_t Array::values() const {
     std::int64_t count = 1;
     for (std::int64_t axis : shape) {
         if (__builtin_mul_overflow(count, axis, &count) || count > INT64_MAX / 8) {
-            throw bad_bundle("a tensor is larger than memory");
+            throw bad_bundle("a tensor would be larger than any memory; export the bundle again");
         }
     }
     return count;

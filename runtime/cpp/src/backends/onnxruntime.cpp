@@ -103,7 +103,8 @@ class OnnxRuntimeBackend final : public WiredBackend {
 
     void encode(const std::uint8_t* image, std::int32_t* tokens) override {
         if (!manifest().graphs.count("encoder")) {
-            throw bad_bundle(loaded_->bundle.string() + ": this bundle has no encoder; export it again with one");
+            throw bad_bundle(loaded_->bundle.string() +
+                             ": no encoder, which editing needs; make onnx exports the bundle with one");
         }
         loaded_->weights.check_unchanged();
         HostArrays arrays;
@@ -127,7 +128,7 @@ class OnnxRuntimeBackend final : public WiredBackend {
             for (const auto& [transformer, bridge] : wiring.steps) {
                 steps_.emplace_back(bound(transformer), bound(bridge));
             }
-            for (std::size_t k : {0, 1}) {  // by f_hat's turn
+            for (std::size_t k : {0, 1}) {  // for either f_hat
                 for (const Stage& stage : wiring.decoders(k)) decoders_[k].push_back(bound(stage));
             }
         }

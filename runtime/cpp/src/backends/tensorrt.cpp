@@ -43,8 +43,9 @@ void check_machine(const fs::path& folder, const EngineRecord& record, const Gpu
     const Built& built = record.built;
     const std::string where = folder.string(), again = "; run make engine on this machine", here = tensorrt_version();
     if (built.flavour != FLAVOUR) {
-        throw unsupported(where + ": engines of " + built.flavour + ", this library was built with " + FLAVOUR +
-                          "; build it with -DTensorRT_ROOT= of the other, or the engines with --trt");
+        throw unsupported(where + ": built with " + built.flavour + ", this library with " + FLAVOUR +
+                          "; build the library with -DTensorRT_ROOT= of " + built.flavour + ", or engines with --trt " +
+                          FLAVOUR_OPTION);
     }
     const bool same_line =
         built.version_compatible && here.substr(0, here.find('.')) == built.version.substr(0, built.version.find('.'));
@@ -181,7 +182,7 @@ class TensorRTBackend final : public WiredBackend {
                 steps_.push_back(backend.recorded({{transformer, profile}, {bridge, profile}},
                                                   [&] { wiring.settings[k].upload(); }));
             }
-            for (std::size_t k : {0, 1}) {  // by f_hat's turn
+            for (std::size_t k : {0, 1}) {  // for either f_hat
                 Runs runs;
                 for (const Stage& stage : wiring.decoders(k)) runs.emplace_back(stage, 0);
                 decoders_[k] = backend.recorded(runs, [] {});

@@ -20,8 +20,10 @@ namespace var_edge_impl {
 // Which of the two this library was compiled against; the version numbers of TensorRT for RTX count from 1 again.
 #ifdef TRT_MAJOR_RTX
 constexpr const char* FLAVOUR = "tensorrt_rtx";
+constexpr const char* FLAVOUR_OPTION = "tensorrt-rtx";  // of python -m export.engine
 #elif NV_TENSORRT_MAJOR >= 10
 constexpr const char* FLAVOUR = "tensorrt";
+constexpr const char* FLAVOUR_OPTION = "tensorrt";
 #else
 #error "var_edge needs TensorRT 10 or newer, or TensorRT for RTX"
 #endif

@@ -58,7 +58,9 @@ std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle,
         if (placed.count(name)) return placed[name];
         const StoredTensor& stored = weights.at(name);
         if (stored.shape != Shape{rows, columns} || stored.dtype != "F32") {
-            throw bad_bundle((bundle / WEIGHTS).string() + ": " + name + ": not the float32 matrix the scale needs");
+            throw bad_bundle((bundle / WEIGHTS).string() + ": " + name + ": expected float32 (" + std::to_string(rows) +
+                             ", " + std::to_string(columns) +
+                             "), found another shape or dtype; export the bundle again");
         }
         const HostTensor tensor = weights.read(name);
         return place(name, tensor.shape, tensor.dtype, tensor.data.data());
@@ -68,7 +70,8 @@ std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle,
     for (const std::string& name : manifest.step_constants) {
         const Shape& shape = weights.at(name).shape;
         if (shape.empty() || shape[0] != std::int64_t(manifest.scales.size())) {
-            throw bad_bundle((bundle / WEIGHTS).string() + ": " + name + ": expected a row for each scale");
+            throw bad_bundle((bundle / WEIGHTS).string() + ": " + name + ": expected one row for each of " +
+                             std::to_string(manifest.scales.size()) + " scales; export the bundle again");
         }
         by_step[name] = weights.read(name);
     }

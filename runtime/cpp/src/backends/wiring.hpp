@@ -52,7 +52,7 @@ struct ScaleConstants {
 std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle, const Manifest& manifest,
                                             Arrays& arrays);
 
-// What one scale of one turn is drawn with: `randoms` are uniforms (B, L) or, smooth, noise (B, L, V); `keep` and
+// What one scale of a batch is drawn with: `randoms` are uniforms (B, L) or, smooth, noise (B, L, V); `keep` and
 // `kept_tokens` (B, L) or null.
 struct Draw {
     const float* randoms;
@@ -93,7 +93,7 @@ class Wiring {
     std::vector<std::int64_t> counts_;  // tokens, by scale
     std::int64_t vocab_size_;
     Array finite_;    // (B, ALIGNMENT): a picture's is the first of its row
-    Array f_hat_[2];  // by turns: a graph may write an output before it has read all of its input
+    Array f_hat_[2];  // used alternately: a graph may write an output before it has read all of its input
 };
 
 }  // namespace var_edge_impl

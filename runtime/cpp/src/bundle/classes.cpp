@@ -154,7 +154,7 @@ std::int64_t find_label(const std::string& text, const ClassNames& names, std::i
     }
     if (found.size() == 1) return *found.begin();
     if (!found.empty()) throw bad_argument(what + "may be " + listed(found, names) + "; give the number");
-    throw bad_argument(what + "no class has this name; var_edge_class_name says all names");
+    throw bad_argument(what + "no class has this name; var_edge_class_name returns the names");
 }
 
 }  // namespace var_edge_impl

@@ -95,7 +95,7 @@ std::map<std::string, StoredTensor> parse_weight_header(const std::string& text,
     }
     if (end != data_bytes) {
         throw bad_bundle(where + ": expected tensors of " + std::to_string(data_bytes) + " bytes, found " +
-                         std::to_string(end));
+                         std::to_string(end) + "; copy it again");
     }
     return tensors;
 }

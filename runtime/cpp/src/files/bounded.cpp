@@ -135,14 +135,15 @@ std::size_t InputFile::read_some(void* target, std::size_t size, std::int64_t of
 }
 
 void InputFile::read(void* target, std::size_t size, std::int64_t offset) const {
-    if (read_some(target, size, offset) != size) throw bad_bundle(path_ + ": cannot be read: it became shorter");
+    if (read_some(target, size, offset) != size)
+        throw bad_bundle(path_ + ": became shorter while it was read; copy it again");
 }
 
 void InputFile::check_unchanged() const {
     struct stat state{};
     if (::fstat(descriptor_, &state) == 0 && state.st_size == size_ && nanoseconds(state.st_mtim) == modified_) return;
     throw bad_bundle(path_ +
-                     ": altered while it is in use; replace a file by renaming another one onto it, then load again");
+                     ": changed while in use; replace a file by renaming a new one onto it, then create a new handle");
 }
 
 std::string read_bytes(const fs::path& path, std::int64_t most) {

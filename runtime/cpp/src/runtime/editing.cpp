@@ -69,7 +69,11 @@ std::vector<std::uint8_t> kept_cells_of_mask(const std::uint8_t* mask, bool outp
         inside[std::size_t(cell)] = 2 * covered > pixels * pixels;
         any |= inside[std::size_t(cell)] != 0;
     }
-    if (!any) throw bad_argument("mask: covers no token by more than a half; paint more of it");
+    if (!any) {
+        const std::string side = std::to_string(grid);
+        throw bad_argument("mask: covers none of the " + side + " x " + side +
+                           " tokens by more than a half; mark more pixels");
+    }
     keep_inside_or_outside(inside, outpaint);
     return inside;
 }

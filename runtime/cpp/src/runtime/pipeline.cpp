@@ -68,7 +68,8 @@ void Pipeline::check(const Request& request, bool to_device) const {
                            std::to_string(request.batch));
     }
     if (!request.seeds && request.seed > UINT64_MAX - (request.labels.size() - 1)) {
-        throw bad_argument("seed: expected room for seed + i of every picture below 2**64, found " +
+        const std::string count = std::to_string(request.labels.size());
+        throw bad_argument("seed: expected 0 to 2**64 - " + count + " for " + count + " picture(s), found " +
                            std::to_string(request.seed));
     }
     if (!request.keep != !request.kept_tokens) throw bad_argument("keep, kept_tokens: expected both or neither");
@@ -85,7 +86,7 @@ void Pipeline::check(const Request& request, bool to_device) const {
     }
 }
 
-std::int64_t Pipeline::turn_size(std::int64_t left, std::int64_t batch) const {
+std::int64_t Pipeline::batch_size(std::int64_t left, std::int64_t batch) const {
     const std::int64_t most = std::min(batch, left);
     if (backend_->batches().empty()) return most;
     std::int64_t size = 1;
@@ -102,7 +103,7 @@ void Pipeline::generate(const Request& request, std::uint8_t* images, bool to_de
     const std::size_t picture = std::size_t(model.image_size * model.image_size * 3);
     const std::int64_t count = std::int64_t(request.labels.size()), total = model.tokens();
     for (std::int64_t start = 0; start < count;) {
-        const std::int64_t size = turn_size(count - start, request.batch);
+        const std::int64_t size = batch_size(count - start, request.batch);
         draw(request, start, size);
         check_stop();
         backend_->decode(images + std::size_t(start) * picture, to_device);
@@ -206,7 +207,7 @@ void Pipeline::encode(const std::uint8_t* images, std::int64_t count, std::int32
 void Pipeline::edit(Request request, const std::uint8_t* image, const std::vector<std::uint8_t>& kept,
                     std::uint8_t* images, bool to_device, std::int32_t* tokens) {
     if (request.keep || request.kept_tokens) {
-        throw bad_argument("keep: an edit says itself what it keeps; expected NULL");
+        throw bad_argument("settings.keep: expected NULL for an edit, which sets it itself");
     }
     const std::vector<std::uint8_t> keep = keep_masks(kept, manifest().model);
     std::vector<std::int32_t> known(keep.size());

@@ -35,7 +35,7 @@ class Pipeline {
     // images (N, H, W, 3), on the device or not; tokens (N, T) or null. Throws Error.
     void generate(const Request& request, std::uint8_t* images, bool to_device, std::int32_t* tokens);
 
-    // Within on_scale, in its thread: the pictures of this turn as they are; the scale's tokens (B, L), and its logits
+    // Within on_scale, in its thread: the pictures of this batch as they are, the scale's tokens (B, L), and its logits
     // with guidance (B, L, V).
     void preview(std::uint8_t* images);
     void scale_tokens(std::int32_t* tokens);
@@ -56,7 +56,7 @@ class Pipeline {
 
   private:
     void check(const Request& request, bool to_device) const;
-    std::int64_t turn_size(std::int64_t left, std::int64_t batch) const;
+    std::int64_t batch_size(std::int64_t left, std::int64_t batch) const;
     void draw(const Request& request, std::int64_t start, std::int64_t size);
     void check_stop() const;
 
