@@ -9,7 +9,7 @@
 
 namespace var_edge_impl {
 
-// Its message is one printable line, whatever it is made of.
+// The message is made one printable line, whatever it contains.
 class Error : public std::runtime_error {
   public:
     Error(var_edge_status code, const std::string& message) : std::runtime_error(one_line(message)), status(code) {}

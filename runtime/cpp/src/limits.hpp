@@ -14,7 +14,7 @@ struct Range {
     constexpr bool holds(double value) const { return (above ? value > least : value >= least) && value <= most; }
 };
 
-// Files. What a JSON file becomes in memory grows with its marks, however it is written.
+// Files. The memory that parsed JSON takes grows with these marks, not with the size of the file.
 constexpr std::int64_t JSON_BYTES = 16 << 20;
 constexpr std::size_t JSON_DEPTH = 64;
 constexpr struct {

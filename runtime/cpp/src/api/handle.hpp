@@ -20,11 +20,11 @@ struct var_edge_model {
           process(getpid()) {}
 
     var_edge_impl::Pipeline pipeline;
-    const std::string backend;  // its name and its batch sizes, which var_edge_query hands out
+    const std::string backend;  // with `batches`: what var_edge_query returns pointers to
     const std::vector<std::int32_t> batches;
     const pid_t process;  // threads and locks of the engine do not pass through fork
 
-    std::mutex mutex;  // of what follows
+    std::mutex mutex;  // guards what follows
     bool busy = false, stopping = false;
 };
 

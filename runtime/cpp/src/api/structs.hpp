@@ -1,7 +1,6 @@
 // The structs of the C API through the versions: fields are only appended, so a shorter one is an older one.
 //
-// A new field goes behind the end of the older struct, padding included: what lies in its padding an older program
-// leaves unset.
+// A new field must begin behind the older struct, including its padding: an older program does not set its padding.
 #pragma once
 
 #include <algorithm>
@@ -15,9 +14,9 @@
 
 namespace var_edge_impl {
 
-constexpr std::size_t LARGEST_STRUCT = 4096;  // bytes; more is no struct but memory that nobody set
+constexpr std::size_t LARGEST_STRUCT = 4096;  // bytes; a larger size was never set by a program
 
-// What a struct holds that the caller did not set, and its size in 0.1.0, below which none can be.
+// The defaults of a struct, and its size in 0.1.0, which is the smallest.
 template <typename T>
 struct Known {
     static constexpr std::size_t OLDEST = sizeof(T);
@@ -70,13 +69,13 @@ template <typename T>
 std::size_t checked_size(const T* given, const char* name) {
     static_assert(Known<T>::OLDEST % alignof(T) == 0, "a field lies in the padding of the older struct");
     const std::size_t size = given->struct_size;
-    // A size is a multiple of the alignment, or it cuts a field.
+    // A size that is no multiple of the alignment would cut a field.
     if (size >= Known<T>::OLDEST && size <= LARGEST_STRUCT && size % alignof(T) == 0) return size;
     throw bad_argument(std::string(name) + ".struct_size: expected " + std::to_string(sizeof(T)) + ", found " +
                        std::to_string(size) + "; set it to sizeof of the struct");
 }
 
-// The caller's struct, what it does not reach to with its default; null: all of it.
+// Returns the caller's struct, with the defaults for fields that it is too short to have. Null means all defaults.
 template <typename T>
 T read_struct(const T* given, const char* name) {
     T value = Known<T>::defaults();
@@ -92,7 +91,7 @@ T read_struct(const T* given, const char* name) {
     return value;
 }
 
-// Fills the caller's struct as far as it reaches, and what only its newer header knows with 0.
+// Fills the caller's struct as far as it is long, and fields that only its newer header knows with 0.
 template <typename T>
 void write_struct(T* given, T value, const char* name) {
     value.struct_size = checked_size(given, name);

@@ -10,7 +10,7 @@
 
 namespace var_edge_impl {
 
-// A C-contiguous array in the host's or a GPU's memory; it does not own it.
+// A C-contiguous array in the host's or a GPU's memory, which it does not own.
 struct Array {
     std::uint8_t* data = nullptr;
     Shape shape;
@@ -27,10 +27,10 @@ class Arrays {
   public:
     virtual ~Arrays() = default;
     virtual Array zeros(Shape shape, Dtype dtype) = 0;
-    // `size` bytes twice: where the host writes them, and where the stages read them after `upload`.
+    // Returns two blocks of `size` bytes: the host writes to the first, and after `upload` the stages read the second.
     virtual std::pair<std::uint8_t*, std::uint8_t*> staged(std::size_t size) = 0;
     virtual void upload(std::uint8_t* target, const void* host, std::size_t size) = 0;  // queued
-    virtual void download(void* host, const Array& source) = 0;  // of what the stages so far have made
+    virtual void download(void* host, const Array& source) = 0;  // waits for the stages queued so far
     virtual void clear(const Array& array) = 0;                  // queued: sets it to 0
 };
 
@@ -51,7 +51,7 @@ class HostArrays final : public Arrays {
     std::uint8_t* allocate(std::size_t size);
 };
 
-// Shapes without memory, which compare with the graphs and are counted before any is taken.
+// Makes shapes without memory, to compare them with the graphs and to count bytes before any are allocated.
 class NoArrays final : public Arrays {
   public:
     Array zeros(Shape shape, Dtype dtype) override {

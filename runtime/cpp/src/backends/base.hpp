@@ -27,38 +27,51 @@ struct BackendOptions {
     std::vector<std::pair<std::string, std::string>> provider;  // options of the execution provider
     int log_level = VAR_EDGE_LOG_WARNING;                       // the least of the engine's own messages
     Log log = [](int, const std::string&) {};
-    Progress progress;  // null: nobody asks
+    Progress progress;  // may be null
 };
 
-// The stages of one batch of pictures: `begin`, `step` for scale 0, 1 … K - 1, then `decode`.
+// Runs the stages of one batch of pictures: `begin`, `step` for scale 0, 1 … K - 1, then `decode`.
 class Backend {
   public:
     virtual ~Backend() = default;
     virtual std::string name() const = 0;
-    virtual const Manifest& manifest() const = 0;  // of what it runs: the bundle, or the directory of engines
-    virtual bool on_device() const = 0;            // whether its arrays are a GPU's
-    virtual const std::vector<std::int64_t>& batches() const = 0;  // it can draw together, 1 among them; empty: any
+    virtual const Manifest& manifest() const = 0;  // of the bundle or directory of engines that it runs
+    virtual bool on_device() const = 0;            // whether its arrays are in GPU memory
+
+    // Batch sizes that it can draw, including 1; empty if it can draw all.
+    virtual const std::vector<std::int64_t>& batches() const = 0;
+
     virtual void begin(const std::vector<std::int64_t>& labels, bool smooth) = 0;
     virtual void step(std::size_t k, const Draw& draw, const Sampling& sampling) = 0;
-    virtual void tokens(std::size_t k, std::int32_t* out) = 0;  // (B, L): what scale k, already stepped, drew or kept
-    virtual void drawn(
-        std::size_t k,
-        std::int32_t* out) = 0;  // (B, L): the same before `keep`; -1 where the logits hold NaN or infinity
-    virtual std::vector<std::uint8_t> finite() = 0;  // (B,): whether the pictures decoded last were, before rounding
-    virtual void decode(std::uint8_t* images,
-                        bool to_device) = 0;  // (B, H, W, 3): f_hat as it is after the latest step
-    virtual void encode(const std::uint8_t* image, std::int32_t* tokens) = 0;  // one picture
-    virtual void logits(std::size_t k, float* out) = 0;  // (L, 2B, V) of scale k, stepped last; without guidance
 
-    // Makes what runs fail soon, where the engine can, until it is called with false. From any thread.
+    // Copies the tokens of scale k, which has been stepped: (B, L), drawn or kept.
+    virtual void tokens(std::size_t k, std::int32_t* out) = 0;
+
+    // Copies the same before `keep`: -1 where the logits hold NaN or infinity.
+    virtual void drawn(std::size_t k, std::int32_t* out) = 0;
+
+    // Copies the logits of scale k, the latest one stepped: (L, 2B, V), before guidance.
+    virtual void logits(std::size_t k, float* out) = 0;
+
+    // Decodes f_hat as it is after the latest step into images (B, H, W, 3).
+    virtual void decode(std::uint8_t* images, bool to_device) = 0;
+
+    // Returns for each picture decoded last whether its pixels were finite before rounding: (B,).
+    virtual std::vector<std::uint8_t> finite() = 0;
+
+    // Encodes one picture (H, W, 3) into tokens (T,).
+    virtual void encode(const std::uint8_t* image, std::int32_t* tokens) = 0;
+
+    // Makes running graphs fail, if the engine can do that, until it is called with false. May be called from any
+    // thread.
     virtual void stop(bool) {}
 
-    // Another backend on the same weights. Throws Error UNSUPPORTED where the engine cannot.
+    // Returns another backend on the same weights. Throws Error UNSUPPORTED if the engine cannot share them.
     virtual std::unique_ptr<Backend> share() const {
         throw unsupported("share: " + name() + " does not share its weights; create another handle");
     }
 
-    OnStage on_stage;  // of the running call; null: nothing is measured
+    OnStage on_stage;  // of the running call; null: nothing is timed
 };
 
 }  // namespace var_edge_impl

@@ -8,8 +8,8 @@
 
 namespace var_edge_impl {
 
-// The backend asked for, never another; AUTO takes TensorRT where there are engines that run here, else ONNX Runtime.
-// `manifest` is the bundle's; the backend's own is that of the engines' directory where engines are used.
+// Returns the backend that is asked for, never another. AUTO takes TensorRT if there are engines for this machine, else
+// ONNX Runtime. `manifest` is the bundle's; a backend that runs engines has the manifest of their directory.
 std::unique_ptr<Backend> create_backend(var_edge_backend wanted, const std::filesystem::path& bundle,
                                         std::shared_ptr<const Manifest> manifest, const BackendOptions& options);
 

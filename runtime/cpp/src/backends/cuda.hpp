@@ -34,7 +34,7 @@ using Graph = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, Discard>;
 using DeviceMemory = std::unique_ptr<std::uint8_t, FreeDevice>;
 using PinnedMemory = std::unique_ptr<std::uint8_t, FreePinned>;  // the GPU copies from and to it without the CPU's help
 
-// Makes device 0 the calling thread's, until it goes: the application may have chosen another.
+// Makes device 0 the current one of the calling thread while it lives: the application may have chosen another.
 class CurrentDevice {
   public:
     CurrentDevice();
@@ -52,7 +52,7 @@ class CurrentDevice {
 // later.
 class Cuda {
   public:
-    explicit Cuda(void* stream);  // the caller's, which stays the caller's; null: one of its own
+    explicit Cuda(void* stream);  // the caller's stream, or null to create one
     ~Cuda();
     Cuda(const Cuda&) = delete;
     Cuda& operator=(const Cuda&) = delete;
@@ -63,15 +63,15 @@ class Cuda {
     DeviceMemory allocate(std::size_t size) const;  // aligned to 256, set to 0
     PinnedMemory pinned(std::size_t size) const;    // set to 0
 
-    void upload(void* device, const void* host,
-                std::size_t size) const;  // queued; `host` stays until the stream has passed
-    void download(void* host, const void* device,
-                  std::size_t size) const;                                // queued; `host` holds it after `synchronize`
-    void copy(void* target, const void* device, std::size_t size) const;  // queued; to any memory the device reaches
-    void zero(void* device, std::size_t size) const;                      // queued
+    // These are queued. Memory of the host must stay until `synchronize`.
+    void upload(void* device, const void* host, std::size_t size) const;
+    void download(void* host, const void* device, std::size_t size) const;
+    void copy(void* target, const void* device, std::size_t size) const;  // to any memory that the device reaches
+    void zero(void* device, std::size_t size) const;
+
     void synchronize() const;
 
-    // What `queue` queues, as a graph instead of running.
+    // Records what `queue` queues as a graph, instead of running it.
     Graph captured(const std::function<void()>& queue) const;
     void launch(const Graph& graph) const;
 
@@ -86,7 +86,7 @@ class Cuda {
     bool own_ = false;
 };
 
-// Memory of the GPU, allocated once; given back at the end, when the stream has passed it.
+// GPU memory that is allocated once, and freed when the stream no longer uses it.
 class DeviceArrays final : public Arrays {
   public:
     explicit DeviceArrays(const Cuda& cuda) : cuda_(&cuda) {}

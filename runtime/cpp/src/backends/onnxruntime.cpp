@@ -13,7 +13,7 @@ namespace var_edge_impl {
 
 namespace {
 
-// What handles share: the graphs with their weights, each opened when it is first wanted, and constants.
+// What handles share: constants, and the graphs with their weights. A graph is opened at its first use.
 class Loaded {
   public:
     Loaded(var_edge_backend wanted, const std::filesystem::path& folder, std::shared_ptr<const Manifest> its,
@@ -43,7 +43,7 @@ class Loaded {
         check_shapes(false);
     }
 
-    // A graph that is not open yet is opened: only who encodes or draws smoothly pays for it.
+    // Returns a graph, which it opens if necessary: only callers that encode or draw smoothly need those graphs.
     Session& session(const std::string& graph) {
         const std::lock_guard<std::mutex> lock(mutex_);
         auto found = sessions_.find(graph);
@@ -59,14 +59,14 @@ class Loaded {
 
     const std::filesystem::path bundle;
     const std::shared_ptr<const Manifest> manifest;
-    const InputFile weights;  // ONNX Runtime maps the file: an alteration of it alters what is drawn
+    const InputFile weights;  // ONNX Runtime maps the file: a change to it changes what is drawn
     std::string name;
     std::vector<ScaleConstants> constants;
 
   private:
     Session open(const std::string& graph) const { return {bundle, manifest->graphs.at(graph), options_}; }
 
-    // What was checked when the bundle was loaded is read only now.
+    // Opens a graph long after the bundle was checked, so it checks again.
     Session open_later(const std::string& graph) const {
         manifest->check_still(bundle, manifest->graphs.at(graph).file, verify_);
         manifest->check_still(bundle, WEIGHTS, verify_);

@@ -10,13 +10,13 @@ namespace var_edge_impl {
 
 namespace {
 
-// ONNX Runtime makes a device's identifier and a database of events when its environment is created, unless this is
-// set. It is set while the library is loaded, when there is one thread still: setting it beside threads that read the
-// environment is not safe. A value of the application's stays.
+// Without this variable ONNX Runtime creates a device identifier and an event database together with its environment.
+// It is set while the library is loaded, before there are other threads that may read the environment. A value that the
+// application has set is kept.
 __attribute__((constructor(101))) void no_telemetry() { ::setenv("ORT_DISABLE_TELEMETRY", "1", 0); }
 
-constexpr int OLDEST =
-    VAR_EDGE_ONNXRUNTIME_API;  // the minor version that first reads these graphs and has every call made here
+// The minor version that first reads these graphs and has every call made here.
+constexpr int OLDEST = VAR_EDGE_ONNXRUNTIME_API;
 
 }  // namespace
 
@@ -26,7 +26,8 @@ Ort::Env& environment() {
         const char* version = base->GetVersionString();
         int major = 0, minor = 0;
         std::sscanf(version, "%d.%d", &major, &minor);
-        const bool known = major > 1 || (major == 1 && minor >= OLDEST);  // asked for an unknown one it prints
+        // Asked for a version that it does not know, it prints an error.
+        const bool known = major > 1 || (major == 1 && minor >= OLDEST);
         const OrtApi* api = known ? base->GetApi(OLDEST) : nullptr;
         if (!api) {
             throw unsupported(std::string("ONNX Runtime ") + version + ": expected 1." + std::to_string(OLDEST) +

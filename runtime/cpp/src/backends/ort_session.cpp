@@ -39,13 +39,13 @@ Specs of(const Tensors& tensors) {
     return specs;
 }
 
-// What ONNX Runtime says goes to the caller's log, from whichever thread it comes.
+// Passes a message of ONNX Runtime, from any thread, to the caller's log.
 void ORT_API_CALL hear(void* log, OrtLoggingLevel severity, const char*, const char*, const char* place,
                        const char* message) {
     const int level = std::min(int(severity) - int(ORT_LOGGING_LEVEL_INFO), int(VAR_EDGE_LOG_ERROR));
     try {
         (*static_cast<Log*>(log))(level, one_line(std::string("ONNX Runtime: ") + message + " (" + place + ")"));
-    } catch (...) {  // a log that throws is not ONNX Runtime's affair
+    } catch (...) {  // ONNX Runtime cannot handle an exception of the caller's log
     }
 }
 
@@ -150,9 +150,9 @@ Ort::SessionOptions session_options(var_edge_backend wanted, const BackendOption
     environment();  // before any other call of ONNX Runtime's
     Ort::SessionOptions options;
     options.SetIntraOpNumThreads(asked.threads ? asked.threads : usable_cpus());
-    // The graphs take turns: idle threads of one session that keep spinning take the cores of the next.
+    // The graphs run one after the other: idle threads of one session that keep spinning would slow down the next.
     options.AddConfigEntry("session.intra_op.allow_spinning", "0");
-    // A pattern is remembered for every shape, here for every scale: memory for no speed.
+    // A pattern would be kept for every shape, that is for every scale: memory without a gain in speed.
     options.DisableMemPattern();
     // INT8 weights alone: by default ONNX Runtime rounds the activations to 8 bits as well.
     options.AddConfigEntry("session.qdq_matmulnbits_accuracy_level", "1");

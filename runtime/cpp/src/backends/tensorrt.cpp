@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// "8.7" as numbers; what is no capability compares as larger than any.
+// Returns "8.7" as numbers. A text that is no capability compares as larger than any.
 std::pair<int, int> number(const std::string& capability) {
     int major = INT_MAX, minor = INT_MAX;
     return std::sscanf(capability.c_str(), "%d.%d", &major, &minor) == 2 ? std::pair(major, minor)
@@ -135,7 +135,7 @@ class TensorRTBackend final : public WiredBackend {
         name_ = built.flavour + " " + built.version + " on " + cuda_->gpu().name;
     }
 
-    // What TensorRT holds goes while its device is the current one and nothing runs.
+    // TensorRT's objects must be destroyed while their device is the current one and nothing runs.
     ~TensorRTBackend() override {
         const CurrentDevice device;
         cudaStreamSynchronize(cuda_->stream());
@@ -249,7 +249,7 @@ class TensorRTBackend final : public WiredBackend {
         return cuda_->captured(queue);
     }
 
-    // Only smooth sampling pays for it; so its scratch memory is its own.
+    // Only smooth sampling needs it, so it is loaded late and has scratch memory of its own.
     void load_smooth_bridge() {
         if (engines_.count(SMOOTH_BRIDGE)) return;
         LoadedEngine& engine = engines_.emplace(SMOOTH_BRIDGE, load(SMOOTH_BRIDGE)).first->second;

@@ -28,7 +28,7 @@ constexpr const char* FLAVOUR_OPTION = "tensorrt";
 #error "var_edge needs TensorRT 10 or newer, or TensorRT for RTX"
 #endif
 
-// Of the library that runs, all its numbers: "10.3.0.30".
+// Returns the version of the loaded TensorRT, with all its numbers: "10.3.0.30".
 std::string tensorrt_version();
 
 // What TensorRT said: errors make the message when something fails, warnings go to the application.
@@ -44,8 +44,8 @@ class TrtLog final : public nvinfer1::ILogger {
     Log forward_;
 };
 
-// A model's logger. TensorRT goes on using the first logger of a process also when the model it was given for is gone:
-// so loggers are never destroyed, and one that a model has left serves the next.
+// A model's logger. TensorRT keeps using the first logger of a process even after its model was freed, so loggers are
+// never destroyed but reused by later models.
 class OpenLog {
   public:
     explicit OpenLog(Log forward);
@@ -66,10 +66,10 @@ class LoadedEngine {
     LoadedEngine(nvinfer1::IRuntime& runtime, TrtLog& log, const Cuda& cuda, const std::filesystem::path& path,
                  const GraphSpec& graph, const Engine& record);
 
-    // What the largest profile needs while it runs.
+    // Returns the scratch memory that the largest profile needs.
     std::size_t scratch_bytes() const;
 
-    // Runs with this scratch memory from now on, which other engines on the same stream may use too.
+    // Sets the scratch memory to run with. Other engines on the same stream may use it too.
     void use(const Array& scratch);
 
     // Queues one run with this profile on the stage's arrays. The first run of a profile makes its context.

@@ -1,4 +1,5 @@
-// Which array every input and output of every stage is: the same for all engines. Twin of runtime/backends/wiring.py.
+// Assigns an array to every input and output of every stage, the same for all engines. Twin of
+// runtime/backends/wiring.py.
 #pragma once
 
 #include <filesystem>
@@ -24,7 +25,7 @@ struct Stage {
     Tensors inputs, outputs;
 };
 
-// Small inputs that the host sets: pieces of one block, so that one copy brings all of them.
+// Small inputs that the host sets. They are parts of one block, so that one copy uploads all of them.
 class Staged {
   public:
     Staged(Arrays& arrays, const std::vector<std::tuple<std::string, Shape, Dtype>>& specs);
@@ -48,7 +49,7 @@ struct ScaleConstants {
     Tensors transformer, bridge;
 };
 
-// What each scale's graphs are told beside data. Throws Error BAD_BUNDLE if the weight file lacks a tensor.
+// Returns the constants of each scale. Throws Error BAD_BUNDLE if the weight file lacks a tensor.
 std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle, const Manifest& manifest,
                                             Arrays& arrays);
 
@@ -61,7 +62,7 @@ struct Draw {
     const std::int32_t* kept_tokens;
 };
 
-// All arrays of one batch size, allocated once, and the stages on them: a picture allocates nothing.
+// The arrays of one batch size, allocated once, and the stages on them. Drawing allocates nothing.
 //
 // Token-major arrays are as long as the largest scale needs; a smaller one uses the first rows. The past keys and
 // values are the first rows of caches for all T tokens, and the new ones go right behind them.

@@ -40,14 +40,15 @@ struct EngineRecord {
     // Whether the engines were built from the bundle with this manifest.
     bool fits(const Manifest& manifest) const;
 
-    // Index of the transformer's and bridge's profile for a batch size and a scale.
+    // Returns the index of the transformer's and the bridge's profile for a batch size and a scale.
     std::size_t profile(std::int64_t batch, std::size_t scale, std::size_t scales) const;
 };
 
-// What the symbolic axes are at scale k. The last scale has no next one: it computes the input of scale 1 again.
+// Returns the sizes of the symbolic axes at scale k. The last scale has no next one: it computes the input of scale 1
+// again.
 std::map<std::string, std::int64_t> scale_sizes(const std::vector<Scale>& scales, std::size_t k, std::int64_t batch);
 
-// Directories of engines in a bundle, in the order of their names.
+// Returns the directories of engines in a bundle, sorted by name.
 std::vector<std::filesystem::path> engine_folders(const std::filesystem::path& bundle);
 
 }  // namespace var_edge_impl

@@ -81,13 +81,13 @@ struct Manifest {
     // Parses and checks a manifest's text; `where` begins every message. Throws Error BAD_BUNDLE.
     static Manifest parse(const std::string& text, const std::string& where);
 
-    // The manifest of a directory, its files checked for their sizes and, if `verify`, their SHA-256.
+    // Loads the manifest of a directory. Checks the size of every file and, if `verify` is set, its SHA-256.
     static Manifest load(const std::filesystem::path& bundle, bool verify, const Progress& progress = {});
 
-    // For a file that is read again after `load`: the same as then, or checked anew. Throws Error BAD_BUNDLE.
+    // Checks a file that is opened after `load`, if it has been touched since. Throws Error BAD_BUNDLE.
     void check_still(const std::filesystem::path& bundle, const std::string& name, bool verify) const;
 
-    // Tensors of the weight file that no graph names: the runtime hands them to the graphs.
+    // Returns the tensors of the weight file that the runtime passes to the graphs.
     std::set<std::string> runtime_tensors() const;
 
   private:

@@ -1,4 +1,5 @@
-// JSON that refuses what it does not expect, naming the place as `where.key[2]`. Twin of runtime/bundle/schema.py.
+// Reads JSON and refuses what is not expected; a message names the place as `where.key[2]`. Twin of
+// runtime/bundle/schema.py.
 #pragma once
 
 #include <cstdint>
@@ -16,17 +17,17 @@
 namespace var_edge_impl {
 
 bool is_name(const std::string& text);        // printable, of 1 to limits::NAME_BYTES bytes
-bool is_plain_name(const std::string& text);  // and of a file in the folder at hand: it cannot lead out of it
+bool is_plain_name(const std::string& text);  // a name without folders, which cannot lead out of one
 
 class Strict {
   public:
     Strict(const nlohmann::json& value, std::string where) : value_(&value), where_(std::move(where)) {}
 
-    // The members of an object with exactly these keys.
+    // Returns this, which must be an object with exactly these keys.
     Strict with(std::initializer_list<const char*> keys) const;
     Strict operator[](const char* key) const;
 
-    // Throw unless the value is of this kind.
+    // Each returns the value, and throws Error BAD_BUNDLE unless it is of this kind.
 
     std::int64_t integer() const;
     std::int64_t integer(const limits::Range& allowed) const;

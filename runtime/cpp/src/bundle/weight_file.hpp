@@ -1,4 +1,4 @@
-// The weight file, a safetensors file: its header, and tensors read from it one by one.
+// The weight file, a safetensors file: its header, and single tensors. Twin of runtime/bundle/weight_file.py.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct StoredTensor {
     std::int64_t begin, end;  // in the file's data
 };
 
-// The header's text (its JSON) of a file with `data_bytes` of data behind it. Throws Error BAD_BUNDLE.
+// Parses the header (JSON) of a file that has `data_bytes` of data behind it. Throws Error BAD_BUNDLE.
 std::map<std::string, StoredTensor> parse_weight_header(const std::string& text, std::int64_t data_bytes,
                                                         const std::string& where);
 

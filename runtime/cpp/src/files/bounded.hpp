@@ -19,11 +19,11 @@ class InputFile {
     InputFile& operator=(const InputFile&) = delete;
 
     std::int64_t size() const { return size_; }
-    std::size_t read_some(void* target, std::size_t size, std::int64_t offset) const;  // less only where the file ends
+    std::size_t read_some(void* target, std::size_t size, std::int64_t offset) const;  // fewer at the file's end
     void read(void* target, std::size_t size, std::int64_t offset) const;
 
-    // Throws unless the content is the one that was opened, as its size and its time say. A file that another one
-    // replaced by a rename is still here and still the same.
+    // Throws unless size and modification time are those of the file when it was opened. A file that was replaced by a
+    // rename stays open here and has not changed.
     void check_unchanged() const;
 
   private:
@@ -33,14 +33,15 @@ class InputFile {
     std::int64_t modified_;  // nanoseconds
 };
 
-// All of it. Throws Error BAD_BUNDLE, also for more than `most` bytes.
+// Returns the content of a file. Throws Error BAD_BUNDLE, also if it has more than `most` bytes.
 std::string read_bytes(const std::filesystem::path& path, std::int64_t most);
 
-// The same as UTF-8 without byte order mark and without NUL.
+// Returns the content of a file, which must be UTF-8 without byte order mark and without NUL. Throws as read_bytes
+// does.
 std::string read_text(const std::filesystem::path& path, std::int64_t most);
 
-// One JSON document: no key twice, no text behind it, finite numbers, integers of 64 bits. Throws Error BAD_BUNDLE,
-// whose message begins with `where`.
+// Parses one JSON document: no duplicate keys, nothing behind it, finite numbers, integers of 64 bits. Throws Error
+// BAD_BUNDLE; the message begins with `where`.
 nlohmann::json parse_json(const std::string& text, const std::string& where);
 
 }  // namespace var_edge_impl

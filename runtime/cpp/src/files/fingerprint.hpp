@@ -10,13 +10,13 @@ namespace var_edge_impl {
 
 bool is_file(const std::filesystem::path& path);
 
-// Throws Error BAD_BUNDLE.
+// Returns the size of a file in bytes. Throws Error BAD_BUNDLE.
 std::int64_t file_bytes(const std::filesystem::path& path);
 
-// Which content a path leads to, without reading it: any writing to the file or replacing of it gives another stamp.
+// Returns a text that changes whenever the file at this path is written or replaced. Does not read the file.
 std::string stamp(const std::filesystem::path& path);
 
-// Hexadecimal SHA-256 of a file's content. `on_bytes` hears how many were read since it was called last.
+// Returns the SHA-256 of a file in hexadecimal. `on_bytes` receives how many bytes were read since it was called last.
 std::string sha256(const std::filesystem::path& path, const std::function<void(std::size_t)>& on_bytes = {});
 
 }  // namespace var_edge_impl

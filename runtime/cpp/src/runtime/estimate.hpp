@@ -1,4 +1,4 @@
-// What a model takes in memory, before it is taken.
+// Computes the memory that a model will take, before any is allocated.
 #pragma once
 
 #include "bundle/manifest.hpp"

@@ -1,4 +1,4 @@
-// Not-a-number, as the graphs tell it: a token of -1, a picture that is not finite. Twin of _check_finite in
+// Finds NaN and infinity. The graphs report them: token -1, or a picture that is not finite. Twin of _check_finite in
 // runtime/pipeline.py.
 #pragma once
 
@@ -12,7 +12,7 @@ namespace var_edge_impl {
 // Throws Error FAILED if the logits of a scale, or a picture, of the `size` pictures drawn last hold NaN or infinity.
 void check_finite(Backend& backend, const Manifest& manifest, std::int64_t size);
 
-// The same of the encoder's features, from its tokens (T,).
+// Throws Error FAILED if the encoder's features, of which it made these tokens (T,), hold NaN or infinity.
 void check_encoded(const std::int32_t* tokens, const Manifest& manifest);
 
 }  // namespace var_edge_impl

@@ -32,7 +32,7 @@ class Pipeline {
     Pipeline(const std::filesystem::path& bundle, var_edge_backend backend, const BackendOptions& options);
     explicit Pipeline(const Pipeline& other);  // on the same weights
 
-    // images (N, H, W, 3), on the device or not; tokens (N, T) or null. Throws Error.
+    // Draws images (N, H, W, 3), in GPU memory if `to_device`, and tokens (N, T), which may be null. Throws Error.
     void generate(const Request& request, std::uint8_t* images, bool to_device, std::int32_t* tokens);
 
     // Within on_scale, in its thread: the pictures of this batch as they are, the scale's tokens (B, L), and its logits
@@ -43,10 +43,11 @@ class Pipeline {
 
     void encode(const std::uint8_t* images, std::int64_t count, std::int32_t* tokens);
 
-    // Makes the running call throw Error STOPPED soon, until it is called with false. From any thread.
+    // Makes calls throw Error STOPPED until it is called with false. May be called from any thread.
     void stop(bool wanted);
 
-    // `request` without keep: what `kept` (P, P) marks of `image` is kept, and drawn anew for each label.
+    // Keeps the tokens of `image` that `kept` (P, P) marks, and draws the others, once for each label. `request` has no
+    // keep.
     void edit(Request request, const std::uint8_t* image, const std::vector<std::uint8_t>& kept, std::uint8_t* images,
               bool to_device, std::int32_t* tokens);
 

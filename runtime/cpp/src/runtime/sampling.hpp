@@ -16,7 +16,7 @@ struct Sampling {
     double cfg = 4.0;
     std::int64_t top_k = 900;
     double top_p = 0.95;
-    bool smooth = false;  // a mixture of codes in place of a token's, the published demo's "more smooth"
+    bool smooth = false;  // mix codes instead of drawing tokens, the published demo's "more smooth"
 
     void check(std::int64_t vocab_size) const {
         if (!limits::CFG.holds(cfg)) {
@@ -33,13 +33,13 @@ struct Sampling {
         }
     }
 
-    // Guidance t, growing from 0 to `cfg`; logits become (1 + t) * conditional - t * unconditional.
+    // Returns the guidance t, which grows from 0 to `cfg`; logits become (1 + t) * conditional - t * unconditional.
     double guidance(std::int64_t scale, std::int64_t scales) const { return cfg * double(scale) / double(scales - 1); }
 
-    // What smooth sampling multiplies the logits by.
+    // Returns the factor that smooth sampling multiplies the logits by.
     double sharpness(std::int64_t scale, std::int64_t scales) const { return 1 + double(scale) / double(scales - 1); }
 
-    // Of the softmax over noised logits that smooth sampling mixes codes with.
+    // Returns the temperature of the softmax over noised logits that smooth sampling mixes codes with.
     double temperature(std::int64_t scale, std::int64_t scales) const {
         return std::max(0.27 * (1 - 0.95 * double(scale) / double(scales - 1)), 0.005);
     }
