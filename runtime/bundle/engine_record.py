@@ -79,6 +79,11 @@ class EngineRecord:
             ("built.compute_capabilities", _are_capabilities(built.compute_capabilities), "numbers such as 8.6"),
             ("batches", 0 < len(sizes) <= limits.BATCHES and all(size in limits.BATCH for size in sizes), "sizes"),
             ("engines", record.engines.keys() <= set(GRAPHS), f"graphs out of {', '.join(GRAPHS)}"),
+            (
+                "profiles",
+                all(map(_are_shapes, record.engines.values())),
+                f"shapes of {limits.RANK} sizes {limits.SIZE}",
+            ),
         ):
             if not holds:
                 raise BundleError(f"{path}: {key}: expected {expected}; run make engine again")
@@ -99,6 +104,14 @@ class EngineRecord:
     def profile(self, batch: int, scale: int, scales: int) -> int:
         """Index of the transformer's and bridge's profile for a batch size and a scale."""
         return self.batches.index(batch) * scales + scale
+
+
+def _are_shapes(engine: Engine) -> bool:
+    inputs = [entry for profile in engine.profiles for entry in profile.items()]
+    return all(
+        limits.name_fault(name) is None and len(shape) <= limits.RANK and all(size in limits.SIZE for size in shape)
+        for name, shape in inputs
+    )
 
 
 def _is_version(text: str) -> bool:

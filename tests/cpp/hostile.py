@@ -135,8 +135,35 @@ def _cases(file: str, accepted: bool, changes: dict[str, Callable[[bytes], bytes
     return [Case(name, file, accepted, change) for name, change in changes.items()]
 
 
+def _scales(count: int) -> Callable[[bytes], bytes]:
+    """A manifest of that many scales, of sides 1, 2, 3 …"""
+
+    def change(data: bytes) -> bytes:
+        document = json.loads(data)
+        sides = range(1, count + 1)
+        document["model"] |= {"patch_nums": list(sides), "image_size": count * document["model"]["image_size"] // 3}
+        document["scales"] = [
+            {
+                "side": side,
+                "tokens": side * side,
+                "offset": sum(earlier * earlier for earlier in range(1, side)),
+                "phi": 0,
+                "upsample": "up.0",
+                "downsample": "down.1" if side > 1 else None,
+            }
+            for side in sides
+        ]
+        return json.dumps(document).encode()
+
+    return change
+
+
 def _graph_input(key: str, value: object) -> Callable[[bytes], bytes]:
     return _at("graphs", "condition", "inputs", 0, key, value=value)
+
+
+def _profile(name: str, shape: list[int]) -> Callable[[bytes], bytes]:
+    return _at("engines", "condition", "profiles", value=[{name: shape}])
 
 
 MANIFESTS = _cases(
@@ -152,6 +179,7 @@ MANIFESTS = _cases(
         "an escaped NUL": _text('"options": {}', '"options": {"x": "\\u0000"}'),
         "64 deep": _nested(64),
         "numbers without a point": _model(norm_eps=1, mlp_ratio=4, quant_resi=1),
+        "57 scales": _scales(57),
         "one phi each": _model(share_quant_resi=0),
         "no smoothing": _model(quant_resi=0),
         "largest sizes": _model(depth=256, ch=4096, code_size=4096, num_res_blocks=64),
@@ -204,7 +232,16 @@ MANIFESTS = _cases(
         "a list": lambda data: b"[]",
         "a number": lambda data: b"3",
         "schema 2": _at("schema_version", value=2),
-        "schema 3.0": _text('"schema_version": 3', '"schema_version": 3.5'),
+        "schema 3.5": _text('"schema_version": 3', '"schema_version": 3.5'),
+        "schema 3.0": _text('"schema_version": 3', '"schema_version": 3.0'),
+        "schema as text": _at("schema_version", value="3"),
+        "schema null": _at("schema_version", value=None),
+        "schema 4": _at("schema_version", value=4),
+        "no schema": lambda data: json.dumps(
+            {key: value for key, value in json.loads(data).items() if key != "schema_version"}
+        ).encode(),
+        "58 scales": _scales(58),  # of more than 65,536 tokens
+        "65 scales": _scales(65),
         "unknown key": _at("extra", value=1),
         "unknown key of a megabyte": _at("x" * 2**20, value=1),
         "size as true": _model(depth=True),
@@ -375,6 +412,12 @@ ENGINE_RECORDS = _cases(
     {
         "record as it is": bytes,
         "64 batches": _at("batches", value=list(range(1, 65))),
+        "one number as a version": _at("built", "version", value="10"),
+        "two capabilities": _at("built", "compute_capabilities", value=["8.7", "12.0"]),
+        "a profile of eight axes": _profile("labels", [1] * 8),
+        "a profile's largest axis": _profile("labels", [2**31 - 1]),
+        "no engine": _at("engines", value={}),
+        "a file without a name": _at("engines", "condition", "file", value=""),
         "seconds without a point": _at("engines", "condition", "build_seconds", value=2),
     },
 ) + _cases(
@@ -389,6 +432,23 @@ ENGINE_RECORDS = _cases(
         "batch 1025": _at("batches", value=[1025]),
         "batch 10^20": _at("batches", value=[10**20]),
         "65 batches": _at("batches", value=list(range(1, 66))),
+        "other schema with a point": _text('"schema_version": 2', '"schema_version": 2.5'),
+        "schema as text": _at("schema_version", value="2"),
+        "unknown flavour": _at("built", "flavour", value="tensorrt_11"),
+        "no version": _at("built", "version", value=""),
+        "a version of letters": _at("built", "version", value="10.x"),
+        "a version that ends in a dot": _at("built", "version", value="10.3."),
+        "a version of ten digits": _at("built", "version", value="1234567890"),
+        "no capability": _at("built", "compute_capabilities", value=[]),
+        "a capability without a dot": _at("built", "compute_capabilities", value=["87"]),
+        "a capability of three numbers": _at("built", "compute_capabilities", value=["8.6.1"]),
+        "a capability of 1,000": _at("built", "compute_capabilities", value=["1000.1"]),
+        "a capability with a letter": _at("built", "compute_capabilities", value=["9.a"]),
+        "an engine of an unknown graph": lambda data: data.replace(b'"condition": {', b'"other": {', 1),
+        "a profile of nine axes": _profile("labels", [1] * 9),
+        "a profile of axis -1": _profile("labels", [-1]),
+        "a profile of axis 2^31": _profile("labels", [2**31]),
+        "a profile of an unprintable input": _profile("a\x1b", [1]),
         "layers as a list": _at("engines", "condition", "layers", value=[]),
         "peak as text": _at("peak_bytes", value="1"),
         "profile of text": _at("engines", "condition", "profiles", value=["1"]),

@@ -1,12 +1,14 @@
-"""The C and C++ API, feature by feature: tests/features.cpp on a bundle of toy graphs, also under sanitizers."""
+"""The C and C++ API, feature by feature: tests/features on a bundle of toy graphs, also under sanitizers."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from runtime.pipeline import Pipeline
 from tests.cpp.conftest import SOURCE, Configure, run
 from tests.runtime.toy import write_bundle
 
@@ -56,12 +58,18 @@ def test_features_under_the_thread_sanitizer(feature: str, threaded_features: Pa
 
 
 def test_a_program_of_an_older_header(release: Path, toy: Path) -> None:
-    """tests/compat.c is compiled against the header of 0.1.0, whose structs are shorter."""
-    assert run(release / "tests" / "compat", toy).stdout == ""
+    """tests/compat.c is compiled against the header of 0.1.0, whose structs are shorter. It draws the same."""
+    tokens = np.concatenate(Pipeline(toy, "onnxruntime").generate([1]).tokens, axis=1)[0]
+    assert run(release / "tests" / "compat", toy).stdout.split() == list(map(str, tokens))
 
 
 def test_handles_share_their_weights(release: Path, demo_bundle: Path) -> None:
     assert run(release / "tests" / "features", demo_bundle, "share_memory").stdout == ""
+
+
+def test_a_picture_in_a_batch_and_alone(release: Path, demo_bundle: Path) -> None:
+    """The same tokens, and pixels within 1/255."""
+    assert run(release / "tests" / "features", demo_bundle, "batch").stdout == ""
 
 
 def test_edit_with_a_mask_and_a_callback(release: Path, tiny_bundle: Path) -> None:

@@ -1,6 +1,6 @@
-// var_edge_batch DIR COUNT FOLDER [SEED]: COUNT pictures of every class, to compare with other pictures or models.
+// var_edge_batch DIR COUNT FOLDER [SEED]: draws COUNT pictures of every class, for an evaluation.
 //
-// FOLDER/LABEL_SEED.png, each with a seed of its own: any of them can be drawn again alone.
+// Writes FOLDER/LABEL_SEED.png. Every picture has a seed of its own, so each can be drawn again by itself.
 #include <cstdint>
 #include <iostream>
 #include <string>
@@ -17,7 +17,7 @@ int main(int count, char** arguments) {
     }
     try {
         var_edge::Model model(arguments[1]);
-        var_edge::Settings settings;  // batch: how many are drawn together; more are drawn in turns
+        var_edge::Settings settings;  // settings.batch: how many are drawn together
         if (count > 4) settings.seed = std::stoull(arguments[4]);
         const auto each = std::stoul(arguments[2]);
         for (std::int32_t label = 0; label < model.info().num_classes; ++label) {

@@ -1,10 +1,10 @@
-/* var_edge_draw DIR LABEL PICTURE.ppm [SEED]: the C API from beginning to end. */
+/* var_edge_draw DIR LABEL PICTURE.ppm [SEED]: draws a picture with the C API and writes it as PPM. */
 #include <var_edge.h>
 
 #include <stdio.h>
 #include <stdlib.h>
 
-/* `rgb` (side, side, 3) to a PPM file. 0 if it is written. */
+/* Writes `rgb` (side, side, 3) to a PPM file. Returns 0 on success. */
 static int write_ppm(const char* path, const uint8_t* rgb, int32_t side) {
     FILE* file = fopen(path, "wb");
     if (!file) return 1;

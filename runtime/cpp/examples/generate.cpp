@@ -1,6 +1,6 @@
 // var_edge_generate DIR LABEL,… [--seed N] [--cfg X] [--top-k N] [--top-p X] [--backend NAME] [--out PICTURE.png]
 //
-// One PNG for a label; of several labels picture_0.png, picture_1.png, …
+// Draws one picture for each label, into picture.png or, for several labels, into picture_0.png, picture_1.png, …
 #include <cstdlib>
 #include <cstring>
 #include <iostream>

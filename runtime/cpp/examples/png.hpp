@@ -1,4 +1,4 @@
-// A picture to a PNG file, uncompressed, for the examples: no other library needed.
+// Writes uncompressed PNG files, so that the examples need no other library.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,8 @@ class Png {
         std::uint32_t a = 1, b = 0;  // Adler-32
         for (std::uint32_t y = 0; y < height; ++y) {
             // One block a row: rows of up to 65535 bytes.
-            data.insert(data.end(), {std::uint8_t(y + 1 == height), std::uint8_t(row), std::uint8_t(row >> 8), std::uint8_t(~row), std::uint8_t(~row >> 8), 0});
+            data.insert(data.end(), {std::uint8_t(y + 1 == height), std::uint8_t(row), std::uint8_t(row >> 8),
+                                     std::uint8_t(~row), std::uint8_t(~row >> 8), 0});
             data.insert(data.end(), rgb + y * (row - 1), rgb + (y + 1) * (row - 1));
             for (std::size_t i = data.size() - row; i < data.size(); ++i) {
                 a = (a + data[i]) % 65521;

@@ -1,4 +1,4 @@
-// var_edge_preview DIR LABEL FOLDER [SEED]: a picture after each scale, coarse to fine.
+// var_edge_preview DIR LABEL FOLDER [SEED]: writes the picture as it is after each scale, from coarse to fine.
 #include <algorithm>
 #include <cstdint>
 #include <iostream>

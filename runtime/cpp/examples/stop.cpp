@@ -1,6 +1,6 @@
-// var_edge_stop DIR LABEL MILLISECONDS OUT.png: as fine a picture as the time allows.
+// var_edge_stop DIR LABEL MILLISECONDS OUT.png: draws as many scales as the time allows.
 //
-// The first scale that ends after the time is up is the last one: its picture is kept, and the callback stops the rest.
+// When the time is up, the callback keeps the picture as it is after the current scale and stops the generation.
 #include <chrono>
 #include <cstdint>
 #include <iostream>
@@ -20,13 +20,14 @@ int main(int count, char** arguments) {
         var_edge::Model model(arguments[1]);
         const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(std::stoi(arguments[3]));
         std::vector<std::uint8_t> image;
+        const auto on_scale = [&](const var_edge::Scale& scale) {
+            if (std::chrono::steady_clock::now() < end) return true;
+            image = scale.preview();
+            std::cout << "stopped after scale " << scale.index + 1 << " of " << scale.count << std::endl;
+            return false;
+        };
         try {
-            image = model.generate({std::stoi(arguments[2])}, {}, [&](const auto& scale) {
-                if (std::chrono::steady_clock::now() < end) return true;
-                image = scale.preview();
-                std::cout << "stopped after scale " << scale.index + 1 << " of " << scale.count << std::endl;
-                return false;
-            }).images;
+            image = model.generate({std::stoi(arguments[2])}, {}, on_scale).images;
         } catch (const var_edge::Error& error) {
             if (error.status != VAR_EDGE_STOPPED) throw;
         }

@@ -23,27 +23,36 @@
  *     var_edge_free(model);
  *     free(image);
  *
- * Ownership. The caller owns every buffer it passes, and may free it when the call returns. The library owns what it
- * returns: strings and lists live until the handle is freed, the last error until the next call in the same thread.
- * Paths and texts are UTF-8. Shapes are in C order: (count, T) is count rows of T values.
+ * Ownership
+ *   The caller owns every buffer that it passes, and may free it when the call has returned. The library owns what it
+ *   returns: strings and lists live until the handle is freed, and the last error until the next call of the same
+ *   thread. Paths and texts are UTF-8. Arrays are in C order: (count, T) means count rows of T values.
  *
- * Errors. A function returns a status; var_edge_last_error says why in one line. Every function may return
- * VAR_EDGE_BAD_ARGUMENT and VAR_EDGE_OUT_OF_MEMORY. No function throws, exits or prints. After an error the handle can
- * be used again, and output buffers hold nothing of use.
+ * Errors
+ *   A function returns a status, and var_edge_last_error explains it in one line. Every function may return
+ *   VAR_EDGE_BAD_ARGUMENT and VAR_EDGE_OUT_OF_MEMORY; other statuses are listed at each function. No function throws,
+ *   exits or prints. After an error the handle can be used again, and the content of output buffers is undefined.
  *
- * Threads. A handle serves one call at a time. A second call, from another thread or from a callback, is refused with
- * VAR_EDGE_BAD_ARGUMENT; var_edge_free too leaves a busy handle as it is. Allowed at any time: var_edge_stop,
- * var_edge_query and the functions for class names. Allowed within on_scale: the functions of its group. Different
- * handles work in different threads at once. pthread_cancel takes effect when the call has returned.
+ * Threads
+ *   A handle serves one call at a time. A second call, from another thread or from a callback, returns
+ *   VAR_EDGE_BAD_ARGUMENT; var_edge_free does nothing to a busy handle. var_edge_stop, var_edge_query and the functions
+ *   for class names may be called at any time and from any thread. on_scale may call the functions listed under "Within
+ *   on_scale". Different handles can be used in different threads at once. pthread_cancel takes effect when the call
+ *   has returned.
  *
- * Processes. A child of fork cannot use a handle of its parent: each call is refused, and var_edge_free does nothing.
- * The child may create handles of its own.
+ * Processes
+ *   After fork, the child cannot use the handles of its parent: every call returns VAR_EDGE_BAD_ARGUMENT, and
+ *   var_edge_free does nothing. The child can create handles of its own.
  *
- * Structs. A struct that the caller fills begins with its size, which the functions var_edge_default_* set. Fields are
- * only ever appended: a program compiled with an older header keeps working, what it does not know has its default.
- * Fields that a newer program knows and this library does not must be 0.
+ * Structs
+ *   Every struct that the caller passes begins with its size. The var_edge_default_* functions set it; set it yourself
+ *   for var_edge_info and var_edge_memory_use. Later versions only append fields. A program that was compiled with an
+ *   older header gets the default for each field that it does not know. A program that was compiled with a newer header
+ *   must leave the fields at 0 that this library does not know.
  *
- * The same directory, label, seed and settings give the same tokens as the Python runtime.
+ * What is drawn
+ *   The same directory, label, seed and settings give the same tokens as the Python runtime. A picture drawn in a batch
+ *   has exactly the tokens it has alone; its pixels differ by at most 1/255.
  */
 #ifndef VAR_EDGE_H
 #define VAR_EDGE_H
@@ -59,17 +68,16 @@ extern "C" {
 
 /* ---- Version ------------------------------------------------------------------------------------------------- */
 
-/* Of this header: #if VAR_EDGE_VERSION_NUMBER >= 100 means 0.1.0 or later. */
+/* The version of this header. VAR_EDGE_VERSION_NUMBER is 100 for 0.1.0 and grows with each version. */
 #define VAR_EDGE_VERSION_MAJOR 0
 #define VAR_EDGE_VERSION_MINOR 1
 #define VAR_EDGE_VERSION_PATCH 0
-#define VAR_EDGE_VERSION_NUMBER \
-    (VAR_EDGE_VERSION_MAJOR * 10000 + VAR_EDGE_VERSION_MINOR * 100 + VAR_EDGE_VERSION_PATCH)
+#define VAR_EDGE_VERSION_NUMBER (VAR_EDGE_VERSION_MAJOR * 10000 + VAR_EDGE_VERSION_MINOR * 100 + VAR_EDGE_VERSION_PATCH)
 
-/* The version of the library that is loaded: "0.1.0". */
+/* Returns the version of the loaded library: "0.1.0". */
 VAR_EDGE_API const char* var_edge_version(void);
 
-/* What the library was built from and with, in one line, for reports of faults: version, commit, compiler, engines. */
+/* Returns one line for bug reports: version, commit, compiler and inference engines of the loaded library. */
 VAR_EDGE_API const char* var_edge_build(void);
 
 /* ---- Errors and messages ------------------------------------------------------------------------------------- */
@@ -78,16 +86,16 @@ typedef enum var_edge_status {
     VAR_EDGE_OK = 0,
     VAR_EDGE_BAD_ARGUMENT = 1, /* a value is out of range, a pointer is null, the handle is busy */
     VAR_EDGE_BAD_BUNDLE = 2,   /* the directory is missing, damaged, altered or of another version */
-    VAR_EDGE_UNSUPPORTED = 3,  /* no GPU, no engines for it, or a backend this library was built without */
+    VAR_EDGE_UNSUPPORTED = 3,  /* no GPU, no engines for it, or a backend that this library was built without */
     VAR_EDGE_FAILED = 4,       /* the inference engine failed, or the model computed NaN or infinity */
     VAR_EDGE_OUT_OF_MEMORY = 5,
-    VAR_EDGE_STOPPED = 6 /* a callback or var_edge_stop stopped the call */
+    VAR_EDGE_STOPPED = 6 /* a callback or var_edge_stop ended the call */
 } var_edge_status;
 
-/* What a status means: "bad argument". "unknown status" for other numbers. Never NULL. */
+/* Returns the name of a status, such as "bad argument", or "unknown status". Never NULL. */
 VAR_EDGE_API const char* var_edge_status_string(var_edge_status status);
 
-/* Why the last call of this thread failed; "" if it did not. */
+/* Returns why the last call of this thread failed, or "" if it succeeded. */
 VAR_EDGE_API const char* var_edge_last_error(void);
 
 typedef enum var_edge_log_level {
@@ -95,210 +103,221 @@ typedef enum var_edge_log_level {
     VAR_EDGE_LOG_INFO = 0,
     VAR_EDGE_LOG_WARNING = 1,
     VAR_EDGE_LOG_ERROR = 2,
-    VAR_EDGE_LOG_NONE = 3 /* as a threshold: no message */
+    VAR_EDGE_LOG_NONE = 3 /* as options.log_level: no messages */
 } var_edge_log_level;
 
-/* Hears what the library and its inference engine have to say; a message is one line. `level` is a var_edge_log_level.
- * Called from any thread, also the engine's own, one call at a time for a handle. Must not call into the handle. */
+/* Receives a message of the library or of its inference engine: one line, of a var_edge_log_level. It may be called
+ * from any thread, including the engine's own, but only once at a time for a handle. It must not use the handle. */
 typedef void (*var_edge_log)(int level, const char* message, void* user);
 
 /* ---- Loading ------------------------------------------------------------------------------------------------- */
 
-/* A loaded model. */
+/* A handle: a loaded model, with the buffers that it draws in. */
 typedef struct var_edge_model var_edge_model;
 
 typedef enum var_edge_backend {
-    VAR_EDGE_AUTO = 0, /* TensorRT if there are engines for this machine, else ONNX Runtime on a GPU, else on the CPU */
+    VAR_EDGE_AUTO = 0, /* TensorRT if there are engines for this machine, else ONNX Runtime: on a GPU if it can */
     VAR_EDGE_ONNXRUNTIME = 1,
-    VAR_EDGE_ONNXRUNTIME_CUDA = 2, /* the CUDA execution provider */
-    VAR_EDGE_ONNXRUNTIME_TENSORRT = 3, /* the TensorRT execution provider; builds its engines at the first run */
-    VAR_EDGE_TENSORRT = 4 /* engines of python -m export.engine */
+    VAR_EDGE_ONNXRUNTIME_CUDA = 2,     /* with its CUDA execution provider */
+    VAR_EDGE_ONNXRUNTIME_TENSORRT = 3, /* with its TensorRT execution provider, which builds engines at the first run */
+    VAR_EDGE_TENSORRT = 4              /* engines that make engine has built */
 } var_edge_backend;
 
 typedef enum var_edge_stage {
-    VAR_EDGE_CHECKING = 0, /* the SHA-256 of the files; counted in bytes */
-    VAR_EDGE_LOADING = 1   /* graphs or engines; counted one by one */
+    VAR_EDGE_CHECKING = 0, /* computing the SHA-256 of the files; counted in bytes */
+    VAR_EDGE_LOADING = 1   /* loading graphs or engines; counted one by one */
 } var_edge_stage;
 
-/* How far var_edge_create is, for var_edge_on_progress. */
+/* How far var_edge_create has come. */
 typedef struct var_edge_progress {
     var_edge_stage stage;
-    const char* name;     /* of the file or graph; lives during the call */
-    uint64_t done, total; /* of the stage */
+    const char* name;     /* of the file or graph; valid during the callback */
+    uint64_t done, total; /* in this stage */
 } var_edge_progress;
 
-/* Called many times while a model is loaded; anything but 0 stops it with VAR_EDGE_STOPPED. */
+/* Is called repeatedly while var_edge_create runs. Return 0 to go on; any other value ends var_edge_create with
+ * VAR_EDGE_STOPPED. */
 typedef int (*var_edge_on_progress)(const var_edge_progress* progress, void* user);
 
 typedef struct var_edge_options {
     size_t struct_size;
     var_edge_backend backend;
-    int32_t threads;   /* of the CPU for one run, 1 to 1024; 0: as many as this process may use */
-    int32_t verify;    /* check the SHA-256 of the directory's files; sizes are always checked */
-    void* cuda_stream; /* cudaStream_t that all work is queued on; NULL: a stream of its own. It must belong to `device`
-                        * and outlive the handle. */
+    int32_t threads;   /* CPU threads of one run, 1 to 1024; 0: as many as this process may use */
+    int32_t verify;    /* 1: check the SHA-256 of every file; sizes are always checked */
+    void* cuda_stream; /* cudaStream_t to queue all work on, or NULL for a stream of the library's own. It must belong
+                        * to `device` and outlive the handle. */
     var_edge_log log;  /* may be NULL */
-    void* log_user;
-    int32_t device;    /* number of the GPU, -1: 0. The TensorRT backend takes 0 only: set CUDA_VISIBLE_DEVICES */
-    int32_t log_level; /* the least var_edge_log_level of the engine's own messages that `log` hears */
-    const char* const* provider_options; /* "key", "value", …, NULL: handed to ONNX Runtime's execution provider as they
-                                          * are. NULL: none. With VAR_EDGE_ONNXRUNTIME_CUDA and _TENSORRT only. */
+    void* log_user;    /* passed to log */
+    int32_t device; /* number of the GPU; -1: GPU 0. The TensorRT backend takes GPU 0 only: set CUDA_VISIBLE_DEVICES */
+    int32_t log_level;                   /* var_edge_log_level from which on `log` receives the engine's own messages */
+    const char* const* provider_options; /* options for ONNX Runtime's execution provider: "key", "value", …, NULL; or
+                                          * NULL for none. VAR_EDGE_ONNXRUNTIME_CUDA and _TENSORRT only. */
     var_edge_on_progress on_progress;    /* may be NULL */
-    void* progress_user;
+    void* progress_user;                 /* passed to on_progress */
 } var_edge_options;
 
-/* Backend AUTO, files verified, log level WARNING, device -1. */
+/* Sets the defaults: backend AUTO, all CPUs, files verified, log level WARNING, GPU 0. */
 VAR_EDGE_API void var_edge_default_options(var_edge_options* options);
 
-/* Loads a bundle or a directory of engines; *model is NULL if it fails. NULL options mean the defaults. The strings of
- * `options` are not needed afterwards; `log` is, until the handle is freed. An open directory can be given as
- * "/proc/self/fd/N". Returns VAR_EDGE_BAD_BUNDLE, VAR_EDGE_UNSUPPORTED, VAR_EDGE_STOPPED (by on_progress). */
+/* Loads a bundle or a directory of engines, and sets *model to a new handle, or to NULL if it fails. The caller frees
+ * the handle with var_edge_free. NULL options mean the defaults; the strings in `options` may be freed afterwards, but
+ * `log` is called until the handle is freed. A directory that is open as descriptor N has the name "/proc/self/fd/N".
+ * Returns VAR_EDGE_BAD_BUNDLE, VAR_EDGE_UNSUPPORTED, or VAR_EDGE_STOPPED from on_progress. */
 VAR_EDGE_API var_edge_status var_edge_create(const char* directory, const var_edge_options* options,
                                              var_edge_model** model);
 
-/* Another handle on the weights of `model`, to draw in another thread: it costs arrays, not weights, and no loading.
- * Both have the options of `model`; the CPU threads are shared. Either may be freed first. `model` must not be busy.
- * Returns VAR_EDGE_UNSUPPORTED for TensorRT engines. */
+/* Sets *other to a second handle that uses the weights of `model`, so that another thread can draw at the same time. It
+ * has the options of `model` and shares its CPU threads; only its buffers take memory. The two may be freed in any
+ * order. `model` must not be busy. Returns VAR_EDGE_UNSUPPORTED with TensorRT engines. */
 VAR_EDGE_API var_edge_status var_edge_share(var_edge_model* model, var_edge_model** other);
 
-/* Frees the handle and all it owns. NULL is allowed. A busy handle, and one of a parent process, stays as it is; then
- * var_edge_last_error says so. */
+/* Frees a handle and everything that it owns. NULL is allowed. A busy handle, or one of a parent process, is not freed;
+ * var_edge_last_error then says so. */
 VAR_EDGE_API void var_edge_free(var_edge_model* model);
 
-/* What a model takes, for var_edge_memory. Bytes. */
+/* The memory that drawing takes, in bytes. */
 typedef struct var_edge_memory_use {
     size_t struct_size;
-    uint64_t weights; /* the files that drawing reads. The engine keeps them once; for some operators it makes a second,
-                       * packed copy, so up to twice this. */
-    uint64_t batch;   /* arrays of a batch, exactly: kept from its first use until another size or kind is drawn */
-    uint64_t noise;   /* random numbers of a batch while it is drawn; counts with smooth sampling: B * T * V floats */
+    uint64_t weights; /* size of the files that are loaded. The engine may keep a second, packed copy of some weights:
+                       * plan for up to twice this size. */
+    uint64_t batch;   /* exact size of the buffers of a batch. They are kept until a batch of another size is drawn. */
+    uint64_t noise;   /* random numbers while a batch is drawn: B * T floats, or B * T * V with smooth sampling */
 } var_edge_memory_use;
 
-/* What drawing `batch` pictures at once, smooth or not, takes: read off the manifest, before any memory is taken.
- * Scratch memory of the engine comes on top. Returns VAR_EDGE_BAD_BUNDLE. */
+/* Computes the memory that drawing `batch` pictures at once takes, from the manifest alone: nothing is loaded. `smooth`
+ * is settings.smooth. The engine's scratch memory is not included. Set use->struct_size first. Returns
+ * VAR_EDGE_BAD_BUNDLE. */
 VAR_EDGE_API var_edge_status var_edge_memory(const char* directory, int32_t batch, int32_t smooth,
                                              var_edge_memory_use* use);
 
-/* ---- What a model is ----------------------------------------------------------------------------------------- */
+/* ---- About a model ------------------------------------------------------------------------------------------- */
 
 typedef struct var_edge_info {
     size_t struct_size;
-    const char* model;     /* "var_d16" */
-    const char* precision; /* "fp32", "fp16", "int8 for trt", … */
-    const char* backend;   /* what it runs on, for people */
-    int32_t image_size;    /* H and W, pixels */
-    int32_t num_classes;   /* labels are 0 to num_classes; num_classes means "no class" */
-    int32_t vocab_size;    /* V */
-    int32_t scales;        /* K */
-    int32_t tokens;        /* T, of all scales together */
-    const int32_t* batches; /* numbers of pictures that can be drawn at once, if not any: others are drawn in turns */
-    int32_t batch_count;    /* of them; 0: any number */
-    int32_t can_encode;     /* 1: has an encoder, so var_edge_encode and var_edge_edit work */
-    int32_t can_smooth;     /* 1: has the graph of settings.smooth */
+    const char* model;      /* "var_d16" */
+    const char* precision;  /* "fp32", "fp16", "int8 for trt", … */
+    const char* backend;    /* what it runs on, to be shown to users */
+    int32_t image_size;     /* height and width of a picture, in pixels: H = W */
+    int32_t num_classes;    /* labels are 0 to num_classes; num_classes itself means "no class" */
+    int32_t vocab_size;     /* entries of the codebook: V */
+    int32_t scales;         /* number of scales: K */
+    int32_t tokens;         /* tokens of a picture, all scales together: T */
+    const int32_t* batches; /* batch sizes that the engines were built for; other numbers are split into these */
+    int32_t batch_count;    /* length of batches; 0: every batch size works */
+    int32_t can_encode;     /* 1: there is an encoder, so var_edge_encode and var_edge_edit work */
+    int32_t can_smooth;     /* 1: settings.smooth works */
     int32_t on_device;      /* 1: settings.images_on_device works */
 } var_edge_info;
 
-/* Fills `info`, whose struct_size the caller has set. At any time, from any thread. */
+/* Fills `info`. Set info->struct_size first. May be called at any time, from any thread. */
 VAR_EDGE_API var_edge_status var_edge_query(const var_edge_model* model, var_edge_info* info);
 
-/* The usual name of a class; NULL if it has none or there is no such label. At any time, from any thread. */
+/* Returns the usual name of a class, or NULL if it has none. May be called at any time, from any thread. */
 VAR_EDGE_API const char* var_edge_class_name(const var_edge_model* model, int32_t label);
 
-/* The names of a class, one after the other: 0 is the usual one, NULL follows the last. At any time, from any thread. */
+/* Returns name `index` of a class; name 0 is the usual one. Returns NULL behind the last. May be called at any time,
+ * from any thread. */
 VAR_EDGE_API const char* var_edge_class_synonym(const var_edge_model* model, int32_t label, int32_t index);
 
-/* The label that a text means, as in Python: a number, a name of a class, the names of one class separated by ", ", or
- * the beginning of a name if it fits one class only; "none" is no class. Upper and lower case are the same. Returns
- * VAR_EDGE_BAD_ARGUMENT for a text that means none or several, with those it may mean. At any time, from any thread. */
+/* Sets *label to the label that `text` means: a number, a class name, all names of a class separated by ", ", the
+ * beginning of a name if no other class has one that begins so, or "none" for no class. Upper and lower case are the
+ * same. If no class or more than one fits, returns VAR_EDGE_BAD_ARGUMENT, and the message lists candidates. May be
+ * called at any time, from any thread. */
 VAR_EDGE_API var_edge_status var_edge_find_label(const var_edge_model* model, const char* text, int32_t* label);
 
 /* ---- Drawing ------------------------------------------------------------------------------------------------- */
 
-/* A scale that has been drawn, for var_edge_on_scale. */
+/* A scale that has just been drawn. */
 typedef struct var_edge_scale {
-    int32_t index, count;            /* which of how many scales */
-    int32_t side;                    /* of its token map */
-    int32_t first_picture, pictures; /* of this turn */
+    int32_t index, count;            /* number of this scale, from 0, and of all scales */
+    int32_t side;                    /* side of its token map */
+    int32_t first_picture, pictures; /* which pictures of the call this batch draws: the first, and how many */
 } var_edge_scale;
 
-/* Called after every scale of every turn, in the thread of the call; anything but 0 stops with VAR_EDGE_STOPPED. It must
- * not throw, and must not leave with longjmp. */
+/* Is called after every scale of every batch, in the thread of the call. Return 0 to go on; any other value ends the
+ * call with VAR_EDGE_STOPPED. It must not leave with an exception or longjmp. */
 typedef int (*var_edge_on_scale)(var_edge_model* model, const var_edge_scale* scale, void* user);
 
-/* Hears how long every run of a stage took, in the thread of the call: "condition", "transformer", "bridge",
- * "bridge_smooth", "decoder", "encoder"; with TensorRT "step" for the two of a scale. `scale` is -1 where a stage
- * belongs to none. Measuring makes a GPU wait after every stage. */
+/* Receives the time that each run of a stage took, in the thread of the call. Stages are "condition", "transformer",
+ * "bridge", "bridge_smooth", "decoder" and "encoder"; with the TensorRT backend transformer and bridge together are
+ * "step". `scale` is -1 for a stage that belongs to no scale. While stages are timed, the CPU waits for the GPU after
+ * each of them. */
 typedef void (*var_edge_on_stage)(const char* stage, int32_t scale, double seconds, void* user);
 
-#define VAR_EDGE_TOP_K_DEFAULT (-1) /* 900, or all of a vocabulary that is smaller */
+#define VAR_EDGE_TOP_K_DEFAULT (-1) /* 900, or vocab_size if that is smaller */
 
 typedef struct var_edge_settings {
     size_t struct_size;
-    uint64_t seed;  /* picture i is drawn with seed + i, which must stay below 2^64 */
-    double cfg;     /* guidance at the last scale, 0 to 1000 */
-    int32_t top_k;  /* 1 to vocab_size; 0: all; VAR_EDGE_TOP_K_DEFAULT */
-    double top_p;   /* 1e-6 to 1; 0: all */
-    int32_t batch;  /* pictures drawn together, at most: 1 to 1024 */
-    int32_t smooth; /* 1: mix codes in place of drawing tokens, the published demo's "more smooth"; needs its graph */
-    int32_t images_on_device;   /* 1: the images go to device memory; needs the TensorRT backend */
-    const uint8_t* keep;        /* (count, T) or NULL: where 1, kept_tokens replace the tokens drawn */
-    const int32_t* kept_tokens; /* (count, T), scale after scale; with keep */
+    uint64_t seed;  /* picture i is drawn with seed + i, which must be below 2^64 */
+    double cfg;     /* guidance strength at the last scale, 0 to 1000 */
+    int32_t top_k;  /* draw from the top_k most probable tokens, 1 to vocab_size; 0: all; or VAR_EDGE_TOP_K_DEFAULT */
+    double top_p;   /* draw from the most probable tokens of this total probability, 1e-6 to 1; 0: all */
+    int32_t batch;  /* how many pictures are drawn together at most, 1 to 1024 */
+    int32_t smooth; /* 1: smooth sampling, which mixes codes; the bundle must have been exported for it */
+    int32_t images_on_device;   /* 1: `images` is memory of the GPU; TensorRT backend only */
+    const uint8_t* keep;        /* (count, T) or NULL: where it is 1, kept_tokens replace the tokens drawn */
+    const int32_t* kept_tokens; /* (count, T), scale after scale; only with keep */
     var_edge_on_scale on_scale; /* may be NULL */
-    void* user;                 /* handed to on_scale and on_stage */
-    const uint64_t* seeds;      /* (count,) or NULL: of each picture, in place of seed + i */
+    void* user;                 /* passed to on_scale and on_stage */
+    const uint64_t* seeds;      /* (count,) or NULL: the seed of each picture, in place of seed + i */
     var_edge_on_stage on_stage; /* may be NULL */
 } var_edge_settings;
 
-/* Seed 0, cfg 4, top_k VAR_EDGE_TOP_K_DEFAULT, top_p 0.95, batch 8. */
+/* Sets the defaults: seed 0, cfg 4, top_k VAR_EDGE_TOP_K_DEFAULT, top_p 0.95, batch 8. */
 VAR_EDGE_API void var_edge_default_settings(var_edge_settings* settings);
 
-/* Draws `count` pictures, 1 to 2^20: images (count, H, W, 3) bytes; tokens (count, T), scale after scale, or NULL. NULL
- * settings mean the defaults. The same seed gives the same picture, alone or in a batch. Returns VAR_EDGE_BAD_BUNDLE
- * (smooth without its graph), VAR_EDGE_UNSUPPORTED (images_on_device), VAR_EDGE_FAILED, VAR_EDGE_STOPPED. */
+/* Draws one picture for each of `count` labels, 1 to 2^20, into images (count, H, W, 3), and writes their tokens, scale
+ * after scale, into tokens (count, T) unless that is NULL. NULL settings mean the defaults. A picture drawn in a batch
+ * has exactly the tokens it has alone; its pixels differ by at most 1/255. Returns VAR_EDGE_BAD_BUNDLE if smooth
+ * sampling lacks its graph, VAR_EDGE_UNSUPPORTED if images_on_device does not work, VAR_EDGE_FAILED, or
+ * VAR_EDGE_STOPPED. */
 VAR_EDGE_API var_edge_status var_edge_generate(var_edge_model* model, const int32_t* labels, int32_t count,
                                                const var_edge_settings* settings, uint8_t* images, int32_t* tokens);
 
-/* Makes the running call of this handle, if there is one, return VAR_EDGE_STOPPED soon: within a graph with ONNX
- * Runtime, after the scale with TensorRT. From any thread, but not from a signal handler. The handle can be used again.
- * A call that is about to return may still return VAR_EDGE_OK. */
+/* Makes the running call of this handle, if there is one, end soon with VAR_EDGE_STOPPED: within a graph with ONNX
+ * Runtime, after the current scale with TensorRT. A call that is just finishing may still return VAR_EDGE_OK. The
+ * handle can be used again. May be called at any time and from any thread, but not from a signal handler. */
 VAR_EDGE_API var_edge_status var_edge_stop(var_edge_model* model);
 
 /* ---- Within on_scale, in its thread -------------------------------------------------------------------------- */
 
-/* The pictures of this turn as they are now, (pictures, H, W, 3) bytes in host memory. Costs a run of the decoder. */
+/* Writes the pictures of this batch as they are after this scale into images (pictures, H, W, 3), host memory. Runs the
+ * decoder once. */
 VAR_EDGE_API var_edge_status var_edge_preview(var_edge_model* model, uint8_t* images);
 
-/* The tokens of this scale, (pictures, side * side), drawn or kept. */
+/* Writes the tokens of this scale, drawn or kept, into tokens (pictures, side * side). */
 VAR_EDGE_API var_edge_status var_edge_scale_tokens(var_edge_model* model, int32_t* tokens);
 
-/* The logits of this scale with guidance, before top_k and top_p: (pictures, side * side, V). */
+/* Writes the logits of this scale into logits (pictures, side * side, V): after guidance, before top_k and top_p. */
 VAR_EDGE_API var_edge_status var_edge_scale_logits(var_edge_model* model, float* logits);
 
 /* ---- Editing ------------------------------------------------------------------------------------------------- */
 
-/* What an edit draws anew. */
+/* Which part of the picture an edit draws anew. */
 typedef enum var_edge_mode {
-    VAR_EDGE_INPAINT = 0, /* the inside of the region; the rest of the picture is kept */
-    VAR_EDGE_OUTPAINT = 1 /* the outside of it */
+    VAR_EDGE_INPAINT = 0, /* what is inside the region; the rest is kept */
+    VAR_EDGE_OUTPAINT = 1 /* what is outside the region */
 } var_edge_mode;
 
-/* Tokens (count, T) of pictures (count, H, W, 3), both in host memory; `count` 1 to 2^20. Returns VAR_EDGE_BAD_BUNDLE
- * without an encoder, VAR_EDGE_FAILED, VAR_EDGE_STOPPED. */
+/* Encodes images (count, H, W, 3) into tokens (count, T), both in host memory; `count` is 1 to 2^20. Returns
+ * VAR_EDGE_BAD_BUNDLE if there is no encoder, VAR_EDGE_FAILED, or VAR_EDGE_STOPPED. */
 VAR_EDGE_API var_edge_status var_edge_encode(var_edge_model* model, const uint8_t* images, int32_t count,
                                              int32_t* tokens);
 
-/* Draws a part of `image` (H, W, 3) anew, once for each label; `num_classes` is plain in-painting. The region is `box`
- * {y0, x0, y1, x1} in shares of the picture, or `mask` (H, W), inside where it is not 0; the other one is NULL. The kept
- * part comes back as the VQVAE reconstructs it. Settings without keep. Returns what var_edge_generate and
- * var_edge_encode return. */
+/* Draws a part of `image` (H, W, 3) anew, once for each label. The label num_classes leaves it to the model what fits.
+ * The region is either `box`, {y0, x0, y1, x1} as fractions of height and width, or `mask` (H, W), which is not 0
+ * inside the region; pass NULL for the other one. What is kept is not copied: it is encoded and decoded again.
+ * settings.keep must be NULL. Returns the statuses of var_edge_generate and var_edge_encode. */
 VAR_EDGE_API var_edge_status var_edge_edit(var_edge_model* model, const uint8_t* image, const double* box,
-                                           const uint8_t* mask, var_edge_mode mode, const int32_t* labels, int32_t count,
-                                           const var_edge_settings* settings, uint8_t* images, int32_t* tokens);
+                                           const uint8_t* mask, var_edge_mode mode, const int32_t* labels,
+                                           int32_t count, const var_edge_settings* settings, uint8_t* images,
+                                           int32_t* tokens);
 
 /* ---- For compatibility --------------------------------------------------------------------------------------- */
 
-/* The defaults in the first `size` bytes of a struct, `size` being its size in the caller's header. The functions
- * var_edge_default_* alone, as an older program or another language calls them, set the fields that 0.1.0 had. */
+/* Set the defaults in the first `size` bytes of a struct, where `size` is its size in the caller's header. C and C++
+ * programs get them through the macros below. The functions var_edge_default_* themselves, which programs of 0.1.0 and
+ * other languages call, set the fields of 0.1.0 only. */
 VAR_EDGE_API void var_edge_init_options(var_edge_options* options, size_t size);
 VAR_EDGE_API void var_edge_init_settings(var_edge_settings* settings, size_t size);
 #define var_edge_default_options(options) var_edge_init_options(options, sizeof *(options))

@@ -1,5 +1,4 @@
-// VAR Edge for C++17: the C API of var_edge.h with exceptions and owned buffers. Header only. What var_edge.h says of
-// threads, errors and callbacks holds here too.
+// VAR Edge for C++17: wraps the C API of var_edge.h, with exceptions and buffers that own their memory. Header only.
 //
 //     var_edge::Model model("build/var_d16/fp32");
 //     var_edge::Settings settings;
@@ -7,12 +6,15 @@
 //     var_edge::Pictures pictures = model.generate({model.label("golden retriever"), 980}, settings);
 //     pictures.image(0);  // (H, W, 3) bytes
 //
-// A mask painted over a photo, drawn anew as a volcano, with a preview after each scale:
+// Replace what a mask covers in a photo by a volcano, and show a preview after each scale:
 //
 //     model.edit(photo, mask, VAR_EDGE_INPAINT, {model.label("volcano")}, settings, [&](const var_edge::Scale& scale) {
 //         show(scale.preview());
 //         return !cancelled;
 //     });
+//
+// Functions throw var_edge::Error for a status other than VAR_EDGE_OK. What var_edge.h says about threads and callbacks
+// holds here too; on_scale may throw, though, and its exception reaches the caller.
 #ifndef VAR_EDGE_HPP
 #define VAR_EDGE_HPP
 
@@ -31,25 +33,29 @@
 
 namespace var_edge {
 
-// What a call returned, with its message.
+// A status other than VAR_EDGE_OK, with its message.
 class Error : public std::runtime_error {
   public:
     explicit Error(var_edge_status code) : std::runtime_error(var_edge_last_error()), status(code) {}
     var_edge_status status;
 };
 
+// Throws Error unless the status is VAR_EDGE_OK.
 inline void check(var_edge_status status) {
     if (status != VAR_EDGE_OK) throw Error(status);
 }
 
+// Options with the defaults.
 struct Options : var_edge_options {
     Options() : var_edge_options() { var_edge_init_options(this, sizeof(var_edge_options)); }
 };
 
+// Settings with the defaults.
 struct Settings : var_edge_settings {
     Settings() : var_edge_settings() { var_edge_init_settings(this, sizeof(var_edge_settings)); }
 };
 
+// Returns what a handle is of.
 inline var_edge_info info_of(const var_edge_model* model) {
     var_edge_info info{};
     info.struct_size = sizeof info;
@@ -57,7 +63,7 @@ inline var_edge_info info_of(const var_edge_model* model) {
     return info;
 }
 
-// Bytes of pictures (count, H, W, 3).
+// Returns the size in bytes of pictures (count, H, W, 3).
 inline std::size_t picture_bytes(const var_edge_info& info, std::size_t count) {
     return count * std::size_t(info.image_size) * std::size_t(info.image_size) * 3;
 }
@@ -69,29 +75,32 @@ struct Pictures {
     std::vector<uint8_t> images;  // (N, side, side, 3)
     std::vector<int32_t> tokens;  // (N, T)
 
-    const uint8_t* image(int32_t i) const { return images.data() + std::size_t(i) * std::size_t(side) * std::size_t(side) * 3; }
+    // Returns picture i, (side, side, 3).
+    const uint8_t* image(int32_t i) const {
+        return images.data() + std::size_t(i) * std::size_t(side) * std::size_t(side) * 3;
+    }
 };
 
-// Within a generation: what has been drawn so far.
+// A scale that has just been drawn. Use it within on_scale only.
 class Scale : public var_edge_scale {
   public:
     Scale(const var_edge_scale& scale, var_edge_model* model) : var_edge_scale(scale), model_(model) {}
 
-    // (pictures, H, W, 3) bytes. Costs a run of the decoder.
+    // Returns the pictures as they are after this scale, (pictures, H, W, 3). Runs the decoder once.
     std::vector<uint8_t> preview() const {
         std::vector<uint8_t> images(picture_bytes(info_of(model_), std::size_t(pictures)));
         check(var_edge_preview(model_, images.data()));
         return images;
     }
 
-    // (pictures, side * side)
+    // Returns the tokens of this scale, (pictures, side * side).
     std::vector<int32_t> tokens() const {
         std::vector<int32_t> found(count_of_tokens());
         check(var_edge_scale_tokens(model_, found.data()));
         return found;
     }
 
-    // (pictures, side * side, V), with guidance, before top_k and top_p.
+    // Returns the logits after guidance and before top_k and top_p, (pictures, side * side, V).
     std::vector<float> logits() const {
         std::vector<float> found(count_of_tokens() * std::size_t(info_of(model_).vocab_size));
         check(var_edge_scale_logits(model_, found.data()));
@@ -104,75 +113,83 @@ class Scale : public var_edge_scale {
     var_edge_model* model_;
 };
 
-using OnScale = std::function<bool(const Scale&)>;  // false stops the generation
+// Is called after every scale of every batch; returns false to stop.
+using OnScale = std::function<bool(const Scale&)>;
 
+// A loaded model, which frees itself.
 class Model {
   public:
     using Scale = var_edge::Scale;
     using OnScale = var_edge::OnScale;
 
+    // Loads a bundle or a directory of engines.
     explicit Model(const std::string& directory, const Options& options = {}) {
         var_edge_model* model = nullptr;
         check(var_edge_create(directory.c_str(), &options, &model));
         model_.reset(model);
     }
 
-    // Another model on the same weights, for another thread.
+    // Returns a second model that uses the same weights, for another thread.
     Model share() const {
         var_edge_model* other = nullptr;
         check(var_edge_share(model_.get(), &other));
         return Model(other);
     }
 
-    // Its strings live as long as the model.
+    // Returns what the model is. Its strings live as long as the model.
     var_edge_info info() const { return info_of(model_.get()); }
 
-    // Empty if the class has no name.
+    // Returns the usual name of a class, or "" if it has none.
     std::string class_name(int32_t class_label) const {
         const char* name = var_edge_class_name(model_.get(), class_label);
         return name ? name : "";
     }
 
-    // The label of a class name, a synonym, the beginning of one, or a number.
+    // Returns the label that a text means: a class name, the beginning of one, or a number. See var_edge_find_label.
     int32_t label(const std::string& text) const {
         int32_t found = 0;
         check(var_edge_find_label(model_.get(), text.c_str(), &found));
         return found;
     }
 
-    // Throws Error, and what `on_scale` throws.
+    // Draws one picture for each label. Throws Error, and what `on_scale` throws.
     Pictures generate(const std::vector<int32_t>& labels, const Settings& settings = {}, const OnScale& on_scale = {}) {
         return drawn(labels, settings, on_scale, [&](const Settings& used, Pictures& out) {
-            return var_edge_generate(model_.get(), labels.data(), out.count, &used, out.images.data(), out.tokens.data());
+            return var_edge_generate(model_.get(), labels.data(), out.count, &used, out.images.data(),
+                                     out.tokens.data());
         });
     }
 
-    // A part of `image` (H, W, 3), the box y0, x0, y1, x1 in shares of it, drawn anew once for each label.
+    // Draws a part of `image` (H, W, 3) anew, once for each label. `box` is {y0, x0, y1, x1}, as fractions of height
+    // and width. Throws as generate does.
     Pictures edit(const std::vector<uint8_t>& image, const std::array<double, 4>& box, var_edge_mode mode,
                   const std::vector<int32_t>& labels, const Settings& settings = {}, const OnScale& on_scale = {}) {
         return edited(image, box.data(), nullptr, mode, labels, settings, on_scale);
     }
 
-    // The same with `mask` (H, W), inside where it is not 0.
+    // Does the same with a mask (H, W), which is not 0 inside the region.
     Pictures edit(const std::vector<uint8_t>& image, const std::vector<uint8_t>& mask, var_edge_mode mode,
                   const std::vector<int32_t>& labels, const Settings& settings = {}, const OnScale& on_scale = {}) {
         if (mask.size() * 3 != picture_bytes(info(), 1)) throw std::invalid_argument("edit: mask of another size");
         return edited(image, nullptr, mask.data(), mode, labels, settings, on_scale);
     }
 
-    // images (count, H, W, 3) -> tokens (count, T).
+    // Encodes images (count, H, W, 3) into tokens (count, T).
     std::vector<int32_t> encode(const std::vector<uint8_t>& images) {
         const var_edge_info about = info();
         const std::size_t count = images.size() / picture_bytes(about, 1);
-        if (images.size() != picture_bytes(about, count)) throw std::invalid_argument("encode: not a whole number of pictures");
+        if (images.size() != picture_bytes(about, count)) {
+            throw std::invalid_argument("encode: not a whole number of pictures");
+        }
         std::vector<int32_t> tokens(count * std::size_t(about.tokens));
         check(var_edge_encode(model_.get(), images.data(), int32_t(count), tokens.data()));
         return tokens;
     }
 
-    // From another thread: the running call throws Error with VAR_EDGE_STOPPED.
+    // Makes the running call throw Error with VAR_EDGE_STOPPED. Call it from another thread.
     void stop() { check(var_edge_stop(model_.get())); }
 
+    // Returns the handle, for functions of var_edge.h.
     var_edge_model* get() const { return model_.get(); }
 
   private:
@@ -193,7 +210,7 @@ class Model {
         }
     }
 
-    // Runs `draw` into a result with room for a picture of each label.
+    // Calls `draw` with a result that has room for one picture of each label.
     template <typename Draw>
     Pictures drawn(const std::vector<int32_t>& labels, Settings settings, const OnScale& on_scale, Draw&& draw) {
         const var_edge_info about = info();

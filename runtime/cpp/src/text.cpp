@@ -22,10 +22,17 @@ constexpr struct {
 char32_t next(std::string_view& text) {
     const auto byte = [&](std::size_t i) { return std::uint8_t(text[i]); };
     const std::uint8_t lead = byte(0);
-    const std::size_t length = lead < 0x80 ? 1 : lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
+    const std::size_t length = lead < 0x80   ? 1
+                               : lead < 0xC2 ? 0
+                               : lead < 0xE0 ? 2
+                               : lead < 0xF0 ? 3
+                               : lead < 0xF5 ? 4
+                                             : 0;
     char32_t code = length == 1 ? lead : length ? lead & (0xFF >> (length + 1)) : NONE;
     if (length > text.size()) code = NONE;
-    for (std::size_t i = 1; i < length && code != NONE; ++i) code = (byte(i) & 0xC0) == 0x80 ? code << 6 | (byte(i) & 0x3F) : NONE;
+    for (std::size_t i = 1; i < length && code != NONE; ++i) {
+        code = (byte(i) & 0xC0) == 0x80 ? code << 6 | (byte(i) & 0x3F) : NONE;
+    }
     constexpr char32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
     if (code != NONE && (code < least[length] || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000))) code = NONE;
     text.remove_prefix(code == NONE ? 1 : length);
@@ -99,9 +106,10 @@ std::string number(double value) {
 }
 
 bool tells_out_of_memory(std::string_view message) {
-    constexpr std::string_view signs[] = {"bad_alloc", "ailed to allocate memory", "out of memory", "OutOfMemory", "Cannot allocate memory",
-                                          "pthread_create"};
-    return std::any_of(std::begin(signs), std::end(signs), [&](std::string_view sign) { return message.find(sign) != message.npos; });
+    constexpr std::string_view signs[] = {"bad_alloc",   "ailed to allocate memory", "out of memory",
+                                          "OutOfMemory", "Cannot allocate memory",   "pthread_create"};
+    return std::any_of(std::begin(signs), std::end(signs),
+                       [&](std::string_view sign) { return message.find(sign) != message.npos; });
 }
 
 }  // namespace var_edge_impl

@@ -1,15 +1,15 @@
-// accepts < directories: for each line, a directory, what the readers say to its manifest, class list, weight file and record
-// of engines: "accepted" or the error.
+// accepts < directories: for each line, a directory, what the readers say to its manifest, class list, weight file and
+// record of engines: "accepted" or the error.
 #include <filesystem>
 #include <iostream>
 #include <string>
 
-#include "classes.hpp"
-#include "engine_record.hpp"
-#include "error.hpp"
-#include "files.hpp"
-#include "manifest.hpp"
-#include "weight_file.hpp"
+#include "bundle/classes.hpp"
+#include "bundle/engine_record.hpp"
+#include "bundle/manifest.hpp"
+#include "bundle/weight_file.hpp"
+#include "errors.hpp"
+#include "files/fingerprint.hpp"
 
 using namespace var_edge_impl;
 

@@ -1,4 +1,5 @@
-/* api DIR: the C API from C11, and what it says to arguments that are wrong. Prints nothing and returns 0 if all is well. */
+/* api DIR: the C API from C11, and what it says to arguments that are wrong. Prints nothing and returns 0 if all is
+ * well. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +10,8 @@ static int failures = 0;
 
 static void expect(const char* what, var_edge_status found, var_edge_status wanted, const char* message) {
     if (found == wanted && strstr(var_edge_last_error(), message)) return;
-    printf("%s: expected status %d and \"%s\", found %d and \"%s\"\n", what, (int)wanted, message, (int)found, var_edge_last_error());
+    printf("%s: expected status %d and \"%s\", found %d and \"%s\"\n", what, (int)wanted, message, (int)found,
+           var_edge_last_error());
     ++failures;
 }
 
@@ -39,10 +41,12 @@ int main(int count, char** arguments) {
     expect("no handle", var_edge_create(arguments[1], NULL, NULL), VAR_EDGE_BAD_ARGUMENT, "model: expected a pointer");
     expect("nothing there", var_edge_create("/nowhere", NULL, &model), VAR_EDGE_BAD_BUNDLE, "no manifest.json");
     options.struct_size = 3;
-    expect("old options", var_edge_create(arguments[1], &options, &model), VAR_EDGE_BAD_ARGUMENT, "options.struct_size");
+    expect("old options", var_edge_create(arguments[1], &options, &model), VAR_EDGE_BAD_ARGUMENT,
+           "options.struct_size");
     options.struct_size = sizeof options;
     options.threads = -1;
-    expect("threads", var_edge_create(arguments[1], &options, &model), VAR_EDGE_BAD_ARGUMENT, "threads: expected 0 (all) to 1024");
+    expect("threads", var_edge_create(arguments[1], &options, &model), VAR_EDGE_BAD_ARGUMENT,
+           "threads: expected 0 (all) to 1024");
     options.threads = 2;
     options.backend = (var_edge_backend)17;
     expect("backend", var_edge_create(arguments[1], &options, &model), VAR_EDGE_BAD_ARGUMENT, "backend: expected");
@@ -79,36 +83,46 @@ int main(int count, char** arguments) {
     expect("no labels", var_edge_generate(model, NULL, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "labels");
     expect("no images", var_edge_generate(model, labels, 1, &settings, NULL, NULL), VAR_EDGE_BAD_ARGUMENT, "images");
     expect("no model", var_edge_generate(NULL, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "model");
-    expect("none", var_edge_generate(model, labels, 0, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "labels: expected 1 to");
-    expect("fewer than none", var_edge_generate(model, labels, -1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "labels: expected 1 to");
+    expect("none", var_edge_generate(model, labels, 0, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT,
+           "labels: expected 1 to");
+    expect("fewer than none", var_edge_generate(model, labels, -1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT,
+           "labels: expected 1 to");
     labels[0] = info.num_classes + 1;
-    expect("label", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "means no class");
+    expect("label", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT,
+           "means no class");
     labels[0] = -1;
     expect("label", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "found -1");
     labels[0] = info.num_classes;
     settings.top_k = info.vocab_size + 1;
-    expect("top_k", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "top_k: expected");
+    expect("top_k", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT,
+           "top_k: expected");
     settings.top_k = 300;
     settings.top_p = 1.5;
-    expect("top_p", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "top_p: expected");
+    expect("top_p", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT,
+           "top_p: expected");
     settings.top_p = 0.9;
     settings.cfg = -1;
     expect("cfg", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "cfg: expected");
     settings.cfg = 4;
     settings.seed = UINT64_MAX;
-    expect("seed", var_edge_generate(model, labels, 2, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "seed: expected");
+    expect("seed", var_edge_generate(model, labels, 2, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT,
+           "seed: expected");
     settings.batch = 0;
-    expect("batch", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "batch: expected");
+    expect("batch", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT,
+           "batch: expected");
     settings.batch = 8;
     settings.images_on_device = 1;
-    expect("device", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_UNSUPPORTED, "images_on_device");
+    expect("device", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_UNSUPPORTED,
+           "images_on_device");
     settings.images_on_device = 0;
     settings.keep = keep;
-    expect("keep alone", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "both or neither");
+    expect("keep alone", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT,
+           "both or neither");
     settings.kept_tokens = tokens;
     keep[0] = 1;
     tokens[0] = info.vocab_size;
-    expect("kept", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT, "kept_tokens: expected");
+    expect("kept", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_ARGUMENT,
+           "kept_tokens: expected");
     tokens[0] = 0;
     expect("keep", var_edge_generate(model, labels, 1, &settings, images, tokens), VAR_EDGE_OK, "");
     settings.keep = NULL;
@@ -116,7 +130,8 @@ int main(int count, char** arguments) {
     expect("preview outside", var_edge_preview(model, preview), VAR_EDGE_BAD_ARGUMENT, "only within on_scale");
     settings.on_scale = stop_at_scale_2;
     settings.user = preview;
-    expect("stop", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_STOPPED, "stopped after scale 2");
+    expect("stop", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_STOPPED,
+           "stopped after scale 2");
     int seen = 0;
     for (size_t i = 0; i < picture; ++i) seen |= preview[i];
     if (!seen) ++failures;
@@ -125,27 +140,36 @@ int main(int count, char** arguments) {
     const double box[4] = {0.25, 0.25, 0.75, 0.75}, empty[4] = {0.5, 0.5, 0.5, 0.9}, outside[4] = {0, 0, 1, 1.5};
     uint8_t* mask = calloc(picture, 1);
     labels[0] = info.num_classes;
-    expect("edit", var_edge_edit(model, preview, box, NULL, VAR_EDGE_INPAINT, labels, 1, &settings, images, tokens), VAR_EDGE_OK, "");
-    expect("empty box", var_edge_edit(model, preview, empty, NULL, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL),
+    expect("edit", var_edge_edit(model, preview, box, NULL, VAR_EDGE_INPAINT, labels, 1, &settings, images, tokens),
+           VAR_EDGE_OK, "");
+    expect("empty box",
+           var_edge_edit(model, preview, empty, NULL, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL),
            VAR_EDGE_BAD_ARGUMENT, "box: expected");
-    expect("box outside", var_edge_edit(model, preview, outside, NULL, VAR_EDGE_OUTPAINT, labels, 1, &settings, images, NULL),
+    expect("box outside",
+           var_edge_edit(model, preview, outside, NULL, VAR_EDGE_OUTPAINT, labels, 1, &settings, images, NULL),
            VAR_EDGE_BAD_ARGUMENT, "box: expected");
-    expect("empty mask", var_edge_edit(model, preview, NULL, mask, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL),
-           VAR_EDGE_BAD_ARGUMENT, "mask: covers no token");
+    expect("empty mask",
+           var_edge_edit(model, preview, NULL, mask, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL),
+           VAR_EDGE_BAD_ARGUMENT, "mask: covers none of the");
     memset(mask, 1, picture / 3);
-    expect("whole mask", var_edge_edit(model, preview, NULL, mask, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL), VAR_EDGE_OK, "");
-    expect("box and mask", var_edge_edit(model, preview, box, mask, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL),
-           VAR_EDGE_BAD_ARGUMENT, "expected one of them");
+    expect("whole mask",
+           var_edge_edit(model, preview, NULL, mask, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL), VAR_EDGE_OK,
+           "");
+    expect("box and mask",
+           var_edge_edit(model, preview, box, mask, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL),
+           VAR_EDGE_BAD_ARGUMENT, "expected exactly one of them");
     expect("no image", var_edge_edit(model, NULL, box, NULL, VAR_EDGE_INPAINT, labels, 1, &settings, images, NULL),
            VAR_EDGE_BAD_ARGUMENT, "image");
     expect("mode", var_edge_edit(model, preview, box, NULL, (var_edge_mode)7, labels, 1, &settings, images, NULL),
            VAR_EDGE_BAD_ARGUMENT, "mode: expected");
     settings.smooth = 1;
-    expect("smooth", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_BUNDLE, "make onnx SMOOTH=1");
+    expect("smooth", var_edge_generate(model, labels, 1, &settings, images, NULL), VAR_EDGE_BAD_BUNDLE,
+           "make onnx SMOOTH=1");
     settings.smooth = 0;
     free(mask);
     expect("encode", var_edge_encode(model, images, 1, tokens), VAR_EDGE_OK, "");
-    expect("encode none", var_edge_encode(model, images, 0, tokens), VAR_EDGE_BAD_ARGUMENT, "count: expected 1 or more");
+    expect("encode none", var_edge_encode(model, images, 0, tokens), VAR_EDGE_BAD_ARGUMENT,
+           "count: expected 1 or more");
 
     free(keep);
     free(tokens);

@@ -1,10 +1,10 @@
 // auto DIR TENSORRT CUDA CPU: which backend VAR_EDGE_AUTO takes of a bundle if creating each one ends with this status.
-// Prints its name, or the status that comes out. Compiled with src/backend.cpp as if both engines were there.
+// Prints its name, or the status that comes out. Compiled with src/backends/create.cpp as if both engines were there.
 #include <cstdlib>
 #include <iostream>
 
-#include "backend.hpp"
-#include "error.hpp"
+#include "backends/create.hpp"
+#include "errors.hpp"
 
 namespace var_edge_impl {
 
@@ -25,9 +25,13 @@ std::unique_ptr<Backend> created(int which) {
 
 }  // namespace
 
-std::unique_ptr<Backend> create_tensorrt(const std::filesystem::path&, Manifest&, const BackendOptions&) { return created(0); }
+std::unique_ptr<Backend> create_tensorrt(const std::filesystem::path&, std::shared_ptr<const Manifest>,
+                                         const BackendOptions&) {
+    return created(0);
+}
 
-std::unique_ptr<Backend> create_onnxruntime(var_edge_backend wanted, const std::filesystem::path&, const Manifest&, const BackendOptions&) {
+std::unique_ptr<Backend> create_onnxruntime(var_edge_backend wanted, const std::filesystem::path&,
+                                            std::shared_ptr<const Manifest>, const BackendOptions&) {
     return created(wanted == VAR_EDGE_ONNXRUNTIME_CUDA ? 1 : 2);
 }
 
@@ -37,9 +41,8 @@ int main(int count, char** arguments) {
     using namespace var_edge_impl;
     if (count != 5) return 2;
     for (int i = 0; i < 3; ++i) ends[i] = std::atoi(arguments[2 + i]);
-    Manifest manifest;
     try {
-        create_backend(VAR_EDGE_AUTO, arguments[1], manifest, BackendOptions());
+        create_backend(VAR_EDGE_AUTO, arguments[1], nullptr, BackendOptions());
     } catch (const Named& backend) {
         std::cout << backend.name;
     } catch (const Error& error) {

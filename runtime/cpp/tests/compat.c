@@ -1,4 +1,5 @@
-/* compat DIR: a program of 0.1.0, whose structs are shorter than today's, draws as it did. Returns 0 if all is well. */
+/* compat DIR: a program of 0.1.0, whose structs are shorter than today's, draws label 1 and prints the tokens. Returns
+ * 0 if nothing was written behind its structs. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,9 +40,12 @@ int main(int count, char** arguments) {
         return 1;
     }
     uint8_t* image = malloc((size_t)info.value.image_size * (size_t)info.value.image_size * 3);
+    int32_t* tokens = malloc((size_t)info.value.tokens * sizeof *tokens);
     const int32_t label = 1;
-    status = var_edge_generate(model, &label, 1, &settings.value, image, NULL);
+    status = var_edge_generate(model, &label, 1, &settings.value, image, tokens);
     if (status != VAR_EDGE_OK) printf("%s\n", var_edge_last_error());
+    for (int32_t i = 0; status == VAR_EDGE_OK && i < info.value.tokens; ++i) printf("%d ", (int)tokens[i]);
+    free(tokens);
     free(image);
     var_edge_free(model);
     for (size_t i = 0; i < sizeof info.fence; ++i) {

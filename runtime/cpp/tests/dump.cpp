@@ -1,6 +1,6 @@
-// dump DIR OUT [TIMES [THREADS]] < cases: draws each case as its line comes, "label,… seed cfg top_k top_p batch smooth",
-// and writes tokens (int32), then images (uint8), to OUT ("-": standard output). With TIMES each case is drawn so often, and
-// the resident memory in kB goes to standard error after a tenth of them and at the end.
+// dump DIR OUT [TIMES [THREADS]] < cases: draws each case as its line comes, "label,… seed cfg top_k top_p batch
+// smooth", and writes tokens (int32), then images (uint8), to OUT ("-": standard output). With TIMES each case is drawn
+// so often, and the resident memory in kB goes to standard error after a tenth of them and at the end.
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -22,8 +22,8 @@ Case parse(const std::string& line) {
     Case found;
     std::istringstream stream(line);
     std::string labels;
-    stream >> labels >> found.settings.seed >> found.settings.cfg >> found.settings.top_k >> found.settings.top_p >> found.settings.batch >>
-        found.settings.smooth;
+    stream >> labels >> found.settings.seed >> found.settings.cfg >> found.settings.top_k >> found.settings.top_p >>
+        found.settings.batch >> found.settings.smooth;
     std::istringstream list(labels);
     for (std::string label; std::getline(list, label, ',');) found.labels.push_back(std::stoi(label));
     return found;
@@ -53,10 +53,14 @@ int main(int count, char** arguments) {
             const Case wanted = parse(line);
             for (int i = 0; i < times; ++i) {
                 const var_edge::Pictures pictures = model.generate(wanted.labels, wanted.settings);
-                if (times > 1 && (i + 1 == times / 10 || i + 1 == times)) std::cerr << resident_kilobytes() << std::endl;
+                if (times > 1 && (i + 1 == times / 10 || i + 1 == times)) {
+                    std::cerr << resident_kilobytes() << std::endl;
+                }
                 if (i) continue;
-                out.write(reinterpret_cast<const char*>(pictures.tokens.data()), std::streamsize(pictures.tokens.size() * 4));
-                out.write(reinterpret_cast<const char*>(pictures.images.data()), std::streamsize(pictures.images.size()));
+                out.write(reinterpret_cast<const char*>(pictures.tokens.data()),
+                          std::streamsize(pictures.tokens.size() * 4));
+                out.write(reinterpret_cast<const char*>(pictures.images.data()),
+                          std::streamsize(pictures.images.size()));
                 out.flush();
             }
         }

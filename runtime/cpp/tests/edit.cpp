@@ -1,5 +1,5 @@
-// edit DIR IMAGE OUT y0 x0 y1 x1 inpaint|outpaint LABEL SEED SMOOTH: edits the picture whose bytes IMAGE holds, and writes
-// tokens (int32) and picture (uint8) to OUT.
+// edit DIR IMAGE OUT y0 x0 y1 x1 inpaint|outpaint LABEL SEED SMOOTH: edits the picture whose bytes IMAGE holds, and
+// writes tokens (int32) and picture (uint8) to OUT.
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -15,7 +15,8 @@ int main(int count, char** arguments) {
         var_edge::Settings settings;
         settings.seed = std::stoull(arguments[10]);
         settings.smooth = std::stoi(arguments[11]);
-        const std::array<double, 4> box = {std::stod(arguments[4]), std::stod(arguments[5]), std::stod(arguments[6]), std::stod(arguments[7])};
+        const std::array<double, 4> box = {std::stod(arguments[4]), std::stod(arguments[5]), std::stod(arguments[6]),
+                                           std::stod(arguments[7])};
         const var_edge_mode mode = std::string(arguments[8]) == "inpaint" ? VAR_EDGE_INPAINT : VAR_EDGE_OUTPAINT;
         const var_edge::Pictures drawn = model.edit(image, box, mode, {std::stoi(arguments[9])}, settings);
         std::ofstream out(arguments[3], std::ios::binary);

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <iostream>
 
-#include "processors.hpp"
+#include "runtime/processors.hpp"
 
 int main(int count, char** arguments) {
     if (count != 2) return 2;

@@ -22,7 +22,8 @@ int main(int count, char** arguments) {
         failed = !image || !tokens || var_edge_generate(model, &label, 1, &settings, image, tokens);
     }
     if (failed) fprintf(stderr, "%s\n", var_edge_last_error());
-    else for (int32_t i = 0; i < info.tokens; ++i) printf("%d ", tokens[i]);
+    else
+        for (int32_t i = 0; i < info.tokens; ++i) printf("%d ", tokens[i]);
     free(tokens);
     free(image);
     var_edge_free(model);

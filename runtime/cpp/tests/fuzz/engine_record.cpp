@@ -1,6 +1,6 @@
 // Any text as engine.json.
-#include "engine_record.hpp"
-#include "error.hpp"
+#include "bundle/engine_record.hpp"
+#include "errors.hpp"
 
 using namespace var_edge_impl;
 

@@ -1,6 +1,6 @@
 // Any text as a manifest: parsed or refused with Error BAD_BUNDLE, nothing else.
-#include "manifest.hpp"
-#include "error.hpp"
+#include "bundle/manifest.hpp"
+#include "errors.hpp"
 
 using namespace var_edge_impl;
 

@@ -1,0 +1,78 @@
+// A handle of the C API, and who may use it when.
+#pragma once
+
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <unistd.h>
+
+#include "errors.hpp"
+#include "runtime/pipeline.hpp"
+
+struct var_edge_model {
+    template <typename... Arguments>
+    explicit var_edge_model(Arguments&&... arguments)
+        : pipeline(std::forward<Arguments>(arguments)...),
+          backend(pipeline.backend().name()),
+          batches(pipeline.backend().batches().begin(), pipeline.backend().batches().end()),
+          process(getpid()) {}
+
+    var_edge_impl::Pipeline pipeline;
+    const std::string backend;  // with `batches`: what var_edge_query returns pointers to
+    const std::vector<std::int32_t> batches;
+    const pid_t process;  // threads and locks of the engine do not pass through fork
+
+    std::mutex mutex;  // guards what follows
+    bool busy = false, stopping = false;
+};
+
+namespace var_edge_impl {
+
+inline void check_process(const var_edge_model* model) {
+    if (model->process == getpid()) return;
+    throw bad_argument("model: created before a fork, in process " + std::to_string(model->process) +
+                       "; create a handle in this process");
+}
+
+// Marks a handle as busy while it lives. Throws Error BAD_ARGUMENT if the handle is serving another call.
+class Exclusive {
+  public:
+    explicit Exclusive(var_edge_model* model) : model_(model) {
+        check_process(model);
+        const std::lock_guard<std::mutex> lock(model->mutex);
+        if (model->busy) {
+            throw bad_argument(
+                "model: busy with another call, in another thread or around this callback; use one handle per thread");
+        }
+        model->busy = true;
+        model->stopping = false;
+    }
+    ~Exclusive() {
+        const std::lock_guard<std::mutex> lock(model_->mutex);
+        model_->busy = false;
+        model_->pipeline.stop(false);
+    }
+    Exclusive(const Exclusive&) = delete;
+    Exclusive& operator=(const Exclusive&) = delete;
+
+    bool stopped() const {
+        const std::lock_guard<std::mutex> lock(model_->mutex);
+        return model_->stopping;
+    }
+
+  private:
+    var_edge_model* model_;
+};
+
+// Asks the running call, if there is one, to stop.
+inline void stop(var_edge_model* model) {
+    check_process(model);
+    const std::lock_guard<std::mutex> lock(model->mutex);
+    if (!model->busy) return;
+    model->stopping = true;
+    model->pipeline.stop(true);
+}
+
+}  // namespace var_edge_impl

@@ -1,0 +1,189 @@
+#include "backends/cuda.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+namespace var_edge_impl {
+
+namespace {
+
+void check(cudaError_t status, const char* call) {
+    if (status == cudaSuccess) return;
+    cudaGetLastError();  // forget it, or the application finds it after a call of its own
+    const var_edge_status code = status == cudaErrorMemoryAllocation ? VAR_EDGE_OUT_OF_MEMORY : VAR_EDGE_FAILED;
+    throw Error(code, std::string("CUDA: ") + call + ": " + cudaGetErrorString(status));
+}
+
+std::string dotted(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
+
+std::string driver_problem() {
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    if (!driver) return "no NVIDIA driver on this machine; use the backend onnxruntime";
+    return "the NVIDIA driver knows CUDA " + dotted(driver) + ", this library needs " + dotted(runtime) +
+           "; update the driver";
+}
+
+void require_gpu() {
+    int count = 0;
+    const cudaError_t status = cudaGetDeviceCount(&count);
+    if (status != cudaSuccess) cudaGetLastError();
+    if (status == cudaErrorInsufficientDriver) throw unsupported(driver_problem());
+    if (status == cudaErrorNoDevice || (status == cudaSuccess && !count)) {
+        throw unsupported("no CUDA GPU on this machine; use the backend onnxruntime");
+    }
+    check(status, "cudaGetDeviceCount");
+}
+
+Gpu first_gpu() {
+    require_gpu();
+    cudaDeviceProp properties;
+    check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+    return {properties.name, std::to_string(properties.major) + "." + std::to_string(properties.minor),
+            properties.totalGlobalMem};
+}
+
+}  // namespace
+
+CurrentDevice::CurrentDevice() {
+    if (cudaGetDevice(&before_) != cudaSuccess) cudaGetLastError();
+    if (before_ != 0) cudaSetDevice(0);
+}
+
+CurrentDevice::~CurrentDevice() {
+    if (before_ != 0) cudaSetDevice(before_);
+}
+
+Cuda::Cuda(void* stream) : gpu_(first_gpu()), stream_(static_cast<cudaStream_t>(stream)) {
+    check(cudaSetDevice(0), "cudaSetDevice");
+    // The legacy default stream cannot be recorded: a stream that keeps its order with that one can. Otherwise a stream
+    // of its own keeps clear of it: while such a stream is recorded, what other threads queue there does no harm.
+    const bool legacy = stream_ == cudaStreamLegacy;
+    own_ = !stream_ || legacy;
+    if (!own_) return;
+    check(cudaStreamCreateWithFlags(&stream_, legacy ? cudaStreamDefault : cudaStreamNonBlocking),
+          "cudaStreamCreateWithFlags");
+}
+
+Cuda::~Cuda() {
+    if (own_) cudaStreamDestroy(stream_);
+}
+
+bool Cuda::has_free(std::size_t size) const {
+    std::size_t free = 0, total = 0;
+    check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+    return size <= free;
+}
+
+Error Cuda::memory_error(std::size_t size) const {
+    std::size_t free = 0, total = 0;
+    check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+    char text[200];
+    std::snprintf(
+        text, sizeof text,
+        "GPU memory: %.0f MB are needed, %.0f of %.0f MB are free; draw fewer pictures at once (batch 1) or close"
+        " other programs",
+        double(size) / 1e6, double(free) / 1e6, double(total) / 1e6);
+    return {VAR_EDGE_OUT_OF_MEMORY, text};
+}
+
+DeviceMemory Cuda::allocate(std::size_t size) const {
+    void* memory = nullptr;
+    const cudaError_t status = cudaMalloc(&memory, std::max<std::size_t>(size, 1));
+    if (status == cudaErrorMemoryAllocation) {
+        cudaGetLastError();
+        throw memory_error(size);
+    }
+    check(status, "cudaMalloc");
+    DeviceMemory owned(static_cast<std::uint8_t*>(memory));
+    zero(memory, size);
+    return owned;
+}
+
+PinnedMemory Cuda::pinned(std::size_t size) const {
+    void* memory = nullptr;
+    check(cudaMallocHost(&memory, std::max<std::size_t>(size, 1)), "cudaMallocHost");
+    PinnedMemory owned(static_cast<std::uint8_t*>(memory));
+    std::memset(memory, 0, size);
+    return owned;
+}
+
+void Cuda::copy(void* target, const void* source, std::size_t size, cudaMemcpyKind kind) const {
+    check(cudaMemcpyAsync(target, source, size, kind, stream_), "cudaMemcpyAsync");
+}
+
+void Cuda::upload(void* device, const void* host, std::size_t size) const {
+    copy(device, host, size, cudaMemcpyHostToDevice);
+}
+
+void Cuda::download(void* host, const void* device, std::size_t size) const {
+    copy(host, device, size, cudaMemcpyDeviceToHost);
+}
+
+void Cuda::copy(void* target, const void* device, std::size_t size) const {
+    copy(target, device, size, cudaMemcpyDefault);
+}
+
+void Cuda::zero(void* device, std::size_t size) const {
+    check(cudaMemsetAsync(device, 0, size, stream_), "cudaMemsetAsync");
+}
+
+void Cuda::synchronize() const { check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+
+Graph Cuda::captured(const std::function<void()>& queue) const {
+    // Thread-local: what other threads of the application do meanwhile is no part of the recording and does not spoil
+    // it.
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+    cudaGraph_t graph = nullptr;
+    try {
+        queue();
+    } catch (...) {
+        cudaStreamEndCapture(stream_, &graph);  // or the stream stays useless
+        if (graph) cudaGraphDestroy(graph);
+        cudaGetLastError();
+        throw;
+    }
+    check(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture");
+    cudaGraphExec_t ready = nullptr;
+    // cudaGraphInstantiate has other arguments from CUDA 12 on; this one has the same since 11.4.
+    const cudaError_t status = cudaGraphInstantiateWithFlags(&ready, graph, 0);
+    cudaGraphDestroy(graph);
+    check(status, "cudaGraphInstantiateWithFlags");
+    return Graph(ready);
+}
+
+void Cuda::launch(const Graph& graph) const { check(cudaGraphLaunch(graph.get(), stream_), "cudaGraphLaunch"); }
+
+DeviceArrays::~DeviceArrays() { cudaStreamSynchronize(cuda_->stream()); }
+
+Array DeviceArrays::zeros(Shape shape, Dtype dtype) {
+    Array array{nullptr, std::move(shape), dtype};
+    memory_.push_back(cuda_->allocate(array.bytes()));
+    array.data = memory_.back().get();
+    return array;
+}
+
+std::pair<std::uint8_t*, std::uint8_t*> DeviceArrays::staged(std::size_t size) {
+    std::uint8_t* host = pinned(size);
+    return {host, zeros({std::int64_t(size)}, Dtype::uint8).data};
+}
+
+std::uint8_t* DeviceArrays::pinned(std::size_t size) {
+    pinned_.push_back(cuda_->pinned(size));
+    return pinned_.back().get();
+}
+
+void DeviceArrays::upload(std::uint8_t* target, const void* host, std::size_t size) {
+    cuda_->upload(target, host, size);
+}
+
+void DeviceArrays::download(void* host, const Array& source) {
+    cuda_->download(host, source.data, source.bytes());
+    cuda_->synchronize();
+}
+
+void DeviceArrays::clear(const Array& array) { cuda_->zero(array.data, array.bytes()); }
+
+}  // namespace var_edge_impl

@@ -1,0 +1,183 @@
+// ONNX Runtime: graphs work in place on arrays that are allocated once for a batch size. Twin of
+// runtime/backends/onnxruntime.py.
+#include <cstring>
+#include <mutex>
+
+#include "backends/create.hpp"
+#include "backends/ort_session.hpp"
+#include "backends/wired.hpp"
+#include "errors.hpp"
+#include "files/bounded.hpp"
+
+namespace var_edge_impl {
+
+namespace {
+
+// What handles share: constants, and the graphs with their weights. A graph is opened at its first use.
+class Loaded {
+  public:
+    Loaded(var_edge_backend wanted, const std::filesystem::path& folder, std::shared_ptr<const Manifest> its,
+           const BackendOptions& options)
+        : bundle(folder),
+          manifest(std::move(its)),
+          weights(folder / WEIGHTS),
+          verify_(options.verify),
+          log_(options.log),
+          options_(session_options(wanted, options, log_)) {
+        name = "ONNX Runtime " + Ort::GetVersionString();
+        if (wanted == VAR_EDGE_ONNXRUNTIME_CUDA) name += ", CUDA execution provider";
+        if (wanted == VAR_EDGE_ONNXRUNTIME_TENSORRT) name += ", TensorRT execution provider";
+        for (const auto& [_, graph] : manifest->graphs) {
+            const std::string suffix = ".onnx";
+            if (graph.file.size() < suffix.size() || graph.file.substr(graph.file.size() - suffix.size()) != suffix) {
+                throw bad_bundle(bundle.string() + ": holds engines (" + graph.file +
+                                 "), which only the TensorRT backend runs");
+            }
+        }
+        std::uint64_t done = 0;
+        for (const char* graph : REQUIRED_GRAPHS) {
+            sessions_.emplace(graph, open(graph));
+            if (options.progress) options.progress(VAR_EDGE_LOADING, graph, ++done, REQUIRED_GRAPHS.size());
+        }
+        constants = scale_constants(bundle, *manifest, arrays_);
+        check_shapes(false);
+    }
+
+    // Returns a graph, which it opens if necessary: only callers that encode or draw smoothly need those graphs.
+    Session& session(const std::string& graph) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        auto found = sessions_.find(graph);
+        if (found == sessions_.end()) found = sessions_.emplace(graph, open_later(graph)).first;
+        return found->second;
+    }
+
+    // Opens the graph of smooth sampling. Throws Error BAD_BUNDLE unless it fits.
+    void open_smooth() {
+        session(SMOOTH_BRIDGE);
+        check_shapes(true);
+    }
+
+    const std::filesystem::path bundle;
+    const std::shared_ptr<const Manifest> manifest;
+    const InputFile weights;  // ONNX Runtime maps the file: a change to it changes what is drawn
+    std::string name;
+    std::vector<ScaleConstants> constants;
+
+  private:
+    Session open(const std::string& graph) const { return {bundle, manifest->graphs.at(graph), options_}; }
+
+    // Opens a graph long after the bundle was checked, so it checks again.
+    Session open_later(const std::string& graph) const {
+        manifest->check_still(bundle, manifest->graphs.at(graph).file, verify_);
+        manifest->check_still(bundle, WEIGHTS, verify_);
+        return open(graph);
+    }
+
+    // Throws Error BAD_BUNDLE unless the graphs take the arrays that the manifest's sizes call for, before they are
+    // allocated.
+    void check_shapes(bool smooth) {
+        NoArrays none;
+        for (const Stage& stage : Wiring(1, smooth, *manifest, constants, none).stages()) {
+            session(stage.graph).check(stage);
+        }
+    }
+
+    const bool verify_;
+    Log log_;
+    Ort::SessionOptions options_;
+    HostArrays arrays_;
+    std::mutex mutex_;
+    std::map<std::string, Session> sessions_;
+};
+
+class OnnxRuntimeBackend final : public WiredBackend {
+  public:
+    explicit OnnxRuntimeBackend(std::shared_ptr<Loaded> loaded)
+        : WiredBackend(loaded->manifest), loaded_(std::move(loaded)) {}
+
+    std::string name() const override { return loaded_->name; }
+    std::unique_ptr<Backend> share() const override { return std::make_unique<OnnxRuntimeBackend>(loaded_); }
+    void stop(bool wanted) override { wanted ? run_options_.SetTerminate() : run_options_.UnsetTerminate(); }
+    bool on_device() const override { return false; }
+    const std::vector<std::int64_t>& batches() const override { return any_; }
+
+    void encode(const std::uint8_t* image, std::int32_t* tokens) override {
+        if (!manifest().graphs.count("encoder")) {
+            throw bad_bundle(loaded_->bundle.string() +
+                             ": no encoder, which editing needs; make onnx exports the bundle with one");
+        }
+        loaded_->weights.check_unchanged();
+        HostArrays arrays;
+        const std::int64_t side = manifest().model.image_size;
+        const Array in = arrays.zeros({1, side, side, 3}, Dtype::uint8),
+                    out = arrays.zeros({1, manifest().model.tokens()}, Dtype::int32);
+        std::memcpy(in.data, image, in.bytes());
+        Bound encoder = loaded_->session("encoder").bind({"encoder", {{"image", in}}, {{"tokens", out}}});
+        timed("encoder", -1, [&] { encoder.run(run_options_); });
+        arrays.download(tokens, out);
+    }
+
+  private:
+    // The stages of one batch size, bound to their arrays.
+    class BoundBatch final : public Batch {
+      public:
+        BoundBatch(std::int64_t size, bool smooth, OnnxRuntimeBackend& backend)
+            : Batch(std::make_unique<HostArrays>(), size, smooth, backend.manifest(), backend.loaded_->constants),
+              backend_(backend),
+              condition_(bound(wiring.condition)) {
+            for (const auto& [transformer, bridge] : wiring.steps) {
+                steps_.emplace_back(bound(transformer), bound(bridge));
+            }
+            for (std::size_t k : {0, 1}) {  // for either f_hat
+                for (const Stage& stage : wiring.decoders(k)) decoders_[k].push_back(bound(stage));
+            }
+        }
+
+        void begin() override {
+            backend_.loaded_->weights.check_unchanged();
+            wiring.start();
+            run(condition_, "condition", -1);
+        }
+
+        void step(std::size_t k) override {
+            wiring.settings[k].upload();
+            run(steps_[k].first, "transformer", std::int64_t(k));
+            run(steps_[k].second, wiring.smooth ? SMOOTH_BRIDGE : "bridge", std::int64_t(k));
+        }
+
+        void decode(std::uint8_t* images, bool) override {
+            for (Bound& decoder : decoders_[std::size_t(latest) % 2]) run(decoder, "decoder", -1);
+            arrays->download(images, wiring.images);
+        }
+
+      private:
+        Bound bound(const Stage& stage) { return backend_.loaded_->session(stage.graph).bind(stage); }
+
+        void run(Bound& graph, const char* stage, std::int64_t scale) {
+            backend_.timed(stage, scale, [&] { graph.run(backend_.run_options_); });
+        }
+
+        OnnxRuntimeBackend& backend_;
+        Bound condition_;
+        std::vector<std::pair<Bound, Bound>> steps_;
+        std::vector<Bound> decoders_[2];
+    };
+
+    std::unique_ptr<Batch> prepare(std::int64_t size, bool smooth) override {
+        if (smooth) loaded_->open_smooth();
+        return std::make_unique<BoundBatch>(size, smooth, *this);
+    }
+
+    std::shared_ptr<Loaded> loaded_;
+    Ort::RunOptions run_options_;
+    std::vector<std::int64_t> any_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> create_onnxruntime(var_edge_backend wanted, const std::filesystem::path& bundle,
+                                            std::shared_ptr<const Manifest> manifest, const BackendOptions& options) {
+    return std::make_unique<OnnxRuntimeBackend>(std::make_shared<Loaded>(wanted, bundle, std::move(manifest), options));
+}
+
+}  // namespace var_edge_impl

@@ -1,0 +1,304 @@
+// TensorRT: everything stays on the GPU, and each stage is one CUDA graph, recorded once and launched from then on.
+// Twin of runtime/backends/tensorrt.py.
+#include <algorithm>
+#include <climits>
+#include <cstdio>
+#include <cstring>
+#include <utility>
+
+#include "backends/create.hpp"
+#include "backends/cuda.hpp"
+#include "backends/trt_engine.hpp"
+#include "backends/wired.hpp"
+#include "bundle/engine_record.hpp"
+#include "errors.hpp"
+#include "files/fingerprint.hpp"
+
+namespace var_edge_impl {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+// Returns "8.7" as numbers. A text that is no capability compares as larger than any.
+std::pair<int, int> number(const std::string& capability) {
+    int major = INT_MAX, minor = INT_MAX;
+    return std::sscanf(capability.c_str(), "%d.%d", &major, &minor) == 2 ? std::pair(major, minor)
+                                                                         : std::pair(INT_MAX, INT_MAX);
+}
+
+std::string architecture(std::string capability) {
+    capability.erase(std::remove(capability.begin(), capability.end(), '.'), capability.end());
+    return "sm_" + capability;
+}
+
+// A record's version may leave out the build number.
+bool same_version(const std::string& built, const std::string& here) {
+    return (here + ".").compare(0, built.size() + 1, built + ".") == 0;
+}
+
+// Throws Error BAD_BUNDLE unless these engines were built for this GPU and this TensorRT, UNSUPPORTED if this library
+// has the other TensorRT.
+void check_machine(const fs::path& folder, const EngineRecord& record, const Gpu& gpu) {
+    const Built& built = record.built;
+    const std::string where = folder.string(), again = "; run make engine on this machine", here = tensorrt_version();
+    if (built.flavour != FLAVOUR) {
+        throw unsupported(where + ": built with " + built.flavour + ", this library with " + FLAVOUR +
+                          "; build the library with -DTensorRT_ROOT= of " + built.flavour + ", or engines with --trt " +
+                          FLAVOUR_OPTION);
+    }
+    const bool same_line =
+        built.version_compatible && here.substr(0, here.find('.')) == built.version.substr(0, built.version.find('.'));
+    if (!same_version(built.version, here) && !same_line) {
+        throw bad_bundle(where + ": built with " + built.flavour + " " + built.version + ", here is " + here + again);
+    }
+    const std::vector<std::string>& wanted = built.compute_capabilities;
+    const bool same = std::find(wanted.begin(), wanted.end(), gpu.capability) != wanted.end();
+    std::pair<int, int> oldest{INT_MAX, INT_MAX};
+    std::string names;
+    for (const std::string& capability : wanted) {
+        oldest = std::min(oldest, number(capability));
+        names += (names.empty() ? "" : ", ") + architecture(capability);
+    }
+    if (!same && !(built.hardware_compatible && number(gpu.capability) >= oldest)) {
+        throw bad_bundle(where + ": built for " + names + ", this GPU is " + gpu.name + ", " +
+                         architecture(gpu.capability) + again);
+    }
+    if (built.flavour == "tensorrt" && !built.hardware_compatible && built.gpu != gpu.name) {
+        throw bad_bundle(where + ": built on " + built.gpu.value_or("no GPU") + ", this GPU is " + gpu.name + again);
+    }
+}
+
+// Throws Error BAD_BUNDLE unless the engines were built from the bundle with this manifest.
+void check_source(const fs::path& folder, const EngineRecord& record, const Manifest& manifest) {
+    if (record.fits(manifest)) return;
+    throw bad_bundle(folder.string() + ": built from another bundle than the one it lies in; run make engine again");
+}
+
+struct Found {
+    fs::path folder;
+    std::shared_ptr<const Manifest> manifest;
+    EngineRecord record;
+};
+
+// The directory of engines to use: `bundle` itself, or one in it that is of this bundle and runs on this machine.
+// Throws Error; with several directories that do not fit, saying why for each.
+Found find_engines(const fs::path& bundle, std::shared_ptr<const Manifest> manifest, const Gpu& gpu, bool verify) {
+    if (is_file(bundle / ENGINE_RECORD)) {
+        EngineRecord record = EngineRecord::load(bundle);
+        check_machine(bundle, record, gpu);
+        return {bundle, std::move(manifest), std::move(record)};
+    }
+    const std::vector<fs::path> folders = engine_folders(bundle);
+    if (folders.empty()) {
+        throw bad_bundle(bundle.string() + ": no engines in " + ENGINES + "/; make engine builds them");
+    }
+    std::string reasons;
+    var_edge_status status = VAR_EDGE_UNSUPPORTED;  // if it is so of all of them
+    for (const fs::path& folder : folders) {
+        try {
+            EngineRecord record = EngineRecord::load(folder);
+            check_machine(folder, record, gpu);
+            check_source(folder, record, *manifest);
+            return {folder, std::make_shared<const Manifest>(Manifest::load(folder, verify)), std::move(record)};
+        } catch (const Error& error) {
+            if (error.status == VAR_EDGE_OUT_OF_MEMORY) throw;
+            reasons += (reasons.empty() ? "" : "; ") + std::string(error.what());
+            if (error.status != VAR_EDGE_UNSUPPORTED) status = VAR_EDGE_BAD_BUNDLE;
+        }
+    }
+    throw Error(status, reasons);
+}
+
+class TensorRTBackend final : public WiredBackend {
+  public:
+    TensorRTBackend(std::unique_ptr<Cuda> cuda, Found found, const BackendOptions& options)
+        : WiredBackend(std::move(found.manifest)),
+          cuda_(std::move(cuda)),
+          folder_(std::move(found.folder)),
+          record_(std::move(found.record)),
+          log_(options.log),
+          runtime_(nvinfer1::createInferRuntime(*log_)),
+          arrays_(*cuda_) {
+        const Built& built = record_.built;
+        if (!runtime_) throw failed("TensorRT " + tensorrt_version() + " does not start: " + (*log_).reason());
+        if (built.version_compatible) runtime_->setEngineHostCodeAllowed(true);
+        std::size_t scratch = 0;
+        for (const char* name : REQUIRED_GRAPHS) {
+            const LoadedEngine& engine = engines_.emplace(name, load(name)).first->second;
+            scratch = std::max(scratch, engine.scratch_bytes());
+        }
+        // All stages run one after the other on one stream, so they share scratch memory.
+        const Array shared = arrays_.zeros({std::int64_t(scratch)}, Dtype::uint8);
+        for (auto& [_, engine] : engines_) engine.use(shared);
+        constants_ = scale_constants(folder_, manifest(), arrays_);
+        name_ = built.flavour + " " + built.version + " on " + cuda_->gpu().name;
+    }
+
+    // TensorRT's objects must be destroyed while their device is the current one and nothing runs.
+    ~TensorRTBackend() override {
+        const CurrentDevice device;
+        cudaStreamSynchronize(cuda_->stream());
+        batch_.reset();
+        encoder_.reset();
+        engines_.clear();
+        runtime_.reset();
+    }
+
+    std::string name() const override { return name_; }
+    bool on_device() const override { return true; }
+    const std::vector<std::int64_t>& batches() const override { return record_.batches; }
+
+    void encode(const std::uint8_t* image, std::int32_t* tokens) override {
+        const CurrentDevice device;
+        if (!encoder_) encoder_ = prepare_encoder();  // only editing pays for it
+        timed("encoder", -1, [&] {
+            encoder_->arrays.upload(encoder_->image.data, image, encoder_->image.bytes());
+            encoder_->engine.enqueue(0, {"encoder", {{"image", encoder_->image}}, {{"tokens", encoder_->tokens}}});
+        });
+        encoder_->arrays.download(tokens, encoder_->tokens);
+    }
+
+  private:
+    using Runs = std::vector<std::pair<Stage, std::size_t>>;  // stages with their profiles
+
+    // The arrays of one batch size, and the recorded graph of every stage on them.
+    //
+    // A graph holds the upload of the stage's settings and its engines' kernels: condition; transformer and bridge of
+    // each scale; decoder, once for either f_hat.
+    class RecordedBatch final : public Batch {
+      public:
+        RecordedBatch(std::int64_t size, bool smooth, TensorRTBackend& backend)
+            : Batch(std::make_unique<DeviceArrays>(*backend.cuda_), size, smooth, backend.manifest(),
+                    backend.constants_),
+              backend_(backend),
+              images_(backend.cuda_->pinned(wiring.images.bytes())) {
+            const EngineRecord& record = backend.record_;
+            const std::size_t scales = wiring.steps.size(), place = record.profile(size, 0, 1);
+            condition_ = backend.recorded({{wiring.condition, place}}, [&] { wiring.start(); });
+            for (std::size_t k = 0; k < scales; ++k) {
+                const std::size_t profile = record.profile(size, k, scales);
+                const auto& [transformer, bridge] = wiring.steps[k];
+                steps_.push_back(backend.recorded({{transformer, profile}, {bridge, profile}},
+                                                  [&] { wiring.settings[k].upload(); }));
+            }
+            for (std::size_t k : {0, 1}) {  // for either f_hat
+                Runs runs;
+                for (const Stage& stage : wiring.decoders(k)) runs.emplace_back(stage, 0);
+                decoders_[k] = backend.recorded(runs, [] {});
+            }
+        }
+
+        ~RecordedBatch() override { cudaStreamSynchronize(backend_.cuda_->stream()); }  // of a run that was stopped
+
+        void begin() override { launch(condition_, "condition", -1); }
+
+        void step(std::size_t k) override { launch(steps_[k], "step", std::int64_t(k)); }
+
+        void decode(std::uint8_t* images, bool to_device) override {
+            const Cuda& cuda = *backend_.cuda_;
+            launch(decoders_[std::size_t(latest) % 2], "decoder", -1);
+            if (to_device) cuda.copy(images, wiring.images.data, wiring.images.bytes());
+            else cuda.download(images_.get(), wiring.images.data, wiring.images.bytes());
+            cuda.synchronize();
+            if (!to_device) std::memcpy(images, images_.get(), wiring.images.bytes());
+        }
+
+      private:
+        void launch(const Graph& graph, const char* stage, std::int64_t scale) {
+            backend_.timed(stage, scale, [&] { backend_.cuda_->launch(graph); });
+        }
+
+        TensorRTBackend& backend_;
+        PinnedMemory images_;
+        Graph condition_, decoders_[2];
+        std::vector<Graph> steps_;
+    };
+
+    struct Encoder {
+        Encoder(LoadedEngine&& loaded, const Cuda& cuda) : engine(std::move(loaded)), arrays(cuda) {}
+
+        LoadedEngine engine;
+        DeviceArrays arrays;
+        Array image, tokens;
+    };
+
+    std::shared_ptr<void> current_device() const override { return std::make_shared<CurrentDevice>(); }
+
+    void synchronize() const override { cuda_->synchronize(); }
+
+    std::unique_ptr<Batch> prepare(std::int64_t size, bool smooth) override {
+        const std::vector<std::int64_t>& sizes = record_.batches;
+        if (std::find(sizes.begin(), sizes.end(), size) == sizes.end()) {
+            std::string known;
+            for (std::int64_t one : sizes) known += (known.empty() ? "" : ", ") + std::to_string(one);
+            throw bad_argument("batch: these engines draw " + known + " pictures at once, not " + std::to_string(size));
+        }
+        if (smooth) load_smooth_bridge();
+        return std::make_unique<RecordedBatch>(size, smooth, *this);
+    }
+
+    // A graph that prepares, then runs stages with their profiles.
+    Graph recorded(const Runs& runs, const std::function<void()>& prepare) {
+        const auto queue = [&] {
+            prepare();
+            for (const auto& [stage, profile] : runs) engines_.at(stage.graph).enqueue(profile, stage);
+        };
+        queue();  // the first run allocates and chooses kernels, which a recording must not
+        cuda_->synchronize();
+        return cuda_->captured(queue);
+    }
+
+    // Only smooth sampling needs it, so it is loaded late and has scratch memory of its own.
+    void load_smooth_bridge() {
+        if (engines_.count(SMOOTH_BRIDGE)) return;
+        LoadedEngine& engine = engines_.emplace(SMOOTH_BRIDGE, load(SMOOTH_BRIDGE)).first->second;
+        engine.use(arrays_.zeros({std::int64_t(engine.scratch_bytes())}, Dtype::uint8));
+    }
+
+    std::unique_ptr<Encoder> prepare_encoder() {
+        if (!record_.engines.count("encoder") || !manifest().graphs.count("encoder")) {
+            throw bad_bundle(folder_.string() +
+                             ": no encoder engine, which editing needs; make onnx exports the bundle with"
+                             " one, then run make engine");
+        }
+        auto encoder = std::make_unique<Encoder>(load("encoder"), *cuda_);
+        const Model& model = manifest().model;
+        encoder->image = encoder->arrays.zeros({1, model.image_size, model.image_size, 3}, Dtype::uint8);
+        encoder->tokens = encoder->arrays.zeros({1, model.tokens()}, Dtype::int32);
+        encoder->engine.use(encoder->arrays.zeros({std::int64_t(encoder->engine.scratch_bytes())}, Dtype::uint8));
+        return encoder;
+    }
+
+    LoadedEngine load(const std::string& name) {
+        const auto record = record_.engines.find(name);
+        if (record == record_.engines.end()) {
+            throw bad_bundle((folder_ / ENGINE_RECORD).string() + ": no engine " + name + "; run make engine again");
+        }
+        const GraphSpec& graph = manifest().graphs.at(name);
+        return {*runtime_, *log_, *cuda_, folder_ / graph.file, graph, record->second};
+    }
+
+    std::unique_ptr<Cuda> cuda_;
+    fs::path folder_;
+    EngineRecord record_;
+    OpenLog log_;
+    std::unique_ptr<nvinfer1::IRuntime> runtime_;
+    DeviceArrays arrays_;  // of all batch sizes: constants, scratch
+    std::map<std::string, LoadedEngine> engines_;
+    std::vector<ScaleConstants> constants_;
+    std::string name_;
+    std::unique_ptr<Encoder> encoder_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> create_tensorrt(const fs::path& bundle, std::shared_ptr<const Manifest> manifest,
+                                         const BackendOptions& options) {
+    const CurrentDevice device;
+    auto cuda = std::make_unique<Cuda>(options.stream);
+    Found found = find_engines(bundle, std::move(manifest), cuda->gpu(), options.verify);
+    return std::make_unique<TensorRTBackend>(std::move(cuda), std::move(found), options);
+}
+
+}  // namespace var_edge_impl

@@ -1,0 +1,237 @@
+#include "backends/wiring.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+
+#include "bundle/engine_record.hpp"
+#include "bundle/weight_file.hpp"
+#include "errors.hpp"
+
+namespace var_edge_impl {
+
+namespace {
+
+std::string numbered(const std::string& name, std::int64_t number) {
+    char text[32];
+    std::snprintf(text, sizeof text, "_%02lld", static_cast<long long>(number));
+    return name + text;
+}
+
+Tensors joined(std::initializer_list<const Tensors*> parts) {
+    Tensors all;
+    for (const Tensors* part : parts) all.insert(part->begin(), part->end());
+    return all;
+}
+
+}  // namespace
+
+Staged::Staged(Arrays& arrays, const std::vector<std::tuple<std::string, Shape, Dtype>>& specs) : arrays_(&arrays) {
+    std::vector<std::size_t> starts;
+    for (const auto& [_, shape, dtype] : specs) {
+        starts.push_back(size_);
+        size_ += (Array{nullptr, shape, dtype}.bytes() + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    }
+    std::tie(host_block_, block_) = arrays.staged(size_);
+    for (std::size_t i = 0; i < specs.size(); ++i) {
+        const auto& [name, shape, dtype] = specs[i];
+        host_[name] = host_block_ ? host_block_ + starts[i] : nullptr;
+        stages_[name] = {block_ ? block_ + starts[i] : nullptr, shape, dtype};
+    }
+}
+
+std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle, const Manifest& manifest,
+                                            Arrays& arrays) {
+    const WeightFile weights(bundle / WEIGHTS);
+    std::map<std::string, Array> placed;
+
+    const auto place = [&](const std::string& name, const Shape& shape, Dtype dtype, const void* values) {
+        auto found = placed.find(name);
+        if (found != placed.end()) return found->second;
+        const Array array = arrays.zeros(shape, dtype);
+        arrays.upload(array.data, values, array.bytes());
+        std::vector<std::uint8_t> wait(array.bytes() ? item_size(dtype) : 0);  // until the copy from `values` is done
+        if (!wait.empty()) arrays.download(wait.data(), {array.data, {1}, dtype});
+        return placed[name] = array;
+    };
+    const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t columns) {
+        if (placed.count(name)) return placed[name];
+        const StoredTensor& stored = weights.at(name);
+        if (stored.shape != Shape{rows, columns} || stored.dtype != "F32") {
+            throw bad_bundle((bundle / WEIGHTS).string() + ": " + name + ": expected float32 (" + std::to_string(rows) +
+                             ", " + std::to_string(columns) +
+                             "), found another shape or dtype; export the bundle again");
+        }
+        const HostTensor tensor = weights.read(name);
+        return place(name, tensor.shape, tensor.dtype, tensor.data.data());
+    };
+
+    std::map<std::string, HostTensor> by_step;
+    for (const std::string& name : manifest.step_constants) {
+        const Shape& shape = weights.at(name).shape;
+        if (shape.empty() || shape[0] != std::int64_t(manifest.scales.size())) {
+            throw bad_bundle((bundle / WEIGHTS).string() + ": " + name + ": expected one row for each of " +
+                             std::to_string(manifest.scales.size()) + " scales; export the bundle again");
+        }
+        by_step[name] = weights.read(name);
+    }
+    const std::int64_t pixels = manifest.model.grid() * manifest.model.grid();
+    std::vector<ScaleConstants> constants;
+    for (std::size_t k = 0; k < manifest.scales.size(); ++k) {
+        const Scale& scale = manifest.scales[k];
+        const std::size_t next = (k + 1) % manifest.scales.size();
+        const Scale& following = manifest.scales[next ? next : 1];
+        std::vector<std::int64_t> positions(std::size_t(following.tokens));
+        for (std::int64_t i = 0; i < following.tokens; ++i) positions[std::size_t(i)] = following.offset + i;
+        const std::string suffix = " " + std::to_string(k);
+        ScaleConstants found;
+        found.bridge = {
+            {"upsample", matrix(scale.upsample, scale.tokens, pixels)},
+            {"downsample", matrix(*following.downsample, pixels, following.tokens)},
+            {"phi", place("phi" + suffix, {1}, Dtype::int64, &scale.phi)},
+            {"next_positions", place("positions" + suffix, {following.tokens}, Dtype::int64, positions.data())},
+        };
+        for (const auto& [name, tensor] : by_step) {
+            const Shape row(tensor.shape.begin() + 1, tensor.shape.end());
+            const std::size_t size = tensor.data.size() / manifest.scales.size();
+            found.transformer[name] = place(name + suffix, row, tensor.dtype, tensor.data.data() + k * size);
+        }
+        constants.push_back(std::move(found));
+    }
+    return constants;
+}
+
+Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const std::vector<ScaleConstants>& constants,
+               Arrays& arrays)
+    : size(batch), smooth(mixed), arrays_(&arrays), vocab_size_(manifest.model.vocab_size) {
+    const Model& model = manifest.model;
+    const std::vector<Scale>& scales = manifest.scales;
+    const std::int64_t rows = scales.back().tokens, columns = 2 * size;
+    labels.emplace_back(arrays, std::vector<std::tuple<std::string, Shape, Dtype>>{{"labels", {size}, Dtype::int64}});
+    for (const Scale& scale : scales) {
+        counts_.push_back(scale.tokens);
+        const Shape map = {size, scale.tokens};
+        std::vector<std::tuple<std::string, Shape, Dtype>> specs = {{"guidance", {1}, Dtype::float32},
+                                                                    {"top_k", {1}, Dtype::int64},
+                                                                    {"top_p", {1}, Dtype::float32},
+                                                                    {"keep", map, Dtype::boolean},
+                                                                    {"kept_tokens", map, Dtype::int32}};
+        if (smooth) {
+            specs.emplace_back("noise", Shape{size, scale.tokens, model.vocab_size}, Dtype::float32);
+            specs.emplace_back("sharpness", Shape{1}, Dtype::float32);
+            specs.emplace_back("temperature", Shape{1}, Dtype::float32);
+        } else {
+            specs.emplace_back("uniforms", map, Dtype::float32);
+        }
+        settings.emplace_back(arrays, specs);
+        drawn.push_back(arrays.zeros(map, Dtype::int32));
+        tokens.push_back(arrays.zeros(map, Dtype::int32));
+    }
+    logits = arrays.zeros({rows, columns, model.vocab_size}, Dtype::float32);  // (L, 2B, V)
+    for (Array& f_hat : f_hat_) {
+        f_hat = arrays.zeros({size, model.code_size, model.grid(), model.grid()}, Dtype::float32);
+    }
+    images = arrays.zeros({size, model.image_size, model.image_size, 3}, Dtype::uint8);
+    finite_ = arrays.zeros({size, ALIGNMENT}, Dtype::boolean);
+
+    const Array x = arrays.zeros({rows, columns, model.width}, Dtype::float32);  // (L, 2B, C)
+    const Array modulation = arrays.zeros({model.depth, 6, columns, model.width}, Dtype::float32);
+    const Array head_modulation = arrays.zeros({2, columns, model.width}, Dtype::float32);
+    Tensors by_block = {{"head_modulation", head_modulation}};
+    for (std::int64_t i = 0; i < model.depth; ++i) {
+        by_block[numbered("modulation", i)] = modulation.rows(i, i + 1).reshaped({6, columns, model.width});
+    }
+    std::map<std::string, Dtype> dtypes;
+    for (const TensorSpec& spec : manifest.graphs.at("transformer").inputs) dtypes[spec.name] = spec.dtype;
+    const Shape cache_shape = {model.tokens(), columns, model.heads, model.width / model.heads};  // (T, 2B, H, 64)
+    Tensors caches;
+    for (const char* kind : {"k", "v"}) {
+        for (std::int64_t block = 0; block < model.depth; ++block) {
+            const std::string name = numbered(kind, block);
+            const auto dtype = dtypes.find("past_" + name);
+            if (dtype == dtypes.end()) throw bad_bundle("manifest: the transformer has no input past_" + name);
+            caches[name] = arrays.zeros(cache_shape, dtype->second);
+        }
+    }
+
+    condition = {
+        "condition",
+        labels[0].stages(),
+        {{"modulation", modulation}, {"head_modulation", head_modulation}, {"x", x.rows(0, scales[0].tokens)}}};
+    for (std::size_t k = 0; k < scales.size(); ++k) {
+        const Scale& scale = scales[k];
+        const std::int64_t start = scale.offset, end = scale.offset + scale.tokens;
+        Tensors past, made = {{"logits", logits.rows(0, scale.tokens)}};
+        for (const auto& [name, cache] : caches) {
+            past["past_" + name] = cache.rows(0, start);
+            made["new_" + name] = cache.rows(start, end);
+        }
+        const Tensors input = {{"x", x.rows(0, scale.tokens)}};
+        const Tensors drawing = {{"logits", logits.rows(0, scale.tokens)}, {"f_hat", f_hat_[k % 2]}};
+        const std::int64_t next = scale_sizes(scales, k, size).at("L_next");
+        const Tensors results = {
+            {"drawn", drawn[k]}, {"tokens", tokens[k]}, {"f_hat_out", f_hat_after(k)}, {"x_next", x.rows(0, next)}};
+        steps.emplace_back(Stage{"transformer", joined({&input, &by_block, &past, &constants[k].transformer}), made},
+                           Stage{smooth ? SMOOTH_BRIDGE : "bridge",
+                                 joined({&drawing, &settings[k].stages(), &constants[k].bridge}), results});
+    }
+}
+
+void Wiring::set_labels(const std::int64_t* values) const {
+    std::copy_n(values, size, labels[0].host<std::int64_t>("labels"));
+}
+
+void Wiring::start() const {
+    labels[0].upload();
+    arrays_->clear(f_hat_[0]);
+}
+
+void Wiring::set_scale(std::size_t k, const Draw& draw, const Sampling& sampling) const {
+    const Staged& staged = settings[k];
+    const std::int64_t count = size * counts_[k];
+    if (smooth) {
+        const auto scales = std::int64_t(counts_.size());
+        std::copy_n(draw.randoms, count * vocab_size_, staged.host<float>("noise"));
+        *staged.host<float>("sharpness") = float(sampling.sharpness(std::int64_t(k), scales));
+        *staged.host<float>("temperature") = float(sampling.temperature(std::int64_t(k), scales));
+    } else {
+        std::copy_n(draw.randoms, count, staged.host<float>("uniforms"));
+    }
+    *staged.host<float>("guidance") = float(draw.guidance);
+    *staged.host<std::int64_t>("top_k") = sampling.top_k;
+    *staged.host<float>("top_p") = float(sampling.top_p);
+    std::uint8_t* keep = staged.host<std::uint8_t>("keep");
+    std::int32_t* kept = staged.host<std::int32_t>("kept_tokens");
+    for (std::int64_t i = 0; i < count; ++i) {
+        keep[i] = draw.keep && draw.keep[i];
+        kept[i] = keep[i] ? draw.kept_tokens[i] : 0;
+    }
+}
+
+std::vector<std::uint8_t> Wiring::finite() const {
+    std::vector<std::uint8_t> rows(finite_.bytes()), found;
+    arrays_->download(rows.data(), finite_);
+    for (std::size_t i = 0; i < rows.size(); i += ALIGNMENT) found.push_back(rows[i]);
+    return found;
+}
+
+std::vector<Stage> Wiring::stages() const {
+    std::vector<Stage> all = {condition};
+    for (const auto& [transformer, bridge] : steps) all.insert(all.end(), {transformer, bridge});
+    const std::vector<Stage> last = decoders(steps.size() - 1);
+    all.insert(all.end(), last.begin(), last.end());
+    return all;
+}
+
+std::vector<Stage> Wiring::decoders(std::size_t k) const {
+    std::vector<Stage> stages;
+    for (std::int64_t i = 0; i < size; ++i) {
+        const Array finite = finite_.rows(i, i + 1).reshaped({ALIGNMENT}).rows(0, 1);
+        stages.push_back({"decoder",
+                          {{"f_hat", f_hat_after(k).rows(i, i + 1)}},
+                          {{"image", images.rows(i, i + 1)}, {"finite", finite}}});
+    }
+    return stages;
+}
+
+}  // namespace var_edge_impl

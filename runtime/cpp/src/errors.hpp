@@ -1,0 +1,25 @@
+// The one exception of the library: a status of the C API and a message for people.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "text.hpp"
+#include "var_edge.h"
+
+namespace var_edge_impl {
+
+// The message is made one printable line, whatever it contains.
+class Error : public std::runtime_error {
+  public:
+    Error(var_edge_status code, const std::string& message) : std::runtime_error(one_line(message)), status(code) {}
+    var_edge_status status;
+};
+
+inline Error bad_bundle(const std::string& message) { return {VAR_EDGE_BAD_BUNDLE, message}; }
+inline Error bad_argument(const std::string& message) { return {VAR_EDGE_BAD_ARGUMENT, message}; }
+inline Error unsupported(const std::string& message) { return {VAR_EDGE_UNSUPPORTED, message}; }
+inline Error failed(const std::string& message) { return {VAR_EDGE_FAILED, message}; }
+inline Error out_of_memory(const std::string& message) { return {VAR_EDGE_OUT_OF_MEMORY, message}; }
+
+}  // namespace var_edge_impl

@@ -1,0 +1,21 @@
+#include "runtime/estimate.hpp"
+
+#include <set>
+
+#include "backends/wired.hpp"
+
+namespace var_edge_impl {
+
+MemoryUse memory_use(const Manifest& manifest, std::int64_t batch, bool smooth) {
+    if (smooth) check_smooth(manifest);
+    NoArrays arrays;
+    const Wiring wiring(batch, smooth, manifest, std::vector<ScaleConstants>(manifest.scales.size()), arrays);
+    std::set<std::string> files = {WEIGHTS, manifest.graphs.at(smooth ? SMOOTH_BRIDGE : "bridge").file};
+    for (const char* graph : {"condition", "transformer", "decoder"}) files.insert(manifest.graphs.at(graph).file);
+    std::uint64_t weights = 0;
+    for (const std::string& file : files) weights += std::uint64_t(manifest.files.at(file).size);
+    const std::int64_t numbers = batch * manifest.model.tokens() * (smooth ? manifest.model.vocab_size : 1);
+    return {weights, arrays.bytes, std::uint64_t(numbers) * sizeof(float)};
+}
+
+}  // namespace var_edge_impl

@@ -1,0 +1,18 @@
+// Finds NaN and infinity. The graphs report them: token -1, or a picture that is not finite. Twin of _check_finite in
+// runtime/pipeline.py.
+#pragma once
+
+#include <cstdint>
+
+#include "backends/base.hpp"
+#include "bundle/manifest.hpp"
+
+namespace var_edge_impl {
+
+// Throws Error FAILED if the logits of a scale, or a picture, of the `size` pictures drawn last hold NaN or infinity.
+void check_finite(Backend& backend, const Manifest& manifest, std::int64_t size);
+
+// Throws Error FAILED if the encoder's features, of which it made these tokens (T,), hold NaN or infinity.
+void check_encoded(const std::int32_t* tokens, const Manifest& manifest);
+
+}  // namespace var_edge_impl

@@ -1,0 +1,48 @@
+// The settings of a generation. Twin of runtime/sampling.py.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "errors.hpp"
+#include "limits.hpp"
+
+namespace var_edge_impl {
+
+constexpr std::int32_t BATCH = 8;  // pictures drawn together
+
+struct Sampling {
+    double cfg = 4.0;
+    std::int64_t top_k = 900;
+    double top_p = 0.95;
+    bool smooth = false;  // mix codes instead of drawing tokens, the published demo's "more smooth"
+
+    void check(std::int64_t vocab_size) const {
+        if (!limits::CFG.holds(cfg)) {
+            throw bad_argument("cfg: expected 0 to " + number(limits::CFG.most) + ", found " + number(cfg));
+        }
+        if (top_k < 0 || top_k > vocab_size) {
+            throw bad_argument("top_k: expected 0 (all) to " + std::to_string(vocab_size) + ", found " +
+                               std::to_string(top_k));
+        }
+        // A positive share that the graphs' float32 rounds to 0 would mean all.
+        if (!limits::TOP_P.holds(top_p) || (top_p > 0 && top_p < limits::LEAST_TOP_P)) {
+            throw bad_argument("top_p: expected 0 (all) or " + number(limits::LEAST_TOP_P) + " to 1, found " +
+                               number(top_p));
+        }
+    }
+
+    // Returns the guidance t, which grows from 0 to `cfg`; logits become (1 + t) * conditional - t * unconditional.
+    double guidance(std::int64_t scale, std::int64_t scales) const { return cfg * double(scale) / double(scales - 1); }
+
+    // Returns the factor that smooth sampling multiplies the logits by.
+    double sharpness(std::int64_t scale, std::int64_t scales) const { return 1 + double(scale) / double(scales - 1); }
+
+    // Returns the temperature of the softmax over noised logits that smooth sampling mixes codes with.
+    double temperature(std::int64_t scale, std::int64_t scales) const {
+        return std::max(0.27 * (1 - 0.95 * double(scale) / double(scales - 1)), 0.005);
+    }
+};
+
+}  // namespace var_edge_impl

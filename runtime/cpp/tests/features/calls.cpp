@@ -1,0 +1,190 @@
+// Who may call what, and when: threads, callbacks, forks, and handles on the same weights.
+#include <fstream>
+#include <memory>
+#include <thread>
+
+#include <pthread.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "features.hpp"
+
+namespace {
+
+void busy(const std::string& directory) {
+    Model model(directory, one_thread());
+    const Pictures alone = model.generate({1, 2}, of_seed(3));
+    std::vector<std::uint8_t> image(alone.images);
+    std::vector<std::int32_t> tokens(alone.tokens);
+    const double box[4] = {0, 0, 1, 1};
+    const std::int32_t labels[4] = {0, 1, 2, 3};
+    const auto all_refused = [&](const std::string& where) {
+        const std::string says = "busy with another call";
+        var_edge_model* other = nullptr;
+        refused(where + " generate", var_edge_generate(model.get(), labels, 4, nullptr, image.data(), nullptr),
+                VAR_EDGE_BAD_ARGUMENT, says);
+        refused(where + " edit",
+                var_edge_edit(model.get(), image.data(), box, nullptr, VAR_EDGE_INPAINT, labels, 1, nullptr,
+                              image.data(), nullptr),
+                VAR_EDGE_BAD_ARGUMENT, says);
+        refused(where + " encode", var_edge_encode(model.get(), image.data(), 1, tokens.data()), VAR_EDGE_BAD_ARGUMENT,
+                says);
+        refused(where + " share", var_edge_share(model.get(), &other), VAR_EDGE_BAD_ARGUMENT, says);
+        var_edge_free(model.get());
+        expect(std::strstr(var_edge_last_error(), says.c_str()), where + " free");
+        expect(model.info().tokens > 0, where + " query");
+    };
+    const Pictures inside = model.generate({1, 2}, of_seed(3), [&](const var_edge::Scale&) {
+        all_refused("callback");
+        return true;
+    });
+    expect(same(alone, inside), "a callback that misuses the handle alters the pictures");
+    const Pictures beside = model.generate({1, 2}, of_seed(3), [&](const var_edge::Scale&) {
+        std::thread other([&] {
+            all_refused("thread");
+            refused("preview", var_edge_preview(model.get(), image.data()), VAR_EDGE_BAD_ARGUMENT,
+                    "only within on_scale, in its thread");
+        });
+        other.join();
+        return true;
+    });
+    expect(same(alone, beside), "another thread alters the pictures");
+}
+
+// Many threads on one handle without any order: each call is right or refused.
+void scramble(const std::string& directory) {
+    Model model(directory, one_thread());
+    const Pictures alone = model.generate({1, 2}, of_seed(3));
+    std::atomic<int> right{0}, wrong{0};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i) {
+        threads.emplace_back([&] {
+            for (int n = 0; n < 25; ++n) {
+                try {
+                    (same(alone, model.generate({1, 2}, of_seed(3))) ? right : wrong) += 1;
+                } catch (const var_edge::Error& error) {
+                    if (error.status != VAR_EDGE_BAD_ARGUMENT) ++wrong;
+                }
+            }
+        });
+    }
+    for (std::thread& thread : threads) thread.join();
+    expect(right > 0 && wrong == 0, std::to_string(wrong) + " wrong, " + std::to_string(right) + " right");
+}
+
+void fork_child(const std::string& directory) {
+    Model model(directory, one_thread());
+    const Pictures alone = model.generate({1}, of_seed(3));
+    const pid_t child = fork();
+    if (child == 0) {
+        refused("child", draw(model, of_seed(3)), VAR_EDGE_BAD_ARGUMENT, "created before a fork");
+        var_edge_free(model.get());
+        expect(std::strstr(var_edge_last_error(), "created before a fork"), "free in the child");
+        Model own(directory, one_thread());
+        expect(same(alone, own.generate({1}, of_seed(3))), "a handle of the child draws something else");
+        std::cout.flush();
+        _exit(failures);
+    }
+    int status = 0;
+    expect(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0, "child");
+    expect(same(alone, model.generate({1}, of_seed(3))), "after fork the parent draws something else");
+}
+
+void cancel(const std::string& directory) {
+    Model model(directory, one_thread());
+    bool returned = false;
+    std::thread thread([&] {
+        model.generate({1}, of_seed(3), [](const var_edge::Scale&) {
+            pthread_cancel(pthread_self());
+            pthread_testcancel();
+            return true;
+        });
+        returned = true;
+        pthread_testcancel();
+        returned = false;
+    });
+    thread.join();
+    expect(returned, "a cancelled thread ends after the call, not in it");
+    model.generate({1}, of_seed(3));
+}
+
+// Stops when the stage `where` of scale `at` has run: the next one must not.
+struct StopAt {
+    var_edge_model* model;
+    std::string where, heard;
+    std::int32_t at;
+};
+
+void stop_at(const char* stage, std::int32_t scale, double, void* user) {
+    auto& self = *static_cast<StopAt*>(user);
+    self.heard = stage;
+    if (self.where == stage && self.at == scale) var_edge_stop(self.model);
+}
+
+void stop(const std::string& directory) {
+    Model model(directory, one_thread());
+    const std::int32_t last = model.info().scales - 1;
+    const Pictures alone = model.generate({1}, of_seed(3));
+    for (const auto& [where, at] : std::vector<std::pair<std::string, std::int32_t>>{
+             {"condition", -1}, {"transformer", 1}, {"bridge", 0}, {"bridge", last}}) {
+        StopAt heard{model.get(), where, "", at};
+        Settings settings = of_seed(3);
+        settings.on_stage = stop_at;
+        settings.user = &heard;
+        refused(where, draw(model, settings), VAR_EDGE_STOPPED, "stopped by var_edge_stop");
+        expect(heard.heard == where, "stopped at " + where + ", but " + heard.heard + " ran");
+    }
+    model.stop();  // nothing is running
+    expect(same(alone, model.generate({1}, of_seed(3))), "a handle that was stopped draws something else");
+    int scales = 0;
+    try {
+        model.generate({1}, of_seed(3), [&](const var_edge::Scale&) {
+            ++scales;
+            std::thread([&] { model.stop(); }).join();
+            return true;
+        });
+        expect(false, "not stopped");
+    } catch (const var_edge::Error& error) {
+        expect(error.status == VAR_EDGE_STOPPED && scales == 1, "stopped by another thread");
+    }
+}
+
+void share(const std::string& directory) {
+    auto first = std::make_unique<Model>(directory, one_thread());
+    const Pictures alone[2] = {first->generate({1}, of_seed(1)), first->generate({1}, of_seed(2))};
+    Model second = first->share();
+    Pictures together[2];
+    std::thread other([&] { together[1] = second.generate({1}, of_seed(2)); });
+    together[0] = first->generate({1}, of_seed(1));
+    other.join();
+    expect(same(alone[0], together[0]) && same(alone[1], together[1]), "together they draw something else");
+    first.reset();
+    expect(same(alone[1], second.share().generate({1}, of_seed(2))), "without the first it draws something else");
+}
+
+long resident_kilobytes() {
+    std::ifstream file("/proc/self/statm");
+    long total = 0, resident = 0;
+    file >> total >> resident;
+    return resident * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+// A shared handle takes less than a quarter of what another one takes.
+void share_memory(const std::string& directory) {
+    Model first(directory, one_thread());
+    first.generate({1});
+    const long start = resident_kilobytes();
+    Model shared = first.share();
+    shared.generate({1});
+    const long middle = resident_kilobytes();
+    Model another(directory, one_thread());
+    another.generate({1});
+    const long end = resident_kilobytes();
+    std::cerr << "shared " << middle - start << " kB, another " << end - middle << " kB" << std::endl;
+    expect(4 * (middle - start) < end - middle, "memory");
+}
+
+}  // namespace
+
+const Features CALLS = {{"busy", busy}, {"scramble", scramble}, {"fork", fork_child},          {"cancel", cancel},
+                        {"stop", stop}, {"share", share},       {"share_memory", share_memory}};
