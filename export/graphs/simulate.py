@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from export.graphs.mixed_precision import FLOAT, HALF, MOVEMENT
 from runtime.bundle import manifest
+from runtime.bundle.names import STEP_PREFIX
 from runtime.errors import SettingsError
 from runtime.files.atomic import atomic_directory
 from runtime.files.outputs import BUNDLE
@@ -27,7 +28,7 @@ def simulate(bundle: Path, out: Path) -> None:
     source = manifest.Manifest.load(bundle)
     if source.precision not in WITH_FP16:
         raise SettingsError(f"{bundle}: expected a bundle in {' or '.join(WITH_FP16)}, found {source.precision}")
-    graphs = {name: graph for name, graph in source.graphs.items() if not name.startswith("transformer_")}
+    graphs = {name: graph for name, graph in source.graphs.items() if not name.startswith(STEP_PREFIX)}
     with atomic_directory(out, BUNDLE, bundle) as folder:
         for name in filter(None, (manifest.WEIGHTS, source.classes)):
             shutil.copyfile(bundle / name, folder / name)  # the ONNX checker refuses links

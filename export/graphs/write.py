@@ -15,6 +15,7 @@ from export.graphs.signature import Signature
 from export.graphs.specialize import specialize
 from export.graphs.weights import Entry, WeightFile
 from runtime.bundle import manifest
+from runtime.bundle.names import TRANSFORMER, static_step
 
 CLASS_NAMES = "classes.txt"
 Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
@@ -60,7 +61,7 @@ def write_bundle(
     for graph, model in graphs:
         proto = _with_weights(model, layout.external(folder / manifest.WEIGHTS))
         listed[graph.name] = _save(proto, graph, folder)
-        if graph.name == "transformer":
+        if graph.name == TRANSFORMER:
             listed |= _save_steps(proto, graph, head, batches, folder, progress)
     if classes is not None:
         shutil.copyfile(classes, folder / CLASS_NAMES)
@@ -104,7 +105,7 @@ def _save_steps(
     steps = {}
     for batch in batches:
         for k, scale in enumerate(head.scales):
-            name = f"{graph.name}_b{batch}_{k:02d}"
+            name = static_step(batch, k)
             progress(f"specialising {name}", k, len(head.scales))
             sizes = {"2B": 2 * batch, "L": scale.tokens, "S": scale.offset}
             static = Signature(name, _sized(graph.inputs, sizes), _sized(graph.outputs, sizes))
