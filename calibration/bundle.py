@@ -26,6 +26,7 @@ from export.graphs.write import Head, Progress, write_bundle
 from export.kept import Warn, new_bundle
 from runtime.bundle.manifest import Manifest, Provenance
 from runtime.bundle.names import ENCODER, STEP_PREFIX, TRANSFORMER
+from runtime.bundle.precision import Precision
 from runtime.bundle.weight_file import open_weights
 from runtime.files.outputs import INT8_BUNDLE, check_directory
 
@@ -85,7 +86,7 @@ def quantize_bundle(
         }
         head = Head(
             model=source.model,
-            precision=f"int8 for {target.name}",
+            precision=Precision.int8(target.name),
             scales=source.scales,
             step_constants=steps,
             provenance=_provenance(source, options | {"pictures": calibration.count}),

@@ -16,6 +16,7 @@ from runtime import limits
 from runtime.backends.base import Observe, StageRun
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.names import TRANSFORMER
+from runtime.bundle.precision import Precision
 from runtime.bundle.weight_file import open_weights
 from runtime.errors import SettingsError
 from runtime.pipeline import Pipeline
@@ -46,7 +47,7 @@ def collect(
     if settings.seed + first + images > limits.SEED.most:
         raise SettingsError(f"--seed: expected at most 2**64 - {first + images}, found {settings.seed}")
     manifest = Manifest.load(bundle)
-    if manifest.precision != "fp32":
+    if manifest.precision is not Precision.FP32:
         raise SettingsError(f"{bundle}: calibration starts from a bundle in fp32, found {manifest.precision}")
     sites = sites or all_sites(bundle, manifest)
     if path.exists():

@@ -18,6 +18,7 @@ from .backends import create
 from .backends.base import Backend, Observe, OnStage
 from .bundle.classes import NO_CLASS, ClassNames
 from .bundle.manifest import Manifest
+from .bundle.precision import Precision
 from .editing import Box, keep_masks, kept_cells
 from .errors import NumericError, SettingsError
 from .limits import shown
@@ -238,7 +239,7 @@ class Pipeline:
         if self._finite and not finite.all():
             name, precision = self.manifest.model.name, self.manifest.precision
             reason = f"{name} overflows in {precision}; use FP32 or check with make verify"
-            if precision == "fp32":
+            if precision is Precision.FP32:
                 reason = f"{name} is exported in fp32, so its weights are damaged or too large; check the checkpoint"
             raise NumericError(f"{what} hold NaN or infinity: {reason}")
 

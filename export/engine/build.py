@@ -84,9 +84,9 @@ def build_engines(
     source = manifest.Manifest.load(bundle)
     if any(not graph.file.endswith(".onnx") for graph in source.graphs.values()):
         raise BundleError(f"{bundle}: holds engines, not graphs; give the bundle they were built from")
-    if "simulated" in source.precision:
+    if source.precision.is_simulated:
         raise SettingsError(f"{bundle}: {source.precision} is for checking on a CPU; build from the FP16 bundle")
-    if source.precision == "int8 for cpu":
+    if source.precision.target == "cpu":
         raise SettingsError(f"{bundle}: its INT8 is for ONNX Runtime on a CPU; calibrate with --target trt for engines")
     batches = tuple(sorted({1, *batches}))  # with 1 any number of pictures can be drawn
     _check_alignment(source, batches)

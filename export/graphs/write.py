@@ -16,6 +16,7 @@ from export.graphs.specialize import specialize
 from export.graphs.weights import Entry, WeightFile
 from runtime.bundle import manifest
 from runtime.bundle.names import TRANSFORMER, static_step
+from runtime.bundle.precision import Precision
 
 CLASS_NAMES = "classes.txt"
 Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
@@ -26,7 +27,7 @@ class Head:
     """What the manifest says besides graphs and files, which are known when they are written."""
 
     model: manifest.Model
-    precision: str
+    precision: Precision
     scales: tuple[manifest.Scale, ...]
     step_constants: tuple[str, ...]
     provenance: manifest.Provenance

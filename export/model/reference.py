@@ -169,12 +169,10 @@ def generate(
     vqvae: VQVAE,
     labels: Sequence[int],
     uniforms: Sequence[np.ndarray],
-    cfg: float,
-    top_k: int,
-    top_p: float,
+    sampling: Sampling,
 ) -> Generation:
     """Draws one picture per label; `uniforms` are K arrays (N, p²) in [0, 1)."""
-    backend, sampling = PyTorchBackend(var, vqvae), Sampling(cfg, top_k, top_p)
+    backend = PyTorchBackend(var, vqvae)
     backend.begin(np.array(labels, np.int64), sampling)
     logits = []
     for k, numbers in enumerate(uniforms):

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.graphs.simulate import WITH_FP16, simulate
-from export.verify.tolerances import LIMITS, kind
+from export.graphs.simulate import simulate
 from runtime.backends.cuda import gpu
 from runtime.bundle import engine_record, names
 from runtime.bundle.manifest import FILE_NAME, Manifest
@@ -41,7 +40,7 @@ class Artifact:
     @property
     def simulated(self) -> bool:
         """Whether this is FP16 that ONNX Runtime's CPU would compute in FP32, so that it has to be rounded."""
-        return not self.engines and self.manifest is not None and self.manifest.precision in WITH_FP16
+        return not self.engines and self.manifest is not None and self.manifest.precision.has_fp16
 
     def unable(self) -> str | None:
         """Why it cannot run here."""
@@ -64,9 +63,6 @@ def find(directories: Sequence[Path]) -> list[Artifact]:
         named = ", ".join(map(str, directories))
         raise SettingsError(f"{named}: no bundle, and none of {', '.join(PRECISIONS)} in it; make onnx makes one")
     first_path, first = present[0]
-    for path, manifest in present:
-        if kind(manifest.precision) not in LIMITS:
-            raise BundleError(f"{path}: precision {manifest.precision}: expected one of {', '.join(LIMITS)}")
     for path, manifest in present[1:]:
         if manifest.model != first.model:
             raise SettingsError(f"{path}: {manifest.model.name} of other sizes than {first_path}; verify one model")

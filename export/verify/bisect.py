@@ -18,7 +18,7 @@ import onnx
 from export.verify.check import SMOOTH, STATIC_STEP, Row
 from export.verify.metrics import Difference
 from export.verify.recording import Recording, generate
-from export.verify.tolerances import INSIDE, kind
+from export.verify.tolerances import INSIDE
 from runtime.backends.base import StageRun
 from runtime.backends.ort import onnxruntime as ort
 from runtime.backends.ort_session import WEIGHTS_FOLDER
@@ -79,7 +79,7 @@ def bisect(
     """
     graph = GRAPHS.get(failed.stage, TRANSFORMER)
     manifests = [Manifest.load(path, verify=False) for path in (candidate, sound)]
-    tolerance = INSIDE[kind(manifests[0].precision)]
+    tolerance = INSIDE[manifests[0].precision.kind]
     found, expected = (
         _inputs(path, manifest, graph, failed.scale, known, sampling)
         for path, manifest in zip((candidate, sound), manifests, strict=True)

@@ -27,6 +27,7 @@ from runtime.bundle.names import (
     X_NEXT,
     static_step,
 )
+from runtime.bundle.precision import Precision
 from runtime.pipeline import Maps, Pipeline, ScaleView, batches
 from runtime.processors import usable_cpus
 from runtime.sampling import Sampling, guided
@@ -118,7 +119,7 @@ def check_steps(reference: Reference, pipeline: Pipeline, size: int) -> list[Row
     return found
 
 
-def rows(measured: Measured, precision: str) -> list[Row]:
+def rows(measured: Measured, precision: Precision) -> list[Row]:
     """With their verdicts."""
     found = []
     for (stage, scale), value in measured.items():

@@ -26,6 +26,7 @@ from export.verify.recording import Drawn, Progress, Recording, Reference, Setti
 from export.verify.report import Entry, Report
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.names import SMOOTH_BRIDGE
+from runtime.bundle.precision import Precision
 from runtime.errors import BundleError, SettingsError
 from runtime.files.atomic import scratch_directory
 from runtime.pipeline import Pipeline
@@ -82,9 +83,7 @@ def _pytorch_reference(
     sampling = settings.sampling
 
     def free(recording: Recording) -> Drawn:
-        drawn = generate(
-            *models, recording.batch.labels, recording.draws(), sampling.cfg, sampling.top_k, sampling.top_p
-        )
+        drawn = generate(*models, recording.batch.labels, recording.draws(), sampling)
         return Drawn(drawn.images, drawn.tokens, drawn.logits)
 
     return prepare(pipeline, settings, smooth, free, progress)
@@ -98,7 +97,7 @@ def bundle_reference(against: Path, first: Artifact, pictures: int, progress: Pr
     manifest = Manifest.load(against)
     if manifest.model != first.manifest.model or manifest.provenance.source != first.manifest.provenance.source:
         raise SettingsError(f"--against {against}: another model than {first.path}, or other weights")
-    if manifest.precision != "fp32":
+    if manifest.precision is not Precision.FP32:
         raise SettingsError(f"--against {against}: expected an FP32 bundle, found {manifest.precision}")
     pipeline = Pipeline(against, "onnxruntime", verify=False)
     smooth = SMOOTH_BRIDGE in manifest.graphs

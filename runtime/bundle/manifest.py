@@ -13,6 +13,7 @@ from ..errors import BundleError
 from ..files.atomic import atomic_file, sha256
 from ..files.unfinished import recover
 from .names import REQUIRED_GRAPHS, TRANSFORMER
+from .precision import Precision
 from .schema import load
 
 SCHEMA_VERSION = 3
@@ -116,7 +117,7 @@ class Manifest:
 
     schema_version: int
     model: Model
-    precision: str
+    precision: Precision
     classes: str | None
     scales: tuple[Scale, ...]
     step_constants: tuple[str, ...]  # inputs of the transformer: at scale k row k of the equally named weight

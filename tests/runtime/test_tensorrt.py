@@ -136,6 +136,15 @@ def test_an_observer_sees_what_it_sees_on_a_cpu(demo: Path) -> None:
 
 
 @pytest.mark.usefixtures("cuda")
+def test_the_manifest_is_that_of_the_engines(demo: Path) -> None:
+    """As in C++: a pipeline and its backend do not speak of different graphs."""
+    pipeline = Pipeline(demo, "tensorrt")
+    assert isinstance(pipeline.backend, backend_module.TensorRTBackend)
+    assert pipeline.manifest is pipeline.backend.manifest
+    assert {graph.file.rpartition(".")[2] for graph in pipeline.manifest.graphs.values()} == {"engine"}
+
+
+@pytest.mark.usefixtures("cuda")
 def test_stages_are_timed_on_the_device(own_bundle: Path) -> None:
     write_engines(own_bundle)
     heard: list[tuple[str, int | None, float]] = []
