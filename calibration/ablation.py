@@ -35,7 +35,7 @@ class Row:
 
 
 def rows(
-    bundle: Path, sites: Sequence[Site], target: str, plain: Calibration, smoothed: Calibration, planned: Plan | None
+    bundle: Path, sites: Sequence[Site], target: str, plain: Calibration, scaled: Calibration, planned: Plan | None
 ) -> list[Row]:
     """From INT8 as a generic tool would do it to what this project does."""
     everything = {site.key: INT8 for site in sites}
@@ -53,15 +53,13 @@ def rows(
         Row("+ ranges of least squared error", everything, plain, whole, "mse"),
         Row("  entropy in its place", everything, plain, whole, "entropy"),
         Row("  percentile in its place", everything, plain, whole, "percentile"),
-        Row("+ channels smoothed into AdaLN", everything, smoothed, whole, "mse"),
-        Row("+ head, attention, first and last convolution float", high, smoothed, whole, "mse"),
-        Row("+ condition in two digits", digits, smoothed, whole, "mse"),
-        Row("+ fc2 in two digits (the default plan)", default_plan(sites), smoothed, whole, "mse"),
+        Row("+ channels scaled into AdaLN", everything, scaled, whole, "mse"),
+        Row("+ head, attention, first and last convolution float", high, scaled, whole, "mse"),
+        Row("+ condition in two digits", digits, scaled, whole, "mse"),
+        Row("+ fc2 in two digits (the default plan)", default_plan(sites), scaled, whole, "mse"),
     ]
     return (
-        [*found, Row("+ the most sensitive layers in two digits", planned, smoothed, whole, "mse")]
-        if planned
-        else found
+        [*found, Row("+ the most sensitive layers in two digits", planned, scaled, whole, "mse")] if planned else found
     )
 
 
@@ -87,15 +85,15 @@ def study(
     progress: Callable[[str, int, int], None],
 ) -> list[tuple[str, Fidelity]]:
     """Every row's fidelity to FP32. Raises VarEdgeError."""
-    plain = collect(bundle, scratch / "plain.json", images, Settings(smoothing="none"), 0, progress)
-    smoothed = collect(bundle, scratch / "smoothed.json", images, Settings(), 0, progress)
     sites = all_sites(bundle, Manifest.load(bundle, verify=False))
+    plain = collect(bundle, scratch / "plain.json", images, Settings(channel_scaling="none"), 0, progress, sites)
+    scaled = collect(bundle, scratch / "scaled.json", images, Settings(), 0, progress, sites)
     planned = None
     if budget is not None:
-        sensitivity = measure(bundle, scratch / "sensitivity.json", smoothed, target, "mse", progress)
+        sensitivity = measure(bundle, scratch / "sensitivity.json", scaled, target, "mse", progress, sites)
         planned, _ = within_budget(sites, default_plan(sites), sensitivity, budget)
     teacher = Teacher.draw(Pipeline(bundle, verify=False), tokens, sizes=(batch,))
-    wanted = rows(bundle, sites, target, plain, smoothed, planned)
+    wanted = rows(bundle, sites, target, plain, scaled, planned)
     results = []
     for i, row in enumerate(wanted):
         progress(row.name, i, len(wanted))

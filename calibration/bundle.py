@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +25,8 @@ from export.graphs.weights import STORED, Entry
 from export.graphs.write import Head, Progress, write_bundle
 from export.kept import Warn, new_bundle
 from runtime.bundle.manifest import Manifest, Provenance
+from runtime.bundle.names import ENCODER, STEP_PREFIX, TRANSFORMER
+from runtime.bundle.precision import Precision
 from runtime.bundle.weight_file import open_weights
 from runtime.files.outputs import INT8_BUNDLE, check_directory
 
@@ -50,7 +51,7 @@ def quantize_bundle(
     """
     check_directory(out, INT8_BUNDLE, bundle)
     source = Manifest.load(bundle)
-    opened = {name: open_graph(bundle, source, name) for name in source.graphs if not name.startswith("transformer_")}
+    opened = {name: open_graph(bundle, source, name) for name in source.graphs if not name.startswith(STEP_PREFIX)}
     sites = {name: find_sites(name, opened[name]) for name in GRAPHS}
     every = [site for found in sites.values() for site in found]
     if missing := sorted({site.key for site in every} ^ set(plan)):
@@ -60,7 +61,7 @@ def quantize_bundle(
             target,
             plan,
             activations(every, calibration, plan, target, method),
-            calibration.smoothing or {},
+            calibration.channel_scaling or {},
             weights.get_tensor,
         )
         graphs = []
@@ -69,18 +70,23 @@ def quantize_bundle(
             graph = quantizer.rewrite(graph, model, sites.get(name, []))
             if target.half:
                 graph = to_fp16(graph, model)
-            elif name == "encoder":
+            elif name == ENCODER:
                 _store_in_half(model.graph)
             remove_unused(model.graph)
             graphs.append((graph, model))
         entries = list(_entries(source, [model for _, model in graphs], quantizer.entries, weights))
         inputs = {graph.name: graph.inputs for graph, _ in graphs}
-        steps = tuple(spec.name for spec in inputs["transformer"] if spec.name in quantizer.entries)
+        steps = tuple(spec.name for spec in inputs[TRANSFORMER] if spec.name in quantizer.entries)
         kinds = {kind: sorted(key for key in plan if plan[key] == kind) for kind in dict.fromkeys(plan.values())}
-        options = {"target": target.name, "method": method, "calibration": asdict(calibration.settings), "plan": kinds}
+        options = {
+            "target": target.name,
+            "method": method,
+            "calibration": calibration.settings.to_json(),
+            "plan": kinds,
+        }
         head = Head(
             model=source.model,
-            precision=f"int8 for {target.name}",
+            precision=Precision.int8(target.name),
             scales=source.scales,
             step_constants=steps,
             provenance=_provenance(source, options | {"pictures": calibration.count}),
@@ -129,7 +135,7 @@ def _activation(
     else:
         scale = (high - low) / 254
         zero = np.round(-127 - low / scale)
-    if site.graph != "transformer" and target.half:
+    if site.graph != TRANSFORMER and target.half:
         scale = scale.astype(np.float16)  # a constant that FP16 has to hold
     return Activation(scale.astype(np.float32), zero)
 

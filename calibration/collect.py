@@ -7,18 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
+from calibration.channel_scaling import scaling_vector
 from calibration.ranges import CalibrationError, Histogram
 from calibration.record import Calibration, Settings, fingerprint
 from calibration.sites import Site, all_sites, modulated_by
-from calibration.smooth import smoothing_vector
-from export.verify.observe import ObservingBackend
+from export.verify.observe import Shapes, looking_inside
 from runtime import limits
+from runtime.backends.base import Observe, StageRun
 from runtime.bundle.manifest import Manifest
+from runtime.bundle.names import TRANSFORMER
+from runtime.bundle.precision import Precision
 from runtime.bundle.weight_file import open_weights
 from runtime.errors import SettingsError
 from runtime.pipeline import Pipeline
 
-SMOOTHING_PICTURES = 8  # their channels' extremes decide the smoothing: the same for all parts of a shared run
+SCALING_PICTURES = 8  # their channels' extremes decide the channel scaling: the same for all parts of a shared run
 FEWEST = 8  # pictures that make a range rather than chance
 GOLDEN = 0.6180339887  # steps of this share of the classes visit them evenly, however many are taken
 
@@ -32,19 +35,21 @@ def collect(
     settings: Settings,
     first: int = 0,
     progress: Progress = lambda stage, done, total: None,
+    sites: Sequence[Site] | None = None,
 ) -> Calibration:
     """Pictures `first` to `first + images` of the run that `settings` describe; written to `path` after each.
 
-    A file that is there is gone on with. Raises CalibrationError, BundleError, SettingsError.
+    A file that is there is continued. `sites` are those of the bundle, if they are known. Raises CalibrationError,
+    BundleError, SettingsError.
     """
     if images < FEWEST:
         raise SettingsError(f"--images: expected {FEWEST} or more, found {images}: ranges of fewer are chance")
     if settings.seed + first + images > limits.SEED.most:
         raise SettingsError(f"--seed: expected at most 2**64 - {first + images}, found {settings.seed}")
     manifest = Manifest.load(bundle)
-    if manifest.precision != "fp32":
+    if manifest.precision is not Precision.FP32:
         raise SettingsError(f"{bundle}: calibration starts from a bundle in fp32, found {manifest.precision}")
-    sites = all_sites(bundle, manifest)
+    sites = sites or all_sites(bundle, manifest)
     if path.exists():
         found = Calibration.load(path)
         new = Calibration(fingerprint(manifest), settings)
@@ -58,52 +63,50 @@ def collect(
     missing = [i for i in range(first, first + images) if i not in done]
     if not missing:
         return found
-    backend = ObservingBackend(bundle, manifest, _observed(sites), lambda graph, scale, values: None)
-    pipeline = Pipeline(bundle, backend, verify=False)
+    pipeline = Pipeline(bundle, looking_inside(bundle, manifest, _observed(sites)), verify=False)
 
-    def draw(index: int) -> None:
+    def draw(index: int, observe: Observe) -> None:
         label = int(index * GOLDEN * manifest.model.num_classes) % manifest.model.num_classes
         top_k = min(settings.top_k, manifest.model.vocab_size)  # of all vocabularies the same settings
-        pipeline.generate(label, settings.seed + index, settings.cfg, top_k, settings.top_p)
+        pipeline.generate(label, settings.seed + index, settings.cfg, top_k, settings.top_p, observe=observe)
 
-    if found.smoothing is None:
+    if found.channel_scaling is None:
         channels = _Channels(sites, len(manifest.scales))
-        backend.on_values = channels.add
-        for i in range(SMOOTHING_PICTURES):
-            progress("finding channels to smooth", i, SMOOTHING_PICTURES)
-            draw(i)
-        found.smoothing = _smoothing(bundle, sites, channels.relative(), settings)
+        for i in range(SCALING_PICTURES):
+            progress("finding channels to scale", i, SCALING_PICTURES)
+            draw(i, channels.add)
+        found.channel_scaling = _scaling(bundle, sites, channels.relative(), settings)
         found.write(path)
     gathered = _Histograms(sites, found, len(manifest.scales))
-    backend.on_values = gathered.add
     for i in missing:
         progress("collecting ranges", images - len(missing) + missing.index(i), images)
-        draw(i)
+        draw(i, gathered.add)
         found.add_picture(i)
         found.write(path)
     return found
 
 
-def _observed(sites: Sequence[Site]) -> dict[str, dict[str, tuple[int | str, ...]]]:
+def _observed(sites: Sequence[Site]) -> dict[str, Shapes]:
     observed: dict[str, dict[str, tuple[int | str, ...]]] = {}
     for site in sites:
         tensors = observed.setdefault(site.graph, {})
         tensors[site.operand] = site.operand_shape
         if site.op == "Conv":  # ONNX Runtime's INT8 convolution writes 8 bits too
             tensors[site.result] = site.result_shape
-    return observed
+    return dict(observed)
 
 
 class _Channels:
     """The largest magnitude of each channel of each operand, by scale."""
 
     def __init__(self, sites: Sequence[Site], scales: int):
-        self._sites = [site for site in sites if site.graph == "transformer"]
+        self._sites = [site for site in sites if site.graph == TRANSFORMER]
         self.largest = {site.key: np.zeros((scales, site.channels), np.float32) for site in self._sites}
 
-    def add(self, graph: str, scale: int, values: Mapping[str, np.ndarray]) -> None:
-        for site in self._sites if graph == "transformer" else ():
-            found = np.abs(values[site.operand]).reshape(-1, site.channels).max(0)
+    def add(self, run: StageRun) -> None:
+        for site in self._sites if run.graph == TRANSFORMER else ():
+            scale = run.scale or 0
+            found = np.abs(run.outputs[site.operand]).reshape(-1, site.channels).max(0)
             if not np.isfinite(found).all():
                 raise _overflow(f"{site.key} input", "not a number", scale)
             np.maximum(self.largest[site.key][scale], found, out=self.largest[site.key][scale])
@@ -116,17 +119,18 @@ class _Channels:
         }
 
 
-def _smoothing(
+def _scaling(
     bundle: Path, sites: Sequence[Site], channels: Mapping[str, np.ndarray], settings: Settings
 ) -> dict[str, np.ndarray]:
-    def smooths(site: Site) -> bool:
-        return settings.smoothing == "all" or (settings.smoothing == "adaln" and modulated_by(site.key) is not None)
+    def scales(site: Site) -> bool:
+        wanted = settings.channel_scaling
+        return wanted == "all" or (wanted == "adaln" and modulated_by(site.key) is not None)
 
     with open_weights(bundle) as weights:
         return {
-            site.key: smoothing_vector(channels[site.key], weights.get_tensor(site.weight), settings.alpha)
+            site.key: scaling_vector(channels[site.key], weights.get_tensor(site.weight), settings.alpha)
             for site in sites
-            if site.graph == "transformer" and smooths(site)
+            if site.graph == TRANSFORMER and scales(site)
         }
 
 
@@ -138,16 +142,17 @@ class _Histograms:
         for name, count in _shape(sites, scales).items():
             calibration.histograms.setdefault(name, [Histogram() for _ in range(count)])
 
-    def add(self, graph: str, scale: int, values: Mapping[str, np.ndarray]) -> None:
-        assert self._calibration.smoothing is not None
+    def add(self, run: StageRun) -> None:
+        assert self._calibration.channel_scaling is not None
+        scale = run.scale or 0
         for site in self._sites:
-            if site.graph != graph:
+            if site.graph != run.graph:
                 continue
             for name, tensor in tensors(site).items():
-                smoothing = self._calibration.smoothing.get(site.key)
-                shown = values[tensor] if smoothing is None else values[tensor] / smoothing
+                vector = self._calibration.channel_scaling.get(site.key)
+                values = run.outputs[tensor] if vector is None else run.outputs[tensor] / vector
                 try:
-                    self._calibration.histograms[name][scale].add(shown)
+                    self._calibration.histograms[name][scale].add(values)
                 except ValueError as error:
                     raise _overflow(name, str(error), scale) from None
 
@@ -158,7 +163,7 @@ def _overflow(name: str, what: str, scale: int) -> CalibrationError:
 
 def _shape(sites: Sequence[Site], scales: int) -> dict[str, int]:
     """How many histograms there are of each tensor."""
-    return {name: scales if site.graph == "transformer" else 1 for site in sites for name in tensors(site)}
+    return {name: scales if site.graph == TRANSFORMER else 1 for site in sites for name in tensors(site)}
 
 
 def tensors(site: Site) -> dict[str, str]:

@@ -61,13 +61,13 @@ def make_int8(
     others = {other: Calibration.load(other) for other in request.merge}
     sensitivity, expected = None, None
     with exclusive(path, "wait for it or give another --calibration file"):
-        found = collect(bundle, path, request.images, request.settings, request.first, progress)
+        found = collect(bundle, path, request.images, request.settings, request.first, progress, sites)
         for other, calibration_there in others.items():
             found.merge(calibration_there, str(other))
             found.write(path)
         if request.budget is not None:
             where = path.with_name(f"{request.target}-{request.method}-{SENSITIVITY}")
-            sensitivity = measure(bundle, where, found, request.target, request.method, progress)
+            sensitivity = measure(bundle, where, found, request.target, request.method, progress, sites)
             plan, expected = within_budget(sites, plan, sensitivity, request.budget)
     plan = with_overrides(plan, dict(request.overrides))
 
@@ -97,7 +97,7 @@ def _report(
     lines = [
         f"# INT8 for {request.target}",
         "",
-        f"Ranges: {request.method} of {calibration.count} pictures, smoothing {request.settings.smoothing}.",
+        f"Ranges: {request.method} of {calibration.count} pictures, smoothing {request.settings.channel_scaling}.",
         "",
         f"Layers: {_counted(plan)}.",
         "",

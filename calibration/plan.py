@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from calibration.ranges import CalibrationError
 from calibration.sites import Site
+from runtime.bundle.names import CONDITION, DECODER
 
 INT8 = "int8"  # operand and weight
 DIGITS = "int8x2"  # the operand as two INT8 digits, 15 bits together: nearly exact, at the price of two products
@@ -23,9 +24,9 @@ def default_plan(sites: Sequence[Site], weights_only: bool = False) -> dict[str,
 
 
 def _kind(site: Site) -> str:
-    if site.graph == "condition":
+    if site.graph == CONDITION:
         return DIGITS  # two rows a picture: the second digit is free
-    if site.graph == "decoder":
+    if site.graph == DECODER:
         ends = site.name in ("decoder.conv_in", "decoder.conv_out")
         return FLOAT if ends or ".attn" in site.name else INT8
     if site.name == "head":

@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from calibration.graph_editor import FLOAT32, UNSIGNED, GraphEditor, add_weight
 from calibration.plan import DIGITS, FLOAT, INT8, Plan
-from calibration.product import Product
+from calibration.product import Operands, Product
 from calibration.sites import Site, modulated_by
-from calibration.target import FLOAT32, SCALES, UNSIGNED, ZERO_POINTS, Activation, Target, step_input
+from calibration.target import SCALES, ZERO_POINTS, Activation, Target, step_input
+from calibration.weight import Int8Weight
 from export.graphs.signature import Signature
 from export.graphs.weights import STORED, Entry
-from runtime.bundle.manifest import Tensor, smoothing_tensor
-
-Compute = Callable[[], np.ndarray]
+from runtime.bundle.manifest import Tensor
+from runtime.bundle.names import CONDITION, TRANSFORMER, channel_scaling
 
 
 class Quantizer:
@@ -26,55 +27,67 @@ class Quantizer:
         target: Target,
         plan: Plan,
         activations: Mapping[str, Activation],
-        smoothing: Mapping[str, np.ndarray],
+        channel_scaling: Mapping[str, np.ndarray],
         read: Callable[[str], np.ndarray],
         fold: bool = True,
     ) -> None:
-        """With `fold` it is `condition` that smooths modulated operands, and has to be rewritten too."""
+        """With `fold` it is `condition` that scales the channels of modulated operands, and has to be rewritten too."""
         self.entries: dict[str, Entry] = {}
-        self.places: dict[str, int] = {}  # of a site in its block's inputs
-        self.target, self.activations, self.read = target, activations, read
-        self.fold, self._plan = fold, plan
-        self.smoothing = {key: vector for key, vector in smoothing.items() if plan[key] in (INT8, DIGITS)}
+        self._places: dict[str, int] = {}  # of a site in its block's inputs
+        self._target, self._activations, self._read = target, activations, read
+        self._fold, self._plan = fold, plan
+        self._scaling = {key: vector for key, vector in channel_scaling.items() if plan[key] in (INT8, DIGITS)}
 
     def rewrite(self, graph: Signature, model: ir.Model, sites: Sequence[Site]) -> Signature:
         """Changes `model` in place; returns its signature with the inputs that this adds."""
         inputs = graph.inputs
-        if graph.name == "transformer":
+        if graph.name == TRANSFORMER:
             inputs += tuple(spec for group in _groups(sites).values() for spec in self._step_inputs(model.graph, group))
         nodes = {str(node.outputs[0].name): node for node in model.graph}
         for site in sites:
             if self._plan[site.key] != FLOAT:
-                Product(self, model.graph, nodes[site.result], site, self._plan[site.key]).rewrite()
-        if graph.name == "condition" and self.fold:
-            self._fold_smoothing(model.graph)
+                editor = GraphEditor(model.graph, nodes[site.result], site.name, self.entries)
+                self._product(editor, site).rewrite()
+        if graph.name == CONDITION and self._fold:
+            self._fold_scaling(model.graph)
         return Signature(graph.name, inputs, graph.outputs)
+
+    def _product(self, editor: GraphEditor, site: Site) -> Product:
+        vector = self._scaling.get(site.key)
+        folded = self._fold and modulated_by(site.key) is not None
+        operands = Operands(
+            self._activations.get(f"{site.key} input"),
+            self._activations.get(f"{site.key} output"),
+            self._places.get(site.key),
+            None if folded else vector,
+        )
+        return Product(editor, Int8Weight(site, self._target, self._read, vector), operands, self._plan[site.key])
 
     def _step_inputs(self, graph: ir.Graph, sites: Sequence[Site]) -> Iterator[Tensor]:
         """Scales and zero points of a block's operands, every layer at its place: all blocks read alike."""
         plain = Activation(np.ones(1, np.float32), np.zeros(1))
-        found = [self.activations.get(f"{site.key} input", plain) for site in sites]
+        found = [self._activations.get(f"{site.key} input", plain) for site in sites]
         if all(activation is plain for activation in found):
             return
         steps = max(len(activation.scale) for activation in found)
-        zero = (UNSIGNED, "uint8") if self.target.unsigned else (FLOAT32, "float32")
+        zero = (UNSIGNED, "uint8") if self._target.unsigned else (FLOAT32, "float32")
         for prefix, field, (dtype, name) in ((SCALES, "scale", (FLOAT32, "float32")), (ZERO_POINTS, "zero", zero)):
             rows = [np.broadcast_to(getattr(activation, field), steps) for activation in found]
-            if field == "zero" and not self.target.unsigned and not np.any(rows):
+            if field == "zero" and not self._target.unsigned and not np.any(rows):
                 continue  # symmetric: no product reads them, and TensorRT drops an input that nothing reads
             tensor = Tensor(step_input(prefix, sites[0]), name, (len(sites),))
             values = np.stack(rows, 1)  # (K, layers)
             self.entries[tensor.name] = Entry(tensor.name, STORED[dtype], values.shape, lambda values=values: values)  # type: ignore[misc]
             graph.inputs.append(ir.Value(name=tensor.name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape)))
-            self.places |= {site.key: i for i, site in enumerate(sites)}
+            self._places |= {site.key: i for i, site in enumerate(sites)}
             yield tensor
 
-    def _fold_smoothing(self, graph: ir.Graph) -> None:
-        """Divides what modulates an operand by the operand's smoothing: `condition` computes it once a picture."""
+    def _fold_scaling(self, graph: ir.Graph) -> None:
+        """Divides what modulates an operand by its channels' scaling: `condition` computes it once a picture."""
         for i, output in enumerate(list(graph.outputs)):
             assert output.shape is not None
             factors = np.ones([axis if isinstance(axis, int) else 1 for axis in output.shape], np.float32)
-            for key, vector in self.smoothing.items():
+            for key, vector in self._scaling.items():
                 made_by = modulated_by(key)
                 if made_by and made_by[0] == output.name:
                     for row in made_by[1]:
@@ -83,22 +96,14 @@ class Quantizer:
                 continue
             name = str(output.name)
             output.name = f"{name}.before_smoothing"
-            weight = self.weight(graph, smoothing_tensor(name), FLOAT32, factors.shape, lambda values=factors: values)  # type: ignore[misc]
+            stored = channel_scaling(name)
+            weight = add_weight(graph, self.entries, stored, FLOAT32, factors.shape, lambda values=factors: values)  # type: ignore[misc]
             node = ir.node("Mul", [output, weight])
             node.name = f"{name}.smoothed"
             smoothed = node.outputs[0]
             smoothed.name, smoothed.type, smoothed.shape = name, output.type, output.shape
             graph.append(node)
             graph.outputs[i] = smoothed
-
-    def weight(
-        self, graph: ir.Graph, name: str, dtype: ir.DataType, shape: tuple[int, ...], compute: Callable[[], np.ndarray]
-    ) -> ir.Value:
-        """A new tensor of the weight file, as an initializer of `graph`."""
-        if name not in graph.initializers:
-            graph.initializers.add(ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape)))
-            self.entries.setdefault(name, Entry(name, STORED[dtype], shape, compute))
-        return graph.initializers[name]
 
 
 def _groups(sites: Sequence[Site]) -> dict[str, list[Site]]:

@@ -13,13 +13,14 @@ import numpy as np
 
 from calibration.ranges import BINS, CalibrationError, Histogram
 from runtime import limits
-from runtime.bundle.manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
+from runtime.bundle.manifest import WEIGHTS, Manifest
+from runtime.bundle.names import REQUIRED_GRAPHS
 from runtime.bundle.schema import load, parse
 from runtime.files.atomic import atomic_file
 
 SCHEMA_VERSION = 1
 FILE_NAME = "calibration.json"
-SMOOTHING = ("adaln", "all", "none")
+CHANNEL_SCALING = ("adaln", "all", "none")
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,12 @@ class Settings:
     cfg: float = 4.0
     top_k: int = 900
     top_p: float = 0.95
-    smoothing: str = "adaln"  # which products' operands are smoothed: none, adaln or all
+    channel_scaling: str = "adaln"  # which products' operands it is done to: none, adaln or all
     alpha: float = 0.5  # how much of the channels' differences goes into the weights
+
+    def to_json(self) -> dict[str, Any]:
+        """Under the names that files have for them."""
+        return {"smoothing" if name == "channel_scaling" else name: value for name, value in asdict(self).items()}
 
     def check(self) -> None:
         """Raises ValueError for a value outside its range."""
@@ -44,18 +49,21 @@ class Settings:
         ):
             if value not in allowed:
                 raise ValueError(f"{name}: expected {allowed}, found {limits.shown(value)}")
-        if self.smoothing not in SMOOTHING:
-            raise ValueError(f"smoothing: expected {' or '.join(SMOOTHING)}, found {limits.shown(self.smoothing)}")
+        if self.channel_scaling not in CHANNEL_SCALING:
+            expected = " or ".join(CHANNEL_SCALING)
+            raise ValueError(f"smoothing: expected {expected}, found {limits.shown(self.channel_scaling)}")
 
 
 @dataclass
 class Calibration:
-    """Histograms of every tensor that may be INT8, one for each scale or a single one, and the smoothing vectors."""
+    """Histograms of every tensor that may be INT8, one for each scale or a single one, and the channels' scaling."""
 
     bundle: dict[str, str]  # graph or weight file -> SHA-256
     settings: Settings
     pictures: list[tuple[int, int]] = field(default_factory=list)  # first, end of those collected
-    smoothing: dict[str, np.ndarray] | None = None  # site -> (C,): operands are divided by it; None: not yet known
+    channel_scaling: dict[str, np.ndarray] | None = (
+        None  # site -> (C,): operands are divided by it; None: not yet known
+    )
     histograms: dict[str, list[Histogram]] = field(default_factory=dict)
 
     @classmethod
@@ -65,23 +73,21 @@ class Calibration:
         text = load(
             _Document, path, SCHEMA_VERSION, f"{path}: there is no calibration", again, limits.CALIBRATION_BYTES
         )
-        settings = parse(Settings, text.settings, f"{path}: settings")
+        settings = parse(_SettingsText, text.settings, f"{path}: settings").settings()
         try:
             settings.check()
             pictures = _spans(text.pictures)
-            smoothing = None if text.smoothing is None else _vectors(text.smoothing)
+            scaling = None if text.smoothing is None else _vectors(text.smoothing)
             histograms = {name: [_read(item) for item in items] for name, items in text.histograms.items()}
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CalibrationError(f"{path}: damaged: {error}; {again}") from None
-        return cls(text.bundle, settings, pictures, smoothing, histograms)
+        return cls(text.bundle, settings, pictures, scaling, histograms)
 
     def write(self, path: Path) -> None:
         histograms = {name: [_written(h) for h in items] for name, items in self.histograms.items()}
-        known = self.smoothing
-        smoothing = None if known is None else {n: [float(f"{x:.9g}") for x in m] for n, m in known.items()}
-        document = _Document(
-            SCHEMA_VERSION, self.bundle, asdict(self.settings), tuple(self.pictures), smoothing, histograms
-        )
+        known, settings = self.channel_scaling, self.settings.to_json()
+        scaling = None if known is None else {n: [float(f"{x:.9g}") for x in m] for n, m in known.items()}
+        document = _Document(SCHEMA_VERSION, self.bundle, settings, tuple(self.pictures), scaling, histograms)
         with atomic_file(path) as file:
             file.write(json.dumps(asdict(document), separators=(",", ":")).encode())
 
@@ -98,9 +104,9 @@ class Calibration:
                 raise CalibrationError(
                     f"{path}: collected on another bundle: {bundle / file} differs; remove it and calibrate again"
                 )
-        for name, value in asdict(self.settings).items():
-            if settings is not None and value != getattr(settings, name):
-                wanted = getattr(settings, name)
+        asked = self.settings if settings is None else settings
+        for name, value in self.settings.to_json().items():
+            if value != (wanted := asked.to_json()[name]):
                 raise CalibrationError(
                     f"{path}: collected with {name} {value}, asked for {wanted}; give another --calibration file"
                 )
@@ -113,7 +119,7 @@ class Calibration:
             raise CalibrationError(f"{where}: of other tensors; collect it again")
         if any(a < d and c < b for a, b in self.pictures for c, d in other.pictures):
             raise CalibrationError(f"{where}: holds pictures that are here already; collect others with --first")
-        self.smoothing = self.smoothing or other.smoothing
+        self.channel_scaling = self.channel_scaling or other.channel_scaling
         for name, items in other.histograms.items():
             for mine, theirs in zip(self.histograms[name], items, strict=True):
                 mine.merge(theirs)
@@ -124,10 +130,10 @@ class Calibration:
         return {name: len(items) for name, items in self.histograms.items()}
 
     def check_tensors(self, path: Path, histograms: Mapping[str, int], channels: Mapping[str, int]) -> None:
-        """Raises CalibrationError unless this holds `histograms`, and smooths these numbers of `channels`."""
-        vectors = self.smoothing or {}
-        smooth = all(channels.get(name) == len(vector) for name, vector in vectors.items())
-        if not smooth or (self.histograms and self.shape() != histograms) or (self.pictures and not self.histograms):
+        """Raises CalibrationError unless this holds `histograms`, and scales these numbers of `channels`."""
+        vectors = self.channel_scaling or {}
+        fit = all(channels.get(name) == len(vector) for name, vector in vectors.items())
+        if not fit or (self.histograms and self.shape() != histograms) or (self.pictures and not self.histograms):
             raise CalibrationError(f"{path}: damaged: of other tensors; remove it and calibrate again")
 
     def add_picture(self, index: int) -> None:
@@ -138,6 +144,21 @@ def fingerprint(manifest: Manifest) -> dict[str, str]:
     """What makes the numbers of a bundle: graphs that draw, and weights."""
     names = [manifest.graphs[name].file for name in REQUIRED_GRAPHS]
     return {name: manifest.files[name].sha256 for name in (*names, WEIGHTS)}
+
+
+@dataclass(frozen=True)
+class _SettingsText:
+    """The settings as they stand in the file."""
+
+    seed: int
+    cfg: float
+    top_k: int
+    top_p: float
+    smoothing: str
+    alpha: float
+
+    def settings(self) -> Settings:
+        return Settings(self.seed, self.cfg, self.top_k, self.top_p, self.smoothing, self.alpha)
 
 
 @dataclass(frozen=True)
@@ -190,8 +211,8 @@ def _vectors(found: Any) -> dict[str, np.ndarray]:
     if not isinstance(found, dict):
         raise ValueError(f"smoothing: expected an object, found {limits.shown(found)}")
     for name, values in found.items():
-        if not set(map(type, values)) <= {int, float} or not all(value in limits.SMOOTHING for value in values):
-            raise ValueError(f"smoothing of {limits.shown(name)}: expected numbers {limits.SMOOTHING}")
+        if not set(map(type, values)) <= {int, float} or not all(value in limits.CHANNEL_SCALING for value in values):
+            raise ValueError(f"smoothing of {limits.shown(name)}: expected numbers {limits.CHANNEL_SCALING}")
     return {name: np.array(values, np.float32) for name, values in found.items()}
 
 

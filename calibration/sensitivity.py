@@ -21,9 +21,8 @@ from calibration.target import TARGETS
 from export.graphs.signature import Signature
 from export.verify.fidelity import BATCH, Batch, Teacher, psnr
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
-from runtime.backends.ort_session import Session
-from runtime.backends.wiring import ScaleConstants
 from runtime.bundle.manifest import Graph, Manifest
+from runtime.bundle.names import DECODER, TRANSFORMER
 from runtime.bundle.schema import load
 from runtime.bundle.weight_file import open_weights
 from runtime.errors import BundleError
@@ -83,15 +82,19 @@ def measure(
     target: str,
     method: str,
     progress: Progress = lambda stage, done, total: None,
+    sites: Sequence[Site] | None = None,
 ) -> Sensitivity:
-    """Measures every layer; written to `path` after each, and gone on with if it is there. Raises BundleError."""
+    """Measures every layer; written to `path` after each, and gone on with if it is there.
+
+    `sites` are those of the bundle, if they are known. Raises BundleError.
+    """
     manifest = Manifest.load(bundle, verify=False)
-    found = Sensitivity(SCHEMA_VERSION, calibration.bundle, target, method, asdict(calibration.settings), {})
+    found = Sensitivity(SCHEMA_VERSION, calibration.bundle, target, method, calibration.settings.to_json(), {})
     if path.exists():
         before = load(Sensitivity, path, SCHEMA_VERSION, "", "remove it")
         if {**asdict(found), "layers": {}} == {**asdict(before), "layers": {}}:
             found.layers.update(before.layers)  # else of another bundle, target, method or calibration
-    bench = _Bench(bundle, manifest, calibration, target, method)
+    bench = _Bench(bundle, manifest, sites or all_sites(bundle, manifest), calibration, target, method)
     wanted = [ALL_DIGITS, *(site.key for site in bench.sites)]
     scales = len(manifest.scales)
     for key in [key for key, layer in found.layers.items() if key not in wanted or not layer.fits(key, scales)]:
@@ -115,7 +118,7 @@ def within_budget(
     """
     changed, layers = dict(plan), sensitivity.layers
     planned = [site for site in sites if plan[site.key] in (INT8, DIGITS)]
-    costs = {site.key: layers[site.key].mean_kl for site in planned if site.graph == "transformer"}
+    costs = {site.key: layers[site.key].mean_kl for site in planned if site.graph == TRANSFORMER}
     changed.update(dict.fromkeys(costs, INT8))
     base = layers[ALL_DIGITS].mean_kl
     sizes = {site.key: math.prod(site.weight_shape) for site in sites}
@@ -140,45 +143,45 @@ def within_budget(
 class _Bench:
     """One loaded bundle in which a graph is replaced again and again."""
 
-    def __init__(self, bundle: Path, manifest: Manifest, calibration: Calibration, target: str, method: str) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        manifest: Manifest,
+        sites: Sequence[Site],
+        calibration: Calibration,
+        target: str,
+        method: str,
+    ) -> None:
         self._bundle, self._manifest, self._calibration = bundle, manifest, calibration
         self._target, self._method = TARGETS[target], method
         self._backend = OnnxRuntimeBackend(bundle, manifest)
         self._pipeline = Pipeline(bundle, self._backend, verify=False)
-        self._constants = self._backend._constants
+        self._replaced: str | None = None  # the graph of the layer measured last
         wide = manifest.model.width > WIDE
         tokens, batch = (TOKENS_OF_WIDE, 1) if wide else (TOKENS, BATCH)
         self._teacher = Teacher.draw(self._pipeline, tokens, sizes=(batch,))
-        self.sites = all_sites(bundle, manifest)
+        self.sites = sites
 
     def layer(self, key: str) -> Layer:
         """The site `key` as INT8, or all of the transformer's layers as two digits."""
         if key == ALL_DIGITS:
-            plan = {site.key: DIGITS if site.graph == "transformer" else FLOAT for site in self.sites}
+            plan = {site.key: DIGITS if site.graph == TRANSFORMER else FLOAT for site in self.sites}
             plan["transformer: head"] = FLOAT
         else:
             plan = {site.key: INT8 if site.key == key else FLOAT for site in self.sites}
         name = key.split(":")[0]
-        original = self._backend._sessions.pop(name)
-        self._backend._batch = None
-        try:
-            graph, content, steps = self._variant(name, plan)
-            self._backend._sessions[name] = Session(self._bundle, graph, self._backend._threads, content=content)
-            self._backend._constants = [
-                ScaleConstants({n: np.ascontiguousarray(values[k]) for n, values in steps.items()}, c.bridge)
-                for k, c in enumerate(self._constants)
-            ]
-            if name == "decoder":
-                return Layer((), (), (), self._decoded())
-            result = self._teacher.compare(self._pipeline)
-            kl, error, agreement = (
-                tuple(float(f"{getattr(scale, name):.4g}") for scale in result.scales)
-                for name in ("kl", "logit_error", "agreement")
-            )
-            return Layer(kl, error, agreement, None)
-        finally:
-            self._backend._sessions[name], self._backend._constants = original, self._constants
-            self._backend._batch = None
+        if self._replaced not in (None, name):
+            self._backend.restore_graph(str(self._replaced))
+        self._replaced = name
+        self._backend.replace_graph(name, *self._variant(name, plan))
+        if name == DECODER:
+            return Layer((), (), (), self._decoded())
+        result = self._teacher.compare(self._pipeline)
+        kl, error, agreement = (
+            tuple(float(f"{getattr(scale, name):.4g}") for scale in result.scales)
+            for name in ("kl", "logit_error", "agreement")
+        )
+        return Layer(kl, error, agreement, None)
 
     def _decoded(self) -> float | None:
         """PSNR of the teacher's whole pictures, decoded again."""
@@ -207,7 +210,7 @@ class _Bench:
                 self._target,
                 plan,
                 activations(self.sites, self._calibration, plan, self._target, self._method),
-                self._calibration.smoothing or {},
+                self._calibration.channel_scaling or {},
                 weights.get_tensor,
                 fold=False,
             )

@@ -10,8 +10,9 @@ import onnx_ir as ir
 
 from export.graphs.simulate import typed
 from runtime.bundle.manifest import Manifest
+from runtime.bundle.names import CONDITION, DECODER, HEAD_MODULATION, MODULATION, TRANSFORMER
 
-GRAPHS = ("condition", "transformer", "decoder")  # the bridge's few products decide tokens; the encoder draws nothing
+GRAPHS = (CONDITION, TRANSFORMER, DECODER)  # the bridge's few products decide tokens; the encoder draws nothing
 MODULATED = re.compile(r"transformer: (?:blocks\.(\d+)\.(?:attn\.(mat_qkv)|ffn\.(fc1))|(head))")
 
 
@@ -59,9 +60,9 @@ def modulated_by(site_key: str) -> tuple[str, tuple[tuple[int, ...], ...]] | Non
     if not found:
         return None
     if found[4]:
-        return "head_modulation", ((0,), (1,))
+        return HEAD_MODULATION, ((0,), (1,))
     rows = (2, 4) if found[2] else (3, 5)
-    return "modulation", tuple((int(found[1]), row) for row in rows)
+    return MODULATION, tuple((int(found[1]), row) for row in rows)
 
 
 def open_graph(bundle: Path, manifest: Manifest, name: str) -> ir.Model:

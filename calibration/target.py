@@ -12,12 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_ir as ir
 
 from calibration.sites import Site
 
 SCALES, ZERO_POINTS = "activation_scales", "activation_zero_points"
-FLOAT32, BYTE, UNSIGNED = ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,50 @@
-"""Weights as INT8: symmetric, with a scale for each output channel."""
+"""The INT8 arithmetic of one product: weights symmetric, with a scale for each output channel."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 
-from calibration.target import Target
+from calibration.sites import Site
+from calibration.target import Activation, Target
+
+
+@dataclass(frozen=True)
+class Int8Weight:
+    """The weight of a product in INT8. Each number is computed when it is asked for: weights are large."""
+
+    site: Site
+    target: Target
+    read: Callable[[str], np.ndarray]  # a tensor of the FP32 bundle's weight file
+    channel_scaling: np.ndarray | None  # (C,): the operand is divided by it, the weight's rows multiplied
+
+    def integers(self) -> np.ndarray:
+        """int8; of a Gemm transposed to what MatMul takes."""
+        weight, axis = self._float(), self.site.out_axis
+        whole = integers(weight, weight_scale(weight, axis, self.target), axis, self.target)
+        return whole.T if self.site.op == "Gemm" else whole
+
+    def scale(self) -> np.ndarray:
+        """(out,) float32"""
+        return weight_scale(self._float(), self.site.out_axis, self.target)
+
+    def column_sums(self) -> np.ndarray:
+        """(out,): what a product makes of an operand that is 1 everywhere."""
+        return self.integers().sum(0, dtype=np.int64) * self.scale()
+
+    def bias_scale(self, operand: Activation) -> np.ndarray:
+        """(out,): one step of a bias in INT32, which is added to sums of products of steps."""
+        return operand.scale[0] * self.scale()
+
+    def bias(self, name: str, operand: Activation) -> np.ndarray:
+        """The bias `name` in these steps, int32."""
+        return np.round(self.read(name) / self.bias_scale(operand).astype(np.float64)).astype(np.int32)
+
+    def _float(self) -> np.ndarray:
+        weight = self.read(self.site.weight).astype(np.float32)
+        return weight if self.channel_scaling is None else weight * self.channel_scaling[:, None]
 
 
 def weight_scale(weight: np.ndarray, axis: int, target: Target) -> np.ndarray:

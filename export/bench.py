@@ -18,6 +18,7 @@ from runtime.bench.compare import Draw
 from runtime.bench.report import Settings
 from runtime.bundle.manifest import Manifest
 from runtime.pipeline import Maps
+from runtime.sampling import Sampling
 from runtime.uniforms import uniforms
 
 EAGER, COMPILED = "PyTorch eager", "torch.compile"
@@ -70,11 +71,12 @@ def _compiled(recipe: Recipe, var: VAR, vqvae: VQVAE) -> tuple[VAR, VQVAE]:
 
 def _draw(var: VAR, vqvae: VQVAE, label: int, settings: Settings) -> Draw:
     counts = [scale.tokens for scale in var.recipe.scales]
+    sampling = Sampling(settings.cfg, settings.top_k, settings.top_p)
 
     def draw(batch: int) -> Maps:
         seeds = range(settings.seed, settings.seed + batch)
         numbers = [np.stack(maps) for maps in zip(*(uniforms(seed, counts) for seed in seeds), strict=True)]  # (B, p²)
         labels = [label] * batch
-        return generate(var, vqvae, labels, numbers, settings.cfg, settings.top_k, settings.top_p).tokens
+        return generate(var, vqvae, labels, numbers, sampling).tokens
 
     return draw

@@ -25,9 +25,10 @@ from export.kept import Warn, new_bundle
 from export.model.quantizer import area_matrix, bicubic_matrix, phi_indices
 from export.room import check_room
 from runtime.bundle import manifest
+from runtime.bundle.precision import Precision
 from runtime.files.outputs import EXPORTED
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = (Precision.FP32, Precision.FP16)
 
 
 def export_bundle(
@@ -53,7 +54,7 @@ def export_bundle(
         traced = list(_trace_all(recipe, precision, smooth, progress))
         head = Head(
             model=_model(recipe),
-            precision=precision,
+            precision=Precision(precision),
             scales=_scales(recipe),
             step_constants=(),
             provenance=_provenance(weights, options or {}),
@@ -75,7 +76,7 @@ def _trace_all(recipe: Recipe, precision: str, smooth: bool, progress: Progress)
         progress(f"tracing {graph.name}", i, len(graphs))
         model = trace(graph)
         expressions = fold(model)
-        yield to_fp16(graph, model) if precision == "fp16" else graph, model, expressions
+        yield to_fp16(graph, model) if precision == Precision.FP16 else graph, model, expressions
 
 
 def _weight_entries(traced: Sequence[Traced], weights: Weights) -> Iterator[Entry]:

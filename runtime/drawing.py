@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -38,8 +38,17 @@ def together(*options: Options) -> Options:
 
 
 def sampling_options(defaults: Sampling) -> Options:
-    """--cfg, --top-k and --top-p. --top-k is None unless given: its default depends on the vocabulary."""
+    """--cfg, --top-k and --top-p, which the command gets as `sampling`; with --smooth, if that is an option too."""
     top_k = f"{defaults.top_k}, or all of a smaller vocabulary"
+
+    def gathered(command: C) -> C:
+        @functools.wraps(command)
+        def run(*, cfg: float, top_k: int | None, top_p: float, smooth: bool = False, **others: Any) -> None:
+            chosen = defaults.top_k if top_k is None else top_k
+            command(sampling=Sampling(cfg, chosen, top_p, smooth), **others)
+
+        return cast(C, run)
+
     return together(
         click.option(
             "--cfg",
@@ -58,6 +67,7 @@ def sampling_options(defaults: Sampling) -> Options:
             default=defaults.top_p,
             help="Draw from the likeliest tokens of mass P; 0: all.",
         ),
+        gathered,
     )
 
 

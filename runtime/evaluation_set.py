@@ -77,14 +77,12 @@ class EvaluationSet:
         classes: Sequence[int | str] = (),
         per_class: int = 50,
         seed: int = 0,
-        cfg: float = EVALUATION.cfg,
-        top_k: int | None = None,
-        top_p: float = EVALUATION.top_p,
+        sampling: Sampling = EVALUATION,
         batch: int = BATCH,
     ) -> EvaluationSet:
         """The set that this pipeline draws, of all classes unless some are given. Raises SettingsError.
 
-        Unless `top_k` is given it is that of the published FID, or all of a smaller vocabulary.
+        Unless `sampling` is given it is that of the published FID.
         """
         for name, value, allowed in (
             ("per_class", per_class, limits.PICTURES),
@@ -94,8 +92,7 @@ class EvaluationSet:
             if value not in allowed:
                 raise SettingsError(f"{name}: expected {allowed}, found {shown(value)}")
         model = pipeline.manifest.model
-        top_k = min(EVALUATION.top_k, model.vocab_size) if top_k is None else top_k
-        Sampling(cfg, top_k, top_p).check(model.vocab_size)
+        sampling = sampling.fitted(model.vocab_size)
         labels = dict.fromkeys(pipeline.classes.labels(classes) or range(model.num_classes))
         if len(labels) * per_class not in limits.PICTURES:
             expected = f"at most {limits.PICTURES.most} pictures of all classes"
@@ -103,16 +100,16 @@ class EvaluationSet:
         return cls(
             schema_version=SCHEMA_VERSION,
             model=model.name,
-            precision=pipeline.manifest.precision,
-            bundle=fingerprint(pipeline.manifest),
+            precision=str(pipeline.manifest.precision),
+            bundle=fingerprint(Manifest.load(pipeline.bundle, verify=False)),  # engines differ by machine
             backend=kind_of_backend(pipeline.backend.name),
             image_size=model.image_size,
             classes=tuple(labels),
             per_class=per_class,
             seed=seed,
-            cfg=float(cfg),
-            top_k=top_k,
-            top_p=float(top_p),
+            cfg=float(sampling.cfg),
+            top_k=sampling.top_k,
+            top_p=float(sampling.top_p),
             batch=batch,
         )
 
@@ -151,7 +148,7 @@ class EvaluationSet:
 
     def draw(self, pipeline: Pipeline, folder: Path, shard: int, shards: int, advance: Advance) -> None:
         """Draws what is missing of a shard. Raises SettingsError."""
-        tokens = pipeline.manifest.model.tokens
+        tokens, sampling = pipeline.manifest.model.tokens, Sampling(self.cfg, self.top_k, self.top_p)
 
         def on_scale(view: ScaleView) -> None:
             advance(len(view.pictures) * view.side**2 / tokens)
@@ -159,9 +156,7 @@ class EvaluationSet:
         for batch in self.missing(folder, shard, shards):
             labels = [picture.label for picture in batch]
             seeds = [picture.seed(self.seed) for picture in batch]
-            result = pipeline.generate(
-                labels, seeds, self.cfg, self.top_k, self.top_p, batch=self.batch, on_scale=on_scale
-            )
+            result = pipeline.generate(labels, seeds, batch=self.batch, on_scale=on_scale, sampling=sampling)
             for picture, image in zip(batch, result.images, strict=True):
                 write_png(folder / picture.file, image)
 

@@ -87,7 +87,7 @@ SEED = Integers(0, 2**64 - 1)
 STORED_SEED = Range(0, 2**63 - 1)  # of weights and calibrations: JSON files keep it
 SET_SEED = Integers(0, 2**24 - 1)  # of an evaluation set: 40 bits are the class and the picture
 HISTOGRAM = Range(2.0**-20, 2.0**127)  # the largest magnitude that one covers
-SMOOTHING = Range(0, 1e30, above=True)  # what a channel is divided by
+CHANNEL_SCALING = Range(0, 1e30, above=True)  # what a channel is divided by
 COLLECTED = 2**22  # number of the last calibration picture
 KL = Range(0, 100, above=True)  # nats a token
 ALPHA = Range(0, 1)

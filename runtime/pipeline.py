@@ -15,13 +15,14 @@ import numpy as np
 
 from . import limits
 from .backends import create
-from .backends.base import Backend, OnStage
+from .backends.base import Backend, Observe, OnStage
 from .bundle.classes import NO_CLASS, ClassNames
 from .bundle.manifest import Manifest
+from .bundle.precision import Precision
 from .editing import Box, keep_masks, kept_cells
 from .errors import NumericError, SettingsError
 from .limits import shown
-from .sampling import BATCH, Sampling
+from .sampling import BATCH, Sampling, guided
 from .uniforms import check_seed, gumbel_noise, uniforms
 
 Maps = list[np.ndarray]  # K arrays (N, p*p), one for each scale
@@ -63,13 +64,20 @@ class ScaleView:
 
     def logits(self) -> np.ndarray:
         """(B, p*p, V) float32, after guidance and before filtering."""
-        conditional, unconditional = np.split(self.backend.logits().swapaxes(0, 1), 2)  # (B, L, V) each
-        t = np.float32(self.guidance)
-        return (1 + t) * conditional - t * unconditional
+        return guided(self.backend.logits(), self.guidance)
 
     def preview(self) -> np.ndarray:
         """(B, H, W, 3) uint8: the pictures as they are after this scale. Costs a run of the decoder."""
         return self.backend.decode()
+
+
+@dataclass(frozen=True)
+class _Hooks:
+    """Who wants to hear of a generation while it runs."""
+
+    on_scale: Callable[[ScaleView], None] | None
+    on_stage: OnStage | None
+    observe: Observe | None
 
 
 _calls: ContextVar[tuple[object, ...]] = ContextVar("calls", default=())  # that a callback runs in, also to_thread's
@@ -97,11 +105,13 @@ class Pipeline:
         path = Path(bundle)
         self._finite = finite
         self._lock, self._current, self._process = threading.Lock(), object(), os.getpid()
+        self.bundle = path
         self.manifest = Manifest.load(path, verify)
         self.classes = ClassNames.load(path, self.manifest)
         if isinstance(backend, str):
-            backend = create(backend, path, self.manifest, threads, verify)
-        self.backend = backend
+            backend = created = create(backend, path, self.manifest, threads, verify)
+            self.manifest = created.manifest  # of the engines, if the bundle's run
+        self.backend: Backend = backend
 
     def generate(
         self,
@@ -116,6 +126,8 @@ class Pipeline:
         on_scale: Callable[[ScaleView], None] | None = None,
         on_stage: OnStage | None = None,
         smooth: bool = False,
+        sampling: Sampling | None = None,
+        observe: Observe | None = None,
     ) -> Result:
         """Draws one picture for each label: a number (`num_classes` is "no class") or a class name.
 
@@ -125,14 +137,17 @@ class Pipeline:
         Where `keep`, K masks (N or 1, p*p) bool, is true, `kept_tokens`, K maps (N or 1, p*p) int32, replace
         the tokens drawn. `on_scale` is called after every scale of every batch; to stop, raise from it.
         `on_stage(graph, scale, seconds)` hears how long every run of a graph took; the scale of condition and
-        decoder is None. `smooth` mixes codes, see `Sampling`; tokens are then the most probable ones, and not what
-        the pictures are made of. Raises SettingsError, NumericError if the model computes NaN or infinity, or
-        BundleError for `smooth` if the bundle has no graph for it.
+        decoder is None. `observe(run)` is shown what every run of a graph read and wrote, see `StageRun`.
+        `smooth` mixes codes, see `Sampling`; tokens are then the most probable ones, and not what the pictures are made
+        of. `sampling` takes the place of `cfg`, `top_k`, `top_p` and `smooth`. Raises SettingsError, NumericError if
+        the model computes NaN or infinity, or BundleError for `smooth` if the bundle has no graph for it.
         """
         numbers = np.array(self.classes.labels(labels), np.int64)  # (N,)
         vocab_size = self.manifest.model.vocab_size
-        sampling = Sampling(cfg, Sampling.default_top_k(vocab_size) if top_k is None else top_k, top_p, smooth)
-        sampling.check(vocab_size)
+        given = Sampling(cfg, Sampling.top_k if top_k is None else top_k, top_p, smooth)
+        if sampling is not None and given != Sampling():
+            raise SettingsError("sampling: expected it alone, found cfg, top_k, top_p or smooth beside it; give one")
+        sampling = (sampling or given).fitted(vocab_size)
         if not len(numbers):
             raise SettingsError("labels: expected at least one")
         if len(numbers) not in limits.PICTURES:
@@ -143,7 +158,7 @@ class Pipeline:
         kept = self._check_kept(keep, kept_tokens, len(numbers))
 
         with self._take_turn():
-            return self._draw_all(numbers, seeds, batch, sampling, kept, on_scale, on_stage)
+            return self._draw_all(numbers, seeds, batch, sampling, kept, _Hooks(on_scale, on_stage, observe))
 
     def _draw_all(
         self,
@@ -152,12 +167,11 @@ class Pipeline:
         batch: int,
         sampling: Sampling,
         kept: Kept | None,
-        on_scale: Callable[[ScaleView], None] | None,
-        on_stage: OnStage | None,
+        hooks: _Hooks,
     ) -> Result:
         images, tokens, drawn = [], [], []
         for pictures in batches(len(numbers), batch, self.backend.batches):
-            self._draw(pictures, numbers, seeds, sampling, kept, on_scale, on_stage)
+            self._draw(pictures, numbers, seeds, sampling, kept, hooks)
             images.append(self.backend.decode())
             tokens.append([self.backend.tokens(k) for k in range(len(self.manifest.scales))])
             if kept:
@@ -225,7 +239,7 @@ class Pipeline:
         if self._finite and not finite.all():
             name, precision = self.manifest.model.name, self.manifest.precision
             reason = f"{name} overflows in {precision}; use FP32 or check with make verify"
-            if precision == "fp32":
+            if precision is Precision.FP32:
                 reason = f"{name} is exported in fp32, so its weights are damaged or too large; check the checkpoint"
             raise NumericError(f"{what} hold NaN or infinity: {reason}")
 
@@ -236,8 +250,7 @@ class Pipeline:
         seeds: Sequence[int],
         sampling: Sampling,
         kept: Kept | None,
-        on_scale: Callable[[ScaleView], None] | None,
-        on_stage: OnStage | None,
+        hooks: _Hooks,
     ) -> None:
         """One batch: the scales of these pictures, coarse to fine."""
         scales = self.manifest.scales
@@ -247,15 +260,14 @@ class Pipeline:
             draws = [gumbel_noise(seeds[i], counts, self.manifest.model.vocab_size) for i in pictures]
         else:
             draws = [uniforms(seeds[i], counts) for i in pictures]
-        self.backend.begin(labels[rows], on_stage, sampling.smooth)
+        self.backend.begin(labels[rows], sampling, hooks.on_stage, hooks.observe)
         for k, (scale, *draw) in enumerate(zip(scales, *draws, strict=True)):
-            guidance = sampling.guidance(k, len(scales))
             keep, kept_tokens = (None, None) if kept is None else (part[k][rows] for part in kept)
-            self.backend.step(k, np.stack(draw), guidance, sampling, keep, kept_tokens)
-            if on_scale:
-                view = ScaleView(k, scale.side, pictures, guidance, self.backend)
+            self.backend.step(k, np.stack(draw), keep, kept_tokens)
+            if hooks.on_scale:
+                view = ScaleView(k, scale.side, pictures, sampling.guidance(k, len(scales)), self.backend)
                 try:
-                    on_scale(view)
+                    hooks.on_scale(view)
                 finally:
                     view.end()
 

@@ -1,12 +1,16 @@
-"""The settings of a generation, with their defaults."""
+"""The settings of a generation with their defaults, and how they change from scale to scale."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from . import limits
 from .errors import SettingsError
 from .limits import shown
+
+if TYPE_CHECKING:
+    import numpy as np  # --help should not wait for it
 
 BATCH = 8  # pictures drawn together
 
@@ -24,6 +28,16 @@ class Sampling:
     def default_top_k(cls, vocab_size: int) -> int:
         """The default, or all tokens where there are fewer."""
         return min(cls.top_k, vocab_size)
+
+    def fitted(self, vocab_size: int) -> Sampling:
+        """Return these settings for a vocabulary: a smaller one than the default `top_k` keeps all its tokens.
+
+        Raises SettingsError for a value outside its range.
+        """
+        top_k = self.default_top_k(vocab_size) if self.top_k == Sampling.top_k else self.top_k
+        fitted = replace(self, top_k=top_k)
+        fitted.check(vocab_size)
+        return fitted
 
     def check(self, vocab_size: int) -> None:
         """Raises SettingsError for a value outside its range."""
@@ -46,6 +60,14 @@ class Sampling:
     def temperature(self, scale: int, scales: int) -> float:
         """Of the softmax over noised logits that smooth sampling mixes codes with."""
         return max(0.27 * (1 - 0.95 * scale / (scales - 1)), 0.005)
+
+
+def guided(logits: np.ndarray, guidance: float) -> np.ndarray:
+    """Return logits (B, L, V) after classifier-free guidance of (L, 2B, V): B columns with label, then B without."""
+    columns, size = logits.swapaxes(0, 1), logits.shape[1] // 2
+    conditional, unconditional = columns[:size], columns[size:]  # (B, L, V) each
+    t = logits.dtype.type(guidance)
+    return (1 + t) * conditional - t * unconditional
 
 
 EVALUATION = Sampling(cfg=1.5, top_k=900, top_p=0.96)  # of the published FID

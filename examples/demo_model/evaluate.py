@@ -76,7 +76,7 @@ def agreement(pipeline: Pipeline, pictures: int, settings: Settings) -> Parting:
     draws = [np.stack(rows) for rows in zip(*(uniforms(seed, counts) for seed in range(pictures)), strict=True)]
     models = load_models(recipe, checkpoint_weights(recipe, None, None))
     sampling = Sampling(settings["cfg"], int(settings["top_k"]), settings["top_p"])
-    reference = generate(*models, labels, draws, sampling.cfg, sampling.top_k, sampling.top_p)
+    reference = generate(*models, labels, draws, sampling)
     parting = Parting(reference.tokens, reference.logits, draws, sampling)
     pipeline.generate(labels, **settings, on_scale=parting)  # type: ignore[arg-type]
     return parting

@@ -20,6 +20,7 @@ from runtime.backends.cuda import gpu
 from runtime.backends.wiring import ALIGNMENT
 from runtime.bundle import engine_record, manifest
 from runtime.bundle.engine_record import Built, Engine, EngineRecord
+from runtime.bundle.names import CONDITION, GRAPHS, channel_scaling
 from runtime.bundle.weight_file import open_weights, weight_bytes
 from runtime.errors import BundleError, SettingsError
 from runtime.files.atomic import atomic_directory
@@ -83,9 +84,9 @@ def build_engines(
     source = manifest.Manifest.load(bundle)
     if any(not graph.file.endswith(".onnx") for graph in source.graphs.values()):
         raise BundleError(f"{bundle}: holds engines, not graphs; give the bundle they were built from")
-    if "simulated" in source.precision:
+    if source.precision.is_simulated:
         raise SettingsError(f"{bundle}: {source.precision} is for checking on a CPU; build from the FP16 bundle")
-    if source.precision == "int8 for cpu":
+    if source.precision.target == "cpu":
         raise SettingsError(f"{bundle}: its INT8 is for ONNX Runtime on a CPU; calibrate with --target trt for engines")
     batches = tuple(sorted({1, *batches}))  # with 1 any number of pictures can be drawn
     _check_alignment(source, batches)
@@ -147,7 +148,7 @@ def _plan(source: manifest.Manifest, built: Built, batches: tuple[int, ...], opt
             int8_planned=_int8_planned(source, name),
             int8_built=(),
         )
-        for name in engine_record.GRAPHS
+        for name in GRAPHS
         if name in source.graphs
     }
     weights = source.files[manifest.WEIGHTS].sha256
@@ -169,7 +170,7 @@ def _is_up_to_date(out: Path, plan: EngineRecord) -> bool:
 
 def check_memory(bundle: Path, source: manifest.Manifest) -> None:
     """Raises SettingsError, with what is needed and what is there, unless the largest graph can be built."""
-    files = [source.graphs[name].file for name in engine_record.GRAPHS if name in source.graphs]
+    files = [source.graphs[name].file for name in GRAPHS if name in source.graphs]
     largest = max(weight_bytes(bundle, [file]) for file in files)
     needed, available = MEMORY_OF_TOOLS + COPIES_OF_WEIGHTS * largest, available_memory()
     if available is not None and available < needed:
@@ -182,11 +183,11 @@ def check_memory(bundle: Path, source: manifest.Manifest) -> None:
 def _copy_constants(bundle: Path, source: manifest.Manifest, folder: Path) -> None:
     """What the runtime reads besides engines: its tensors of the weight file, and the class names.
 
-    With them what `condition` was smoothed by: without it nobody could verify the engine.
+    With them what the outputs of `condition` were scaled by: without it nobody could verify the engine.
     """
     with open_weights(bundle) as weights:
-        smoothing = {manifest.smoothing_tensor(spec.name) for spec in source.graphs["condition"].outputs}
-        wanted = source.runtime_tensors | smoothing & set(weights.keys())
+        scaling = {channel_scaling(spec.name) for spec in source.graphs[CONDITION].outputs}
+        wanted = source.runtime_tensors | scaling & set(weights.keys())
         tensors = {name: weights.get_tensor(name) for name in sorted(wanted)}
     (folder / manifest.WEIGHTS).write_bytes(save(tensors))  # its own writing hides which error it was
     if source.classes:

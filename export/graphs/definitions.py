@@ -1,6 +1,6 @@
 """Every ONNX graph of a bundle: what it computes, and the names, dtypes and shapes of its inputs and outputs.
 
-This is the one place that names tensors; everyone else reads them from here or from the manifest. Symbolic axes:
+Their names are those of `runtime.bundle.names`. Symbolic axes:
 B batch, 2B conditional then unconditional half, L tokens of the scale, L_next tokens of the next one, S tokens of all
 earlier ones.
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from export.checkpoint.recipe import Recipe
 from export.graphs.signature import Signature
 from export.model import VAR, VQVAE, sampler
+from runtime.bundle import names
 from runtime.bundle.manifest import Tensor as TensorSpec
 
 
@@ -42,32 +43,33 @@ def all_graphs(recipe: Recipe, var: VAR, vqvae: VQVAE, smooth: bool = False) -> 
 
 
 def condition(recipe: Recipe, var: VAR) -> Graph:
-    return Graph("condition", (TensorSpec("labels", "int64", ("B",)),), _conditioning(recipe), Condition(var))
+    return Graph(names.CONDITION, (TensorSpec(names.LABELS, "int64", ("B",)),), _conditioning(recipe), Condition(var))
 
 
 def transformer(recipe: Recipe, var: VAR) -> Graph:
-    x = TensorSpec("x", "float32", ("L", "2B", recipe.width))
+    x = TensorSpec(names.X, "float32", ("L", "2B", recipe.width))
     # An input for each block: engines write the offset into one tensor into their kernels, which then differ by block.
-    blocks = [TensorSpec(f"modulation_{i:02d}", "float32", (6, "2B", recipe.width)) for i in range(recipe.depth)]
+    blocks = [TensorSpec(names.modulation_of(i), "float32", (6, "2B", recipe.width)) for i in range(recipe.depth)]
     head_modulation = _conditioning(recipe)[1]
     head = recipe.heads, recipe.head_size
-    past = [TensorSpec(name, "float32", ("S", "2B", *head)) for name in _kv_names("past", recipe)]
-    new = [TensorSpec(name, "float32", ("L", "2B", *head)) for name in _kv_names("new", recipe)]
-    logits = TensorSpec("logits", "float32", ("L", "2B", recipe.vocab_size))
-    return Graph("transformer", (x, *blocks, head_modulation, *past), (logits, *new), Step(var))
+    caches = names.caches(recipe.depth)
+    past = [TensorSpec(names.past(*cache), "float32", ("S", "2B", *head)) for cache in caches]
+    new = [TensorSpec(names.new(*cache), "float32", ("L", "2B", *head)) for cache in caches]
+    logits = TensorSpec(names.LOGITS, "float32", ("L", "2B", recipe.vocab_size))
+    return Graph(names.TRANSFORMER, (x, *blocks, head_modulation, *past), (logits, *new), Step(var))
 
 
 def bridge(recipe: Recipe, var: VAR, vqvae: VQVAE) -> Graph:
-    uniforms = TensorSpec("uniforms", "float32", ("B", "L"))
+    uniforms = TensorSpec(names.UNIFORMS, "float32", ("B", "L"))
     inputs, outputs = _bridge_tensors(recipe, uniforms)
-    return Graph("bridge", inputs, outputs, Bridge(var, vqvae))
+    return Graph(names.BRIDGE, inputs, outputs, Bridge(var, vqvae))
 
 
 def bridge_smooth(recipe: Recipe, var: VAR, vqvae: VQVAE) -> Graph:
-    noise = TensorSpec("noise", "float32", ("B", "L", recipe.vocab_size))
-    sharpness, temperature = (TensorSpec(name, "float32", (1,)) for name in ("sharpness", "temperature"))
+    noise = TensorSpec(names.NOISE, "float32", ("B", "L", recipe.vocab_size))
+    sharpness, temperature = (TensorSpec(name, "float32", (1,)) for name in (names.SHARPNESS, names.TEMPERATURE))
     inputs, outputs = _bridge_tensors(recipe, noise, sharpness, temperature)
-    return Graph("bridge_smooth", inputs, outputs, SmoothBridge(var, vqvae))
+    return Graph(names.SMOOTH_BRIDGE, inputs, outputs, SmoothBridge(var, vqvae))
 
 
 def _bridge_tensors(recipe: Recipe, *drawing: TensorSpec) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -75,52 +77,48 @@ def _bridge_tensors(recipe: Recipe, *drawing: TensorSpec) -> tuple[tuple[TensorS
     pixels = recipe.grid**2
     f_hat = ("B", recipe.code_size, recipe.grid, recipe.grid)
     inputs = (
-        TensorSpec("logits", "float32", ("L", "2B", recipe.vocab_size)),
-        TensorSpec("f_hat", "float32", f_hat),
+        TensorSpec(names.LOGITS, "float32", ("L", "2B", recipe.vocab_size)),
+        TensorSpec(names.F_HAT, "float32", f_hat),
         *drawing,
-        TensorSpec("guidance", "float32", (1,)),
-        TensorSpec("top_k", "int64", (1,)),
-        TensorSpec("top_p", "float32", (1,)),
-        TensorSpec("keep", "bool", ("B", "L")),
-        TensorSpec("kept_tokens", "int32", ("B", "L")),
-        TensorSpec("upsample", "float32", ("L", pixels)),
-        TensorSpec("phi", "int64", (1,)),
-        TensorSpec("downsample", "float32", (pixels, "L_next")),
-        TensorSpec("next_positions", "int64", ("L_next",)),
+        TensorSpec(names.GUIDANCE, "float32", (1,)),
+        TensorSpec(names.TOP_K, "int64", (1,)),
+        TensorSpec(names.TOP_P, "float32", (1,)),
+        TensorSpec(names.KEEP, "bool", ("B", "L")),
+        TensorSpec(names.KEPT_TOKENS, "int32", ("B", "L")),
+        TensorSpec(names.UPSAMPLE, "float32", ("L", pixels)),
+        TensorSpec(names.PHI, "int64", (1,)),
+        TensorSpec(names.DOWNSAMPLE, "float32", (pixels, "L_next")),
+        TensorSpec(names.NEXT_POSITIONS, "int64", ("L_next",)),
     )
     outputs = (
-        TensorSpec("drawn", "int32", ("B", "L")),
-        TensorSpec("tokens", "int32", ("B", "L")),
-        TensorSpec("f_hat_out", "float32", f_hat),
-        TensorSpec("x_next", "float32", ("L_next", "2B", recipe.width)),
+        TensorSpec(names.DRAWN, "int32", ("B", "L")),
+        TensorSpec(names.TOKENS, "int32", ("B", "L")),
+        TensorSpec(names.F_HAT_OUT, "float32", f_hat),
+        TensorSpec(names.X_NEXT, "float32", ("L_next", "2B", recipe.width)),
     )
     return inputs, outputs
 
 
 def decoder(recipe: Recipe, vqvae: VQVAE) -> Graph:
-    f_hat = TensorSpec("f_hat", "float32", ("B", recipe.code_size, recipe.grid, recipe.grid))
-    return Graph("decoder", (f_hat,), (_image(recipe), TensorSpec("finite", "bool", ("B",))), Decoder(vqvae))
+    f_hat = TensorSpec(names.F_HAT, "float32", ("B", recipe.code_size, recipe.grid, recipe.grid))
+    return Graph(names.DECODER, (f_hat,), (_image(recipe), TensorSpec(names.FINITE, "bool", ("B",))), Decoder(vqvae))
 
 
 def encoder(recipe: Recipe, vqvae: VQVAE) -> Graph:
-    tokens = TensorSpec("tokens", "int32", ("B", recipe.tokens))
-    return Graph("encoder", (_image(recipe),), (tokens,), Encoder(vqvae))
+    tokens = TensorSpec(names.TOKENS, "int32", ("B", recipe.tokens))
+    return Graph(names.ENCODER, (_image(recipe),), (tokens,), Encoder(vqvae))
 
 
 def _conditioning(recipe: Recipe) -> tuple[TensorSpec, TensorSpec, TensorSpec]:
     return (
-        TensorSpec("modulation", "float32", (recipe.depth, 6, "2B", recipe.width)),
-        TensorSpec("head_modulation", "float32", (2, "2B", recipe.width)),
-        TensorSpec("x", "float32", (recipe.scales[0].tokens, "2B", recipe.width)),
+        TensorSpec(names.MODULATION, "float32", (recipe.depth, 6, "2B", recipe.width)),
+        TensorSpec(names.HEAD_MODULATION, "float32", (2, "2B", recipe.width)),
+        TensorSpec(names.X, "float32", (recipe.scales[0].tokens, "2B", recipe.width)),
     )
 
 
-def _kv_names(prefix: str, recipe: Recipe) -> list[str]:
-    return [f"{prefix}_{kind}_{block:02d}" for kind in "kv" for block in range(recipe.depth)]
-
-
 def _image(recipe: Recipe) -> TensorSpec:
-    return TensorSpec("image", "uint8", ("B", recipe.image_size, recipe.image_size, 3))
+    return TensorSpec(names.IMAGE, "uint8", ("B", recipe.image_size, recipe.image_size, 3))
 
 
 class Condition(nn.Module):

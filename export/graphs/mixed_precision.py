@@ -14,19 +14,17 @@ import onnx_ir as ir
 
 from export.graphs.signature import Signature
 from runtime.bundle.manifest import Tensor as TensorSpec
+from runtime.bundle.names import BRIDGE, CACHE_PREFIXES, SMOOTH_BRIDGE
 
 COMPUTE = ("MatMul", "Gemm", "Conv")
 FOLLOWING = ("Gelu",)  # elementwise after a product; its result goes into one
 MOVEMENT = ("Reshape", "Transpose", "Split", "Concat", "Slice", "Gather", "Squeeze", "Unsqueeze", "Resize")
-FLOAT32_GRAPHS = (
-    "bridge",
-    "bridge_smooth",
-)  # guidance, filtering, the draw: 4096 values to tell apart, and little work
+# Guidance, filtering, the draw: 4096 values to tell apart, and little work.
+FLOAT32_GRAPHS = (BRIDGE, SMOOTH_BRIDGE)
 FLOAT32_WEIGHTS = (
     "head.",  # guidance multiplies the rounding of logits by up to 1 + 2t
     "quantize.",  # nearest codes: near ties decide tokens
 )
-CACHE = ("past_", "new_")  # keys and values: half the memory, and products read them
 
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
@@ -45,12 +43,13 @@ def to_fp16(graph: Signature, model: ir.Model) -> Signature:
 
 
 def _cached_in_half(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
-    return tuple(replace(spec, dtype="float16") if spec.name.startswith(CACHE) else spec for spec in specs)
+    """Keys and values: half the memory, and products read them."""
+    return tuple(replace(spec, dtype="float16") if spec.name.startswith(CACHE_PREFIXES) else spec for spec in specs)
 
 
 def _half_values(graph: ir.Graph) -> set[ir.Value]:
     """Every value that the policy makes FP16, weights included; gives them that dtype."""
-    half = {value for value in graph.inputs if str(value.name).startswith(CACHE)}
+    half = {value for value in graph.inputs if str(value.name).startswith(CACHE_PREFIXES)}
     nodes = list(graph)
     for node in nodes:
         if _computes_half(node) or _follows_half(node, half):

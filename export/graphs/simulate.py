@@ -15,19 +15,20 @@ import onnx_ir as ir
 
 from export.graphs.mixed_precision import FLOAT, HALF, MOVEMENT
 from runtime.bundle import manifest
+from runtime.bundle.names import STEP_PREFIX
+from runtime.bundle.precision import Precision
 from runtime.errors import SettingsError
 from runtime.files.atomic import atomic_directory
 from runtime.files.outputs import BUNDLE
-
-WITH_FP16 = ("fp16", "int8 for trt")
 
 
 def simulate(bundle: Path, out: Path) -> None:
     """Writes the simulated twin of a `bundle` with FP16 in it as its own. Raises BundleError, SettingsError."""
     source = manifest.Manifest.load(bundle)
-    if source.precision not in WITH_FP16:
-        raise SettingsError(f"{bundle}: expected a bundle in {' or '.join(WITH_FP16)}, found {source.precision}")
-    graphs = {name: graph for name, graph in source.graphs.items() if not name.startswith("transformer_")}
+    if not source.precision.has_fp16:
+        expected = " or ".join(precision for precision in Precision if precision.has_fp16)
+        raise SettingsError(f"{bundle}: expected a bundle in {expected}, found {source.precision}")
+    graphs = {name: graph for name, graph in source.graphs.items() if not name.startswith(STEP_PREFIX)}
     with atomic_directory(out, BUNDLE, bundle) as folder:
         for name in filter(None, (manifest.WEIGHTS, source.classes)):
             shutil.copyfile(bundle / name, folder / name)  # the ONNX checker refuses links
@@ -37,7 +38,7 @@ def simulate(bundle: Path, out: Path) -> None:
             onnx.save_model(ir.to_proto(model), folder / graph.file)
             graphs[name] = replace(graph, inputs=_in_float(graph.inputs), outputs=_in_float(graph.outputs))
         files = {path.name: manifest.File.of(path) for path in sorted(folder.iterdir())}
-        replace(source, precision=f"{source.precision} simulated", graphs=graphs, files=files).write(folder)
+        replace(source, precision=source.precision.simulated, graphs=graphs, files=files).write(folder)
 
 
 def typed(path: Path) -> ir.Model:

@@ -15,6 +15,8 @@ from export.graphs.signature import Signature
 from export.graphs.specialize import specialize
 from export.graphs.weights import Entry, WeightFile
 from runtime.bundle import manifest
+from runtime.bundle.names import TRANSFORMER, static_step
+from runtime.bundle.precision import Precision
 
 CLASS_NAMES = "classes.txt"
 Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
@@ -25,7 +27,7 @@ class Head:
     """What the manifest says besides graphs and files, which are known when they are written."""
 
     model: manifest.Model
-    precision: str
+    precision: Precision
     scales: tuple[manifest.Scale, ...]
     step_constants: tuple[str, ...]
     provenance: manifest.Provenance
@@ -60,7 +62,7 @@ def write_bundle(
     for graph, model in graphs:
         proto = _with_weights(model, layout.external(folder / manifest.WEIGHTS))
         listed[graph.name] = _save(proto, graph, folder)
-        if graph.name == "transformer":
+        if graph.name == TRANSFORMER:
             listed |= _save_steps(proto, graph, head, batches, folder, progress)
     if classes is not None:
         shutil.copyfile(classes, folder / CLASS_NAMES)
@@ -104,7 +106,7 @@ def _save_steps(
     steps = {}
     for batch in batches:
         for k, scale in enumerate(head.scales):
-            name = f"{graph.name}_b{batch}_{k:02d}"
+            name = static_step(batch, k)
             progress(f"specialising {name}", k, len(head.scales))
             sizes = {"2B": 2 * batch, "L": scale.tokens, "S": scale.offset}
             static = Signature(name, _sized(graph.inputs, sizes), _sized(graph.outputs, sizes))

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.model import VAR, VQVAE, sampler
-from runtime.backends.base import OnStage, Outputs
-from runtime.backends.wiring import SMOOTH_BRIDGE
+from runtime.backends.base import Observe, OnStage, StageRun
+from runtime.bundle import names
 from runtime.sampling import Sampling
 
 
@@ -30,7 +30,10 @@ class Generation:
 
 
 class PyTorchBackend:
-    """See `runtime.backends.base.Backend`; it tells no stage's time."""
+    """See `runtime.backends.base.Backend`; it tells no stage's time.
+
+    It shows an observer the tensors that it has: no resizing matrices, and no next input after the last scale.
+    """
 
     name = "PyTorch"
     batches: tuple[int, ...] | None = None
@@ -39,12 +42,16 @@ class PyTorchBackend:
         self.var, self.vqvae = var, vqvae
 
     @torch.inference_mode()
-    def begin(self, labels: np.ndarray, on_stage: OnStage | None = None, smooth: bool = False) -> None:
+    def begin(
+        self, labels: np.ndarray, sampling: Sampling, on_stage: OnStage | None = None, observe: Observe | None = None
+    ) -> None:
         recipe, count = self.var.recipe, len(labels)
-        self._count = count
+        self._sampling, self._observe = sampling, observe
         self._labels = torch.cat((torch.from_numpy(labels), torch.full((count,), recipe.num_classes)))
-        self._x = self.var.condition(self._labels)[-1]
-        self._bridge = SMOOTH_BRIDGE if smooth else "bridge"
+        conditioned = self.var.condition(self._labels)
+        self._x = conditioned[-1]
+        outputs = dict(zip((names.MODULATION, names.HEAD_MODULATION, names.X), conditioned, strict=True))
+        self._show(names.CONDITION, None, {names.LABELS: torch.from_numpy(labels)}, outputs)
         empty = [torch.zeros(0, 2 * count, recipe.heads, recipe.head_size)] * recipe.depth
         self._past_k, self._past_v = empty, empty
         self._f_hat = torch.zeros(count, recipe.code_size, recipe.grid, recipe.grid)
@@ -53,23 +60,21 @@ class PyTorchBackend:
 
     @torch.inference_mode()
     def step(
-        self,
-        k: int,
-        randoms: np.ndarray,
-        guidance: float,
-        sampling: Sampling,
-        keep: np.ndarray | None = None,
-        kept_tokens: np.ndarray | None = None,
+        self, k: int, randoms: np.ndarray, keep: np.ndarray | None = None, kept_tokens: np.ndarray | None = None
     ) -> None:
+        sampling, scales = self._sampling, len(self.var.recipe.scales)
         modulation, head_modulation, _ = self.var.condition(self._labels)  # at every scale, as the published code does
         past = self._past_k, self._past_v
-        self._logits, self._new_k, self._new_v = self.var(self._x, modulation, head_modulation, *past)  # (L, 2N, V)
-        self._past_k = [torch.cat(pair) for pair in zip(self._past_k, self._new_k, strict=True)]
-        self._past_v = [torch.cat(pair) for pair in zip(self._past_v, self._new_v, strict=True)]
-        logits = guided(self._logits, guidance)  # (N, L, V)
+        self._logits, new_k, new_v = self.var(self._x, modulation, head_modulation, *past)  # (L, 2N, V)
+        self._show_transformer(k, modulation, head_modulation, past, (new_k, new_v))
+        self._past_k, self._past_v = (
+            [torch.cat(pair) for pair in zip(old, new, strict=True)]
+            for old, new in zip(past, (new_k, new_v), strict=True)
+        )
+        logits = guided(self._logits, sampling.guidance(k, scales))  # (N, L, V)
         distribution = probabilities(logits, sampling.top_k, sampling.top_p)
-        uniforms = torch.from_numpy(randoms)  # noise, if smooth
-        drawn = logits.argmax(-1).to(torch.int32) if sampling.smooth else draw(distribution, uniforms)
+        numbers = torch.from_numpy(randoms)  # uniforms; noise, if smooth
+        drawn = logits.argmax(-1).to(torch.int32) if sampling.smooth else draw(distribution, numbers)
         drawn = torch.where(sampler.finite(logits, (-1,)), drawn, -1)
         kept = None if keep is None else torch.from_numpy(np.array(keep))
         tokens = drawn if kept is None else torch.where(kept, torch.from_numpy(np.array(kept_tokens)), drawn)
@@ -77,15 +82,20 @@ class PyTorchBackend:
         self._tokens.append(tokens.numpy())
         codes = self.vqvae.quantize.embedding(tokens.clamp_min(0))  # (N, L, Z)
         if sampling.smooth:
-            mixed = self._mixed(
-                k, logits.masked_fill(distribution == 0, -torch.inf), torch.from_numpy(randoms), sampling
-            )
+            mixed = self._mixed(k, logits.masked_fill(distribution == 0, -torch.inf), numbers)
             codes = mixed if kept is None else torch.where(kept.unsqueeze(-1), codes, mixed)
+        inputs = {names.LOGITS: self._logits, names.F_HAT: self._f_hat}
         self._add(k, codes)
+        outputs = {names.DRAWN: drawn, names.TOKENS: tokens, names.F_HAT_OUT: self._f_hat}
+        following = {} if k + 1 == scales else {names.X_NEXT: self._x}
+        if sampling.smooth:
+            self._show(names.SMOOTH_BRIDGE, k, inputs | {names.NOISE: numbers}, outputs | following)
+        else:
+            self._show(names.BRIDGE, k, inputs | {names.UNIFORMS: numbers}, outputs | following)
 
-    def _mixed(self, k: int, logits: Tensor, noise: Tensor, sampling: Sampling) -> Tensor:
+    def _mixed(self, k: int, logits: Tensor, noise: Tensor) -> Tensor:
         """Gumbel-softmax: logits (N, L, V), removed ones -inf, and noise -> codes (N, L, Z)."""
-        scales = len(self.var.recipe.scales)
+        sampling, scales = self._sampling, len(self.var.recipe.scales)
         noised = logits * sampling.sharpness(k, scales) + noise
         return (noised / sampling.temperature(k, scales)).softmax(-1) @ self.vqvae.quantize.embedding.weight
 
@@ -117,7 +127,11 @@ class PyTorchBackend:
     def decode(self) -> np.ndarray:
         pixels = self.vqvae.decode(self._f_hat)  # (N, 3, H, W)
         self._finite = sampler.finite(pixels, (1, 2, 3)).numpy()
-        return ((pixels.clamp(-1, 1) * 0.5 + 0.5) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        images = ((pixels.clamp(-1, 1) * 0.5 + 0.5) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        for i in range(len(images)):
+            made = {names.IMAGE: images[i : i + 1], names.FINITE: torch.from_numpy(self._finite[i : i + 1])}
+            self._show(names.DECODER, None, {names.F_HAT: self._f_hat[i : i + 1]}, made)
+        return images.numpy()
 
     def finite(self) -> np.ndarray:
         return self._finite
@@ -129,24 +143,25 @@ class PyTorchBackend:
         tokens = torch.cat(self.vqvae.quantize.tokenize(features), dim=1).to(torch.int32)
         return torch.where(sampler.finite(features, (1, 2, 3)).unsqueeze(1), tokens, -1).numpy()
 
-    @torch.inference_mode()
-    def started(self) -> dict[str, np.ndarray]:
-        """What condition makes; tensors are named as in `export.graphs.definitions`."""
-        names = ("modulation", "head_modulation", "x")
-        return {name: value.numpy() for name, value in zip(names, self.var.condition(self._labels), strict=True)}
+    def _show_transformer(
+        self,
+        k: int,
+        modulation: Tensor,
+        head_modulation: Tensor,
+        past: tuple[list[Tensor], list[Tensor]],
+        new: tuple[list[Tensor], list[Tensor]],
+    ) -> None:
+        caches = names.caches(self.var.recipe.depth)  # keys, then values
+        blocks = {names.modulation_of(i): values for i, values in enumerate(modulation)}
+        old = {names.past(*cache): values for cache, values in zip(caches, [*past[0], *past[1]], strict=True)}
+        made = {names.new(*cache): values for cache, values in zip(caches, [*new[0], *new[1]], strict=True)}
+        inputs = {names.X: self._x, **blocks, names.HEAD_MODULATION: head_modulation, **old}
+        self._show(names.TRANSFORMER, k, inputs, {names.LOGITS: self._logits, **made})
 
-    def outputs(self, k: int) -> Outputs:
-        """What the stages of scale k, just stepped, made."""
-        keys, values = (
-            {f"new_{kind}_{block:02}": tensor.numpy() for block, tensor in enumerate(tensors)}
-            for kind, tensors in (("k", self._new_k), ("v", self._new_v))
-        )
-        following = {} if k + 1 == len(self.var.recipe.scales) else {"x_next": self._x.numpy()}
-        tokens = {"drawn": self._drawn[k], "tokens": self._tokens[k]}
-        return {
-            "transformer": {"logits": self._logits.numpy(), **keys, **values},
-            self._bridge: {**tokens, "f_hat_out": self._f_hat.numpy(), **following},
-        }
+    def _show(self, graph: str, scale: int | None, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
+        if self._observe:
+            read, made = ({name: tensor.numpy() for name, tensor in held.items()} for held in (inputs, outputs))
+            self._observe(StageRun(graph, scale, read, made))
 
 
 def generate(
@@ -154,17 +169,15 @@ def generate(
     vqvae: VQVAE,
     labels: Sequence[int],
     uniforms: Sequence[np.ndarray],
-    cfg: float,
-    top_k: int,
-    top_p: float,
+    sampling: Sampling,
 ) -> Generation:
     """Draws one picture per label; `uniforms` are K arrays (N, p²) in [0, 1)."""
     backend = PyTorchBackend(var, vqvae)
-    backend.begin(np.array(labels, np.int64))
+    backend.begin(np.array(labels, np.int64), sampling)
     logits = []
     for k, numbers in enumerate(uniforms):
-        t = cfg * k / (len(uniforms) - 1)
-        backend.step(k, numbers, t, Sampling(cfg, top_k, top_p))
+        backend.step(k, numbers)
+        t = sampling.guidance(k, len(uniforms))
         logits.append(guided(torch.from_numpy(backend.logits()), t).numpy())
     tokens = [backend.tokens(k) for k in range(len(uniforms))]
     return Generation(backend.decode(), tokens, logits)

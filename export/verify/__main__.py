@@ -35,7 +35,7 @@ def main(
     DIR is a bundle, a directory of engines, or a folder of bundles such as build/var_d16. The weights are those that
     the bundles name. Exit code 1 if anything is out of tolerance.
     """
-    from export.verify.report import HTML
+    from export.verify.html import HTML, write
     from export.verify.run import verify
 
     if report is not None:
@@ -51,7 +51,7 @@ def main(
         result = verify(directories, (var_checkpoint, vae_checkpoint), against, pictures, with_bisect, progress)
     result.print()
     if report is not None:
-        result.write(report)
+        write(result, report)
         click.echo(f"{report / HTML}: {result.summary}")
     sys.exit(not result.passed)
 

@@ -10,18 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from export.graphs.simulate import WITH_FP16, simulate
-from export.verify.tolerances import LIMITS, kind
+from export.graphs.simulate import simulate
 from runtime.backends.cuda import gpu
-from runtime.backends.onnxruntime import OnnxRuntimeBackend
-from runtime.backends.ort_session import Session
-from runtime.bundle import engine_record
-from runtime.bundle.manifest import FILE_NAME, Manifest, smoothing_tensor
+from runtime.bundle import engine_record, names
+from runtime.bundle.manifest import FILE_NAME, Manifest
 from runtime.bundle.weight_file import open_weights
 from runtime.errors import BundleError, SettingsError
 from runtime.files.atomic import scratch_directory
 from runtime.pipeline import Pipeline
-from runtime.sampling import Sampling
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8-cpu")  # directories that make onnx and make calibrate write
 
@@ -44,7 +40,7 @@ class Artifact:
     @property
     def simulated(self) -> bool:
         """Whether this is FP16 that ONNX Runtime's CPU would compute in FP32, so that it has to be rounded."""
-        return not self.engines and self.manifest is not None and self.manifest.precision in WITH_FP16
+        return not self.engines and self.manifest is not None and self.manifest.precision.has_fp16
 
     def unable(self) -> str | None:
         """Why it cannot run here."""
@@ -67,9 +63,6 @@ def find(directories: Sequence[Path]) -> list[Artifact]:
         named = ", ".join(map(str, directories))
         raise SettingsError(f"{named}: no bundle, and none of {', '.join(PRECISIONS)} in it; make onnx makes one")
     first_path, first = present[0]
-    for path, manifest in present:
-        if kind(manifest.precision) not in LIMITS:
-            raise BundleError(f"{path}: precision {manifest.precision}: expected one of {', '.join(LIMITS)}")
     for path, manifest in present[1:]:
         if manifest.model != first.model:
             raise SettingsError(f"{path}: {manifest.model.name} of other sizes than {first_path}; verify one model")
@@ -119,48 +112,17 @@ def runnable(artifact: Artifact) -> Iterator[tuple[Path, Pipeline]]:
         yield artifact.path, Pipeline(artifact.path, "onnxruntime", verify=False, finite=False)
 
 
-def smoothing(artifact: Artifact) -> dict[str, np.ndarray]:
+def channel_scaling(artifact: Artifact) -> dict[str, np.ndarray]:
     """What an INT8 bundle multiplies the outputs of `condition` by, each (…, 1, C); empty where it does not."""
     assert artifact.manifest
-    outputs = [spec.name for spec in artifact.manifest.graphs["condition"].outputs]
+    outputs = [spec.name for spec in artifact.manifest.graphs[names.CONDITION].outputs]
     with open_weights(artifact.path) as weights:
         held = set(weights.keys())
-        return {name: weights.get_tensor(smoothing_tensor(name)) for name in outputs if smoothing_tensor(name) in held}
+        stored = {name: names.channel_scaling(name) for name in outputs}
+        return {name: weights.get_tensor(tensor) for name, tensor in stored.items() if tensor in held}
 
 
-class StaticSteps(OnnxRuntimeBackend):
-    """Runs the static steps for `size` pictures in place of the symbolic transformer, one loaded at a time.
-
-    Where the bundle lacks a step, the symbolic transformer goes on.
-    """
-
-    def __init__(self, bundle: Path, manifest: Manifest, size: int) -> None:
-        super().__init__(bundle, manifest)
-        self._size = size
-
-    @staticmethod
-    def sizes(manifest: Manifest) -> list[int]:
-        """How many pictures there are steps for."""
-        steps = (re.fullmatch(r"transformer_b(\d+)_\d+", name) for name in manifest.graphs)
-        return sorted({int(step[1]) for step in steps if step})
-
-    def graph(self, k: int) -> str:
-        """Name of the step's graph."""
-        return f"transformer_b{self._size}_{k:02d}"
-
-    def step(
-        self,
-        k: int,
-        randoms: np.ndarray,
-        guidance: float,
-        sampling: Sampling,
-        keep: np.ndarray | None = None,
-        kept_tokens: np.ndarray | None = None,
-    ) -> None:
-        wiring = self.batch.wiring
-        wiring.set_scale(k, randoms, guidance, sampling, keep, kept_tokens)
-        transformer, bridge = wiring.steps[k]
-        graph = self._manifest.graphs.get(self.graph(k), self._manifest.graphs["transformer"])
-        Session(self._bundle, graph, self._threads).bind(transformer.inputs, transformer.outputs)()
-        self._sessions["bridge"].bind(bridge.inputs, bridge.outputs)()
-        self.batch.latest = k
+def static_sizes(manifest: Manifest) -> list[int]:
+    """For how many pictures drawn together the bundle has static steps."""
+    steps = (re.fullmatch(rf"{names.STEP_PREFIX}b(\d+)_\d+", name) for name in manifest.graphs)
+    return sorted({int(step[1]) for step in steps if step})

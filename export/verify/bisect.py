@@ -7,7 +7,7 @@ their inner tensors as outputs. Tensors keep their names through mixed precision
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,20 +18,29 @@ import onnx
 from export.verify.check import SMOOTH, STATIC_STEP, Row
 from export.verify.metrics import Difference
 from export.verify.recording import Recording, generate
-from export.verify.tolerances import INSIDE, kind
-from runtime.backends.arrays import Array
-from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from export.verify.tolerances import INSIDE
+from runtime.backends.base import StageRun
 from runtime.backends.ort import onnxruntime as ort
-from runtime.backends.ort_session import WEIGHTS_FOLDER, Session
-from runtime.backends.wiring import SMOOTH_BRIDGE
-from runtime.bundle.manifest import REQUIRED_GRAPHS, Manifest
+from runtime.backends.ort_session import WEIGHTS_FOLDER
+from runtime.bundle.manifest import Manifest
+from runtime.bundle.names import (
+    ENCODER,
+    IMAGE,
+    KEEP,
+    MODULATION,
+    REQUIRED_GRAPHS,
+    SMOOTH_BRIDGE,
+    TRANSFORMER,
+    modulation_of,
+    static_step,
+)
 from runtime.errors import SettingsError
-from runtime.pipeline import Pipeline, ScaleView
+from runtime.pipeline import Pipeline
 from runtime.processors import usable_cpus
 from runtime.sampling import Sampling
 
 CHUNK = 1 << 29  # bytes of inner tensors held at a time, of each graph
-GRAPHS = {name: name for name in (*REQUIRED_GRAPHS, "encoder")} | {SMOOTH: SMOOTH_BRIDGE}  # by stage
+GRAPHS = {name: name for name in (*REQUIRED_GRAPHS, ENCODER)} | {SMOOTH: SMOOTH_BRIDGE}  # by stage
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 
 
@@ -61,38 +70,39 @@ def bisect(
     sound: Path,
     known: Recording,
     sampling: Sampling,
-    smoothing: Mapping[str, np.ndarray],
+    scaling: Mapping[str, np.ndarray],
 ) -> Finding | None:
     """What is wrong in the stage of the row `failed`; None if it computes what the sound bundle computes.
 
     `candidate` is the bundle that failed, for FP16 the simulated twin of `original`; `sound` is an FP32 bundle of the
     same model, and `known` what the reference made for one picture. Raises SettingsError.
     """
-    graph = GRAPHS.get(failed.stage, "transformer")
+    graph = GRAPHS.get(failed.stage, TRANSFORMER)
     manifests = [Manifest.load(path, verify=False) for path in (candidate, sound)]
-    tolerance = INSIDE[kind(manifests[0].precision)]
+    tolerance = INSIDE[manifests[0].precision.kind]
     found, expected = (
         _inputs(path, manifest, graph, failed.scale, known, sampling)
         for path, manifest in zip((candidate, sound), manifests, strict=True)
     )
     for name, values in expected.items():
-        error = _error(name, values, found[name], smoothing)
+        error = _error(name, values, found[name], scaling)
         if error > tolerance:
             return Finding(graph, failed.scale, f"input {name}", name, error, tolerance)
     file = graph
     if failed.stage.startswith(STATIC_STEP):
         size = int(failed.stage.removeprefix(STATIC_STEP))
-        file = f"transformer_b{size}_{failed.scale:02d}"
+        assert failed.scale is not None
+        file = static_step(size, failed.scale)
         found, expected = (_repeated(feed, manifests[1], size) for feed in (found, expected))
     if file not in manifests[1].graphs:
         raise SettingsError(f"--bisect: {sound} has no {file} to compare with; export it as the other was")
     feeds = [(found, expected)]
     if graph.startswith("bridge"):  # equal inputs: a draw may hang on the last bit of a logit; and drawing as well
-        feeds = [(feed, feed) for feed in (expected, {**expected, "keep": np.zeros_like(expected["keep"])})]
+        feeds = [(feed, feed) for feed in (expected, {**expected, KEEP: np.zeros_like(expected[KEEP])})]
     files = [path / manifest.graphs[file].file for path, manifest in zip((candidate, sound), manifests, strict=True)]
     written = original / Manifest.load(original, verify=False).graphs[file].file
     for pair in feeds:
-        node = _wrong_node(files, written, pair, tolerance, smoothing)
+        node = _wrong_node(files, written, pair, tolerance, scaling)
         if node and (node[-1] > tolerance or len(feeds) == 1):
             return Finding(graph, failed.scale, *node, tolerance)
     return None
@@ -100,7 +110,7 @@ def bisect(
 
 def _repeated(feed: Mapping[str, np.ndarray], manifest: Manifest, size: int) -> dict[str, np.ndarray]:
     """What a transformer reads for one picture, for several of the same."""
-    axes = {spec.name: spec.shape.index("2B") for spec in manifest.graphs["transformer"].inputs if "2B" in spec.shape}
+    axes = {spec.name: spec.shape.index("2B") for spec in manifest.graphs[TRANSFORMER].inputs if "2B" in spec.shape}
     return {name: values.repeat(size, axes[name]) if name in axes else values for name, values in feed.items()}
 
 
@@ -108,53 +118,25 @@ def _inputs(
     bundle: Path, manifest: Manifest, graph: str, scale: int | None, known: Recording, sampling: Sampling
 ) -> dict[str, np.ndarray]:
     """What the graph reads at this scale for the picture, led by the reference's tokens."""
-    if graph == "encoder":
-        return {"image": known.images}
-    backend = _InputBackend(bundle, manifest, graph, scale)
+    if graph == ENCODER:
+        return {IMAGE: known.images}
     smooth, led_scales = graph == SMOOTH_BRIDGE, scale if graph == SMOOTH_BRIDGE else None
+    seen: dict[str, np.ndarray] = {}
 
-    def on_scale(view: ScaleView) -> None:
-        if graph != "decoder" and backend.seen:
+    def observe(run: StageRun) -> None:
+        if (run.graph, run.scale) == (graph, scale):
+            seen.update(run.inputs)
             raise _Seen
 
-    pipeline = Pipeline(bundle, backend, verify=False, finite=False)
+    pipeline = Pipeline(bundle, "onnxruntime", verify=False, finite=False)
+    sampling = replace(sampling, smooth=smooth)
     with suppress(_Seen):
-        generate(pipeline, known.batch, replace(sampling, smooth=smooth), known.tokens, on_scale, led_scales=led_scales)
-    return backend.seen
+        generate(pipeline, known.batch, sampling, known.tokens, led_scales=led_scales, observe=observe)
+    return seen
 
 
 class _Seen(Exception):
     """The stage has run."""
-
-
-class _InputBackend(OnnxRuntimeBackend):
-    """Keeps a copy of what one graph reads at one scale."""
-
-    def __init__(self, bundle: Path, manifest: Manifest, graph: str, scale: int | None) -> None:
-        self.seen: dict[str, np.ndarray] = {}
-        self._graph, self._scale = graph, scale
-        super().__init__(bundle, manifest)
-
-    def _open(self, graph: str) -> Session:
-        session = super()._open(graph)
-        if graph != self._graph:
-            return session
-        plain, scales = session.bind, self._manifest.scales
-
-        def bind(inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Callable[[], None]:
-            run = plain(inputs, outputs)
-            made = outputs.get("logits", outputs.get("tokens"))
-            tokens = None if made is None else made.shape[graph.startswith("bridge")]
-
-            def keep_and_run() -> None:
-                if self._scale is None or scales[self._scale].tokens == tokens:
-                    self.seen = {name: array.copy() for name, array in inputs.items()}
-                run()
-
-            return keep_and_run
-
-        session.bind = bind  # type: ignore[method-assign]
-        return session
 
 
 def _wrong_node(
@@ -162,7 +144,7 @@ def _wrong_node(
     written: Path,
     feeds: Sequence[Mapping[str, np.ndarray]],
     tolerance: float,
-    smoothing: Mapping[str, np.ndarray],
+    scaling: Mapping[str, np.ndarray],
 ) -> tuple[str, str, float] | None:
     """The first node out of tolerance, else the one where the error grows most: itself, its result, its error.
 
@@ -184,7 +166,7 @@ def _wrong_node(
             for session, feed in zip(sessions, feeds, strict=True)
         )
         for name in chunk:
-            errors[name] = _error(name, expected[name], found[name], smoothing)
+            errors[name] = _error(name, expected[name], found[name], scaling)
             if errors[name] > tolerance:
                 return _described(names[name], names), name, errors[name]
             growth = errors[name] - _inherited(makers[name], makers, errors)
@@ -253,10 +235,10 @@ def _chunks(
         yield chunk
 
 
-def _error(name: str, expected: np.ndarray, found: np.ndarray, smoothing: Mapping[str, np.ndarray]) -> float:
+def _error(name: str, expected: np.ndarray, found: np.ndarray, scaling: Mapping[str, np.ndarray]) -> float:
     """Relative, of tokens and truths the share that differs; infinite for another shape.
 
-    Where `condition` smoothed the channels, that is undone first.
+    Where `condition` scaled the channels, that is undone first.
     """
     if expected.shape != found.shape:
         return math.inf
@@ -264,12 +246,12 @@ def _error(name: str, expected: np.ndarray, found: np.ndarray, smoothing: Mappin
         return 0.0
     if expected.dtype.kind in "biu":
         return float((expected != found).mean())
-    if name in smoothing:
-        return _relative(expected, found / smoothing[name])
-    by_block = {f"modulation_{i:02d}": factors for i, factors in enumerate(smoothing.get("modulation", ()))}
+    if name in scaling:
+        return _relative(expected, found / scaling[name])
+    by_block = {modulation_of(i): factors for i, factors in enumerate(scaling.get(MODULATION, ()))}
     if name in by_block:
         return _relative(expected, found / by_block[name])
-    vectors = [row for factors in smoothing.values() for row in factors.reshape(-1, factors.shape[-1])]
+    vectors = [row for factors in scaling.values() for row in factors.reshape(-1, factors.shape[-1])]
     fitting = [row for row in vectors if expected.shape[-1:] == row.shape and (row != 1).any()]
     return min(_relative(expected, found / vector) for vector in (np.float32(1), *fitting))
 

@@ -8,18 +8,33 @@ from typing import Any
 
 import numpy as np
 
-from export.verify.artifacts import StaticSteps
 from export.verify.draws import Parting, allowed
 from export.verify.metrics import Difference, LogitDifference, PictureDifference, Share
-from export.verify.recording import Batch, Progress, Recording, Reference, generate, outputs, smoothly, started
+from export.verify.recording import Batch, Latest, Progress, Recording, Reference, generate, smoothly
 from export.verify.tolerances import limits, misses
-from runtime.backends.wiring import SMOOTH_BRIDGE
+from runtime.backends.base import StageRun
+from runtime.backends.ort_session import Session
+from runtime.bundle.names import (
+    BRIDGE,
+    CONDITION,
+    DRAWN,
+    ENCODER,
+    F_HAT_OUT,
+    LOGITS,
+    SMOOTH_BRIDGE,
+    TOKENS,
+    TRANSFORMER,
+    X_NEXT,
+    static_step,
+)
+from runtime.bundle.precision import Precision
 from runtime.pipeline import Maps, Pipeline, ScaleView, batches
-from runtime.sampling import Sampling
+from runtime.processors import usable_cpus
+from runtime.sampling import Sampling, guided
 
 STATIC_STEP = "static step for"  # and for how many pictures
 SMOOTH, SMOOTH_GENERATION = "smooth bridge", "smooth generation"
-Smoothing = Mapping[str, np.ndarray]  # what an INT8 bundle multiplies the outputs of `condition` by
+ChannelScaling = Mapping[str, np.ndarray]  # what an INT8 bundle multiplies the outputs of `condition` by
 Measured = dict[tuple[str, int | None], Any]  # (stage, scale) -> what has `metrics()`
 
 
@@ -60,7 +75,7 @@ class Checked:
     free: np.ndarray  # from tokens of its own
 
 
-def check(reference: Reference, pipeline: Pipeline, smoothing: Smoothing, progress: Progress) -> Checked:
+def check(reference: Reference, pipeline: Pipeline, scaling: ChannelScaling, progress: Progress) -> Checked:
     """All stages of a loaded bundle or engine directory but its static steps."""
     sampling, precision = reference.settings.sampling, pipeline.manifest.precision
     measured: Measured = {}
@@ -68,7 +83,7 @@ def check(reference: Reference, pipeline: Pipeline, smoothing: Smoothing, progre
     for i, known in enumerate(reference.recordings):
         progress("led by the reference", i, len(reference.recordings))
         for part in _parts(known, pipeline):
-            pictures.append(led(part, pipeline, sampling, smoothing, measured))
+            pictures.append(led(part, pipeline, sampling, scaling, measured))
     progress("drawing freely", 0, 1)
     free = _draw(reference, pipeline, measured)
     for i, known in enumerate(reference.recordings):
@@ -80,23 +95,31 @@ def check(reference: Reference, pipeline: Pipeline, smoothing: Smoothing, progre
 
 
 def check_steps(reference: Reference, pipeline: Pipeline, size: int) -> list[Row]:
-    """The static steps for `size` pictures together, which `pipeline` runs in place of the symbolic transformer."""
-    steps = pipeline.backend
-    assert isinstance(steps, StaticSteps)
-    known = _first(reference, size)
-    measured: Measured = {}
-    led(known, pipeline, reference.settings.sampling, {}, measured)
-    stage, found = f"{STATIC_STEP} {size}", []
-    for k in range(len(pipeline.manifest.scales)):
-        if steps.graph(k) in pipeline.manifest.graphs:
-            (row,) = rows({(stage, k): measured["transformer", k]}, pipeline.manifest.precision)
-            found.append(row)
-        else:
+    """The static steps for `size` pictures together: each reads what the symbolic transformer of the bundle has read.
+
+    One of them is in memory at a time.
+    """
+    known, sampling, stage = _first(reference, size), reference.settings.sampling, f"{STATIC_STEP} {size}"
+    manifest, found = pipeline.manifest, []
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def observe(run: StageRun) -> None:
+        if run.graph != TRANSFORMER or run.scale is None:
+            return
+        k, graph = run.scale, manifest.graphs.get(static_step(size, run.scale))
+        if graph is None:
             found.append(absent(stage, k))
+            return
+        made = Session(pipeline.bundle, graph, usable_cpus()).run(run.inputs)
+        difference = LogitDifference(manifest.scales[k].side)
+        difference.add(known.logits[k], guided(made[LOGITS], sampling.guidance(k, len(manifest.scales))))
+        found.extend(rows({(stage, k): difference}, manifest.precision))
+
+    generate(pipeline, known.batch, sampling, known.tokens, observe=observe)
     return found
 
 
-def rows(measured: Measured, precision: str) -> list[Row]:
+def rows(measured: Measured, precision: Precision) -> list[Row]:
     """With their verdicts."""
     found = []
     for (stage, scale), value in measured.items():
@@ -108,30 +131,33 @@ def rows(measured: Measured, precision: str) -> list[Row]:
 
 @np.errstate(over="ignore", invalid="ignore")  # numbers that are none stand in the rows
 def led(
-    known: Recording, pipeline: Pipeline, sampling: Sampling, smoothing: Smoothing, measured: Measured
+    known: Recording, pipeline: Pipeline, sampling: Sampling, scaling: ChannelScaling, measured: Measured
 ) -> np.ndarray:
     """Draws pictures with the reference's tokens; adds to `measured`, and returns them."""
-    draws = known.draws()
-    for name, values in started(pipeline, known.batch).items():
-        if name in known.condition:
-            undone = values.astype(np.float64) / smoothing.get(name, 1.0)
-            _at(measured, "condition", None, _Worst).add(name, known.condition[name], undone)
+    draws, latest = known.draws(), Latest()
+
+    def observe(run: StageRun) -> None:
+        latest(run)
+        for name, expected in known.condition.items() if run.graph == CONDITION else ():
+            undone = latest.outputs[CONDITION][name].astype(np.float64) / scaling.get(name, 1.0)
+            _at(measured, "condition", None, _Worst).add(name, expected, undone)
 
     def on_scale(view: ScaleView) -> None:
-        k, expected, found, logits = view.index, known.outputs[view.index], outputs(view), view.logits()
+        k, logits = view.index, view.logits()
+        expected, found = known.outputs[k][BRIDGE], latest.outputs[BRIDGE]
         _at(measured, "transformer", k, lambda: LogitDifference(view.side)).add(known.logits[k], logits)
-        for name, values in expected["transformer"].items():
-            _at(measured, "keys and values", k, _Worst).add(name, values, found["transformer"][name])
+        for name, values in known.outputs[k][TRANSFORMER].items():
+            _at(measured, "keys and values", k, _Worst).add(name, values, latest.outputs[TRANSFORMER][name])
         bridge = _at(measured, "bridge", k, _Bridge)
-        for name in ("f_hat_out", "x_next"):
-            if name in expected["bridge"]:
-                bridge.add(name, expected["bridge"][name], found["bridge"][name])
-        bridge.drawn.add(known.tokens[k], found["bridge"]["tokens"])
-        bridge.drew(logits, draws[k], sampling, found["bridge"]["drawn"])
+        for name in (F_HAT_OUT, X_NEXT):
+            if name in expected:
+                bridge.add(name, expected[name], found[name])
+        bridge.drawn.add(known.tokens[k], found[TOKENS])
+        bridge.drew(logits, draws[k], sampling, found[DRAWN])
 
-    images = generate(pipeline, known.batch, sampling, known.tokens, on_scale).images
+    images = generate(pipeline, known.batch, sampling, known.tokens, on_scale, observe=observe).images
     _at(measured, "decoder", None, PictureDifference).add(known.images, images)
-    if known.encoded is not None and "encoder" in pipeline.manifest.graphs:
+    if known.encoded is not None and ENCODER in pipeline.manifest.graphs:
         tokens = np.concatenate(pipeline.encode(known.images), axis=1)
         _at(measured, "encoder", None, _Tokens).add(known.encoded, tokens)
     return images
@@ -171,7 +197,7 @@ def _not_compared(reference: Reference, pipeline: Pipeline) -> Iterator[Row]:
     """Rows of the optional graphs that one side lacks."""
     known = reference.recordings[0]
     for graph, stage, there in (
-        ("encoder", "encoder", known.encoded is not None),
+        (ENCODER, "encoder", known.encoded is not None),
         (SMOOTH_BRIDGE, SMOOTH_GENERATION, known.smooth is not None),
     ):
         if graph not in pipeline.manifest.graphs:
@@ -204,7 +230,7 @@ def _first(reference: Reference, size: int) -> Recording:
         [of(known.tokens[k] for known in recordings) for k in range(len(recordings[0].tokens))],
         [of(known.logits[k] for known in recordings) for k in range(len(recordings[0].logits))],
         {},
-        [{"transformer": {}, "bridge": {}} for _ in recordings[0].outputs],
+        [{TRANSFORMER: {}, BRIDGE: {}} for _ in recordings[0].outputs],
         of(known.images for known in recordings),
         None,
         None,

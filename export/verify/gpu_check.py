@@ -13,7 +13,8 @@ import click
 
 from export.engine.builder import BuildError
 from export.verify.artifacts import Artifact
-from export.verify.report import HTML, Report
+from export.verify.html import HTML, write_files
+from export.verify.report import Report
 from export.verify.run import bundle_reference, verified
 from runtime import limits
 from runtime.backends.cuda import Cuda
@@ -93,7 +94,7 @@ def main(fp32: Path, bundles: tuple[Path, ...], report: Path, pictures: int) -> 
             del pipeline  # its memory, before the benchmark takes its own
             lines += _measured(backend, directory, folder)
         result = Report(reference, entries)
-        result.write_files(folder)
+        write_files(result, folder)
         (folder / BENCHMARKS).write_text("\n".join(lines) + "\n", encoding="utf-8")
     result.print()
     click.echo(f"{report / HTML}: {result.summary}; {report / BENCHMARKS}")

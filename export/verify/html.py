@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from html import escape
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from export.verify.plot import chart, colour
+from export.verify.report import COLUMNS, Entry, Report, shown
 from export.verify.tolerances import LIMITS
+from runtime.files.atomic import atomic_directory
+from runtime.files.outputs import REPORT
 
-if TYPE_CHECKING:
-    from export.verify.report import Entry, Report
-
+JSON, HTML = "report.json", "report.html"
 PICTURES = 4  # shown of those that were drawn
 AMPLIFIED = 16  # differences, to be seen
 PLOTS = (
@@ -54,6 +56,19 @@ th, td { padding: .2rem .6rem .2rem 0; text-align: right; white-space: nowrap; b
 th:first-child, td:first-child, td:last-child { text-align: left; }
 details { margin: .5rem 0; } summary { cursor: pointer; }
 """
+
+
+def write(report: Report, folder: Path) -> None:
+    """Writes the directory `folder` with report.json and report.html in place of an earlier report. Raises OSError."""
+    with atomic_directory(folder, REPORT) as beside:
+        write_files(report, beside)
+
+
+def write_files(report: Report, folder: Path) -> None:
+    """Writes both files into a directory that is there."""
+    document = json.dumps(report.to_json(), indent=1, allow_nan=False)
+    (folder / JSON).write_text(document + "\n", encoding="utf-8")
+    (folder / HTML).write_text(page(report), encoding="utf-8")
 
 
 def page(report: Report) -> str:
@@ -130,18 +145,16 @@ def _pictures(report: Report) -> Iterator[str]:
 def _figure(caption: str, *images: np.ndarray) -> str:
     """Pictures (H, W, 3) uint8, one below the other."""
     text = escape(caption)
-    shown = []
+    pictures = []
     for image in images:
         file = io.BytesIO()
         Image.fromarray(image).save(file, format="png")
         data = base64.b64encode(file.getvalue()).decode()
-        shown.append(f"<img alt='{text}' src='data:image/png;base64,{data}'>")
-    return f"<figure><figcaption>{text}</figcaption>{''.join(shown)}</figure>"
+        pictures.append(f"<img alt='{text}' src='data:image/png;base64,{data}'>")
+    return f"<figure><figcaption>{text}</figcaption>{''.join(pictures)}</figure>"
 
 
 def _tables(report: Report) -> Iterator[str]:
-    from export.verify.report import COLUMNS, shown
-
     yield "<h2>Every stage</h2>"
     for entry in report.entries:
         if not entry.rows:

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from export.graphs.simulate import round_to_half, simulate, typed
-from export.verify.observe import ObservingBackend
-from runtime.bundle.manifest import File, Manifest
+from export.verify.observe import with_outputs
+from runtime.backends.base import StageRun
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.bundle.manifest import Manifest
+from runtime.bundle.names import CONDITION, DECODER, TRANSFORMER
 from runtime.errors import VarEdgeError
 from runtime.files.atomic import scratch_directory
 from runtime.pipeline import Pipeline
@@ -28,17 +30,15 @@ def largest_magnitudes(bundle: Path, labels: Sequence[int], seed: int = 0) -> di
     with scratch_directory(bundle) as twin:
         simulate(bundle, twin)
         manifest = Manifest.load(twin, verify=False)
-        names = {graph: _observe(bundle, twin, manifest, graph) for graph in ("condition", "transformer", "decoder")}
-        manifest.write(twin)
+        backend = OnnxRuntimeBackend(twin, manifest)
+        names = {graph: _look_inside(backend, bundle, graph) for graph in (CONDITION, TRANSFORMER, DECODER)}
         largest = {graph: np.zeros(len(tensors), np.float32) for graph, tensors in names.items()}
 
-        def keep(graph: str, scale: int, values: Mapping[str, np.ndarray]) -> None:
-            np.maximum(largest[graph], values[LARGEST], out=largest[graph])  # NaN stays
+        def observe(run: StageRun) -> None:
+            if run.graph in largest:
+                np.maximum(largest[run.graph], run.outputs[LARGEST], out=largest[run.graph])  # NaN stays
 
-        observed = {graph: {LARGEST: (len(tensors),)} for graph, tensors in names.items()}
-        Pipeline(twin, ObservingBackend(twin, manifest, observed, keep), verify=False, finite=False).generate(
-            list(labels), seed
-        )
+        Pipeline(twin, backend, verify=False, finite=False).generate(list(labels), seed, observe=observe)
         return {
             f"{graph}: {name}": float(x)
             for graph, tensors in names.items()
@@ -55,9 +55,10 @@ def check(magnitudes: Mapping[str, float]) -> None:
             raise VarEdgeError(f"{tensor}: FP16 would overflow: {found}; {advice}")
 
 
-def _observe(bundle: Path, twin: Path, manifest: Manifest, graph: str) -> list[str]:
-    """Gives a graph of the twin the tensor LARGEST; returns the names of those in it."""
-    model = typed(bundle / manifest.graphs[graph].file)
+def _look_inside(backend: OnnxRuntimeBackend, bundle: Path, graph: str) -> list[str]:
+    """Gives a graph of the twin that runs the output LARGEST; returns the names of the tensors in it."""
+    listed = backend.manifest.graphs[graph]
+    model = typed(bundle / listed.file)
     values = round_to_half(model.graph)
     scalars = []
     for value in values:
@@ -72,9 +73,7 @@ def _observe(bundle: Path, twin: Path, manifest: Manifest, graph: str) -> list[s
     joined.name = joined.outputs[0].name = LARGEST
     joined.outputs[0].type, joined.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([len(values)])
     model.graph.append(joined)
-    path = twin / manifest.graphs[graph].file
-    onnx.save_model(ir.to_proto(model), path)
-    manifest.files[path.name] = File.of(path)
+    backend.replace_graph(graph, *with_outputs(listed, ir.to_proto(model), {LARGEST: (len(values),)}))
     return [str(value.name).removesuffix(".exact") for value in values]
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from runtime.backends.base import Outputs
-from runtime.backends.wiring import SMOOTH_BRIDGE
+from runtime.backends.base import Observe, StageRun
 from runtime.bundle.manifest import Manifest, Tensor
+from runtime.bundle.names import CONDITION, ENCODER, F_HAT_OUT, LOGITS, SMOOTH_BRIDGE, TRANSFORMER
 from runtime.errors import SettingsError
 from runtime.pipeline import Maps, Pipeline, Result, ScaleView
 from runtime.sampling import Sampling
 from runtime.uniforms import uniforms
 
+Outputs = dict[str, dict[str, np.ndarray]]  # graph -> tensor -> values
 Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
 
 
@@ -51,7 +51,7 @@ class Settings:
         """The default sampling settings, as far as the vocabulary allows."""
         if pictures < 1:
             raise SettingsError(f"pictures: expected 1 or more, found {pictures}")
-        return cls(pictures, batch, 0, Sampling(top_k=Sampling.default_top_k(pipeline.manifest.model.vocab_size)))
+        return cls(pictures, batch, 0, Sampling().fitted(pipeline.manifest.model.vocab_size))
 
     def batches(self, num_classes: int) -> list[Batch]:
         """Labels spread over the classes."""
@@ -64,9 +64,7 @@ class Settings:
 class Smooth:
     """The same pictures by smooth sampling."""
 
-    f_hats: list[
-        np.ndarray
-    ]  # K arrays (B, Z, P, P): after every scale, if only this one was mixed and tokens led to it
+    f_hats: list[np.ndarray]  # K arrays (B, Z, P, P): after a scale, if only it was mixed and tokens led to it
     images: np.ndarray  # all scales mixed
 
 
@@ -97,7 +95,7 @@ class Recording:
             Batch(self.batch.labels[rows], self.batch.seed + pictures.start),
             [maps[rows] for maps in self.tokens],
             [logits[rows] for logits in self.logits],
-            part("condition", self.condition),
+            part(CONDITION, self.condition),
             [{graph: part(graph, values) for graph, values in scale.items()} for scale in self.outputs],
             self.images[rows],
             None if self.encoded is None else self.encoded[rows],
@@ -148,6 +146,7 @@ def generate(
     on_scale: Callable[[ScaleView], None] | None = None,
     size: int | None = None,
     led_scales: int | None = None,
+    observe: Observe | None = None,
 ) -> Result:
     """Draws a batch, `size` pictures at a time (None: all).
 
@@ -158,27 +157,23 @@ def generate(
     return pipeline.generate(
         batch.labels,
         batch.seed,
-        sampling.cfg,
-        sampling.top_k,
-        sampling.top_p,
-        keep,
-        lead,
+        keep=keep,
+        kept_tokens=lead,
         batch=size or len(batch.labels),
         on_scale=on_scale,
-        smooth=sampling.smooth,
+        sampling=sampling,
+        observe=observe,
     )
 
 
-def started(pipeline: Pipeline, batch: Batch) -> dict[str, np.ndarray]:
-    """What `condition` makes of the batch's labels."""
-    backend: Any = pipeline.backend
-    backend.begin(np.array(batch.labels, np.int64))
-    return backend.started()
+class Latest:
+    """An observer that keeps what the latest run of each graph wrote."""
 
+    def __init__(self) -> None:
+        self.outputs: Outputs = {}
 
-def outputs(view: ScaleView) -> Outputs:
-    """What the graphs of the scale just stepped made."""
-    return view.backend.outputs(view.index)  # type: ignore[attr-defined]
+    def __call__(self, run: StageRun) -> None:
+        self.outputs[run.graph] = dict(run.outputs)
 
 
 class _Enough(Exception):
@@ -190,32 +185,38 @@ def smoothly(pipeline: Pipeline, batch: Batch, sampling: Sampling, tokens: Maps)
     sampling = replace(sampling, smooth=True)
     f_hats: list[np.ndarray] = []
 
-    def on_scale(view: ScaleView) -> None:
-        if view.index == len(f_hats):
-            f_hats.append(outputs(view)[SMOOTH_BRIDGE]["f_hat_out"].copy())
+    def observe(run: StageRun) -> None:
+        if run.graph == SMOOTH_BRIDGE and run.scale == len(f_hats):
+            f_hats.append(run.outputs[F_HAT_OUT])
             raise _Enough
 
     for k in range(len(tokens)):
         with suppress(_Enough):
-            generate(pipeline, batch, sampling, tokens, on_scale, led_scales=k)
+            generate(pipeline, batch, sampling, tokens, led_scales=k, observe=observe)
     return Smooth(f_hats, generate(pipeline, batch, sampling).images)
 
 
 def _record(pipeline: Pipeline, batch: Batch, sampling: Sampling, with_keys: bool, smooth: bool) -> Recording:
     """Draws freely and keeps what every stage made."""
     logits: list[np.ndarray] = []
-    made: list[Outputs] = []
+    condition: dict[str, np.ndarray] = {}
+    made: list[Outputs] = [{} for _ in pipeline.manifest.scales]
 
     def on_scale(view: ScaleView) -> None:
-        graphs = outputs(view)
         logits.append(view.logits())
-        kept = {name: value for name, value in graphs["transformer"].items() if with_keys and name != "logits"}
-        made.append({**graphs, "transformer": kept})
 
-    condition = started(pipeline, batch)
-    result = generate(pipeline, batch, sampling, on_scale=on_scale)
+    def observe(run: StageRun) -> None:
+        if run.graph == CONDITION:
+            condition.update(run.outputs)
+        elif run.graph == TRANSFORMER and run.scale is not None:
+            kept = [name for name in run.outputs if with_keys and name != LOGITS]
+            made[run.scale][run.graph] = {name: run.outputs[name] for name in kept}
+        elif run.scale is not None:
+            made[run.scale][run.graph] = dict(run.outputs)
+
+    result = generate(pipeline, batch, sampling, on_scale=on_scale, observe=observe)
     encoded = None
-    if "encoder" in pipeline.manifest.graphs:
+    if ENCODER in pipeline.manifest.graphs:
         encoded = np.concatenate(pipeline.encode(result.images), axis=1)
     mixed = smoothly(pipeline, batch, sampling, result.tokens) if smooth else None
     return Recording(batch, result.tokens, logits, condition, made, result.images, encoded, mixed)

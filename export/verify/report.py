@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -10,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +18,7 @@ from export.verify.bisect import Finding
 from export.verify.check import Row
 from export.verify.recording import Reference
 from export.verify.tolerances import LIMITS
-from runtime.files.atomic import atomic_directory
-from runtime.files.outputs import REPORT
 
-JSON, HTML = "report.json", "report.html"
 COLUMNS = ("max", "mean", "relative", "cosine", "top1", "top5", "kl", "tokens", "drawn", "explained", "psnr", "ssim")
 SHARES = ("top1", "top5", "tokens", "drawn", "explained")
 
@@ -138,19 +133,6 @@ class Report:
             "artifacts": [_entry_json(entry) for entry in self.entries],
         }
 
-    def write(self, folder: Path) -> None:
-        """Writes the directory `folder` with both files, replacing an earlier report. Raises OSError."""
-        with atomic_directory(folder, REPORT) as beside:
-            self.write_files(beside)
-
-    def write_files(self, folder: Path) -> None:
-        """Writes both files into a directory that is there."""
-        from export.verify.html import page
-
-        document = json.dumps(self.to_json(), indent=1, allow_nan=False)
-        (folder / JSON).write_text(document + "\n", encoding="utf-8")
-        (folder / HTML).write_text(page(self), encoding="utf-8")
-
 
 def shown(metric: str, value: float | None) -> str:
     """A metric for people."""
@@ -179,7 +161,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
     ]
     return {
         "directory": str(entry.artifact.path),
-        "precision": entry.artifact.manifest.precision if entry.artifact.manifest else None,
+        "precision": str(entry.artifact.manifest.precision) if entry.artifact.manifest else None,
         "backend": entry.backend or None,
         "simulated": entry.artifact.simulated,
         "status": entry.status,

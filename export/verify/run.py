@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from export.verify.artifacts import Artifact, StaticSteps, find, runnable, smoothing
+from export.verify.artifacts import Artifact, channel_scaling, find, runnable, static_sizes
 from export.verify.bisect import Finding, bisect
 from export.verify.check import (
     SMOOTH,
     STATIC_STEP,
+    ChannelScaling,
     Measured,
     Row,
-    Smoothing,
     absent,
     check,
     check_steps,
@@ -24,8 +24,9 @@ from export.verify.check import (
 )
 from export.verify.recording import Drawn, Progress, Recording, Reference, Settings, prepare
 from export.verify.report import Entry, Report
-from runtime.backends.wiring import SMOOTH_BRIDGE
 from runtime.bundle.manifest import Manifest
+from runtime.bundle.names import SMOOTH_BRIDGE
+from runtime.bundle.precision import Precision
 from runtime.errors import BundleError, SettingsError
 from runtime.files.atomic import scratch_directory
 from runtime.pipeline import Pipeline
@@ -82,9 +83,7 @@ def _pytorch_reference(
     sampling = settings.sampling
 
     def free(recording: Recording) -> Drawn:
-        drawn = generate(
-            *models, recording.batch.labels, recording.draws(), sampling.cfg, sampling.top_k, sampling.top_p
-        )
+        drawn = generate(*models, recording.batch.labels, recording.draws(), sampling)
         return Drawn(drawn.images, drawn.tokens, drawn.logits)
 
     return prepare(pipeline, settings, smooth, free, progress)
@@ -98,7 +97,7 @@ def bundle_reference(against: Path, first: Artifact, pictures: int, progress: Pr
     manifest = Manifest.load(against)
     if manifest.model != first.manifest.model or manifest.provenance.source != first.manifest.provenance.source:
         raise SettingsError(f"--against {against}: another model than {first.path}, or other weights")
-    if manifest.precision != "fp32":
+    if manifest.precision is not Precision.FP32:
         raise SettingsError(f"--against {against}: expected an FP32 bundle, found {manifest.precision}")
     pipeline = Pipeline(against, "onnxruntime", verify=False)
     smooth = SMOOTH_BRIDGE in manifest.graphs
@@ -113,7 +112,7 @@ def _batch(artifact: Artifact) -> int:
 
 def verified(artifact: Artifact, pipeline: Pipeline, reference: Reference, progress: Progress) -> Entry:
     """All that `pipeline`, which runs the artifact, is measured for."""
-    checked = check(reference, pipeline, smoothing(artifact), progress)
+    checked = check(reference, pipeline, channel_scaling(artifact), progress)
     return Entry(artifact, None, pipeline.backend.name, checked.rows, checked.led, checked.free)
 
 
@@ -130,17 +129,14 @@ def _verified(artifact: Artifact, reference: Reference, progress: Progress) -> E
         return Entry(artifact, f"not run: {error}")  # of another GPU or another TensorRT
     if artifact.engines:
         return entry
-    steps = [
-        row for size in StaticSteps.sizes(artifact.manifest) for row in _steps(artifact, reference, size, progress)
-    ]
+    steps = [row for size in static_sizes(artifact.manifest) for row in _steps(artifact, reference, size, progress)]
     return replace(entry, rows=[*entry.rows, *(steps or [absent(f"{STATIC_STEP} 1")])])
 
 
 def _steps(artifact: Artifact, reference: Reference, size: int, progress: Progress) -> list[Row]:
     assert artifact.manifest
     progress(f"{STATIC_STEP} {size}", 0, 1)
-    steps = StaticSteps(artifact.path, artifact.manifest, size)
-    return check_steps(reference, Pipeline(artifact.path, steps, verify=False, finite=False), size)
+    return check_steps(reference, Pipeline(artifact.path, "onnxruntime", verify=False, finite=False), size)
 
 
 @contextmanager
@@ -156,14 +152,14 @@ def _sound(
 
     manifests = [artifact.manifest for artifact in artifacts if artifact.manifest]
     smooth = any(SMOOTH_BRIDGE in manifest.graphs for manifest in manifests)
-    sizes = sorted({size for manifest in manifests for size in StaticSteps.sizes(manifest)}) or [1]
+    sizes = sorted({size for manifest in manifests for size in static_sizes(manifest)}) or [1]
     with scratch_directory(artifacts[0].path) as scratch:
         sound, weights = scratch / "sound", weights_of(manifests[0], *checkpoints)
         export_bundle(recipe_of(manifests[0]), weights, sound, batches=sizes, smooth=smooth, progress=progress)
         yield sound
 
 
-def _guilty(row: Row, reference: Reference, pipeline: Pipeline, factors: Smoothing) -> Recording:
+def _guilty(row: Row, reference: Reference, pipeline: Pipeline, factors: ChannelScaling) -> Recording:
     """The first picture of which alone the row is out of tolerance; of a fault that no led picture shows the first."""
     sampling, manifest = reference.settings.sampling, pipeline.manifest
     alone = (
@@ -189,7 +185,7 @@ def _bisected(entry: Entry, reference: Reference, sound: Path, progress: Progres
         said: Finding | str | None = "every stage is within tolerance: the loop, the seeds or the sampler differ"
         return replace(entry, finding=said)
     progress(f"{artifact.name}: bisecting {row.name}", 0, 1)
-    factors, sampling = smoothing(artifact), reference.settings.sampling
+    factors, sampling = channel_scaling(artifact), reference.settings.sampling
     if row.stage.startswith(STATIC_STEP):  # a simulated twin has none
         known = reference.recordings[0].of(range(1), Manifest.load(artifact.path, verify=False))
         said = bisect(row, artifact.path, artifact.path, sound, known, sampling, factors)

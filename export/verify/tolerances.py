@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from runtime.bundle.precision import Precision
+
 AT_LEAST = ("cosine", "top1", "top5", "tokens", "drawn", "explained", "psnr", "ssim")  # of the others less is better
 
 # relative: norm of the error over the norm of the tensor. kl: mean of a context, nats. drawn: share of the draws that
@@ -50,17 +52,12 @@ LIMITS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
 INSIDE = {"fp32": 1e-3, "fp16": 0.01, "int8": 0.2}
 
 
-def kind(precision: str) -> str:
-    """Row of the table for the precision that a manifest names: "int8 for trt simulated" -> "int8"."""
-    return precision.split()[0]
-
-
-def limits(precision: str, stage: str) -> Mapping[str, float]:
+def limits(precision: Precision, stage: str) -> Mapping[str, float]:
     """Of the stage's metrics. A static step is a transformer."""
-    return LIMITS[kind(precision)]["transformer" if stage.startswith("static step") else stage]
+    return LIMITS[precision.kind]["transformer" if stage.startswith("static step") else stage]
 
 
-def misses(precision: str, stage: str, metrics: Mapping[str, float]) -> list[str]:
+def misses(precision: Precision, stage: str, metrics: Mapping[str, float]) -> list[str]:
     """What is out of tolerance: "kl 0.3, at most 0.04"."""
     found = []
     for name, limit in limits(precision, stage).items():

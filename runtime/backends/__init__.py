@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import limits
 from ..bundle import engine_record
@@ -12,12 +12,12 @@ from ..errors import BundleError, SettingsError
 from ..limits import shown
 
 if TYPE_CHECKING:
-    from .base import Backend
+    from .wired import WiredBackend
 
 BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "tensorrt")
 
 
-def create(name: str, bundle: Path, manifest: Manifest, threads: int | None, verify: bool = True) -> Backend:
+def create(name: str, bundle: Path, manifest: Manifest, threads: int | None, verify: bool = True) -> WiredBackend[Any]:
     """The backend called `name`, never another; "auto" takes the fastest that can run this bundle here.
 
     Raises BundleError, SettingsError.
@@ -43,7 +43,7 @@ def create(name: str, bundle: Path, manifest: Manifest, threads: int | None, ver
     return OnnxRuntimeBackend(bundle, manifest, threads, Cuda())
 
 
-def _best(bundle: Path, manifest: Manifest, threads: int | None, verify: bool) -> Backend:
+def _best(bundle: Path, manifest: Manifest, threads: int | None, verify: bool) -> WiredBackend[Any]:
     """TensorRT where there are engines, else ONNX Runtime on the GPU, else on the CPU; its name says why no engines."""
     own = (bundle / engine_record.FILE_NAME).is_file()
     unused = ""

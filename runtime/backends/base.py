@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -10,33 +11,46 @@ import numpy as np
 from ..sampling import Sampling
 
 OnStage = Callable[[str, int | None, float], None]  # graph, its scale or None, seconds
-Outputs = dict[str, dict[str, np.ndarray]]  # graph -> tensor -> values
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """One run of a graph that has just ended, for an observer to look at: each tensor is copied when it is asked for.
+
+    The decoder runs once for each picture of a batch, in their order. A tensor that is looked up after the observer has
+    returned may hold what a later run wrote.
+    """
+
+    graph: str
+    scale: int | None  # None: condition and decoder
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+
+
+Observe = Callable[[StageRun], None]
 
 
 class Backend(Protocol):
     """The stages of one batch of pictures: `begin`, `step` for scale 0, 1 … K - 1, then `decode`.
 
     Between these calls everything (keys and values, f_hat, the next input) stays where the engine keeps it.
-    Only what the other methods return travels to numpy, so what nobody asks for costs nothing.
+    Only what an observer or the other methods ask for travels to numpy, so what nobody asks for costs nothing.
     """
 
     name: str
     batches: tuple[int, ...] | None  # how many pictures it can draw together, 1 among them; None: any number
 
-    def begin(self, labels: np.ndarray, on_stage: OnStage | None = None, smooth: bool = False) -> None:
-        """Starts a batch. `labels` (B,) int64. Raises BundleError for `smooth` sampling without its graph.
+    def begin(
+        self, labels: np.ndarray, sampling: Sampling, on_stage: OnStage | None = None, observe: Observe | None = None
+    ) -> None:
+        """Starts a batch that is drawn with `sampling`. `labels` (B,) int64.
 
-        Until the next `begin`, `on_stage` hears how long each run of a stage took, at the latest when `decode` returns.
+        Until the next `begin`, `on_stage` hears how long each run of a stage took, at the latest when `decode` returns,
+        and `observe` is shown each run as it ends. Raises BundleError for smooth sampling without its graph.
         """
 
     def step(
-        self,
-        k: int,
-        randoms: np.ndarray,
-        guidance: float,
-        sampling: Sampling,
-        keep: np.ndarray | None = None,
-        kept_tokens: np.ndarray | None = None,
+        self, k: int, randoms: np.ndarray, keep: np.ndarray | None = None, kept_tokens: np.ndarray | None = None
     ) -> None:
         """Draws the tokens of scale k and adds them to f_hat.
 

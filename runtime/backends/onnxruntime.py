@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ..bundle.manifest import REQUIRED_GRAPHS, Manifest
+from ..bundle.manifest import Graph, Manifest
+from ..bundle.names import ENCODER, IMAGE, REQUIRED_GRAPHS, SMOOTH_BRIDGE, TOKENS
 from ..errors import BundleError
 from ..processors import usable_cpus
-from .arrays import Arrays, DeviceArrays, HostArrays
+from .arrays import Array, Arrays, DeviceArrays, HostArrays
 from .base import OnStage
 from .cuda import Cuda
 from .ort_session import Device, Session
-from .wired import WiredBackend
-from .wiring import SMOOTH_BRIDGE, Stage, Wiring, scale_constants
+from .wired import Ran, WiredBackend
+from .wiring import Stage, Wiring, scale_constants
 
 
 class OnnxRuntimeBackend(WiredBackend["_Batch"]):
@@ -33,6 +35,7 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
         self.name += f" with {threads} thread(s)" if threads else ""
         super().__init__(manifest)
         self._bundle, self._threads, self._cuda = bundle, threads or usable_cpus(), cuda
+        self._replaced: dict[str, _Replacement] = {}
         self._sessions = {name: self._open(name) for name in REQUIRED_GRAPHS}
         self._constants = scale_constants(bundle, manifest, self._arrays())
 
@@ -40,12 +43,34 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
         arrays = self._arrays()
         if smooth and SMOOTH_BRIDGE not in self._sessions:  # only smooth sampling pays for it
             self._sessions[SMOOTH_BRIDGE] = self._open(SMOOTH_BRIDGE)
-        return _Batch(Wiring(size, self._manifest, self._constants, arrays, smooth), arrays, self._sessions)
+        wiring = Wiring(size, self.manifest, self._constants, arrays, smooth)
+        return _Batch(wiring, arrays, self._sessions, self._replaced)
+
+    def replace_graph(
+        self, name: str, graph: Graph, content: bytes, step_constants: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Runs `content`, an ONNX file with the inputs and outputs of `graph`, in place of the bundle's graph `name`.
+
+        For tools that look into a graph or try a change of it. An observer also sees the outputs that the bundle's
+        graph lacks; of the inputs that it lacks scale k reads row k of `step_constants` (K, …). Weights stay those of
+        the bundle's weight file. Raises BundleError.
+        """
+        self.restore_graph(name, reopen=False)
+        self._replaced[name] = _Replacement(graph, dict(step_constants or {}))
+        self._sessions[name] = self._open(name, graph, content)
+
+    def restore_graph(self, name: str, reopen: bool = True) -> None:
+        """Undoes `replace_graph`. Only one of the two graphs is in memory at a time. Raises BundleError."""
+        self._forget_batch()
+        self._replaced.pop(name, None)
+        self._sessions.pop(name, None)
+        if reopen:
+            self._sessions[name] = self._open(name)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        arrays, side, tokens = self._arrays(), self._manifest.model.image_size, self._manifest.model.tokens
+        arrays, side, tokens = self._arrays(), self.manifest.model.image_size, self.manifest.model.tokens
         image, found = arrays.zeros((1, side, side, 3), np.uint8), arrays.zeros((1, tokens), np.int32)
-        run = self._encoder.bind({"image": image}, {"tokens": found})
+        run = self._encoder.bind({IMAGE: image}, {TOKENS: found})
         results = []
         for i in range(len(images)):
             arrays.upload(image, np.ascontiguousarray(images[i : i + 1]))
@@ -57,51 +82,87 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
     @cached_property
     def _encoder(self) -> Session:
         # Only editing needs it, so only editing pays for it.
-        if "encoder" not in self._manifest.graphs:
+        if ENCODER not in self.manifest.graphs:
             raise BundleError(f"{self._bundle}: no encoder, which editing needs; make onnx exports the bundle with one")
-        return self._open("encoder")
+        return self._open(ENCODER)
 
-    def _open(self, graph: str) -> Session:
+    def _open(self, name: str, graph: Graph | None = None, content: bytes | None = None) -> Session:
         device = Device(self._cuda.stream) if self._cuda else None
-        return Session(self._bundle, self._manifest.graphs[graph], self._threads, device)
+        return Session(self._bundle, graph or self.manifest.graphs[name], self._threads, device, content)
 
     def _arrays(self) -> Arrays:
         return DeviceArrays(self._cuda) if self._cuda else HostArrays()
 
 
+@dataclass(frozen=True)
+class _Replacement:
+    """What a replaced graph has beside the inputs and outputs that the wiring knows."""
+
+    graph: Graph
+    step_constants: dict[str, np.ndarray]  # (K, …) each
+
+    def extended(self, stage: Stage, arrays: Arrays, shared: dict[str, Array]) -> Stage:
+        """The stage with arrays for these; the outputs are `shared` by all stages, of which the largest comes first."""
+        inputs, outputs = dict(stage.inputs), dict(stage.outputs)
+        for name, rows in self.step_constants.items():
+            assert stage.scale is not None
+            inputs[name] = arrays.zeros(rows[stage.scale].shape, rows.dtype)
+            arrays.upload(inputs[name], np.ascontiguousarray(rows[stage.scale]))
+        sizes = {
+            axis: size
+            for spec in (*self.graph.inputs, *self.graph.outputs)
+            if spec.name in stage.tensors
+            for axis, size in zip(spec.shape, stage.tensors[spec.name].shape, strict=True)
+        }
+        for spec in self.graph.outputs:
+            if spec.name not in outputs:
+                shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape)
+                if spec.name not in shared:
+                    shared[spec.name] = arrays.zeros((math.prod(shape),), spec.dtype)
+                outputs[spec.name] = shared[spec.name][: math.prod(shape)].reshape(shape)
+        return replace(stage, inputs=inputs, outputs=outputs)
+
+
+Run = tuple[Stage, Callable[[], None]]  # a stage, and what runs it
+
+
 class _Batch:
     """The stages of one batch size, bound to their arrays."""
 
-    def __init__(self, wiring: Wiring, arrays: Arrays, sessions: dict[str, Session]) -> None:
-        def bound(stage: Stage) -> Callable[[], None]:
-            return sessions[stage.graph].bind(stage.inputs, stage.outputs)
+    def __init__(
+        self, wiring: Wiring, arrays: Arrays, sessions: dict[str, Session], replaced: Mapping[str, _Replacement]
+    ) -> None:
+        shared: dict[str, dict[str, Array]] = {name: {} for name in replaced}
+
+        def bound(stage: Stage) -> Run:
+            if stage.graph in replaced:
+                stage = replaced[stage.graph].extended(stage, arrays, shared[stage.graph])
+            return stage, sessions[stage.graph].bind(stage.inputs, stage.outputs)
 
         self.wiring, self.arrays = wiring, arrays
         self.latest = -1  # the scale stepped last
         self._on_stage: OnStage | None = None
+        self._ran: Ran | None = None
         self._condition = bound(wiring.condition)
-        self._steps = [[(stage.graph, bound(stage)) for stage in step] for step in wiring.steps]
+        from_largest = [[bound(stage) for stage in step] for step in reversed(wiring.steps)]
+        self._steps = from_largest[::-1]
         self._decoders = [[bound(stage) for stage in wiring.decoders(k)] for k in range(2)]  # by f_hat's turn
 
-    def begin(self, labels: np.ndarray, on_stage: OnStage | None) -> None:
+    def begin(self, labels: np.ndarray, on_stage: OnStage | None, ran: Ran | None) -> None:
         self.latest = -1
-        self._on_stage = on_stage
+        self._on_stage, self._ran = on_stage, ran
         self.wiring.set_labels(labels)
         self.wiring.start()
-        with self._timed("condition", None):
-            self._condition()
+        self._run([self._condition])
 
     def step(self, k: int) -> None:
         self.wiring.settings[k].upload()
-        for name, run in self._steps[k]:
-            with self._timed(name, k):
-                run()
+        for run in self._steps[k]:
+            self._run([run])
         self.latest = k
 
     def decode(self) -> np.ndarray:
-        with self._timed("decoder", None):
-            for run in self._decoders[self.latest % 2]:
-                run()
+        self._run(self._decoders[self.latest % 2])
         return self.arrays.download(self.wiring.images)
 
     def finite(self) -> np.ndarray:
@@ -110,13 +171,15 @@ class _Batch:
     def free(self) -> None:
         _free(self.arrays)
 
-    @contextmanager
-    def _timed(self, stage: str, scale: int | None) -> Iterator[None]:
-        """Tells `on_stage`, if there is one, how long the block took."""
+    def _run(self, runs: Sequence[Run]) -> None:
+        """Runs these of one graph, and tells who listens of each and of the time they took together."""
         start = time.perf_counter()
-        yield
+        for stage, run in runs:
+            run()
+            if self._ran:
+                self._ran(stage)
         if self._on_stage:
-            self._on_stage(stage, scale, time.perf_counter() - start)
+            self._on_stage(stage.graph, stage.scale, time.perf_counter() - start)
 
 
 def _free(arrays: Arrays) -> None:

@@ -92,6 +92,14 @@ class Session:
                     on_host(name, values[-1])
         return partial(self._run, binding, values)
 
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the graph makes of these arrays; for tools that run it once. Raises VarEdgeError."""
+        names = list(self._outputs)
+        try:
+            return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+        except RuntimeError as error:
+            raise VarEdgeError(f"{self._path}: ONNX Runtime failed: {_one_line(error)}") from None
+
     def _run(self, binding: ort.IOBinding, values: list[ort.OrtValue]) -> None:
         # `values` are here to live as long as the call: ONNX Runtime before 1.30 does not keep the bound arrays alive.
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -12,14 +13,15 @@ import numpy as np
 
 from ..bundle import engine_record
 from ..bundle.engine_record import EngineRecord
-from ..bundle.manifest import REQUIRED_GRAPHS, Manifest
+from ..bundle.manifest import Manifest
+from ..bundle.names import CONDITION, DECODER, ENCODER, IMAGE, REQUIRED_GRAPHS, SMOOTH_BRIDGE, TOKENS
 from ..errors import BundleError, SettingsError
 from .arrays import DeviceArray, DeviceArrays
 from .base import OnStage
 from .cuda import Cuda, Gpu
 from .trt_engine import LoadedEngine, Log, load_tensorrt
-from .wired import WiredBackend
-from .wiring import SMOOTH_BRIDGE, ScaleConstants, Stage, Wiring, scale_constants
+from .wired import Ran, WiredBackend
+from .wiring import ScaleConstants, Stage, Wiring, scale_constants
 
 
 def find_engines(bundle: Path, manifest: Manifest, gpu: Gpu, verify: bool) -> tuple[Path, Manifest, EngineRecord]:
@@ -93,7 +95,7 @@ class TensorRTBackend(WiredBackend["_Batch"]):
         scratch = arrays.zeros((max(engine.scratch_bytes() for engine in self._engines.values()),), np.uint8)
         for engine in self._engines.values():
             engine.use(scratch, self._cuda.stream)
-        self._constants = scale_constants(self._folder, self._manifest, arrays)
+        self._constants = scale_constants(self._folder, self.manifest, arrays)
 
     def _prepare(self, size: int, smooth: bool) -> _Batch:
         if size not in self._record.batches:
@@ -102,40 +104,50 @@ class TensorRTBackend(WiredBackend["_Batch"]):
         if smooth and SMOOTH_BRIDGE not in self._engines:  # only smooth sampling pays for it
             engine = self._engines[SMOOTH_BRIDGE] = self._load(SMOOTH_BRIDGE)
             engine.use(self._own_arrays.zeros((engine.scratch_bytes(),), np.uint8), self._cuda.stream)
-        return _Batch(size, smooth, self._cuda, self._engines, self._record, self._manifest, self._constants)
+        return _Batch(size, smooth, self._cuda, self._engines, self._record, self.manifest, self._constants)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         arrays, engine, image, found = self._encoder
         results = []
         for i in range(len(images)):
             arrays.upload(image, np.ascontiguousarray(images[i : i + 1]))
-            engine.enqueue(0, {"image": image, "tokens": found})
+            engine.enqueue(0, {IMAGE: image, TOKENS: found})
             results.append(arrays.download(found))
         return np.concatenate(results)
 
     @cached_property
     def _encoder(self) -> tuple[DeviceArrays, LoadedEngine, DeviceArray, DeviceArray]:
         """The engine with its picture and its tokens. Only editing needs it, so only editing pays for it."""
-        if "encoder" not in self._record.engines:
+        if ENCODER not in self._record.engines:
             advice = "make onnx exports the bundle with one, then run make engine"
             raise BundleError(f"{self._folder}: no encoder engine, which editing needs; {advice}")
-        arrays, engine, side = DeviceArrays(self._cuda), self._load("encoder"), self._manifest.model.image_size
+        arrays, engine, side = DeviceArrays(self._cuda), self._load(ENCODER), self.manifest.model.image_size
         image = arrays.zeros((1, side, side, 3), np.uint8)
-        found = arrays.zeros((1, self._manifest.model.tokens), np.int32)
+        found = arrays.zeros((1, self.manifest.model.tokens), np.int32)
         engine.use(arrays.zeros((engine.scratch_bytes(),), np.uint8), self._cuda.stream)
         return arrays, engine, image, found
 
     def _load(self, name: str) -> LoadedEngine:
-        graph = self._manifest.graphs[name]
+        graph = self.manifest.graphs[name]
         path = self._folder / graph.file
         return LoadedEngine(self._trt, self._runtime, self._log, path, graph, self._record.engines[name])
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A CUDA graph, and what it was recorded from: stages with their profiles, after `prepare`."""
+
+    runs: Sequence[tuple[Stage, int]]
+    prepare: Callable[[], None]
+    graph: Any
 
 
 class _Batch:
     """The arrays of one batch size, and the recorded graph of every stage on them.
 
     A graph holds the upload of the stage's settings and its engines' kernels: condition; transformer and bridge of each
-    scale; decoder, once for either f_hat.
+    scale; decoder, once for either f_hat. For an observer the same kernels are queued stage by stage instead, because
+    in the graph of a scale the bridge overwrites what the transformer read.
     """
 
     def __init__(
@@ -153,6 +165,7 @@ class _Batch:
         self.wiring = wiring = Wiring(size, manifest, constants, self.arrays, smooth)
         self.latest = -1  # the scale stepped last
         self._on_stage: OnStage | None = None
+        self._ran: Ran | None = None
         self._marks: list[tuple[str, int | None, Any, Any]] = []
         self._images, self._finite = (self.arrays.pinned(array.nbytes) for array in (wiring.images, wiring.finite))
 
@@ -164,19 +177,19 @@ class _Batch:
         ]
         self._decoders = [self._recorded([(stage, 0) for stage in wiring.decoders(k)]) for k in range(2)]
 
-    def begin(self, labels: np.ndarray, on_stage: OnStage | None) -> None:
+    def begin(self, labels: np.ndarray, on_stage: OnStage | None, ran: Ran | None) -> None:
         self._cuda.synchronize()  # a run that was stopped may still read what is written now
         self._times()
-        self.latest, self._on_stage = -1, on_stage
+        self.latest, self._on_stage, self._ran = -1, on_stage, ran
         self.wiring.set_labels(labels)
-        self._launch("condition", None, self._condition)
+        self._launch(CONDITION, None, self._condition)
 
     def step(self, k: int) -> None:
         self._launch("step", k, self._steps[k])
         self.latest = k
 
     def decode(self) -> np.ndarray:
-        self._launch("decoder", None, self._decoders[self.latest % 2])
+        self._launch(DECODER, None, self._decoders[self.latest % 2])
         self._cuda.download(self._images, self.wiring.images.address)
         self._cuda.download(self._finite, self.wiring.finite.address)
         self._cuda.synchronize()
@@ -190,27 +203,31 @@ class _Batch:
 
     def free(self) -> None:
         self._cuda.synchronize()
-        for graph in (self._condition, *self._steps, *self._decoders):
-            self._cuda.discard(graph)
+        for recording in (self._condition, *self._steps, *self._decoders):
+            self._cuda.discard(recording.graph)
         self.arrays.free()
 
-    def _recorded(self, runs: list[tuple[Stage, int]], prepare: Callable[[], None] = lambda: None) -> Any:
+    def _recorded(self, runs: list[tuple[Stage, int]], prepare: Callable[[], None] = lambda: None) -> _Recording:
         """A graph that prepares, then runs stages with their profiles."""
-
-        def queue() -> None:
-            prepare()
-            for stage, profile in runs:
-                self._engines[stage.graph].enqueue(profile, stage.tensors)
-
-        queue()  # the first run allocates and chooses kernels, which a recording must not
+        self._queue(runs, prepare)  # the first run allocates and chooses kernels, which a recording must not
         self._cuda.synchronize()
         with self._cuda.capturing() as graphs:
-            queue()
-        return graphs[0]
+            self._queue(runs, prepare)
+        return _Recording(runs, prepare, graphs[0])
 
-    def _launch(self, stage: str, scale: int | None, graph: Any) -> None:
+    def _queue(self, runs: Sequence[tuple[Stage, int]], prepare: Callable[[], None]) -> None:
+        prepare()
+        for stage, profile in runs:
+            self._engines[stage.graph].enqueue(profile, stage.tensors)
+            if self._ran:
+                self._ran(stage)
+
+    def _launch(self, stage: str, scale: int | None, recording: _Recording) -> None:
         start = self._cuda.mark() if self._on_stage else None
-        self._cuda.launch(graph)
+        if self._ran:
+            self._queue(recording.runs, recording.prepare)
+        else:
+            self._cuda.launch(recording.graph)
         if start is not None:
             self._marks.append((stage, scale, start, self._cuda.mark()))
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from ..bundle.manifest import Manifest
+from ..bundle.names import SMOOTH_BRIDGE
 from ..errors import BundleError
 from ..sampling import Sampling
-from .arrays import Arrays
-from .base import OnStage, Outputs
-from .wiring import SMOOTH_BRIDGE, Stage, Wiring
+from .arrays import Array, Arrays
+from .base import Observe, OnStage, StageRun
+from .wiring import Stage, Wiring
+
+Ran = Callable[[Stage], None]  # hears of a stage as soon as it has run
 
 
 class Batch(Protocol):
@@ -22,7 +26,7 @@ class Batch(Protocol):
     arrays: Arrays
     latest: int  # the scale stepped last, -1 before the first
 
-    def begin(self, labels: np.ndarray, on_stage: OnStage | None) -> None: ...
+    def begin(self, labels: np.ndarray, on_stage: OnStage | None, ran: Ran | None) -> None: ...
 
     def step(self, k: int) -> None: ...
 
@@ -40,66 +44,87 @@ B = TypeVar("B", bound=Batch)
 class WiredBackend(ABC, Generic[B]):
     """See `Backend`; what differs from engine to engine is `_prepare`, which readies a batch size."""
 
+    name: str
+    batches: tuple[int, ...] | None
+
     def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
+        self.manifest = manifest  # of what runs: of the engines, where there are any
         self._batch: B | None = None
+        self._sampling = Sampling()
 
     @abstractmethod
     def _prepare(self, size: int, smooth: bool) -> B: ...
 
-    def begin(self, labels: np.ndarray, on_stage: OnStage | None = None, smooth: bool = False) -> None:
-        wanted = len(labels), smooth
+    @abstractmethod
+    def encode(self, images: np.ndarray) -> np.ndarray: ...
+
+    def begin(
+        self, labels: np.ndarray, sampling: Sampling, on_stage: OnStage | None = None, observe: Observe | None = None
+    ) -> None:
+        wanted = len(labels), sampling.smooth
         if self._batch is None or (self._batch.wiring.size, self._batch.wiring.smooth) != wanted:
-            if self._batch:
-                self._batch.free()
-            self._batch = None  # the arrays of the other kind first
-            if smooth and SMOOTH_BRIDGE not in self._manifest.graphs:
+            self._forget_batch()  # its arrays, before others are made
+            if sampling.smooth and SMOOTH_BRIDGE not in self.manifest.graphs:
                 advice = "make onnx SMOOTH=1 exports the bundle with it"
-                raise BundleError(f"{self._manifest.model.name}: no graph for smooth sampling; {advice}")
+                raise BundleError(f"{self.manifest.model.name}: no graph for smooth sampling; {advice}")
             self._batch = self._prepare(*wanted)
-        self._batch.begin(labels, on_stage)
+        self._sampling = sampling
+        self._batch.begin(labels, on_stage, None if observe is None else _shown(observe, self._batch.arrays))
 
     def step(
-        self,
-        k: int,
-        randoms: np.ndarray,
-        guidance: float,
-        sampling: Sampling,
-        keep: np.ndarray | None = None,
-        kept_tokens: np.ndarray | None = None,
+        self, k: int, randoms: np.ndarray, keep: np.ndarray | None = None, kept_tokens: np.ndarray | None = None
     ) -> None:
-        self.batch.wiring.set_scale(k, randoms, guidance, sampling, keep, kept_tokens)
-        self.batch.step(k)
+        self._begun.wiring.set_scale(k, randoms, self._sampling, keep, kept_tokens)
+        self._begun.step(k)
 
     def drawn(self, k: int) -> np.ndarray:
-        return self.batch.arrays.download(self.batch.wiring.drawn[k])
+        return self._begun.arrays.download(self._begun.wiring.drawn[k])
 
     def tokens(self, k: int) -> np.ndarray:
-        return self.batch.arrays.download(self.batch.wiring.tokens[k])
+        return self._begun.arrays.download(self._begun.wiring.tokens[k])
 
     def logits(self) -> np.ndarray:
-        rows = self._manifest.scales[self.batch.latest].tokens
-        return self.batch.arrays.download(self.batch.wiring.logits[:rows])
+        rows = self.manifest.scales[self._begun.latest].tokens
+        return self._begun.arrays.download(self._begun.wiring.logits[:rows])
 
     def decode(self) -> np.ndarray:
-        return self.batch.decode()
+        return self._begun.decode()
 
     def finite(self) -> np.ndarray:
-        return self.batch.finite()
+        return self._begun.finite()
 
-    def started(self) -> dict[str, np.ndarray]:
-        """What condition has just made; the first scale's step overwrites some of it."""
-        return self._downloaded(self.batch.wiring.condition)
-
-    def outputs(self, k: int) -> Outputs:
-        """Graph -> tensor -> what the stages of scale k, just stepped, made."""
-        return {stage.graph: self._downloaded(stage) for stage in self.batch.wiring.steps[k]}
-
-    def _downloaded(self, stage: Stage) -> dict[str, np.ndarray]:
-        return {name: self.batch.arrays.download(array) for name, array in stage.outputs.items()}
+    def _forget_batch(self) -> None:
+        if self._batch:
+            self._batch.free()
+        self._batch = None
 
     @property
-    def batch(self) -> B:
-        """The batch that was begun: its arrays are what the stages see."""
+    def _begun(self) -> B:
         assert self._batch is not None, "begin comes first"
         return self._batch
+
+
+class _Tensors(Mapping[str, np.ndarray]):
+    """Arrays of a stage by name, each downloaded when it is asked for."""
+
+    def __init__(self, held: Mapping[str, Array], arrays: Arrays) -> None:
+        self._held, self._arrays = held, arrays
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays.download(self._held[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+def _shown(observe: Observe, arrays: Arrays) -> Ran:
+    """Tells `observe` of each stage that has run."""
+
+    def ran(stage: Stage) -> None:
+        inputs, outputs = _Tensors(stage.inputs, arrays), _Tensors(stage.outputs, arrays)
+        observe(StageRun(stage.graph, stage.scale, inputs, outputs))
+
+    return ran

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle import names
 from ..bundle.engine_record import scale_sizes
 from ..bundle.manifest import WEIGHTS, Manifest
 from ..bundle.weight_file import open_weights
@@ -17,7 +18,6 @@ from ..errors import BundleError
 from ..sampling import Sampling
 from .arrays import Array, Arrays
 
-SMOOTH_BRIDGE = "bridge_smooth"
 ALIGNMENT = 256  # bytes; what TensorRT asks of an address
 
 
@@ -26,6 +26,7 @@ class Stage:
     """One run of a graph on fixed arrays."""
 
     graph: str
+    scale: int | None  # None: condition and decoder
     inputs: dict[str, Array]
     outputs: dict[str, Array]
 
@@ -77,17 +78,17 @@ class Wiring:
         rows, columns = scales[-1].tokens, 2 * size
         self.size, self.smooth = size, smooth
         self._arrays, self._scales = arrays, len(scales)
-        self.labels = Staged(arrays, {"labels": ((size,), np.int64)})
+        self.labels = Staged(arrays, {names.LABELS: ((size,), np.int64)})
         self.settings = [
             Staged(
                 arrays,
                 {
                     **_drawing(smooth, size, scale.tokens, model.vocab_size),
-                    "guidance": ((1,), np.float32),
-                    "top_k": ((1,), np.int64),
-                    "top_p": ((1,), np.float32),
-                    "keep": ((size, scale.tokens), np.bool_),
-                    "kept_tokens": ((size, scale.tokens), np.int32),
+                    names.GUIDANCE: ((1,), np.float32),
+                    names.TOP_K: ((1,), np.int64),
+                    names.TOP_P: ((1,), np.float32),
+                    names.KEEP: ((size, scale.tokens), np.bool_),
+                    names.KEPT_TOKENS: ((size, scale.tokens), np.int32),
                 },
             )
             for scale in scales
@@ -102,41 +103,40 @@ class Wiring:
 
         x = arrays.zeros((rows, columns, model.width), np.float32)  # (L, 2B, C)
         modulation = arrays.zeros((model.depth, 6, columns, model.width), np.float32)
-        head_modulation = {"head_modulation": arrays.zeros((2, columns, model.width), np.float32)}
+        head_modulation = {names.HEAD_MODULATION: arrays.zeros((2, columns, model.width), np.float32)}
         by_block = {
-            f"modulation_{i:02}": modulation[i : i + 1].reshape((6, columns, model.width)) for i in range(model.depth)
+            names.modulation_of(i): modulation[i : i + 1].reshape((6, columns, model.width)) for i in range(model.depth)
         } | head_modulation
-        dtypes = {spec.name: spec.dtype for spec in manifest.graphs["transformer"].inputs}
+        dtypes = {spec.name: spec.dtype for spec in manifest.graphs[names.TRANSFORMER].inputs}
         cache_shape = (model.tokens, columns, model.heads, model.width // model.heads)  # (T, 2B, H, 64)
-        names = [f"{kind}_{block:02}" for kind in "kv" for block in range(model.depth)]
-        self.caches = {name: arrays.zeros(cache_shape, dtypes[f"past_{name}"]) for name in names}
-
-        self.condition = Stage(
-            "condition", self.labels.stages, {"modulation": modulation, **head_modulation, "x": x[: scales[0].tokens]}
-        )
+        caches = {cache: arrays.zeros(cache_shape, dtypes[names.past(*cache)]) for cache in names.caches(model.depth)}
+        first = {names.MODULATION: modulation, **head_modulation, names.X: x[: scales[0].tokens]}
+        self.condition = Stage(names.CONDITION, None, self.labels.stages, first)
         self.steps = []
         for k, scale in enumerate(scales):
             start, end = scale.offset, scale.offset + scale.tokens
             logits = self.logits[: scale.tokens]
-            past = {f"past_{name}": cache[:start] for name, cache in self.caches.items()}
-            new = {f"new_{name}": cache[start:end] for name, cache in self.caches.items()}
-            f_hat = {"f_hat": self._f_hat[k % 2]}
+            past = {names.past(*cache): array[:start] for cache, array in caches.items()}
+            new = {names.new(*cache): array[start:end] for cache, array in caches.items()}
+            f_hat = {names.F_HAT: self._f_hat[k % 2]}
             results = {
-                "drawn": self.drawn[k],
-                "tokens": self.tokens[k],
-                "f_hat_out": self.f_hat_after(k),
-                "x_next": x[: scale_sizes(scales, k, size)["L_next"]],
+                names.DRAWN: self.drawn[k],
+                names.TOKENS: self.tokens[k],
+                names.F_HAT_OUT: self.f_hat_after(k),
+                names.X_NEXT: x[: scale_sizes(scales, k, size)["L_next"]],
             }
             self.steps.append(
                 (
                     Stage(
-                        "transformer",
-                        {"x": x[: scale.tokens], **by_block, **past, **constants[k].transformer},
-                        {"logits": logits, **new},
+                        names.TRANSFORMER,
+                        k,
+                        {names.X: x[: scale.tokens], **by_block, **past, **constants[k].transformer},
+                        {names.LOGITS: logits, **new},
                     ),
                     Stage(
-                        SMOOTH_BRIDGE if smooth else "bridge",
-                        {"logits": logits, **f_hat, **self.settings[k].stages, **constants[k].bridge},
+                        names.SMOOTH_BRIDGE if smooth else names.BRIDGE,
+                        k,
+                        {names.LOGITS: logits, **f_hat, **self.settings[k].stages, **constants[k].bridge},
                         results,
                     ),
                 )
@@ -144,7 +144,7 @@ class Wiring:
 
     def set_labels(self, labels: np.ndarray) -> None:
         """Writes the labels (B,); not yet uploaded."""
-        self.labels.host["labels"][:] = labels
+        self.labels.host[names.LABELS][:] = labels
 
     def start(self) -> None:
         """Queues the upload of the labels and an empty f_hat."""
@@ -152,23 +152,18 @@ class Wiring:
         self._arrays.clear(self._f_hat[0])
 
     def set_scale(
-        self,
-        k: int,
-        randoms: np.ndarray,
-        guidance: float,
-        sampling: Sampling,
-        keep: np.ndarray | None,
-        kept_tokens: np.ndarray | None,
+        self, k: int, randoms: np.ndarray, sampling: Sampling, keep: np.ndarray | None, kept_tokens: np.ndarray | None
     ) -> None:
         """Writes what scale k draws with; not yet uploaded."""
         host = self.settings[k].host
-        host["noise" if self.smooth else "uniforms"][:], host["guidance"][:] = randoms, guidance
+        host[names.NOISE if self.smooth else names.UNIFORMS][:] = randoms
+        host[names.GUIDANCE][:] = sampling.guidance(k, self._scales)
         if self.smooth:
-            host["sharpness"][:] = sampling.sharpness(k, self._scales)
-            host["temperature"][:] = sampling.temperature(k, self._scales)
-        host["top_k"][:], host["top_p"][:] = sampling.top_k, sampling.top_p
-        host["keep"][:] = False if keep is None else keep
-        host["kept_tokens"][:] = 0 if kept_tokens is None else kept_tokens
+            host[names.SHARPNESS][:] = sampling.sharpness(k, self._scales)
+            host[names.TEMPERATURE][:] = sampling.temperature(k, self._scales)
+        host[names.TOP_K][:], host[names.TOP_P][:] = sampling.top_k, sampling.top_p
+        host[names.KEEP][:] = False if keep is None else keep
+        host[names.KEPT_TOKENS][:] = 0 if kept_tokens is None else kept_tokens
 
     def f_hat_after(self, k: int) -> Array:
         """(B, Z, P, P)"""
@@ -180,9 +175,10 @@ class Wiring:
         rows = [slice(i, i + 1) for i in range(self.size)]
         return [
             Stage(
-                "decoder",
-                {"f_hat": f_hat[row]},
-                {"image": self.images[row], "finite": self.finite[row].reshape((ALIGNMENT,))[:1]},
+                names.DECODER,
+                None,
+                {names.F_HAT: f_hat[row]},
+                {names.IMAGE: self.images[row], names.FINITE: self.finite[row].reshape((ALIGNMENT,))[:1]},
             )
             for row in rows
         ]
@@ -191,9 +187,9 @@ class Wiring:
 def _drawing(smooth: bool, size: int, tokens: int, vocab_size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """What a bridge draws a scale with besides guidance and filters."""
     if not smooth:
-        return {"uniforms": ((size, tokens), np.float32)}
+        return {names.UNIFORMS: ((size, tokens), np.float32)}
     noise = ((size, tokens, vocab_size), np.float32)
-    return {"noise": noise, "sharpness": ((1,), np.float32), "temperature": ((1,), np.float32)}
+    return {names.NOISE: noise, names.SHARPNESS: ((1,), np.float32), names.TEMPERATURE: ((1,), np.float32)}
 
 
 def scale_constants(bundle: Path, manifest: Manifest, arrays: Arrays) -> list[ScaleConstants]:
@@ -214,11 +210,11 @@ def scale_constants(bundle: Path, manifest: Manifest, arrays: Arrays) -> list[Sc
         by_step = {name: weights.get_tensor(name) for name in manifest.step_constants}  # (K, …) each
         for k, scale in enumerate(manifest.scales):
             following = manifest.scales[(k + 1) % len(manifest.scales) or 1]
-            wanted = {"upsample": scale.upsample, "downsample": following.downsample}
+            wanted = {names.UPSAMPLE: scale.upsample, names.DOWNSAMPLE: following.downsample}
             positions = following.offset + np.arange(following.tokens, dtype=np.int64)
             bridge = {key: place(str(name), weights.get_tensor(name)) for key, name in wanted.items()} | {
-                "phi": place(f"phi {k}", np.array([scale.phi], np.int64)),
-                "next_positions": place(f"positions {k}", positions),
+                names.PHI: place(f"phi {k}", np.array([scale.phi], np.int64)),
+                names.NEXT_POSITIONS: place(f"positions {k}", positions),
             }
             constants.append(ScaleConstants({name: place(f"{name} {k}", t[k]) for name, t in by_step.items()}, bridge))
     return constants

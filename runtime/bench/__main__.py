@@ -43,6 +43,7 @@ def main(
     plot_file: Path | None,
     var_checkpoint: Path | None,
     vae_checkpoint: Path | None,
+    sampling: Sampling,
     **options: Any,
 ) -> None:
     """Measure time, memory and, on a Jetson, energy of drawing with a bundle."""
@@ -57,9 +58,8 @@ def main(
     from .tables import print_report
 
     manifest = _checked(bundle, json_file, plot_file)
-    if options["top_k"] is None:
-        options["top_k"] = Sampling.default_top_k(manifest.model.vocab_size)
-    settings = Settings(batches=sizes, **options)
+    drawn = sampling.fitted(manifest.model.vocab_size)
+    settings = Settings(batches=sizes, cfg=drawn.cfg, top_k=drawn.top_k, top_p=drawn.top_p, **options)
     check_libraries(plot_file is not None, settings.compare == "pytorch")
     with progress_bar() as bar:
         task = bar.add_task("loading", total=None)

@@ -64,7 +64,7 @@ def benchmark(
         schema_version=SCHEMA_VERSION,
         date=date,
         command=shlex.join(["python", "-m", "runtime.bench", *sys.argv[1:]]),
-        bundle=_bundle_facts(bundle, pipeline.manifest),
+        bundle=_bundle_facts(bundle, Manifest.load(bundle, verify=False)),
         settings=settings,
         backend=pipeline.backend.name,
         threads=threads,
@@ -105,7 +105,7 @@ def _bundle_facts(bundle: Path, manifest: Manifest) -> BundleFacts:
     return BundleFacts(
         directory=str(bundle),
         name=manifest.model.name,
-        precision=manifest.precision,
+        precision=str(manifest.precision),
         source=manifest.provenance.source,
         weights_sha256=weights.sha256,
         weight_file_bytes=weights.size,

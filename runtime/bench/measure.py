@@ -14,6 +14,7 @@ from ..backends.base import OnStage
 from ..bundle.manifest import Manifest
 from ..memory import Memory, memory
 from ..pipeline import Maps, Pipeline
+from ..sampling import Sampling
 from .compare import Draw, RivalRuns
 from .jetson import Jetson, PowerMeter
 from .other_work import OtherWork
@@ -50,7 +51,8 @@ def load(bundle: Path, settings: Settings) -> tuple[Pipeline, Load]:
 def draw(pipeline: Pipeline, settings: Settings, batch: int, on_stage: OnStage | None = None) -> Maps:
     """Draws `batch` pictures together; their tokens."""
     s = settings
-    result = pipeline.generate([s.label] * batch, s.seed, s.cfg, s.top_k, s.top_p, batch=batch, on_stage=on_stage)
+    sampling = Sampling(s.cfg, s.top_k, s.top_p)
+    result = pipeline.generate([s.label] * batch, s.seed, batch=batch, on_stage=on_stage, sampling=sampling)
     return result.tokens
 
 

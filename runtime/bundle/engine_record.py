@@ -13,13 +13,13 @@ from .. import limits
 from ..errors import BundleError
 from ..files.atomic import atomic_file
 from .manifest import WEIGHTS, Manifest, Scale
+from .names import CONDITION, DECODER, ENCODER, GRAPHS
 from .schema import load
 
 SCHEMA_VERSION = 2
 FILE_NAME = "engine.json"
 FOLDER = "engines"  # in a bundle: one directory of engines for each kind of device
 FLAVOURS = ("tensorrt", "tensorrt_rtx")  # names of the Python modules
-GRAPHS = ("condition", "transformer", "bridge", "bridge_smooth", "decoder", "encoder")
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ def profiles(graph: str, manifest: Manifest, batches: tuple[int, ...]) -> tuple[
 
     The decoder and the encoder take one picture at a time: several fill a device no better and need more memory.
     """
-    if graph in ("decoder", "encoder"):
+    if graph in (DECODER, ENCODER):
         sizes = [{"B": 1}]
-    elif graph == "condition":
+    elif graph == CONDITION:
         sizes = [{"B": batch, "2B": 2 * batch} for batch in batches]
     else:
         sizes = [scale_sizes(manifest.scales, k, batch) for batch in batches for k in range(len(manifest.scales))]

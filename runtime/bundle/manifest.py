@@ -12,12 +12,13 @@ from .. import limits
 from ..errors import BundleError
 from ..files.atomic import atomic_file, sha256
 from ..files.unfinished import recover
+from .names import REQUIRED_GRAPHS, TRANSFORMER
+from .precision import Precision
 from .schema import load
 
 SCHEMA_VERSION = 3
 FILE_NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
-REQUIRED_GRAPHS = ("condition", "transformer", "bridge", "decoder")
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
 SYMBOLS = ("B", "2B", "L", "L_next", "S")
 
@@ -116,7 +117,7 @@ class Manifest:
 
     schema_version: int
     model: Model
-    precision: str
+    precision: Precision
     classes: str | None
     scales: tuple[Scale, ...]
     step_constants: tuple[str, ...]  # inputs of the transformer: at scale k row k of the equally named weight
@@ -213,7 +214,7 @@ class Manifest:
         for used in (WEIGHTS, self.classes, *(graph.file for graph in self.graphs.values())):
             listed = used is None or used in self.files
             _expect(listed, f"{where}.files", f"{used}, which the bundle uses", list(self.files))
-        inputs = [tensor.name for tensor in self.graphs["transformer"].inputs]
+        inputs = [tensor.name for tensor in self.graphs[TRANSFORMER].inputs]
         unknown = [name for name in self.step_constants if name not in inputs]
         _expect(not unknown, f"{where}.step_constants", "inputs of the transformer", unknown)
         for key, graph in self.graphs.items():
@@ -248,11 +249,6 @@ class Manifest:
         kinds = list(plan.values()) if isinstance(plan, dict) else [None]
         lists = all(isinstance(keys, list) and all(isinstance(key, str) for key in keys) for keys in kinds)
         _expect(lists, f"{where}.provenance.options.plan", "an object of lists of strings", limits.shown(plan))
-
-
-def smoothing_tensor(output: str) -> str:
-    """Name in the weight file of what an INT8 bundle multiplies this output of `condition` by, if it smooths there."""
-    return f"{output}.smoothing"
 
 
 def _is_plain(name: str) -> bool:

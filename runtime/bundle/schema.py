@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import types
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -28,12 +29,19 @@ def load(kind: type[T], path: Path, schema_version: int, absent: str, advice: st
 
 
 def parse(kind: type[T], value: Any, where: str) -> T:
-    """Parsed JSON as a `kind`: dataclass, int, float, str, bool, Any, a union of these, tuple[X, ...], dict[str, X].
+    """Parsed JSON as a `kind`.
+
+    That is a dataclass, Enum of strings, int, float, str, bool, Any, a union of these, tuple[X, ...] or dict[str, X].
 
     Raises BundleError, naming the place as `where.key[2]`, for an unknown key, a missing key or a wrong type.
     """
     if dataclasses.is_dataclass(kind):
         return _parse_dataclass(kind, value, where)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        known = {member.value: member for member in kind}
+        if isinstance(value, str) and value in known:
+            return known[value]
+        raise BundleError(f"{where}: expected one of {', '.join(known)}, found {shown(value)}")
     origin, args = get_origin(kind), get_args(kind)
     if isinstance(value, (list, dict)) and len(value) > limits.COUNT and not _is_plain(kind, value):
         raise BundleError(f"{where}: expected at most {limits.COUNT} entries, found {len(value)}")

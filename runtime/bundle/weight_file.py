@@ -13,7 +13,8 @@ from .. import limits
 from ..errors import BundleError
 from ..files.bounded import Kind, open_file, parse_json, read_bytes
 from ..limits import shown
-from .manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
+from .manifest import WEIGHTS, Manifest
+from .names import REQUIRED_GRAPHS
 
 if TYPE_CHECKING:
     import numpy as np

@@ -36,7 +36,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(tiny_bundle: Path, tmp_pat
     assert Calibration.load(tmp_path / "parts.json").pictures == [(0, 5)]
     drawn = []
     collect(tiny_bundle, tmp_path / "parts.json", 12, QUICK, progress=lambda stage, done, total: drawn.append(done))
-    assert drawn == [*range(5, 12)]  # neither the smoothing nor the first five again
+    assert drawn == [*range(5, 12)]  # neither the channel scaling nor the first five again
     assert (tmp_path / "parts.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
 
 
@@ -56,7 +56,7 @@ def test_two_machines_share_the_work(tiny_bundle: Path, tmp_path: Path) -> None:
 
 def test_what_is_collected_is_what_the_graph_computes(tiny_bundle: Path, tmp_path: Path) -> None:
     """The codes' embedding of the last scale, looked at through the runtime, lies in the collected range."""
-    found = collect(tiny_bundle, tmp_path / "c.json", FEWEST, Settings(smoothing="none"))
+    found = collect(tiny_bundle, tmp_path / "c.json", FEWEST, Settings(channel_scaling="none"))
     scales = Manifest.load(tiny_bundle).scales
     for name, histograms in found.histograms.items():
         assert len(histograms) == (len(scales) if name.startswith("transformer") else 1), name

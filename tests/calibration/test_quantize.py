@@ -23,7 +23,8 @@ from calibration.sites import GRAPHS, all_sites, find_sites, open_graph
 from calibration.target import TARGETS
 from export.graphs.simulate import simulate
 from export.verify.fidelity import Fidelity, Teacher
-from runtime.bundle.manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
+from runtime.bundle.manifest import WEIGHTS, Manifest
+from runtime.bundle.names import REQUIRED_GRAPHS
 from runtime.pipeline import Pipeline
 
 
@@ -171,9 +172,9 @@ def test_smoothing_alone_changes_nothing(
             )
         )
         (bundle / "probe.onnx").unlink()
-    assert calibration.smoothing
+    assert calibration.channel_scaling
     for block in range(4):
-        vector = calibration.smoothing[f"transformer: blocks.{block}.attn.mat_qkv"]
+        vector = calibration.channel_scaling[f"transformer: blocks.{block}.attn.mat_qkv"]
         plain, smoothed = (output["modulation"][block] for output in outputs)
         assert np.abs(vector - 1).max() > 0.05
         for row in (2, 4):
@@ -224,7 +225,7 @@ def test_a_whole_plan_of_int8_is_written_too(demo_bundle: Path, calibration: Cal
 def without(calibration: Calibration, name: str) -> Calibration:
     histograms = {key: items for key, items in calibration.histograms.items() if key != name}
     return Calibration(
-        calibration.bundle, calibration.settings, calibration.pictures, calibration.smoothing, histograms
+        calibration.bundle, calibration.settings, calibration.pictures, calibration.channel_scaling, histograms
     )
 
 

@@ -123,8 +123,8 @@ def test_the_reference_tells_too() -> None:
     vqvae.decoder.conv_out.bias.data[0] = np.nan
     vqvae.quant_conv.bias.data[0] = np.nan
     backend = PyTorchBackend(var, vqvae)
-    backend.begin(np.array([1, 2]))
-    backend.step(0, np.zeros((2, 1), np.float32), 0.0, Sampling(top_k=0))
+    backend.begin(np.array([1, 2]), Sampling(top_k=0))
+    backend.step(0, np.zeros((2, 1), np.float32))
     assert (backend.drawn(0) == -1).all()
     backend.decode()
     assert not backend.finite().any()

@@ -27,7 +27,7 @@ def reference(recipe: Recipe, labels: list[int], seed: int, cfg: float, top_k: i
     counts = [scale.tokens for scale in recipe.scales]
     rows = [uniforms(seed + i, counts) for i in range(len(labels))]
     draws = [np.stack(scale) for scale in zip(*rows, strict=True)]
-    return generate(*load_models(recipe, formula_weights(recipe, 0)), labels, draws, cfg, top_k, top_p)
+    return generate(*load_models(recipe, formula_weights(recipe, 0)), labels, draws, Sampling(cfg, top_k, top_p))
 
 
 def check_golden(bundle: Path, data: Path) -> None:

@@ -41,9 +41,9 @@ def golden_noise(k: int, tokens: int, vocab_size: int) -> np.ndarray:
 
 def drawn(backend: Backend, noise: list[np.ndarray], sampling: Sampling) -> np.ndarray:
     """Pictures drawn with this noise."""
-    backend.begin(np.array(LABELS, np.int64), smooth=True)
+    backend.begin(np.array(LABELS, np.int64), sampling)
     for k, values in enumerate(noise):
-        backend.step(k, values, sampling.guidance(k, len(noise)), sampling)
+        backend.step(k, values)
     return backend.decode()
 
 

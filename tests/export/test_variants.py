@@ -16,6 +16,7 @@ from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import formula_weights, load_models
 from export.model.reference import PyTorchBackend, generate
 from runtime.pipeline import Pipeline
+from runtime.sampling import Sampling
 from tests.conftest import DATA
 
 BASE: dict[str, Any] = {
@@ -83,7 +84,7 @@ def test_the_model_draws_and_encodes_as_published(name: str) -> None:
     recipe = recipe_of(name)
     var, vqvae = load_models(recipe, formula_weights(recipe, SEED))
     uniforms = [np.zeros((1, scale.tokens), np.float32) for scale in recipe.scales]
-    drawn = generate(var, vqvae, [LABEL], uniforms, CFG, 1, 0.0)
+    drawn = generate(var, vqvae, [LABEL], uniforms, Sampling(CFG, 1, 0.0))
     check(name, drawn.tokens, drawn.images, PyTorchBackend(var, vqvae).encode(picture(recipe)))
 
 

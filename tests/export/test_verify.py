@@ -22,6 +22,7 @@ from export.bundle import export_bundle
 from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import checkpoint_weights, formula_weights
 from export.verify.bisect import Finding
+from export.verify.html import write
 from export.verify.metrics import ssim
 from export.verify.report import Report
 from export.verify.run import verify
@@ -281,7 +282,7 @@ def test_report_in_a_browser(report: Report, tmp_path: Path) -> None:
         pytest.skip("no Chromium to look at report.html with: apt-get install chromium")
     from PIL import Image
 
-    report.write(tmp_path / "report")
+    write(report, tmp_path / "report")
     html = (tmp_path / "report" / "report.html").read_text()
     assert "<script" not in html
     assert "http" not in html.replace("http-equiv", "")

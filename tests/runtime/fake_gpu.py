@@ -20,6 +20,7 @@ from runtime.backends.cuda import Gpu
 from runtime.bundle import engine_record
 from runtime.bundle.engine_record import Built, Engine, EngineRecord
 from runtime.bundle.manifest import WEIGHTS, File, Manifest
+from runtime.bundle.names import GRAPHS
 
 STREAM, SCRATCH = 77, 4096
 GPU = Gpu("Fake RTX", "8.6", 1 << 30)
@@ -239,7 +240,7 @@ def write_engines(bundle: Path, batches: tuple[int, ...] = (1,), built: Built = 
     folder = bundle / engine_record.FOLDER / built.tag
     folder.mkdir(parents=True)
     engines, graphs = {}, {}
-    for name in engine_record.GRAPHS:
+    for name in GRAPHS:
         if name not in source.graphs:
             continue
         graph = source.graphs[name]

@@ -18,7 +18,8 @@ from runtime.bench.other_work import OtherWork
 from runtime.bench.report import Settings
 from runtime.bench.summary import Ratio, Summary
 from runtime.bench.tables import seconds
-from runtime.bundle.manifest import REQUIRED_GRAPHS, WEIGHTS, Manifest
+from runtime.bundle.manifest import WEIGHTS, Manifest
+from runtime.bundle.names import REQUIRED_GRAPHS
 from runtime.bundle.weight_file import loaded_weights
 from runtime.memory import Memory, memory
 from runtime.pipeline import Maps

@@ -3,14 +3,20 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from runtime import BundleError, Pipeline, SettingsError, VarEdgeError
+from runtime.backends.base import StageRun
+from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.ort_session import Session
-from runtime.bundle.manifest import Manifest
+from runtime.bundle import names
+from runtime.bundle.manifest import Manifest, Tensor
+from runtime.bundle.names import TRANSFORMER
 from runtime.pipeline import Result, ScaleView
 from runtime.sampling import Sampling
 from tests.runtime.toy import NUM_CLASSES, SIDES, V, reference
@@ -111,16 +117,95 @@ def test_logits_are_guided(pipeline: Pipeline) -> None:
 
 
 def test_keys_and_values_are_written_behind_the_past(pipeline: Pipeline) -> None:
-    # One cache per block, no copy: read back from the arrays that the graphs were given.
-    pipeline.generate([1], **SETTINGS)
-    maps, _ = reference(1, 7, cfg=2.0, filters=1.5)
-    assert sum(map(len, maps)) == 14
-    caches = pipeline.backend.batch.wiring.caches  # type: ignore[attr-defined]
-    assert [cache.shape for cache in caches.values()] == [(14, 2, 1, 64)] * 4
-    x = caches["v_00"] * 2  # the toy's values are half of x, its keys sin(x) and cos(x)
-    assert np.allclose(caches["k_00"], np.sin(x), atol=1e-6)
-    assert np.allclose(caches["k_01"], np.cos(x), atol=1e-6)
+    # What the last scale reads is what all earlier ones wrote.
+    runs: list[StageRun] = []
+
+    def observe(run: StageRun) -> None:
+        if run.graph == TRANSFORMER:
+            runs.append(StageRun(run.graph, run.scale, dict(run.inputs), dict(run.outputs)))
+
+    pipeline.generate([1], observe=observe, **SETTINGS)
+    caches = names.caches(2)
+    for cache in caches:
+        written = np.concatenate([run.outputs[names.new(*cache)] for run in runs[:-1]])
+        assert written.shape == (5, 2, 1, 64)
+        assert np.array_equal(runs[-1].inputs[names.past(*cache)], written)
+    k0, k1, v0, _ = (runs[-1].inputs[names.past(*cache)] for cache in caches)
+    x = v0 * 2  # the toy's values are half of x, its keys sin(x) and cos(x)
+    assert np.allclose(k0, np.sin(x), atol=1e-6)
+    assert np.allclose(k1, np.cos(x), atol=1e-6)
     assert np.allclose(x[0, :, 0, 0], np.sin([1, NUM_CLASSES]))
+
+
+def test_an_observer_sees_every_run_in_order(pipeline: Pipeline) -> None:
+    """Each with its scale and what it read and wrote, and it changes no picture."""
+    runs: list[tuple[str, int | None]] = []
+    drawn: dict[int, np.ndarray] = {}
+    images: list[np.ndarray] = []
+
+    def observe(run: StageRun) -> None:
+        runs.append((run.graph, run.scale))
+        listed = pipeline.manifest.graphs[run.graph]
+        assert run.inputs.keys() == {spec.name for spec in listed.inputs}
+        assert run.outputs.keys() == {spec.name for spec in listed.outputs}
+        if run.graph == "bridge":
+            assert run.scale is not None
+            assert run.inputs["guidance"] == Sampling(cfg=2.0).guidance(run.scale, 3)
+            drawn[run.scale] = run.outputs["tokens"]
+        elif run.graph == "decoder":
+            images.append(run.outputs["image"])
+
+    result = pipeline.generate([1, 2], observe=observe, **SETTINGS)
+    steps = [(graph, k) for k in range(3) for graph in ("transformer", "bridge")]
+    assert runs == [("condition", None), *steps, ("decoder", None), ("decoder", None)]
+    assert all(np.array_equal(drawn[k], maps) for k, maps in enumerate(result.tokens))
+    assert np.array_equal(np.concatenate(images), result.images)
+    assert_equal(pipeline.generate([1, 2], **SETTINGS), result)
+    assert len(runs) == 9  # not asked any more
+
+
+def test_settings_travel_as_one_object(pipeline: Pipeline) -> None:
+    first = pipeline.generate([1], seed=7, sampling=Sampling(2.0, 3, 0.5))
+    assert_equal(pipeline.generate([1], **SETTINGS), first)
+    assert_equal(pipeline.generate([1], sampling=Sampling()), pipeline.generate([1]))  # top_k of a small vocabulary
+    with pytest.raises(SettingsError, match="sampling: expected it alone"):
+        pipeline.generate([1], cfg=2.0, sampling=Sampling())
+    with pytest.raises(SettingsError, match=r"top_k: expected 0 .* to 64, found 65"):
+        pipeline.generate([1], sampling=Sampling(top_k=65))
+
+
+def test_a_graph_is_replaced_and_restored(toy_bundle: Path) -> None:
+    """For tools: another graph in place of the bundle's, with an output and an input by scale that the bundle lacks."""
+    manifest = Manifest.load(toy_bundle)
+    backend = OnnxRuntimeBackend(toy_bundle, manifest)
+    pipeline = Pipeline(toy_bundle, backend)
+    before = pipeline.generate([1, 2], **SETTINGS)
+    graph = manifest.graphs[TRANSFORMER]
+    model = onnx.load(toy_bundle / graph.file, load_external_data=False)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("factor", onnx.TensorProto.FLOAT, [1]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("steep", onnx.TensorProto.FLOAT, None))
+    node = next(node for node in model.graph.node if "logits" in node.output)
+    node.output[:] = ["plain_logits"]
+    model.graph.node.append(onnx.helper.make_node("Mul", ["plain_logits", "factor"], ["logits"]))
+    changed = replace(
+        graph,
+        inputs=(*graph.inputs, Tensor("factor", "float32", (1,))),
+        outputs=(*graph.outputs, Tensor("steep", "float32", ("L", "2B", 64))),
+    )
+    seen: dict[int, np.ndarray] = {}
+
+    def observe(run: StageRun) -> None:
+        if run.graph == TRANSFORMER and run.scale is not None:
+            seen[run.scale] = run.outputs["logits"] / np.sin(run.outputs["steep"])
+
+    factors = np.array([[1], [2], [3]], np.float32)
+    backend.replace_graph(TRANSFORMER, changed, model.SerializeToString(), {"factor": factors})
+    pipeline.generate([1, 2], observe=observe, **SETTINGS)
+    for k, side in enumerate(SIDES):
+        assert seen[k].shape == (side**2, 4, 64)
+        assert np.allclose(seen[k], k + 1, rtol=1e-3)
+    backend.restore_graph(TRANSFORMER)
+    assert_equal(pipeline.generate([1, 2], **SETTINGS), before)
 
 
 @pytest.mark.parametrize(

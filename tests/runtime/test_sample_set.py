@@ -24,6 +24,7 @@ from runtime.backends.base import Backend
 from runtime.bundle.manifest import Manifest
 from runtime.evaluation_set import SAMPLES, SETTINGS, EvaluationSet, Picture, kind_of_backend
 from runtime.sample_set import main
+from runtime.sampling import Sampling
 from tests.runtime.fake_gpu import rewrite_manifest
 
 SMALL = ["--per-class", 6, "--batch", 4, "--top-k", 5]  # 5 classes: batches reach from one class into the next
@@ -171,7 +172,7 @@ def test_of_two_sets_begun_at_once_one_is_refused(
     toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline, out = Pipeline(toy_bundle), tmp_path / "set"
-    first, second = (EvaluationSet.of(pipeline, [1], 1, seed, top_k=5) for seed in (0, 1))
+    first, second = (EvaluationSet.of(pipeline, [1], 1, seed, Sampling(1.5, 5, 0.96)) for seed in (0, 1))
     first.claim(out)
     settings = (out / SETTINGS).read_bytes()
     monkeypatch.setattr(Path, "exists", lambda path: path.name != SETTINGS and os.path.exists(path))  # looked too early

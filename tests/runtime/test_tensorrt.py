@@ -12,6 +12,7 @@ import pytest
 
 from runtime import BundleError, Pipeline, SettingsError
 from runtime.backends import tensorrt as backend_module
+from runtime.backends.base import StageRun
 from runtime.backends.cuda import Gpu
 from runtime.bench.benchmark import benchmark
 from runtime.bench.plot import write_plot
@@ -113,6 +114,34 @@ def test_previews_and_stops_fit_between_the_stages(demo: Path) -> None:
         pipeline.generate([1, 2], on_scale=preview, **SETTINGS)
     for a, b in zip(*previews.values(), strict=True):
         assert np.array_equal(a, b)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_an_observer_sees_what_it_sees_on_a_cpu(demo: Path) -> None:
+    """Inputs too, which the graph of a whole scale would have overwritten."""
+    seen: dict[str, list[StageRun]] = {"onnxruntime": [], "tensorrt": []}
+    for name, runs in seen.items():
+
+        def observe(run: StageRun, runs: list[StageRun] = runs) -> None:
+            runs.append(StageRun(run.graph, run.scale, dict(run.inputs), dict(run.outputs)))
+
+        pipeline = Pipeline(demo, name)
+        observed = pipeline.generate([3, 4], observe=observe, **SETTINGS)
+        assert np.array_equal(pipeline.generate([3, 4], **SETTINGS).images, observed.images)
+    for expected, found in zip(*seen.values(), strict=True):
+        assert (expected.graph, expected.scale) == (found.graph, found.scale)
+        for a, b in ((expected.inputs, found.inputs), (expected.outputs, found.outputs)):
+            assert a.keys() == b.keys()
+            assert all(np.array_equal(a[tensor], b[tensor]) for tensor in a)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_the_manifest_is_that_of_the_engines(demo: Path) -> None:
+    """As in C++: a pipeline and its backend do not speak of different graphs."""
+    pipeline = Pipeline(demo, "tensorrt")
+    assert isinstance(pipeline.backend, backend_module.TensorRTBackend)
+    assert pipeline.manifest is pipeline.backend.manifest
+    assert {graph.file.rpartition(".")[2] for graph in pipeline.manifest.graphs.values()} == {"engine"}
 
 
 @pytest.mark.usefixtures("cuda")

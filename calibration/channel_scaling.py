@@ -1,4 +1,7 @@
-"""Outlier channels share their size with the weights: SmoothQuant (Xiao et al., 2023), exact before rounding."""
+"""Channel scaling: outlier channels share their size with the weights, exactly before rounding.
+
+Known as SmoothQuant (Xiao et al., 2023).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import numpy as np
 SMALLEST = 1e-5  # share of the largest channel below which channels count as equal
 
 
-def smoothing_vector(channels: np.ndarray, weight: np.ndarray, alpha: float) -> np.ndarray:
+def scaling_vector(channels: np.ndarray, weight: np.ndarray, alpha: float) -> np.ndarray:
     """What to divide an operand's channels by, and to multiply the weight's rows with: (C,) float32, geometric mean 1.
 
     channels (C,): largest magnitudes of the operand. weight (C, out).

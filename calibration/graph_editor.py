@@ -1,0 +1,109 @@
+"""Puts nodes and weights around one node of a graph: names, types and who reads what, and no arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from export.graphs.weights import STORED, Entry
+
+FLOAT32, BYTE, UNSIGNED = ir.DataType.FLOAT, ir.DataType.INT8, ir.DataType.UINT8
+Compute = Callable[[], np.ndarray]
+
+
+def add_weight(
+    graph: ir.Graph, entries: dict[str, Entry], name: str, dtype: ir.DataType, shape: tuple[int, ...], compute: Compute
+) -> ir.Value:
+    """A tensor of the weight file as an initializer of `graph`; it joins `entries`, once for all graphs."""
+    if name not in graph.initializers:
+        graph.initializers.add(ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape)))
+        entries.setdefault(name, Entry(name, STORED[dtype], shape, compute))
+    return graph.initializers[name]
+
+
+class GraphEditor:
+    """Edits a graph around `node`; what it adds is named after `layer`. New weights join `entries`."""
+
+    def __init__(self, graph: ir.Graph, node: ir.Node, layer: str, entries: dict[str, Entry]) -> None:
+        self.graph, self.node, self.layer, self._entries = graph, node, layer, entries
+
+    def before(
+        self, op: str, inputs: Sequence[ir.Value | None], dtype: ir.DataType, name: str, **attributes: int
+    ) -> ir.Value:
+        """The result of a new node before `node`."""
+        node = self._node_of(op, inputs, dtype, name, attributes)
+        self.graph.insert_before(self.node, node)
+        return node.outputs[0]
+
+    def after(
+        self, place: ir.Node, op: str, inputs: Sequence[ir.Value | None], name: str, dtype: ir.DataType = FLOAT32
+    ) -> ir.Node:
+        """A new node behind `place`, its result of the first input's shape."""
+        node = self._node_of(op, inputs, dtype, name, {})
+        node.outputs[0].shape = inputs[0].shape if inputs[0] is not None else None
+        self.graph.insert_after(place, node)
+        return node
+
+    def behind(self, op: str, value: ir.Value, other: ir.Value, name: str) -> None:
+        """`value` op `other`, for all that read `value`."""
+        readers = list(value.uses())
+        maker = value.producer()
+        assert maker is not None
+        redirect(readers, self.after(maker, op, [value, other], name).outputs[0])
+
+    def split(self, value: ir.Value, name: str, ends: Sequence[str]) -> Sequence[ir.Value]:
+        """Equal parts of `value`, the result of `node`, along its first axis."""
+        count = len(ends)
+        node = ir.node("Split", [value], attributes={"axis": 0, "num_outputs": count}, num_outputs=count)
+        node.name = f"{self.layer}.{name}"
+        self.graph.insert_after(self.node, node)
+        for part, end in zip(node.outputs, ends, strict=True):
+            part.name, part.type = f"{node.name}.{end}", value.type
+        return node.outputs
+
+    def gemm_to_matmul(self) -> None:
+        """Gemm with its weight (out, in) becomes MatMul and Add: what INT8 kernels take. `node` is then the MatMul."""
+        gemm = self.node
+        bias, result = gemm.inputs[2], gemm.outputs[0]
+        readers = list(result.uses())
+        matmul = ir.node("MatMul", [gemm.inputs[0], gemm.inputs[1]])
+        matmul.name, matmul.outputs[0].name = f"{self.layer}.product", f"{self.layer}.product"
+        matmul.outputs[0].type, matmul.outputs[0].shape = result.type, result.shape
+        self.graph.insert_before(gemm, matmul)
+        add = self.after(matmul, "Add", [matmul.outputs[0], bias], "with_bias")
+        redirect(readers, add.outputs[0])
+        self.graph.remove(gemm, safe=True)
+        self.node = matmul
+
+    def weight(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], compute: Compute) -> ir.Value:
+        """A new weight of this layer."""
+        return self.shared_weight(f"{self.layer}.{name}", dtype, shape, compute)
+
+    def shared_weight(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], compute: Compute) -> ir.Value:
+        """A new weight that other layers may read too."""
+        return add_weight(self.graph, self._entries, name, dtype, shape, lambda: np.asarray(compute()))
+
+    def constant(self, name: str, value: np.ndarray) -> ir.Value:
+        """A value inside of the graph's own file."""
+        if name not in self.graph.initializers:
+            tensor = ir.tensor(value, name=name)
+            self.graph.initializers.add(
+                ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(value.shape))
+            )
+        return self.graph.initializers[name]
+
+    def _node_of(
+        self, op: str, inputs: Sequence[ir.Value | None], dtype: ir.DataType, name: str, attributes: Mapping[str, int]
+    ) -> ir.Node:
+        node = ir.node(op, inputs, attributes=attributes)
+        node.name = f"{self.layer}.{name}"
+        node.outputs[0].name, node.outputs[0].type = node.name, ir.TensorType(dtype)
+        return node
+
+
+def redirect(readers: Sequence[tuple[ir.Node, int]], value: ir.Value) -> None:
+    """Lets these (node, input) read `value`."""
+    for reader, index in readers:
+        reader.replace_input_with(index, value)

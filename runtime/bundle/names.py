@@ -1,0 +1,65 @@
+"""The names of a bundle's graphs and of their tensors, each said once; `export.graphs.definitions` gives the shapes.
+
+The C++ runtime repeats those that it binds, in `src/wiring.cpp`.
+"""
+
+from __future__ import annotations
+
+CONDITION, TRANSFORMER, DECODER, ENCODER = "condition", "transformer", "decoder", "encoder"
+BRIDGE, SMOOTH_BRIDGE = "bridge", "bridge_smooth"
+REQUIRED_GRAPHS = (CONDITION, TRANSFORMER, BRIDGE, DECODER)
+GRAPHS = (CONDITION, TRANSFORMER, BRIDGE, SMOOTH_BRIDGE, DECODER, ENCODER)  # without the static steps
+STEP_PREFIX = f"{TRANSFORMER}_"  # begins the name of every static step
+
+# condition
+LABELS = "labels"
+MODULATION, HEAD_MODULATION = "modulation", "head_modulation"
+X = "x"  # the transformer's input; of the first scale
+# transformer, which also has `modulation_of`, `past` and `new`
+LOGITS = "logits"
+CACHE_PREFIXES = ("past_", "new_")
+# bridges
+UNIFORMS, NOISE = "uniforms", "noise"  # what the plain one and the smooth one draw with
+SHARPNESS, TEMPERATURE = "sharpness", "temperature"  # of smooth sampling
+GUIDANCE, TOP_K, TOP_P = "guidance", "top_k", "top_p"
+KEEP, KEPT_TOKENS = "keep", "kept_tokens"
+UPSAMPLE, DOWNSAMPLE, PHI, NEXT_POSITIONS = "upsample", "downsample", "phi", "next_positions"
+DRAWN, TOKENS = "drawn", "tokens"  # before and after `keep`; the encoder's output is called TOKENS too
+F_HAT, F_HAT_OUT, X_NEXT = "f_hat", "f_hat_out", "x_next"
+# decoder and encoder
+IMAGE, FINITE = "image", "finite"
+
+
+def static_step(batch: int, scale: int) -> str:
+    """Return the name of the transformer's graph with constant shapes for a batch size and a scale."""
+    return f"{STEP_PREFIX}b{batch}_{scale:02d}"
+
+
+def modulation_of(block: int) -> str:
+    """Return the name of the transformer's input that modulates one block."""
+    return f"{MODULATION}_{block:02d}"
+
+
+def cached(kind: str, block: int) -> str:
+    """Return the name of a block's cache of keys ("k") or values ("v")."""
+    return f"{kind}_{block:02d}"
+
+
+def past(kind: str, block: int) -> str:
+    """Return the name of the transformer's input with the keys or values of all earlier scales."""
+    return f"past_{cached(kind, block)}"
+
+
+def new(kind: str, block: int) -> str:
+    """Return the name of the transformer's output with the keys or values of its own scale."""
+    return f"new_{cached(kind, block)}"
+
+
+def caches(depth: int) -> list[tuple[str, int]]:
+    """Return (kind, block) of every cache in the transformer's order: the keys of all blocks, then the values."""
+    return [(kind, block) for kind in "kv" for block in range(depth)]
+
+
+def channel_scaling(output: str) -> str:
+    """Return the name in the weight file of what an INT8 bundle multiplies an output of `condition` by."""
+    return f"{output}.smoothing"

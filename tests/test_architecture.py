@@ -1,0 +1,187 @@
+"""Which module may import which: the layers of the project, without a circle or an arrow that points upward.
+
+Every import counts, also one inside a function or for type checking only: a circle that is hidden is still one.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("runtime", "export", "calibration")
+Imports = dict[str, set[str]]  # module -> what it imports
+
+# From the ground up: a module imports from its own layer and from those above it in this table, never from below.
+# A name stands for the module and everything inside of it; the longest name that fits decides. "name." is the package
+# file alone.
+LAYERS = (
+    ("runtime.errors", "runtime.limits", "runtime.memory", "runtime.processors", "runtime.pixels", "runtime.optional"),
+    ("runtime.files",),
+    ("runtime.bundle",),
+    ("runtime.sampling", "runtime.uniforms", "runtime.editing"),
+    ("runtime.backends",),
+    ("runtime.pipeline",),
+    ("runtime.images", "runtime.dump", "runtime.evaluation_set"),
+    ("runtime.cli",),
+    ("runtime.drawing",),
+    ("runtime.generate", "runtime.edit", "runtime.sample_set", "runtime.bench", "runtime.cpp"),  # commands
+    ("runtime.",),
+    ("var_edge",),
+    ("export.", "export.checkpoint.recipe"),
+    ("export.model",),
+    ("export.checkpoint",),
+    ("export.graphs",),
+    ("export.engine", "export.kept", "export.room"),
+    ("export.bundle",),
+    ("export.verify",),
+    ("export.__main__", "export.bench", "export.fidelity", "export.gpu_check"),  # commands
+    ("calibration.", "calibration.sites", "calibration.ranges", "calibration.channel_scaling"),
+    ("calibration.plan", "calibration.record", "calibration.target", "calibration.weight"),
+    ("calibration.graph_editor",),
+    ("calibration.product",),
+    ("calibration.quantize",),
+    ("calibration.collect",),
+    ("calibration.bundle",),
+    ("calibration.sensitivity",),
+    ("calibration.make", "calibration.ablation", "calibration.__main__"),  # commands
+)
+# The advice about a missing package asks the facade whether a file of the user's stands in the way.
+KNOWN_UPWARD = {("runtime.optional", "var_edge")}
+TRAINING = ("torch", "onnx", "onnx_ir", "onnxscript", "torchvision")
+
+
+@cache
+def modules() -> dict[str, Path]:
+    files = [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")] + [ROOT / "var_edge.py"]
+    return {".".join(f.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): f for f in files}
+
+
+def imported(module: str, text: str) -> Iterator[str]:
+    """The full names of what a module's text imports; of a package that of the module inside which is meant."""
+    package = module if modules()[module].name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parts, node.module] if node.module else parts)
+            for alias in node.names:
+                inside = f"{base}.{alias.name}"
+                yield inside if inside in modules() else base
+
+
+@cache
+def imports() -> Imports:
+    return {name: set(imported(name, file.read_text(encoding="utf-8"))) for name, file in modules().items()}
+
+
+def own(graph: Imports) -> Imports:
+    """Arrows between modules of the project, but for those known to point upward."""
+    return {
+        name: {other for other in found if other in modules() and (name, other) not in KNOWN_UPWARD}
+        for name, found in graph.items()
+    }
+
+
+def layer(module: str) -> int:
+    """Of the longest name in the table that fits."""
+    fitting = [
+        (len(name), i)
+        for i, names in enumerate(LAYERS)
+        for name in names
+        if f"{module}." == name or (not name.endswith(".") and f"{module}.".startswith(f"{name}."))
+    ]
+    assert fitting, f"{module} has no layer: add it to LAYERS"
+    return max(fitting)[1]
+
+
+def upward(graph: Imports) -> list[tuple[str, str]]:
+    return [(name, other) for name, found in own(graph).items() for other in found if layer(other) > layer(name)]
+
+
+def circle(graph: Imports) -> list[str]:
+    try:
+        TopologicalSorter(own(graph)).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def reached(graph: Imports, module: str) -> set[str]:
+    """All that importing a module may import in turn, with the package files on the way."""
+    found: set[str] = set()
+    todo = {module}
+    while todo:
+        name = todo.pop()
+        found.add(name)
+        parents = {".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 1)}
+        todo |= (graph.get(name, set()) | (parents & graph.keys())) - found
+    return found
+
+
+def top(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def test_no_import_points_upward() -> None:
+    assert upward(imports()) == []
+
+
+def test_no_circle() -> None:
+    assert circle(imports()) == []
+
+
+def test_the_known_exceptions_are_there() -> None:
+    assert all(other in imports()[name] for name, other in KNOWN_UPWARD)
+
+
+def test_the_runtime_needs_no_exporter() -> None:
+    """It runs on a device that has numpy and one inference engine."""
+    for name, found in imports().items():
+        if name.split(".")[0] == "runtime":
+            assert not top(found) & {*TRAINING, "export", "calibration"}, name
+
+
+@pytest.mark.parametrize("package", ["runtime", "export.engine"])
+def test_what_runs_on_a_device_never_reaches_torch(package: str) -> None:
+    inside = [name for name in modules() if f"{name}.".startswith(f"{package}.")]
+    assert inside
+    for name in inside:
+        assert "torch" not in top(reached(imports(), name)), name
+
+
+@pytest.mark.parametrize(
+    ("module", "added"),
+    [
+        ("runtime.bundle.manifest", "from ..pipeline import Pipeline"),
+        ("runtime.errors", "def f():\n    from runtime.files import atomic"),
+        ("runtime.pipeline", "import export.graphs.write"),
+        (
+            "export.graphs.write",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from calibration import plan",
+        ),
+    ],
+)
+def test_an_import_that_points_upward_is_found(module: str, added: str) -> None:
+    text = modules()[module].read_text(encoding="utf-8")
+    graph = imports() | {module: set(imported(module, f"{text}\n{added}\n"))}
+    assert [name for name, _ in upward(graph)] == [module]
+
+
+def test_a_circle_is_found() -> None:
+    name = "calibration.product"
+    added = "if TYPE_CHECKING:\n    from calibration.quantize import Quantizer"
+    text = modules()[name].read_text(encoding="utf-8")
+    found = circle(imports() | {name: set(imported(name, f"{text}\n{added}\n"))})
+    assert {name, "calibration.quantize"} <= set(found)
+
+
+def test_torch_is_found_however_far_away() -> None:
+    graph = imports() | {"export.engine.report": imports()["export.engine.report"] | {"export.room"}}
+    assert "torch" in top(reached(graph, "export.engine.__main__"))
