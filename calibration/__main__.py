@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from runtime import limits
-from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
+from runtime.cli import FILE, Number, batch_sizes, command, reports_errors, warn
 from runtime.limits import shown
 from runtime.optional import require
+from runtime.progress import progress_bar
 from runtime.sampling import Sampling
 
 
@@ -65,10 +66,10 @@ def main(
     calibration: Path | None,
     batches: str,
 ) -> None:
-    """Calibrate the FP32 BUNDLE on pictures that it draws, and write it in INT8.
+    """Calibrate an FP32 bundle and write it in INT8.
 
-    What was collected stays in calibration.json beside the bundle: interrupted, it is gone on with, and it serves both
-    targets.
+    The ranges of activations are measured on images that BUNDLE draws. They are kept in calibration.json in the
+    bundle, so that an interrupted run is resumed and both targets share them.
     """
     kinds = tuple(_assignment(text) for text in overrides)
     sizes = sorted(batch_sizes(batches))
@@ -83,15 +84,7 @@ def main(
 
     settings = Settings(seed, Sampling.cfg, Sampling.top_k, Sampling.top_p, smoothing, alpha)
     request = Request(target, method, images, first, settings, budget, kinds, weights_only, tuple(sizes), merge)
-    with progress_bar() as bar:
-        task = bar.add_task("starting", total=None)
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
-        def warn(note: str) -> None:
-            click.echo(f"Warning: {note}", err=True)
-
+    with progress_bar() as progress:
         summary = make_int8(bundle, out, request, calibration, progress, warn)
     click.echo(f"{out}: {summary}")
 

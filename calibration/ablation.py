@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +19,11 @@ from calibration.target import TARGETS, Target
 from export.verify.fidelity import Fidelity, Teacher
 from runtime import limits
 from runtime.bundle.manifest import Manifest
-from runtime.cli import FILE, Number, command, progress_bar, reports_errors
+from runtime.cli import FILE, Number, command, reports_errors
 from runtime.files.atomic import scratch_directory
 from runtime.files.outputs import INT8_BUNDLE, check_directory
 from runtime.pipeline import Pipeline
+from runtime.progress import Progress, progress_bar
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def study(
     budget: float | None,
     scratch: Path,
     naive: Path | None,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> list[tuple[str, Fidelity]]:
     """Every row's fidelity to FP32. Raises VarEdgeError."""
     plain = collect(bundle, scratch / "plain.json", images, Settings(smoothing="none"), 0, progress)
@@ -129,15 +130,10 @@ def table(results: Sequence[tuple[str, Fidelity]]) -> str:
 def main(
     bundle: Path, target: str, images: int, tokens: int, batch: int, budget: float | None, naive: Path | None
 ) -> None:
-    """Print what every technique buys on the FP32 BUNDLE, as markdown."""
+    """Measure what each technique of calibration gains, and print it as a Markdown table."""
     if naive is not None:
         check_directory(naive, INT8_BUNDLE, bundle)
-    with scratch_directory(bundle) as scratch, progress_bar() as bar:
-        task = bar.add_task("starting", total=None)
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
+    with scratch_directory(bundle) as scratch, progress_bar() as progress:
         click.echo(table(study(bundle, target, images, tokens, batch, budget, scratch, naive, progress)))
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from runtime import limits
-from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
+from runtime.cli import FILE, Number, batch_sizes, command, reports_errors, warn
 from runtime.files.outputs import EXPORTED, check_directory
 from runtime.optional import require
+from runtime.progress import progress_bar
 
 CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # endings of files that --model reads a recipe off
 
@@ -75,15 +76,7 @@ def main(
         weights = checkpoint_weights(recipe, var_checkpoint, vae_checkpoint)
     else:
         weights = formula_weights(recipe, random_weights)
-    with progress_bar() as bar:
-        task = bar.add_task("starting", total=None)
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
-        def warn(note: str) -> None:
-            click.echo(f"Warning: {note}", err=True)
-
+    with progress_bar() as progress:
         options = {"precision": precision, "batches": sizes, "smooth": smooth}
         export_bundle(recipe, weights, out, precision, sizes, options, smooth, progress, warn)
     size = sum(file.stat().st_size for file in out.iterdir())

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .bundle.classes import NO_CLASS
-from .cli import FILE, command, progress_bar, reports_errors
+from .cli import FILE, command, reports_errors
 from .drawing import Files, drawing_options, engine_options, file_options
 from .errors import SettingsError
 from .limits import shown
+from .progress import counter, progress_bar
 
 if TYPE_CHECKING:
     from .editing import Box
@@ -45,7 +45,7 @@ def main(
     files: Files,
     **settings: Any,
 ) -> None:
-    """Draw a part of a picture anew and keep the rest. The label "none" leaves open what is drawn."""
+    """Draw a part of an image anew and keep the rest. With the label "none" the model decides what fits."""
     if (box is None) == (mask is None):
         raise click.UsageError("Expected one of '--box' and '--mask'.")
 
@@ -63,11 +63,9 @@ def main(
     picture = read_picture(image, model.image_size, smallest=model.grid)
     region = _box(box) if mask is None else read_mask(mask, image, model.image_size)
     kept = kept_cells(region, mode, model)
-    with progress_bar() as bar:
-        task = bar.add_task("loading", total=None)
+    with progress_bar() as progress:
         pipeline = Pipeline(bundle, backend, threads, verify)
-        bar.update(task, description="drawing", total=len(wanted) * model.tokens)
-        watch = files.watch(partial(bar.advance, task))
+        watch = files.watch(counter(progress, "drawing", len(wanted) * model.tokens))
         start = time.perf_counter()
         result = pipeline.edit(picture, region, mode, wanted, on_scale=watch, **settings)
         seconds = time.perf_counter() - start

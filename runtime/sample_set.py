@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from . import limits
-from .cli import FILE, Number, command, progress_bar, reports_errors
+from .cli import FILE, Number, command, reports_errors
 from .drawing import engine_options, sampling_options
 from .files.outputs import SET, check_folder
 from .limits import shown
+from .progress import counter, progress_bar
 from .sampling import BATCH, EVALUATION
 
 
@@ -38,7 +38,11 @@ def main(
     verify: bool,
     **settings: Any,
 ) -> None:
-    """Draw an evaluation set: PNGs named by class and index and, when all are there, the .npz of the FID toolkit."""
+    """Draw the images that FID and IS are computed from.
+
+    They are PNG files named by class and index. When all are there, the .npz of the usual FID toolkit is written too.
+    A run that was interrupted is resumed by the same command.
+    """
     part = _part(shard)
 
     check_folder(out, SET, bundle)
@@ -46,18 +50,15 @@ def main(
     from .evaluation_set import SAMPLES, EvaluationSet
     from .pipeline import Pipeline
 
-    with progress_bar("pictures") as bar:
-        task = bar.add_task("loading", total=None)
+    with progress_bar("images") as progress:
         pipeline = Pipeline(bundle, backend, threads, verify)
         wanted = EvaluationSet.of(pipeline, pipeline.classes.listed(classes), **settings)
         wanted.claim(out)
         todo = sum(map(len, wanted.missing(out, *part)))
-        bar.update(task, description="drawing", total=todo)
-        wanted.draw(pipeline, out, *part, partial(bar.advance, task))
+        wanted.draw(pipeline, out, *part, counter(progress, "drawing", todo))
         complete = not wanted.missing(out)
         if complete and not (out / SAMPLES).exists():
-            bar.reset(task, description=f"writing {SAMPLES}", total=len(wanted.pictures))
-            wanted.write_samples(out, partial(bar.advance, task))
+            wanted.write_samples(out, counter(progress, f"writing {SAMPLES}", len(wanted.pictures)))
     state = f"complete, with {SAMPLES}" if complete else "the other shards draw the rest"
     click.echo(f"{out}: {todo} of {len(wanted.pictures)} picture(s) drawn with {pipeline.backend.name}; {state}")
 

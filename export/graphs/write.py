@@ -15,9 +15,9 @@ from export.graphs.signature import Signature
 from export.graphs.specialize import specialize
 from export.graphs.weights import Entry, WeightFile
 from runtime.bundle import manifest
+from runtime.progress import Progress
 
 CLASS_NAMES = "classes.txt"
-Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 
 from runtime import limits
-from runtime.cli import FILE, Number, command, progress_bar, reports_errors
+from runtime.cli import FILE, Number, command, reports_errors
 from runtime.files.outputs import REPORT, check_directory
+from runtime.progress import progress_bar
 
 
 @command()
@@ -30,10 +31,10 @@ def main(
     with_bisect: bool,
     report: Path | None,
 ) -> None:
-    """Compare every stage of every bundle and engine in DIR with the PyTorch model.
+    """Compare bundles and engines with the PyTorch model, stage by stage.
 
-    DIR is a bundle, a directory of engines, or a folder of bundles such as build/var_d16. The weights are those that
-    the bundles name. Exit code 1 if anything is out of tolerance.
+    DIR is a bundle, a directory of engines, or a folder of bundles such as build/var_d16. Without --var-checkpoint and
+    --vae-checkpoint the weights are those that the bundles name. Exit code 1: something is out of tolerance.
     """
     from export.verify.report import HTML
     from export.verify.run import verify
@@ -42,12 +43,7 @@ def main(
         check_directory(report, REPORT, *directories)
     if against is not None and (var_checkpoint or vae_checkpoint):
         raise click.UsageError("--against takes the place of both checkpoints; give one or the other.")
-    with progress_bar() as bar:
-        task = bar.add_task("starting", total=None)
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
+    with progress_bar() as progress:
         result = verify(directories, (var_checkpoint, vae_checkpoint), against, pictures, with_bisect, progress)
     result.print()
     if report is not None:

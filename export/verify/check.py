@@ -11,10 +11,11 @@ import numpy as np
 from export.verify.artifacts import StaticSteps
 from export.verify.draws import Parting, allowed
 from export.verify.metrics import Difference, LogitDifference, PictureDifference, Share
-from export.verify.recording import Batch, Progress, Recording, Reference, generate, outputs, smoothly, started
+from export.verify.recording import Batch, Recording, Reference, generate, outputs, smoothly, started
 from export.verify.tolerances import limits, misses
 from runtime.backends.wiring import SMOOTH_BRIDGE
 from runtime.pipeline import Maps, Pipeline, ScaleView, batches
+from runtime.progress import Progress
 from runtime.sampling import Sampling
 
 STATIC_STEP = "static step for"  # and for how many pictures

@@ -14,10 +14,9 @@ from runtime.backends.wiring import SMOOTH_BRIDGE
 from runtime.bundle.manifest import Manifest, Tensor
 from runtime.errors import SettingsError
 from runtime.pipeline import Maps, Pipeline, Result, ScaleView
+from runtime.progress import Progress
 from runtime.sampling import Sampling
 from runtime.uniforms import uniforms
-
-Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import click
 from .. import limits
 from ..backends import BACKENDS
 from ..bundle.manifest import Manifest
-from ..cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
+from ..cli import FILE, Number, batch_sizes, command, reports_errors
 from ..drawing import sampling_options
 from ..files.outputs import check_apart, check_target
+from ..progress import progress_bar
 from ..sampling import Sampling
 
 
@@ -45,7 +46,7 @@ def main(
     vae_checkpoint: Path | None,
     **options: Any,
 ) -> None:
-    """Measure time, memory and, on a Jetson, energy of drawing with a bundle."""
+    """Measure the time, memory and energy of drawing with a bundle. Energy is measured on a Jetson only."""
     sizes = batch_sizes(batches)
     if (var_checkpoint or vae_checkpoint) and not options["compare"]:
         raise click.UsageError("--var-checkpoint and --vae-checkpoint need --compare.")
@@ -61,12 +62,7 @@ def main(
         options["top_k"] = Sampling.default_top_k(manifest.model.vocab_size)
     settings = Settings(batches=sizes, **options)
     check_libraries(plot_file is not None, settings.compare == "pytorch")
-    with progress_bar() as bar:
-        task = bar.add_task("loading", total=None)
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
+    with progress_bar() as progress:
         report = benchmark(bundle, settings, (var_checkpoint, vae_checkpoint), Jetson.find(), progress)
     if json_file:
         write_json(json_file, report)

@@ -74,5 +74,5 @@ def test_a_command_names_what_shadows_it(command: str, shadow: str, folder: Path
 
 def test_an_unknown_command(folder: Path) -> None:
     result = python(folder, "-m", "var_edge", "json.tool")
-    assert result.returncode == 1
-    assert result.stderr.startswith("usage: python -m var_edge COMMAND")
+    assert result.returncode == 2
+    assert result.stderr.startswith("Error: No such command 'json.tool'; ")
