@@ -16,38 +16,63 @@ from runtime.sampling import Sampling
 
 @command()
 @click.argument("bundle", type=FILE)
-@click.option("--out", type=FILE, required=True, help="INT8 bundle to write.")
-@click.option("--target", type=click.Choice(["trt", "cpu"]), default="trt", help="TensorRT, or ONNX Runtime on a CPU.")
-@click.option("--images", type=Number(int, limits.PICTURES), default=128, help="Pictures to draw for the ranges.")
+@click.option("--out", type=FILE, required=True, help="Directory to write the INT8 bundle to.")
 @click.option(
-    "--method", type=click.Choice(["mse", "entropy", "percentile", "minmax"]), default="mse", help="Of a range."
+    "--target",
+    type=click.Choice(["trt", "cpu"]),
+    default="trt",
+    help="What runs the bundle: TensorRT (trt) or ONNX Runtime on a CPU (cpu).",
 )
 @click.option(
-    "--budget", type=Number(float, limits.KL), help="Measure every layer, and plan for at most this KL a token (0.008)."
+    "--images",
+    type=Number(int, limits.PICTURES),
+    default=128,
+    help="Number of images to draw for measuring the ranges of activations.",
 )
 @click.option(
-    "--set", "overrides", multiple=True, metavar="LAYER=KIND", help="int8, int8x2, weights or float; repeatable."
+    "--method",
+    type=click.Choice(["mse", "entropy", "percentile", "minmax"]),
+    default="mse",
+    help="How activation ranges are chosen from what was measured.",
 )
-@click.option("--weights-only", is_flag=True, help="INT8 weights, everything else as in the base.")
 @click.option(
-    "--smoothing", type=click.Choice(["adaln", "all", "none"]), default="adaln", help="Of channels, into weights."
+    "--budget",
+    type=Number(float, limits.KL),
+    help="Measure each layer in INT8, and plan for at most this mean KL divergence per token, such as 0.008.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="LAYER=KIND",
+    help="Compute the layers that LAYER names as int8, int8x2, weights or float. Can be repeated.",
+)
+@click.option("--weights-only", is_flag=True, help="Quantize only the weights; compute as the FP32 bundle does.")
+@click.option(
+    "--channel-scaling",
+    "--smoothing",
+    type=click.Choice(["adaln", "all", "none"]),
+    default="adaln",
+    help="Layers whose channels are scaled (SmoothQuant): those after AdaLN (adaln), all, or none.",
 )
 @click.option(
     "--alpha",
     type=Number(float, limits.ALPHA),
     default=0.5,
-    help="How much of the channels' differences goes into the weights.",
+    help="Strength of --channel-scaling: 0 leaves the activations alone, 1 makes all their channels alike.",
 )
-@click.option("--seed", type=Number(int, limits.STORED_SEED), default=0, help="Of the first picture.")
+@click.option("--seed", type=Number(int, limits.STORED_SEED), default=0, help="Seed of the images.")
 @click.option(
     "--first",
     type=Number(int, limits.PICTURES_BEFORE),
     default=0,
-    help="Number of the first picture, to share the work.",
+    help="Index of the first image, to share the work among machines with --merge.",
 )
-@click.option("--merge", multiple=True, type=FILE, help="Add another machine's calibration.json.")
-@click.option("--calibration", type=FILE, help="[default: BUNDLE/calibration.json]")
-@click.option("--batches", default="1", help="Batch sizes of the static per-scale steps: 1,8")
+@click.option("--merge", multiple=True, type=FILE, help="Add the calibration.json of another machine. Can be repeated.")
+@click.option(
+    "--calibration", type=FILE, help="File to keep the measured ranges in.  [default: BUNDLE/calibration.json]"
+)
+@click.option("--batches", default="1", help="Batch sizes of the static graphs for each scale, such as 1,8.")
 @reports_errors
 def main(
     bundle: Path,
@@ -58,7 +83,7 @@ def main(
     budget: float | None,
     overrides: tuple[str, ...],
     weights_only: bool,
-    smoothing: str,
+    channel_scaling: str,
     alpha: float,
     seed: int,
     first: int,
@@ -82,7 +107,7 @@ def main(
     from calibration.make import Request, make_int8
     from calibration.record import Settings
 
-    settings = Settings(seed, Sampling.cfg, Sampling.top_k, Sampling.top_p, smoothing, alpha)
+    settings = Settings(seed, Sampling.cfg, Sampling.top_k, Sampling.top_p, channel_scaling, alpha)
     request = Request(target, method, images, first, settings, budget, kinds, weights_only, tuple(sizes), merge)
     with progress_bar() as progress:
         summary = make_int8(bundle, out, request, calibration, progress, warn)

@@ -120,12 +120,18 @@ def table(results: Sequence[tuple[str, Fidelity]]) -> str:
 
 @command()
 @click.argument("bundle", type=FILE)
-@click.option("--target", type=click.Choice(["trt", "cpu"]), default="trt")
-@click.option("--images", type=Number(int, limits.PICTURES), default=32, help="Pictures to draw for the ranges.")
-@click.option("--tokens", type=Number(int, limits.TESTED_TOKENS), default=600, help="Tokens compared at every scale.")
-@click.option("--batch", type=Number(int, limits.BATCH), default=16, help="Pictures compared together.")
-@click.option("--budget", type=Number(float, limits.KL), help="Also plan for at most this KL a token.")
-@click.option("--naive", type=FILE, help="Keep the bundle of the first row here.")
+@click.option("--target", type=click.Choice(["trt", "cpu"]), default="trt", help="What runs the bundles.")
+@click.option(
+    "--images", type=Number(int, limits.PICTURES), default=32, help="Number of images to draw for measuring the ranges."
+)
+@click.option(
+    "--tokens", type=Number(int, limits.TESTED_TOKENS), default=600, help="Number of tokens to compare at each scale."
+)
+@click.option("--batch", type=Number(int, limits.BATCH), default=16, help="Number of images compared together.")
+@click.option(
+    "--budget", type=Number(float, limits.KL), help="Also measure a plan of at most this mean KL divergence per token."
+)
+@click.option("--naive", type=FILE, help="Directory to keep the bundle of the first row in.")
 @reports_errors
 def main(
     bundle: Path, target: str, images: int, tokens: int, batch: int, budget: float | None, naive: Path | None

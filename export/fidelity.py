@@ -14,7 +14,9 @@ from runtime.progress import progress_bar
 @command()
 @click.argument("reference", type=FILE)
 @click.argument("candidate", type=FILE)
-@click.option("--tokens", type=Number(int, limits.TESTED_TOKENS), default=2000, help="Tokens to compare at each scale.")
+@click.option(
+    "--tokens", type=Number(int, limits.TESTED_TOKENS), default=2000, help="Number of tokens to compare at each scale."
+)
 @click.option("--seed", type=Number(int, limits.SEED), default=0, help="Seed of the images that REFERENCE draws.")
 @click.option(
     "--simulate-fp16", is_flag=True, help="Round on the CPU as FP16 hardware does. CANDIDATE must be an FP16 bundle."

@@ -20,7 +20,9 @@ NO_GPU = 3  # exit code, so that a script can tell it from a failed check
 @click.argument("fp32", type=FILE)
 @click.argument("bundles", metavar="BUNDLE…", nargs=-1, required=True, type=FILE)
 @click.option("--report", type=FILE, default=Path("build/gpu-check"), help="Directory to write the report to.")
-@click.option("--images", "--pictures", type=Number(int, limits.VERIFIED), default=32, help="Images to verify with.")
+@click.option(
+    "--images", "--pictures", type=Number(int, limits.VERIFIED), default=32, help="Number of images to verify with."
+)
 @reports_errors
 def main(fp32: Path, bundles: tuple[Path, ...], report: Path, images: int) -> None:
     """Build, verify and measure engines on this machine's GPU.

@@ -45,36 +45,41 @@ def sampling_options(defaults: Sampling) -> Options:
             "--cfg",
             type=Number(float, limits.CFG),
             default=defaults.cfg,
-            help="Guidance: 0 is none, more is closer to the class.",
+            help="Strength of classifier-free guidance: 0 is none, more is closer to the class.",
         ),
         click.option(
             "--top-k",
             type=Number(int, limits.TOP_K),
-            help=f"Draw from the K likeliest tokens; 0: all.  [default: {top_k}]",
+            help=f"Draw from the K likeliest tokens; 0 means all.  [default: {top_k}]",
         ),
         click.option(
             "--top-p",
             type=Number(float, limits.TOP_P),
             default=defaults.top_p,
-            help="Draw from the likeliest tokens of mass P; 0: all.",
+            help="Draw from the likeliest tokens whose probabilities add up to P; 0 means all.",
         ),
     )
 
 
 drawing_options = together(
-    click.option("--seed", type=Number(int, limits.SEED), default=0, help="Picture i is drawn with SEED + i."),
+    click.option(
+        "--seed",
+        type=Number(int, limits.SEED),
+        default=0,
+        help="Seed of the first image. Image i is drawn with SEED + i.",
+    ),
     sampling_options(Sampling()),
-    click.option("--smooth", is_flag=True, help="Mix codes in place of drawing tokens: smoother pictures."),
-    click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Pictures drawn together."),
+    click.option("--smooth", is_flag=True, help="Mix codes instead of drawing tokens, which gives smoother images."),
+    click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Number of images drawn together."),
 )
 engine_options = together(
     click.option(
         "--threads",
         type=Number(int, limits.THREADS),
-        help="CPU threads.  [default: as many CPUs as this process may use]",
+        help="Number of CPU threads.  [default: as many CPUs as this process may use]",
     ),
-    click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine."),
-    click.option("--verify/--no-verify", default=True, help="Check the SHA-256 of the bundle's files."),
+    click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine to run on."),
+    click.option("--verify/--no-verify", default=True, help="Check the SHA-256 of the bundle's files first."),
 )
 
 
@@ -133,10 +138,14 @@ def file_options(command: Callable[..., None]) -> Callable[..., None]:
         command(files=Files(out, preview_dir, animation, dump), **others)
 
     return together(
-        click.option("--out", type=FILE, default=Path("picture.png"), help="PNG to write."),
-        click.option("--preview-dir", type=FILE, help="Also write the pictures after each scale into this folder."),
-        click.option("--animation", type=FILE, help="Also write them as one .webp or .gif, coarse to fine."),
-        click.option("--dump", type=FILE, help="Also write tokens and pictures to this .npz."),
+        click.option("--out", type=FILE, default=Path("picture.png"), help="PNG file to write."),
+        click.option("--preview-dir", type=FILE, help="Also write the image after each scale to this folder."),
+        click.option(
+            "--animation",
+            type=FILE,
+            help="Also write the image after each scale as one animation, a .webp or .gif file.",
+        ),
+        click.option("--dump", type=FILE, help="Also write tokens and images to this .npz file."),
     )(run)
 
 

@@ -20,13 +20,30 @@ if TYPE_CHECKING:
 
 
 @command()
-@click.option("--bundle", type=FILE, required=True, help="Directory to run.")
-@click.option("--image", type=FILE, required=True, help="Picture to edit; of another shape its middle square.")
-@click.option("--box", metavar="Y0,X0,Y1,X1", help="Part of that square, as shares of its side: 0.25,0.25,0.75,0.75")
-@click.option("--mask", type=FILE, help="Instead of a box: a picture of the same size, white inside.")
-@click.option("--mode", type=click.Choice(["inpaint", "outpaint"]), default="inpaint", help="Draw inside, or outside.")
-@click.option("--label", "labels", multiple=True, default=[NO_CLASS], help="What to draw; several draw several times.")
-@click.option("--compare", is_flag=True, help="Put the given picture, and what is kept of it, before the result.")
+@click.option("--bundle", type=FILE, required=True, help="Bundle to draw with.")
+@click.option("--image", type=FILE, required=True, help="Image to edit. Of one that is not square the middle is used.")
+@click.option(
+    "--box",
+    metavar="Y0,X0,Y1,X1",
+    help="Box to draw or keep, as fractions of the image side, such as 0.25,0.25,0.75,0.75.",
+)
+@click.option("--mask", type=FILE, help="Mask in place of --box: an image of the same size, white inside.")
+@click.option(
+    "--mode",
+    type=click.Choice(["inpaint", "outpaint"]),
+    default="inpaint",
+    help="Draw inside the box (inpaint) or outside (outpaint).",
+)
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    default=[NO_CLASS],
+    help="Class to draw, as number or name, or none. Give several for several results.",
+)
+@click.option(
+    "--compare", is_flag=True, help="Put the given image, and the part of it that is kept, before the results."
+)
 @drawing_options
 @engine_options
 @file_options

@@ -14,13 +14,15 @@ from .progress import counter, progress_bar
 
 
 @command()
-@click.option("--bundle", type=FILE, required=True, help="Directory to run.")
-@click.option("--label", "labels", multiple=True, help="Class number or name; several: 207,980 or repeated.")
+@click.option("--bundle", type=FILE, required=True, help="Bundle to draw with.")
+@click.option(
+    "--label", "labels", multiple=True, help="Class to draw, as number or name. Give several as 207,980 or repeat it."
+)
 @drawing_options
 @engine_options
 @file_options
-@click.option("--dump-logits", is_flag=True, help="Add the logits after guidance to the dump.")
-@click.option("--list-classes", is_flag=True, help="Print the bundle's classes and stop.")
+@click.option("--dump-logits", is_flag=True, help="Add the logits, after guidance, to the file of --dump.")
+@click.option("--list-classes", is_flag=True, help="Print the classes of the bundle and exit.")
 @reports_errors
 def main(
     bundle: Path,

@@ -18,14 +18,24 @@ from .sampling import BATCH, EVALUATION
 
 
 @command()
-@click.option("--bundle", type=FILE, required=True, help="Directory to run.")
-@click.option("--out", type=FILE, required=True, help="Folder of the set; one that was begun is continued.")
-@click.option("--per-class", type=Number(int, limits.PICTURES), default=50, help="Pictures of each class.")
-@click.option("--classes", multiple=True, help="Only these, numbers or names: 207,980.  [default: all]")
-@click.option("--seed", type=Number(int, limits.SET_SEED), default=0, help="Another seed, other pictures.")
-@click.option("--shard", default="1/1", metavar="I/N", help="Draw the I-th of N parts, for N machines or processes.")
+@click.option("--bundle", type=FILE, required=True, help="Bundle to draw with.")
+@click.option("--out", type=FILE, required=True, help="Folder of the set. A set that was begun there is resumed.")
+@click.option("--per-class", type=Number(int, limits.PICTURES), default=50, help="Number of images of each class.")
+@click.option("--classes", multiple=True, help="Classes to draw, as numbers or names such as 207,980.  [default: all]")
+@click.option(
+    "--seed",
+    type=Number(int, limits.SET_SEED),
+    default=0,
+    help="Seed of the whole set: another seed gives other images.",
+)
+@click.option(
+    "--shard",
+    default="1/1",
+    metavar="I/N",
+    help="Draw only the I-th of N parts, to share the work among N machines or processes.",
+)
 @sampling_options(EVALUATION)
-@click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Pictures drawn together.")
+@click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Number of images drawn together.")
 @engine_options
 @reports_errors
 def main(

@@ -30,17 +30,30 @@ def timing_cache_file(built: Built) -> Path:
 
 @command()
 @click.argument("bundle", type=FILE)
-@click.option("--trt", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), default="auto", help="Which TensorRT.")
-@click.option("--out", type=FILE, help="Directory to write.  [default: BUNDLE/engines/DEVICE]")
-@click.option("--batches", default="1", help="Pictures drawn together: 1,8")
-@click.option("--compute-capability", help="Build ahead of time for these GPUs: 8.6,8.9  [default: this machine's]")
 @click.option(
-    "--workspace", type=Number(int, limits.WORKSPACE), metavar="MIB", help="Scratch memory an engine may use."
+    "--trt", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), default="auto", help="TensorRT to build with."
 )
-@click.option("--hardware-compatible", is_flag=True, help="Run on later GPUs too; slower.")
-@click.option("--version-compatible", is_flag=True, help="Run on later TensorRT of the same major version.")
-@click.option("--timing-cache", type=FILE, help="A .timing file.  [default: per device]")
-@click.option("--force", is_flag=True, help="Build even if nothing changed.")
+@click.option("--out", type=FILE, help="Directory to write the engines to.  [default: BUNDLE/engines/DEVICE]")
+@click.option("--batches", default="1", help="Batch sizes that the engines can draw, such as 1,8.")
+@click.option(
+    "--compute-capability", help="Build ahead of time for these GPUs, such as 8.6,8.9.  [default: this machine's]"
+)
+@click.option(
+    "--workspace",
+    type=Number(int, limits.WORKSPACE),
+    metavar="MIB",
+    help="Limit of the scratch memory of an engine, in MiB.  [default: none]",
+)
+@click.option("--hardware-compatible", is_flag=True, help="Build engines that run on later GPUs too, but slower.")
+@click.option(
+    "--version-compatible", is_flag=True, help="Build engines that run on later TensorRT of the same major version."
+)
+@click.option(
+    "--timing-cache",
+    type=FILE,
+    help="Timing cache (.timing) to read and update.  [default: one for each device in ~/.cache/var-edge]",
+)
+@click.option("--force", is_flag=True, help="Build again even if nothing changed.")
 @reports_errors
 def main(
     bundle: Path,

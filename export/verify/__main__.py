@@ -15,19 +15,25 @@ from runtime.progress import progress_bar
 
 @command()
 @click.argument("directories", metavar="DIR…", nargs=-1, required=True, type=FILE)
-@click.option("--var-checkpoint", type=FILE, help="Transformer weights the bundles were made of.")
-@click.option("--vae-checkpoint", type=FILE, help="VQVAE weights the bundles were made of.")
-@click.option("--against", type=FILE, help="FP32 bundle to compare with; needs no PyTorch.")
-@click.option("--pictures", type=Number(int, limits.VERIFIED), default=8, help="Pictures to draw, of labels all over.")
-@click.option("--bisect", "with_bisect", is_flag=True, help="Where a stage fails, name the node inside.")
-@click.option("--report", type=FILE, help="Directory for report.html and report.json.")
+@click.option("--var-checkpoint", type=FILE, help="File of the transformer weights that the bundles were made from.")
+@click.option("--vae-checkpoint", type=FILE, help="File of the VQVAE weights that the bundles were made from.")
+@click.option("--against", type=FILE, help="Compare with this FP32 bundle instead; needs no PyTorch.")
+@click.option(
+    "--images",
+    "--pictures",
+    type=Number(int, limits.VERIFIED),
+    default=8,
+    help="Number of images to compare, of classes from the whole range.",
+)
+@click.option("--bisect", "with_bisect", is_flag=True, help="Where a stage fails, find the first node that is wrong.")
+@click.option("--report", type=FILE, help="Directory to write report.html and report.json to.")
 @reports_errors
 def main(
     directories: tuple[Path, ...],
     var_checkpoint: Path | None,
     vae_checkpoint: Path | None,
     against: Path | None,
-    pictures: int,
+    images: int,
     with_bisect: bool,
     report: Path | None,
 ) -> None:
@@ -44,7 +50,7 @@ def main(
     if against is not None and (var_checkpoint or vae_checkpoint):
         raise click.UsageError("--against takes the place of both checkpoints; give one or the other.")
     with progress_bar() as progress:
-        result = verify(directories, (var_checkpoint, vae_checkpoint), against, pictures, with_bisect, progress)
+        result = verify(directories, (var_checkpoint, vae_checkpoint), against, images, with_bisect, progress)
     result.print()
     if report is not None:
         result.write(report)
