@@ -199,10 +199,12 @@ class Product:
         return weight_scale(self._float_weight(), self._site.out_axis, self._target)
 
     def _column_sums(self) -> np.ndarray:
-        return self._integers().sum(0, dtype=np.int64) * self._weight_scale()
+        result: np.ndarray = self._integers().sum(0, dtype=np.int64) * self._weight_scale()
+        return result
 
     def _bias_scale(self) -> np.ndarray:
-        return self._q.activations[f"{self._site.key} input"].scale[0] * self._weight_scale()
+        result: np.ndarray = self._q.activations[f"{self._site.key} input"].scale[0] * self._weight_scale()
+        return result
 
     def _bias(self, bias: ir.Value) -> np.ndarray:
         return np.round(self._q.read(str(bias.name)) / self._bias_scale().astype(np.float64)).astype(np.int32)

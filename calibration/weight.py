@@ -16,10 +16,12 @@ def weight_scale(weight: np.ndarray, axis: int, target: Target) -> np.ndarray:
     scale = np.maximum(largest, 1e-30) / target.weight_levels
     if target.half:  # the graph keeps it in FP16, so the weights are rounded to multiples of what that holds
         scale = np.maximum(scale, np.finfo(np.float16).tiny).astype(np.float16)
-    return scale.astype(np.float32)
+    result: np.ndarray = scale.astype(np.float32)
+    return result
 
 
 def integers(weight: np.ndarray, scale: np.ndarray, axis: int, target: Target) -> np.ndarray:
     """The weight in steps of `scale`, int8."""
     steps = weight / np.expand_dims(scale, [i for i in range(weight.ndim) if i != axis])
-    return np.clip(np.round(steps), -target.weight_levels, target.weight_levels).astype(np.int8)
+    result: np.ndarray = np.clip(np.round(steps), -target.weight_levels, target.weight_levels).astype(np.int8)
+    return result

@@ -58,7 +58,7 @@ class Group(_Command, click.Group):
 command = functools.partial(click.command, cls=_Command, context_settings={"show_default": True})
 
 
-class Number(click.ParamType):
+class Number(click.ParamType):  # type: ignore[type-arg]  # generic only in later releases of click
     """A number in a range, written in plain digits: "1_000" and digits of other scripts are none."""
 
     def __init__(self, kind: type[int] | type[float], allowed: Range) -> None:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     from .pipeline import Result, ScaleView
 
-C = TypeVar("C", bound=Callable[..., Any])
-Options = Callable[[C], C]
+Command = Callable[..., Any]
+Options = Callable[[Command], Command]
 
 
 def together(*options: Options) -> Options:
     """These options as one decorator."""
 
-    def decorate(command: C) -> C:
+    def decorate(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
         return command
@@ -137,7 +137,7 @@ def file_options(command: Callable[..., None]) -> Callable[..., None]:
     def run(*, out: Path, preview_dir: Path | None, animation: Path | None, dump: Path | None, **others: Any) -> None:
         command(files=Files(out, preview_dir, animation, dump), **others)
 
-    return together(
+    result: Callable[..., None] = together(
         click.option("--out", type=FILE, default=Path("picture.png"), help="PNG file to write."),
         click.option("--preview-dir", type=FILE, help="Also write the image after each scale to this folder."),
         click.option(
@@ -147,6 +147,7 @@ def file_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--dump", type=FILE, help="Also write tokens and images to this .npz file."),
     )(run)
+    return result
 
 
 @dataclass

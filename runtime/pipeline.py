@@ -65,7 +65,8 @@ class ScaleView:
         """(B, p*p, V) float32, after guidance and before filtering."""
         conditional, unconditional = np.split(self.backend.logits().swapaxes(0, 1), 2)  # (B, L, V) each
         t = np.float32(self.guidance)
-        return (1 + t) * conditional - t * unconditional
+        result: np.ndarray = (1 + t) * conditional - t * unconditional
+        return result
 
     def preview(self) -> np.ndarray:
         """(B, H, W, 3) uint8: the pictures as they are after this scale. Costs a run of the decoder."""

@@ -50,6 +50,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, folder in enumerate(order) if item.nodeid.startswith(folder)), len(order))
 
     items.sort(key=place)  # which keeps the order within each
+    for item in items:
+        if is_fast(item):
+            item.add_marker("fast")
+
+
+def is_fast(item: pytest.Item) -> bool:
+    """Whether a test belongs to the fast tier: it neither exports, compiles or trains, nor says that it takes long."""
+    exports = "shared" in getattr(item, "fixturenames", ())  # every exported bundle is a fixture that uses this one
+    apart = item.nodeid.startswith(("tests/cpp/", "tests/demo_model/", "tests/fuzz/"))
+    return not exports and not apart and not any(item.iter_markers("slow")) and not any(item.iter_markers("full"))
 
 
 @pytest.fixture(scope="session")

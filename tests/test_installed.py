@@ -110,6 +110,7 @@ def test_every_recipe_finds_its_weights(installed: Path, tmp_path: Path) -> None
     assert str(installed.parent) in result.stdout  # not this repository's
 
 
+@pytest.mark.slow
 def test_a_recipe_brings_its_own_class_names(var_edge: VarEdge, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models/mine.toml").write_text((DATA / "tiny.toml").read_text() + 'classes = "colours"\n')

@@ -123,7 +123,7 @@ def _fixed(profile: Any, shapes: Shapes) -> Any:
 
 
 def _log(trt: ModuleType) -> Any:
-    class Log(trt.ILogger):  # type: ignore[name-defined]
+    class Log(trt.ILogger):  # type: ignore[name-defined, misc]
         """Keeps (severity, text) of every message."""
 
         def __init__(self) -> None:
@@ -137,7 +137,7 @@ def _log(trt: ModuleType) -> Any:
 
 
 def _monitor(trt: ModuleType, graph: str, progress: Progress) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.sizes: dict[str, int] = {}

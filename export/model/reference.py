@@ -111,7 +111,8 @@ class PyTorchBackend:
         return self._tokens[k]
 
     def logits(self) -> np.ndarray:
-        return self._logits.numpy()
+        result: np.ndarray = self._logits.numpy()
+        return result
 
     @torch.inference_mode()
     def decode(self) -> np.ndarray:

@@ -172,12 +172,14 @@ def started(pipeline: Pipeline, batch: Batch) -> dict[str, np.ndarray]:
     """What `condition` makes of the batch's labels."""
     backend: Any = pipeline.backend
     backend.begin(np.array(batch.labels, np.int64))
-    return backend.started()
+    result: dict[str, np.ndarray] = backend.started()
+    return result
 
 
 def outputs(view: ScaleView) -> Outputs:
     """What the graphs of the scale just stepped made."""
-    return view.backend.outputs(view.index)  # type: ignore[attr-defined]
+    result: Outputs = view.backend.outputs(view.index)  # type: ignore[attr-defined]
+    return result
 
 
 class _Enough(Exception):

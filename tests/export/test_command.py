@@ -41,6 +41,7 @@ def refused(result: subprocess.CompletedProcess[str], *parts: str) -> None:
         assert part in result.stderr
 
 
+@pytest.mark.slow
 def test_a_bundle_is_written_with_its_provenance(tmp_path: Path) -> None:
     result = run(*TINY, "--out", str(tmp_path / "bundle"), "--batches", "2,1")
     assert result.returncode == 0, result.stderr
@@ -87,6 +88,7 @@ def test_too_little_memory_is_said_before_the_work(tmp_path: Path) -> None:
         check_room(Recipe.load("var_d30"), tmp_path / "bundle", meminfo)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a full disk: the write itself fails
@@ -96,6 +98,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_nan_in_a_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     from export.checkpoint.weights import CheckpointError, Weights
 

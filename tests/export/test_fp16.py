@@ -124,6 +124,7 @@ def test_a_planted_overflow_is_caught(fp16_demo_bundle: Path, tmp_path: Path) ->
         check(largest_magnitudes(bundle, [0]))
 
 
+@pytest.mark.slow
 def test_a_weight_beyond_fp16_is_refused(tmp_path: Path) -> None:
     recipe = Recipe.load(str(DATA / "tiny.toml"))
     weights = formula_weights(recipe, 0)

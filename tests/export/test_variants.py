@@ -84,6 +84,7 @@ def check(name: str, tokens: list[np.ndarray], images: np.ndarray, encoded: np.n
         assert np.abs(images[0].astype(int) - golden[f"{name}: image"]).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_model_draws_and_encodes_as_published(name: str) -> None:
     recipe = recipe_of(name)

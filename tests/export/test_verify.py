@@ -245,6 +245,7 @@ def test_what_is_missing_is_absent_and_no_pass(folder: Path, tmp_path: Path) -> 
     assert entry.status == "passed"
 
 
+@pytest.mark.slow
 def test_steps_of_every_batch_size(tmp_path: Path) -> None:
     recipe = Recipe.load(str(DATA / "tiny.toml"))
     sound, damaged, without = (tmp_path / name for name in ("sound", "damaged", "without"))
