@@ -41,13 +41,15 @@ SYSTEM_PACKAGES := $(if $(wildcard /etc/nv_tegra_release),--system-site-packages
 
 CALIBRATE := $(if $(IMAGES),--images $(call quoted,$(IMAGES))) $(if $(BUDGET),--budget $(call quoted,$(BUDGET)))
 
-.PHONY: help setup demo onnx calibrate engine gpu-check verify bench cpp lint test test-full clean
+.PHONY: help setup demo onnx calibrate engine gpu-check verify bench cpp lint test test-fast test-full clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(INSTALLED) ## make .venv and install the project with its export and development tools
+setup: $(INSTALLED) ## make .venv with the project and its tools, and fetch what the C++ library is compiled with
+	@if command -v npm > /dev/null; then $(PYTHON) runtime/cpp/fetch.py build/cpp/deps --arm64; \
+	  else echo "npm is not installed: the C++ library cannot be compiled, and its tests will be skipped"; fi
 	@echo ".venv is ready"
 
 $(INSTALLED): pyproject.toml
@@ -107,8 +109,11 @@ lint: $(INSTALLED) ## check style and types
 	@$(PYTHON) -m mypy --no-error-summary
 
 # Two processes with a thread each: most of the work is Python's, which uses one.
-test: lint ## check style and types, run the tests (no download, no GPU) [JOBS=2]
+test: lint ## check style and types, run the tests: no GPU, and no download after make setup [JOBS=2]
 	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n $(or $(JOBS),2)
+
+test-fast: $(INSTALLED) ## run the tests that export, compile and train nothing: about a minute [JOBS=2]
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n $(or $(JOBS),2) -m fast
 
 test-full: lint ## the same with the full-size d16 checks: minutes and gigabytes
 	@$(PYTHON) -m pytest -q -m ''

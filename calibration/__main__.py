@@ -7,46 +7,72 @@ from pathlib import Path
 import click
 
 from runtime import limits
-from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
+from runtime.cli import FILE, Number, batch_sizes, command, reports_errors, warn
 from runtime.limits import shown
 from runtime.optional import require
-from runtime.sampling import Sampling
+from runtime.progress import progress_bar
+from runtime.sampling import TOP_K, Sampling
 
 
 @command()
 @click.argument("bundle", type=FILE)
-@click.option("--out", type=FILE, required=True, help="INT8 bundle to write.")
-@click.option("--target", type=click.Choice(["trt", "cpu"]), default="trt", help="TensorRT, or ONNX Runtime on a CPU.")
-@click.option("--images", type=Number(int, limits.PICTURES), default=128, help="Pictures to draw for the ranges.")
+@click.option("--out", type=FILE, required=True, help="Directory to write the INT8 bundle to.")
 @click.option(
-    "--method", type=click.Choice(["mse", "entropy", "percentile", "minmax"]), default="mse", help="Of a range."
+    "--target",
+    type=click.Choice(["trt", "cpu"]),
+    default="trt",
+    help="What runs the bundle: TensorRT (trt) or ONNX Runtime on a CPU (cpu).",
 )
 @click.option(
-    "--budget", type=Number(float, limits.KL), help="Measure every layer, and plan for at most this KL a token (0.008)."
+    "--images",
+    type=Number(int, limits.PICTURES),
+    default=128,
+    help="Number of images to draw for measuring the ranges of activations.",
 )
 @click.option(
-    "--set", "overrides", multiple=True, metavar="LAYER=KIND", help="int8, int8x2, weights or float; repeatable."
+    "--method",
+    type=click.Choice(["mse", "entropy", "percentile", "minmax"]),
+    default="mse",
+    help="How activation ranges are chosen from what was measured.",
 )
-@click.option("--weights-only", is_flag=True, help="INT8 weights, everything else as in the base.")
 @click.option(
-    "--smoothing", type=click.Choice(["adaln", "all", "none"]), default="adaln", help="Of channels, into weights."
+    "--budget",
+    type=Number(float, limits.KL),
+    help="Measure each layer in INT8, and plan for at most this mean KL divergence per token, such as 0.008.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="LAYER=KIND",
+    help="Compute the layers that LAYER names as int8, int8x2, weights or float. Can be repeated.",
+)
+@click.option("--weights-only", is_flag=True, help="Quantize only the weights; compute as the FP32 bundle does.")
+@click.option(
+    "--channel-scaling",
+    "--smoothing",
+    type=click.Choice(["adaln", "all", "none"]),
+    default="adaln",
+    help="Layers whose channels are scaled (SmoothQuant): those after AdaLN (adaln), all, or none.",
 )
 @click.option(
     "--alpha",
     type=Number(float, limits.ALPHA),
     default=0.5,
-    help="How much of the channels' differences goes into the weights.",
+    help="Strength of --channel-scaling: 0 leaves the activations alone, 1 makes all their channels alike.",
 )
-@click.option("--seed", type=Number(int, limits.STORED_SEED), default=0, help="Of the first picture.")
+@click.option("--seed", type=Number(int, limits.STORED_SEED), default=0, help="Seed of the images.")
 @click.option(
     "--first",
     type=Number(int, limits.PICTURES_BEFORE),
     default=0,
-    help="Number of the first picture, to share the work.",
+    help="Index of the first image, to share the work among machines with --merge.",
 )
-@click.option("--merge", multiple=True, type=FILE, help="Add another machine's calibration.json.")
-@click.option("--calibration", type=FILE, help="[default: BUNDLE/calibration.json]")
-@click.option("--batches", default="1", help="Batch sizes of the static per-scale steps: 1,8")
+@click.option("--merge", multiple=True, type=FILE, help="Add the calibration.json of another machine. Can be repeated.")
+@click.option(
+    "--calibration", type=FILE, help="File to keep the measured ranges in.  [default: BUNDLE/calibration.json]"
+)
+@click.option("--batches", default="1", help="Batch sizes of the static graphs for each scale, such as 1,8.")
 @reports_errors
 def main(
     bundle: Path,
@@ -57,7 +83,7 @@ def main(
     budget: float | None,
     overrides: tuple[str, ...],
     weights_only: bool,
-    smoothing: str,
+    channel_scaling: str,
     alpha: float,
     seed: int,
     first: int,
@@ -65,10 +91,10 @@ def main(
     calibration: Path | None,
     batches: str,
 ) -> None:
-    """Calibrate the FP32 BUNDLE on pictures that it draws, and write it in INT8.
+    """Calibrate an FP32 bundle and write it in INT8.
 
-    What was collected stays in calibration.json beside the bundle: interrupted, it is gone on with, and it serves both
-    targets.
+    The ranges of activations are measured on images that BUNDLE draws. They are kept in calibration.json in the
+    bundle, so that an interrupted run is resumed and both targets share them.
     """
     kinds = tuple(_assignment(text) for text in overrides)
     sizes = sorted(batch_sizes(batches))
@@ -81,17 +107,9 @@ def main(
     from calibration.make import Request, make_int8
     from calibration.record import Settings
 
-    settings = Settings(seed, Sampling.cfg, Sampling.top_k, Sampling.top_p, smoothing, alpha)
+    settings = Settings(seed, Sampling.cfg, TOP_K, Sampling.top_p, channel_scaling, alpha)
     request = Request(target, method, images, first, settings, budget, kinds, weights_only, tuple(sizes), merge)
-    with progress_bar() as bar:
-        task = bar.add_task("starting", total=None)
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
-        def warn(note: str) -> None:
-            click.echo(f"Warning: {note}", err=True)
-
+    with progress_bar() as progress:
         summary = make_int8(bundle, out, request, calibration, progress, warn)
     click.echo(f"{out}: {summary}")
 

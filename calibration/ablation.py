@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +19,11 @@ from calibration.target import TARGETS, Target
 from export.verify.fidelity import Fidelity, Teacher
 from runtime import limits
 from runtime.bundle.manifest import Manifest
-from runtime.cli import FILE, Number, command, progress_bar, reports_errors
+from runtime.cli import FILE, Number, command, reports_errors
 from runtime.files.atomic import scratch_directory
 from runtime.files.outputs import INT8_BUNDLE, check_directory
 from runtime.pipeline import Pipeline
+from runtime.progress import Progress, progress_bar
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def study(
     budget: float | None,
     scratch: Path,
     naive: Path | None,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> list[tuple[str, Fidelity]]:
     """Every row's fidelity to FP32. Raises VarEdgeError."""
     sites = all_sites(bundle, Manifest.load(bundle, verify=False))
@@ -117,25 +118,26 @@ def table(results: Sequence[tuple[str, Fidelity]]) -> str:
 
 @command()
 @click.argument("bundle", type=FILE)
-@click.option("--target", type=click.Choice(["trt", "cpu"]), default="trt")
-@click.option("--images", type=Number(int, limits.PICTURES), default=32, help="Pictures to draw for the ranges.")
-@click.option("--tokens", type=Number(int, limits.TESTED_TOKENS), default=600, help="Tokens compared at every scale.")
-@click.option("--batch", type=Number(int, limits.BATCH), default=16, help="Pictures compared together.")
-@click.option("--budget", type=Number(float, limits.KL), help="Also plan for at most this KL a token.")
-@click.option("--naive", type=FILE, help="Keep the bundle of the first row here.")
+@click.option("--target", type=click.Choice(["trt", "cpu"]), default="trt", help="What runs the bundles.")
+@click.option(
+    "--images", type=Number(int, limits.PICTURES), default=32, help="Number of images to draw for measuring the ranges."
+)
+@click.option(
+    "--tokens", type=Number(int, limits.TESTED_TOKENS), default=600, help="Number of tokens to compare at each scale."
+)
+@click.option("--batch", type=Number(int, limits.BATCH), default=16, help="Number of images compared together.")
+@click.option(
+    "--budget", type=Number(float, limits.KL), help="Also measure a plan of at most this mean KL divergence per token."
+)
+@click.option("--naive", type=FILE, help="Directory to keep the bundle of the first row in.")
 @reports_errors
 def main(
     bundle: Path, target: str, images: int, tokens: int, batch: int, budget: float | None, naive: Path | None
 ) -> None:
-    """Print what every technique buys on the FP32 BUNDLE, as markdown."""
+    """Measure what each technique of calibration gains, and print it as a Markdown table."""
     if naive is not None:
         check_directory(naive, INT8_BUNDLE, bundle)
-    with scratch_directory(bundle) as scratch, progress_bar() as bar:
-        task = bar.add_task("starting", total=None)
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
+    with scratch_directory(bundle) as scratch, progress_bar() as progress:
         click.echo(table(study(bundle, target, images, tokens, batch, budget, scratch, naive, progress)))
 
 

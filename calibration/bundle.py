@@ -22,13 +22,14 @@ from calibration.target import SCALES, ZERO_POINTS, Activation, Target
 from export.graphs.mixed_precision import to_fp16
 from export.graphs.signature import Signature
 from export.graphs.weights import STORED, Entry
-from export.graphs.write import Head, Progress, write_bundle
+from export.graphs.write import Head, write_bundle
 from export.kept import Warn, new_bundle
 from runtime.bundle.manifest import Manifest, Provenance
 from runtime.bundle.names import ENCODER, STEP_PREFIX, TRANSFORMER
 from runtime.bundle.precision import Precision
 from runtime.bundle.weight_file import open_weights
 from runtime.files.outputs import INT8_BUNDLE, check_directory
+from runtime.progress import Progress, silent
 
 ONE_SIDED = 0.75  # share of a symmetric range below which a zero point is worth its arithmetic
 
@@ -41,7 +42,7 @@ def quantize_bundle(
     target: Target,
     method: str,
     batches: Sequence[int] = (1,),
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
     others: Sequence[Callable[[Path], None]] = (),
     warn: Warn = lambda note: None,
 ) -> None:

@@ -19,4 +19,5 @@ def scaling_vector(channels: np.ndarray, weight: np.ndarray, alpha: float) -> np
     rows = np.abs(weight).max(1)
     rows = np.maximum(rows, SMALLEST * max(rows.max(), 1e-30))
     logarithm = alpha * np.log(largest) - (1 - alpha) * np.log(rows)
-    return np.exp(logarithm - logarithm.mean()).astype(np.float32)
+    result: np.ndarray = np.exp(logarithm - logarithm.mean()).astype(np.float32)
+    return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,11 @@ from runtime.bundle.precision import Precision
 from runtime.bundle.weight_file import open_weights
 from runtime.errors import SettingsError
 from runtime.pipeline import Pipeline
+from runtime.progress import Progress, silent
 
 SCALING_PICTURES = 8  # their channels' extremes decide the channel scaling: the same for all parts of a shared run
 FEWEST = 8  # pictures that make a range rather than chance
 GOLDEN = 0.6180339887  # steps of this share of the classes visit them evenly, however many are taken
-
-Progress = Callable[[str, int, int], None]
 
 
 def collect(
@@ -34,7 +33,7 @@ def collect(
     images: int,
     settings: Settings,
     first: int = 0,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
     sites: Sequence[Site] | None = None,
 ) -> Calibration:
     """Pictures `first` to `first + images` of the run that `settings` describe; written to `path` after each.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.bundle import quantize_bundle
-from calibration.collect import Progress, collect
+from calibration.collect import collect
 from calibration.plan import Plan, default_plan, with_overrides
 from calibration.record import FILE_NAME, Calibration, Settings
 from calibration.sensitivity import FILE_NAME as SENSITIVITY
@@ -18,6 +18,7 @@ from export.kept import Warn
 from runtime.bundle.manifest import Manifest
 from runtime.files.outputs import INT8_BUNDLE, check_directory, check_target
 from runtime.files.unfinished import exclusive
+from runtime.progress import Progress, silent
 
 DEFAULTS = Settings()
 REPORT, HEAT_MAP = "report.md", "sensitivity.png"
@@ -44,7 +45,7 @@ def make_int8(
     out: Path,
     request: Request,
     calibration: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
     warn: Warn = lambda note: None,
 ) -> str:
     """Writes the INT8 bundle `out`; returns one line about it. Raises VarEdgeError, OSError.

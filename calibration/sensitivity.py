@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from runtime.bundle.weight_file import open_weights
 from runtime.errors import BundleError
 from runtime.files.atomic import atomic_file
 from runtime.pipeline import Pipeline
+from runtime.progress import Progress, silent
 
 SCHEMA_VERSION = 1
 FILE_NAME = "sensitivity.json"
@@ -35,8 +36,6 @@ TOKENS, TOKENS_OF_WIDE = 300, 64  # compared at every scale; fewer where a layer
 WIDE = 512  # channels: beyond, pictures are drawn one at a time
 PSNR = 40.0  # dB: what INT8 may cost the decoder's pictures
 ALL_DIGITS = "transformer: all layers int8x2"  # what INT8 weights and rounded logits cost, whatever the plan
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def measure(
     calibration: Calibration,
     target: str,
     method: str,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
     sites: Sequence[Site] | None = None,
 ) -> Sensitivity:
     """Measures every layer; written to `path` after each, and gone on with if it is there.

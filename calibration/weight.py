@@ -32,11 +32,13 @@ class Int8Weight:
 
     def column_sums(self) -> np.ndarray:
         """(out,): what a product makes of an operand that is 1 everywhere."""
-        return self.integers().sum(0, dtype=np.int64) * self.scale()
+        result: np.ndarray = self.integers().sum(0, dtype=np.int64) * self.scale()
+        return result
 
     def bias_scale(self, operand: Activation) -> np.ndarray:
         """(out,): one step of a bias in INT32, which is added to sums of products of steps."""
-        return operand.scale[0] * self.scale()
+        result: np.ndarray = operand.scale[0] * self.scale()
+        return result
 
     def bias(self, name: str, operand: Activation) -> np.ndarray:
         """The bias `name` in these steps, int32."""
@@ -56,10 +58,12 @@ def weight_scale(weight: np.ndarray, axis: int, target: Target) -> np.ndarray:
     scale = np.maximum(largest, 1e-30) / target.weight_levels
     if target.half:  # the graph keeps it in FP16, so the weights are rounded to multiples of what that holds
         scale = np.maximum(scale, np.finfo(np.float16).tiny).astype(np.float16)
-    return scale.astype(np.float32)
+    result: np.ndarray = scale.astype(np.float32)
+    return result
 
 
 def integers(weight: np.ndarray, scale: np.ndarray, axis: int, target: Target) -> np.ndarray:
     """The weight in steps of `scale`, int8."""
     steps = weight / np.expand_dims(scale, [i for i in range(weight.ndim) if i != axis])
-    return np.clip(np.round(steps), -target.weight_levels, target.weight_levels).astype(np.int8)
+    result: np.ndarray = np.clip(np.round(steps), -target.weight_levels, target.weight_levels).astype(np.int8)
+    return result

@@ -7,26 +7,32 @@ from pathlib import Path
 import click
 
 from runtime import limits
-from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
+from runtime.cli import FILE, Number, batch_sizes, command, reports_errors, warn
 from runtime.files.outputs import EXPORTED, check_directory
 from runtime.optional import require
+from runtime.progress import progress_bar
 
 CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # endings of files that --model reads a recipe off
 
 
 @command()
 @click.option(
-    "--model", required=True, help="Name of a recipe, a .toml file with one, or a checkpoint to read one off."
+    "--model", required=True, help="Model to export: the name of a recipe, a recipe file (.toml), or a checkpoint."
 )
 @click.option("--out", type=FILE, help="Bundle directory to write.")
-@click.option("--var-checkpoint", type=FILE, help="Transformer weights (.pth, .safetensors).")
-@click.option("--vae-checkpoint", type=FILE, help="VQVAE weights (.pth, .safetensors).")
+@click.option("--var-checkpoint", type=FILE, help="File of the transformer weights (.pth, .safetensors).")
+@click.option("--vae-checkpoint", type=FILE, help="File of the VQVAE weights (.pth, .safetensors).")
 @click.option(
-    "--random-weights", metavar="SEED", type=Number(int, limits.STORED_SEED), help="Instead of any checkpoint."
+    "--random-weights",
+    metavar="SEED",
+    type=Number(int, limits.STORED_SEED),
+    help="Use random weights of this seed instead of checkpoints.",
 )
-@click.option("--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", help="Of weights and arithmetic.")
-@click.option("--batches", default="1", help="Batch sizes of the static per-scale steps: 1,8")
-@click.option("--smooth", is_flag=True, help="Add the graph of smooth sampling.")
+@click.option(
+    "--precision", type=click.Choice(["fp32", "fp16"]), default="fp32", help="Precision of weights and arithmetic."
+)
+@click.option("--batches", default="1", help="Batch sizes of the static graphs for each scale, such as 1,8.")
+@click.option("--smooth", is_flag=True, help="Add the graph that generate --smooth needs.")
 @reports_errors
 def main(
     model: str,
@@ -40,8 +46,8 @@ def main(
 ) -> None:
     """Export a VAR checkpoint to a bundle: ONNX graphs, one weight file, manifest.
 
-    Checkpoints not given are looked for beside the recipe, in $VAR_CHECKPOINTS, then on the model hub. With a
-    checkpoint as --model, the recipe read off it is printed, and with --out exported.
+    Checkpoints that are not given are searched beside the recipe, then in $VAR_CHECKPOINTS, then on the model hub.
+    With a checkpoint as --model the recipe is derived from it and printed; with --out it is exported too.
     """
     if random_weights is not None and (var_checkpoint or vae_checkpoint):
         raise click.UsageError("--random-weights takes the place of both checkpoints; give one or the other.")
@@ -75,15 +81,7 @@ def main(
         weights = checkpoint_weights(recipe, var_checkpoint, vae_checkpoint)
     else:
         weights = formula_weights(recipe, random_weights)
-    with progress_bar() as bar:
-        task = bar.add_task("starting", total=None)
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
-        def warn(note: str) -> None:
-            click.echo(f"Warning: {note}", err=True)
-
+    with progress_bar() as progress:
         options = {"precision": precision, "batches": sizes, "smooth": smooth}
         export_bundle(recipe, weights, out, precision, sizes, options, smooth, progress, warn)
     size = sum(file.stat().st_size for file in out.iterdir())

@@ -20,13 +20,14 @@ from export.graphs.mixed_precision import to_fp16
 from export.graphs.signature import Signature
 from export.graphs.trace import trace
 from export.graphs.weights import STORED, Entry
-from export.graphs.write import Head, Progress, write_bundle
+from export.graphs.write import Head, write_bundle
 from export.kept import Warn, new_bundle
 from export.model.quantizer import area_matrix, bicubic_matrix, phi_indices
 from export.room import check_room
 from runtime.bundle import manifest
 from runtime.bundle.precision import Precision
 from runtime.files.outputs import EXPORTED
+from runtime.progress import Progress, silent
 
 PRECISIONS = (Precision.FP32, Precision.FP16)
 
@@ -39,7 +40,7 @@ def export_bundle(
     batches: Sequence[int] = (1,),
     options: dict[str, Any] | None = None,
     smooth: bool = False,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
     warn: Warn = lambda note: None,
 ) -> None:
     """Writes the bundle directory `out`, replacing a bundle that is there and keeping what else lies in it.

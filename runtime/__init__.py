@@ -12,12 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .errors import BundleError, NumericError, SettingsError, VarEdgeError
+from .version import __version__
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline, Result, ScaleView
     from .sampling import Sampling
-
-    __version__: str
 
 __all__ = [
     "BundleError",
@@ -42,8 +41,4 @@ def __getattr__(name: str) -> Any:
         from .sampling import Sampling
 
         return Sampling
-    if name == "__version__":
-        from importlib.metadata import version
-
-        return version("var-edge")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

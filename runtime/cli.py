@@ -1,4 +1,4 @@
-"""What every command does the same way: its options, its errors, and its progress bar."""
+"""What every command does the same way: its options, its errors and its warnings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 import click
 
@@ -23,9 +23,6 @@ from .files.unfinished import remove_unfinished
 from .limits import Range, shown
 from .optional import advice
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
 P = ParamSpec("P")
 ENDS: dict[int, bytes] = {signal.SIGINT: b"interrupted", signal.SIGTERM: b"terminated"}
 if hasattr(signal, "SIGHUP"):  # not on Windows
@@ -33,18 +30,35 @@ if hasattr(signal, "SIGHUP"):  # not on Windows
 
 
 class _Command(click.Command):
-    def make_context(self, info_name: str | None, *args: Any, **kwargs: Any) -> click.Context:
+    """A command, or a group of them, whose wrong usage is one line on stderr and exit code 2."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
         _print_everything()
         try:
-            return super().make_context(info_name, *args, **kwargs)
+            return super().make_context(info_name, args, parent, **extra)
         except click.UsageError as error:
-            _fail_usage(error, info_name or str(self.name))
+            name = info_name or str(self.name)
+            _fail_usage(error, f"{parent.command_path} {name}" if parent else name)
+
+
+class Group(_Command, click.Group):
+    """Commands under one name. Ask for its help to list them."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            _fail_usage(error, ctx.command_path)
 
 
 command = functools.partial(click.command, cls=_Command, context_settings={"show_default": True})
 
 
-class Number(click.ParamType):
+class Number(click.ParamType):  # type: ignore[type-arg]  # generic only in later releases of click
     """A number in a range, written in plain digits: "1_000" and digits of other scripts are none."""
 
     def __init__(self, kind: type[int] | type[float], allowed: Range) -> None:
@@ -85,24 +99,30 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         except click.UsageError as error:
             _fail_usage(error, click.get_current_context().command_path)
         except VarEdgeError as error:
-            _fail(str(error))
+            fail(str(error))
         except OSError as error:
-            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except ModuleNotFoundError as error:
-            _fail(advice(error))
+            fail(advice(error))
         except MemoryError:
-            _fail("out of memory")
+            fail("out of memory")
 
     return run
 
 
 def _fail_usage(error: click.UsageError, command_path: str) -> NoReturn:
-    _fail(f"{error.format_message().rstrip('.')}; {command_path} --help lists the options", 2)
+    fail(f"{error.format_message().rstrip('.')}; {command_path} --help lists the options", 2)
 
 
-def _fail(message: str, code: int = 1) -> NoReturn:
+def fail(message: str, code: int = 1) -> NoReturn:
+    """End the command with one line on stderr."""
     print(one_line(f"Error: {message}"), file=sys.stderr)
     sys.exit(code)
+
+
+def warn(note: str) -> None:
+    """Print one line on stderr and go on."""
+    print(one_line(f"Warning: {note}"), file=sys.stderr)
 
 
 def _print_everything() -> None:
@@ -147,21 +167,3 @@ def batch_sizes(text: str) -> tuple[int, ...]:
         expected = f"at most {limits.BATCHES} numbers of {limits.BATCH} such as 1,8"
         raise click.UsageError(f"--batches: expected {expected}, found {shown(text)}.")
     return sizes
-
-
-def progress_bar(unit: str | None = None) -> Progress:
-    """A bar on stderr, gone when done; nothing where stderr is no terminal. With `unit`: how many, and a second."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, ProgressColumn, Task
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.2f} {unit}/s" if task.speed else "")
-
-    console = Console(stderr=True)
-    columns = [*Progress.get_default_columns(), *([MofNCompleteColumn(), Rate()] if unit else [])]
-    period = 600 if unit else 30  # seconds whose mean is the speed: pictures come in batches
-    return Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal, speed_estimate_period=period
-    )

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,21 +15,21 @@ from .backends import BACKENDS
 from .cli import FILE, Number
 from .errors import SettingsError
 from .files.outputs import PREVIEW, check_apart, check_folder, check_target, followed, previews
-from .sampling import BATCH, Sampling
+from .sampling import BATCH, TOP_K, Sampling
 
 if TYPE_CHECKING:
     import numpy as np
 
     from .pipeline import Result, ScaleView
 
-C = TypeVar("C", bound=Callable[..., Any])
-Options = Callable[[C], C]
+Command = Callable[..., Any]
+Options = Callable[[Command], Command]
 
 
 def together(*options: Options) -> Options:
     """These options as one decorator."""
 
-    def decorate(command: C) -> C:
+    def decorate(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
         return command
@@ -39,52 +39,56 @@ def together(*options: Options) -> Options:
 
 def sampling_options(defaults: Sampling) -> Options:
     """--cfg, --top-k and --top-p, which the command gets as `sampling`; with --smooth, if that is an option too."""
-    top_k = f"{defaults.top_k}, or all of a smaller vocabulary"
+    default = f"{TOP_K}, or all of a smaller vocabulary"
 
-    def gathered(command: C) -> C:
+    def gathered(command: Command) -> Command:
         @functools.wraps(command)
         def run(*, cfg: float, top_k: int | None, top_p: float, smooth: bool = False, **others: Any) -> None:
-            chosen = defaults.top_k if top_k is None else top_k
-            command(sampling=Sampling(cfg, chosen, top_p, smooth), **others)
+            command(sampling=Sampling(cfg, top_k, top_p, smooth), **others)
 
-        return cast(C, run)
+        return run
 
     return together(
         click.option(
             "--cfg",
             type=Number(float, limits.CFG),
             default=defaults.cfg,
-            help="Guidance: 0 is none, more is closer to the class.",
+            help="Strength of classifier-free guidance: 0 is none, more is closer to the class.",
         ),
         click.option(
             "--top-k",
             type=Number(int, limits.TOP_K),
-            help=f"Draw from the K likeliest tokens; 0: all.  [default: {top_k}]",
+            help=f"Draw from the K likeliest tokens; 0 means all.  [default: {default}]",
         ),
         click.option(
             "--top-p",
             type=Number(float, limits.TOP_P),
             default=defaults.top_p,
-            help="Draw from the likeliest tokens of mass P; 0: all.",
+            help="Draw from the likeliest tokens whose probabilities add up to P; 0 means all.",
         ),
         gathered,
     )
 
 
 drawing_options = together(
-    click.option("--seed", type=Number(int, limits.SEED), default=0, help="Picture i is drawn with SEED + i."),
+    click.option(
+        "--seed",
+        type=Number(int, limits.SEED),
+        default=0,
+        help="Seed of the first image. Image i is drawn with SEED + i.",
+    ),
     sampling_options(Sampling()),
-    click.option("--smooth", is_flag=True, help="Mix codes in place of drawing tokens: smoother pictures."),
-    click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Pictures drawn together."),
+    click.option("--smooth", is_flag=True, help="Mix codes instead of drawing tokens, which gives smoother images."),
+    click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Number of images drawn together."),
 )
 engine_options = together(
     click.option(
         "--threads",
         type=Number(int, limits.THREADS),
-        help="CPU threads.  [default: as many CPUs as this process may use]",
+        help="Number of CPU threads.  [default: as many CPUs as this process may use]",
     ),
-    click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine."),
-    click.option("--verify/--no-verify", default=True, help="Check the SHA-256 of the bundle's files."),
+    click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine to run on."),
+    click.option("--verify/--no-verify", default=True, help="Check the SHA-256 of the bundle's files first."),
 )
 
 
@@ -142,12 +146,17 @@ def file_options(command: Callable[..., None]) -> Callable[..., None]:
     def run(*, out: Path, preview_dir: Path | None, animation: Path | None, dump: Path | None, **others: Any) -> None:
         command(files=Files(out, preview_dir, animation, dump), **others)
 
-    return together(
-        click.option("--out", type=FILE, default=Path("picture.png"), help="PNG to write."),
-        click.option("--preview-dir", type=FILE, help="Also write the pictures after each scale into this folder."),
-        click.option("--animation", type=FILE, help="Also write them as one .webp or .gif, coarse to fine."),
-        click.option("--dump", type=FILE, help="Also write tokens and pictures to this .npz."),
+    result: Callable[..., None] = together(
+        click.option("--out", type=FILE, default=Path("picture.png"), help="PNG file to write."),
+        click.option("--preview-dir", type=FILE, help="Also write the image after each scale to this folder."),
+        click.option(
+            "--animation",
+            type=FILE,
+            help="Also write the image after each scale as one animation, a .webp or .gif file.",
+        ),
+        click.option("--dump", type=FILE, help="Also write tokens and images to this .npz file."),
     )(run)
+    return result
 
 
 @dataclass

@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .bundle.classes import NO_CLASS
-from .cli import FILE, command, progress_bar, reports_errors
+from .cli import FILE, command, reports_errors
 from .drawing import Files, drawing_options, engine_options, file_options
 from .errors import SettingsError
 from .limits import shown
+from .progress import counter, progress_bar
 
 if TYPE_CHECKING:
     from .editing import Box
 
 
 @command()
-@click.option("--bundle", type=FILE, required=True, help="Directory to run.")
-@click.option("--image", type=FILE, required=True, help="Picture to edit; of another shape its middle square.")
-@click.option("--box", metavar="Y0,X0,Y1,X1", help="Part of that square, as shares of its side: 0.25,0.25,0.75,0.75")
-@click.option("--mask", type=FILE, help="Instead of a box: a picture of the same size, white inside.")
-@click.option("--mode", type=click.Choice(["inpaint", "outpaint"]), default="inpaint", help="Draw inside, or outside.")
-@click.option("--label", "labels", multiple=True, default=[NO_CLASS], help="What to draw; several draw several times.")
-@click.option("--compare", is_flag=True, help="Put the given picture, and what is kept of it, before the result.")
+@click.option("--bundle", type=FILE, required=True, help="Bundle to draw with.")
+@click.option("--image", type=FILE, required=True, help="Image to edit. Of one that is not square the middle is used.")
+@click.option(
+    "--box",
+    metavar="Y0,X0,Y1,X1",
+    help="Box to draw or keep, as fractions of the image side, such as 0.25,0.25,0.75,0.75.",
+)
+@click.option("--mask", type=FILE, help="Mask in place of --box: an image of the same size, white inside.")
+@click.option(
+    "--mode",
+    type=click.Choice(["inpaint", "outpaint"]),
+    default="inpaint",
+    help="Draw inside the box (inpaint) or outside (outpaint).",
+)
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    default=[NO_CLASS],
+    help="Class to draw, as number or name, or none. Give several for several results.",
+)
+@click.option(
+    "--compare", is_flag=True, help="Put the given image, and the part of it that is kept, before the results."
+)
 @drawing_options
 @engine_options
 @file_options
@@ -45,7 +62,7 @@ def main(
     files: Files,
     **settings: Any,
 ) -> None:
-    """Draw a part of a picture anew and keep the rest. The label "none" leaves open what is drawn."""
+    """Draw a part of an image anew and keep the rest. With the label "none" the model decides what fits."""
     if (box is None) == (mask is None):
         raise click.UsageError("Expected one of '--box' and '--mask'.")
 
@@ -63,11 +80,9 @@ def main(
     picture = read_picture(image, model.image_size, smallest=model.grid)
     region = _box(box) if mask is None else read_mask(mask, image, model.image_size)
     kept = kept_cells(region, mode, model)
-    with progress_bar() as bar:
-        task = bar.add_task("loading", total=None)
+    with progress_bar() as progress:
         pipeline = Pipeline(bundle, backend, threads, verify)
-        bar.update(task, description="drawing", total=len(wanted) * model.tokens)
-        watch = files.watch(partial(bar.advance, task))
+        watch = files.watch(counter(progress, "drawing", len(wanted) * model.tokens))
         start = time.perf_counter()
         result = pipeline.edit(picture, region, mode, wanted, on_scale=watch, **settings)
         seconds = time.perf_counter() - start

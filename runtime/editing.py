@@ -61,7 +61,8 @@ def _in_mask(mask: np.ndarray, model: Model) -> np.ndarray:
     inside = mask.reshape(grid, cell, grid, cell).mean((1, 3)) > 0.5
     if not inside.any():
         raise SettingsError(f"mask: covers none of the {grid} x {grid} tokens by more than a half; paint more in white")
-    return inside
+    result: np.ndarray = inside
+    return result
 
 
 def _resized(kept: np.ndarray, side: int) -> np.ndarray:
@@ -70,7 +71,8 @@ def _resized(kept: np.ndarray, side: int) -> np.ndarray:
     near = 1 - far
     values = kept.astype(np.float32)
     rows = values[first] * near[:, None] + values[second] * far[:, None]  # (p, P)
-    return rows[:, first] * near + rows[:, second] * far > 0.5
+    result: np.ndarray = rows[:, first] * near + rows[:, second] * far > 0.5
+    return result
 
 
 def _taps(size: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -108,7 +108,7 @@ class EvaluationSet:
             per_class=per_class,
             seed=seed,
             cfg=float(sampling.cfg),
-            top_k=sampling.top_k,
+            top_k=sampling.tokens_kept,
             top_p=float(sampling.top_p),
             batch=batch,
         )

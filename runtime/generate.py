@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .cli import FILE, command, progress_bar, reports_errors
+from .cli import FILE, command, reports_errors
 from .drawing import Files, drawing_options, engine_options, file_options
+from .progress import counter, progress_bar
 
 
 @command()
-@click.option("--bundle", type=FILE, required=True, help="Directory to run.")
-@click.option("--label", "labels", multiple=True, help="Class number or name; several: 207,980 or repeated.")
+@click.option("--bundle", type=FILE, required=True, help="Bundle to draw with.")
+@click.option(
+    "--label", "labels", multiple=True, help="Class to draw, as number or name. Give several as 207,980 or repeat it."
+)
 @drawing_options
 @engine_options
 @file_options
-@click.option("--dump-logits", is_flag=True, help="Add the logits after guidance to the dump.")
-@click.option("--list-classes", is_flag=True, help="Print the bundle's classes and stop.")
+@click.option("--dump-logits", is_flag=True, help="Add the logits, after guidance, to the file of --dump.")
+@click.option("--list-classes", is_flag=True, help="Print the classes of the bundle and exit.")
 @reports_errors
 def main(
     bundle: Path,
@@ -33,7 +35,7 @@ def main(
     list_classes: bool,
     **settings: Any,
 ) -> None:
-    """Draw one picture for each label. Several pictures become a grid in one PNG."""
+    """Draw one image for each label. Several images become a grid in one PNG."""
     from .bundle.classes import ClassNames
     from .bundle.manifest import Manifest
     from .images import grid
@@ -47,12 +49,10 @@ def main(
     if dump_logits and not files.dump:
         raise click.UsageError("--dump-logits needs --dump.")
     files.check(bundle)
-    with progress_bar() as bar:
-        task = bar.add_task("loading", total=None)
+    with progress_bar() as progress:
         pipeline = Pipeline(bundle, backend, threads, verify)
         wanted = pipeline.classes.listed(labels)
-        bar.update(task, description="drawing", total=len(wanted) * pipeline.manifest.model.tokens)
-        watch = files.watch(partial(bar.advance, task), dump_logits)
+        watch = files.watch(counter(progress, "drawing", len(wanted) * pipeline.manifest.model.tokens), dump_logits)
         start = time.perf_counter()
         result = pipeline.generate(wanted, on_scale=watch, **settings)
         seconds = time.perf_counter() - start

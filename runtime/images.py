@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from . import limits
 from .errors import SettingsError
@@ -49,7 +49,7 @@ def open_picture(path: Path, paper: str = "white") -> Image.Image:
         except MemoryError:
             raise
         except Exception as error:  # decoders of broken files raise many kinds
-            reason = "no picture format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+            reason = "no picture format" if isinstance(error, UnidentifiedImageError) else str(error)
             advice = "give a PNG, JPEG or WebP file"
             raise SettingsError(f"{path}: cannot be read as a picture ({reason}); {advice}") from None
 
@@ -73,7 +73,8 @@ def read_mask(path: Path, picture: Path, side: int) -> np.ndarray:
     mask, expected = open_picture(path, "black"), open_picture(picture)
     if mask.size != expected.size:
         raise SettingsError(f"{path}: expected {_size(expected)} pixels like {picture}, found {_size(mask)}")
-    return _fitted(mask, side).mean(2) > 127.5
+    result: np.ndarray = _fitted(mask, side).mean(2) > 127.5
+    return result
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:

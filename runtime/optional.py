@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from .errors import SettingsError
+from .shadowing import shadowing
 
 
 def _extra(name: str) -> str:
@@ -30,7 +31,5 @@ def require(purpose: str, *modules: str) -> None:
 
 def advice(error: ModuleNotFoundError) -> str:
     """One line about a module that was missing after all."""
-    from var_edge import shadowing
-
     module = str(error.name or error).split(".")[0]
     return shadowing() or f"{error}; {INSTALL.get(module, f'pip install {module}')}"

@@ -144,7 +144,7 @@ class Pipeline:
         """
         numbers = np.array(self.classes.labels(labels), np.int64)  # (N,)
         vocab_size = self.manifest.model.vocab_size
-        given = Sampling(cfg, Sampling.top_k if top_k is None else top_k, top_p, smooth)
+        given = Sampling(cfg, top_k, top_p, smooth)
         if sampling is not None and given != Sampling():
             raise SettingsError("sampling: expected it alone, found cfg, top_k, top_p or smooth beside it; give one")
         sampling = (sampling or given).fitted(vocab_size)

@@ -51,7 +51,8 @@ def _eight_bits(values: np.ndarray, white: float, inverted: bool) -> np.ndarray:
     if not (low >= 0 and high <= white):  # also not-a-number
         raise ValueError(f"expected values of 0 to {white:g}, found {low:g} to {high:g}")
     shares = values / np.float32(white)
-    return ((1 - shares if inverted else shares) * 255).round().astype(np.uint8)
+    result: np.ndarray = ((1 - shares if inverted else shares) * 255).round().astype(np.uint8)
+    return result
 
 
 def _in_srgb(picture: Image.Image, profile: bytes | None, gamma: float | None) -> Image.Image:

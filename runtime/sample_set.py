@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from . import limits
-from .cli import FILE, Number, command, progress_bar, reports_errors
+from .cli import FILE, Number, command, reports_errors
 from .drawing import engine_options, sampling_options
 from .files.outputs import SET, check_folder
 from .limits import shown
+from .progress import counter, progress_bar
 from .sampling import BATCH, EVALUATION
 
 
 @command()
-@click.option("--bundle", type=FILE, required=True, help="Directory to run.")
-@click.option("--out", type=FILE, required=True, help="Folder of the set; one that was begun is continued.")
-@click.option("--per-class", type=Number(int, limits.PICTURES), default=50, help="Pictures of each class.")
-@click.option("--classes", multiple=True, help="Only these, numbers or names: 207,980.  [default: all]")
-@click.option("--seed", type=Number(int, limits.SET_SEED), default=0, help="Another seed, other pictures.")
-@click.option("--shard", default="1/1", metavar="I/N", help="Draw the I-th of N parts, for N machines or processes.")
+@click.option("--bundle", type=FILE, required=True, help="Bundle to draw with.")
+@click.option("--out", type=FILE, required=True, help="Folder of the set. A set that was begun there is resumed.")
+@click.option("--per-class", type=Number(int, limits.PICTURES), default=50, help="Number of images of each class.")
+@click.option("--classes", multiple=True, help="Classes to draw, as numbers or names such as 207,980.  [default: all]")
+@click.option(
+    "--seed",
+    type=Number(int, limits.SET_SEED),
+    default=0,
+    help="Seed of the whole set: another seed gives other images.",
+)
+@click.option(
+    "--shard",
+    default="1/1",
+    metavar="I/N",
+    help="Draw only the I-th of N parts, to share the work among N machines or processes.",
+)
 @sampling_options(EVALUATION)
-@click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Pictures drawn together.")
+@click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Number of images drawn together.")
 @engine_options
 @reports_errors
 def main(
@@ -38,7 +48,11 @@ def main(
     verify: bool,
     **settings: Any,
 ) -> None:
-    """Draw an evaluation set: PNGs named by class and index and, when all are there, the .npz of the FID toolkit."""
+    """Draw the images that FID and IS are computed from.
+
+    They are PNG files named by class and index. When all are there, the .npz of the usual FID toolkit is written too.
+    A run that was interrupted is resumed by the same command.
+    """
     part = _part(shard)
 
     check_folder(out, SET, bundle)
@@ -46,18 +60,15 @@ def main(
     from .evaluation_set import SAMPLES, EvaluationSet
     from .pipeline import Pipeline
 
-    with progress_bar("pictures") as bar:
-        task = bar.add_task("loading", total=None)
+    with progress_bar("images") as progress:
         pipeline = Pipeline(bundle, backend, threads, verify)
         wanted = EvaluationSet.of(pipeline, pipeline.classes.listed(classes), **settings)
         wanted.claim(out)
         todo = sum(map(len, wanted.missing(out, *part)))
-        bar.update(task, description="drawing", total=todo)
-        wanted.draw(pipeline, out, *part, partial(bar.advance, task))
+        wanted.draw(pipeline, out, *part, counter(progress, "drawing", todo))
         complete = not wanted.missing(out)
         if complete and not (out / SAMPLES).exists():
-            bar.reset(task, description=f"writing {SAMPLES}", total=len(wanted.pictures))
-            wanted.write_samples(out, partial(bar.advance, task))
+            wanted.write_samples(out, counter(progress, f"writing {SAMPLES}", len(wanted.pictures)))
     state = f"complete, with {SAMPLES}" if complete else "the other shards draw the rest"
     click.echo(f"{out}: {todo} of {len(wanted.pictures)} picture(s) drawn with {pipeline.backend.name}; {state}")
 

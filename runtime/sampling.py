@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np  # --help should not wait for it
 
 BATCH = 8  # pictures drawn together
+TOP_K = 900  # unless another is asked for; a smaller vocabulary keeps all its tokens
 
 
 @dataclass(frozen=True)
@@ -20,24 +21,24 @@ class Sampling:
     """How tokens are drawn: guidance strength, then two filters (0 switches either filter off)."""
 
     cfg: float = 4.0
-    top_k: int = 900
+    top_k: int | None = None  # None: TOP_K, as far as the vocabulary goes; `fitted` puts the number in
     top_p: float = 0.95
     smooth: bool = False  # a mixture of codes in place of a token's, the published demo's "more smooth"
 
-    @classmethod
-    def default_top_k(cls, vocab_size: int) -> int:
-        """The default, or all tokens where there are fewer."""
-        return min(cls.top_k, vocab_size)
-
     def fitted(self, vocab_size: int) -> Sampling:
-        """Return these settings for a vocabulary: a smaller one than the default `top_k` keeps all its tokens.
+        """Return these settings for a vocabulary, with a number as `top_k`.
 
-        Raises SettingsError for a value outside its range.
+        Raises SettingsError for a value outside its range, also for a `top_k` asked for beyond the vocabulary.
         """
-        top_k = self.default_top_k(vocab_size) if self.top_k == Sampling.top_k else self.top_k
-        fitted = replace(self, top_k=top_k)
+        fitted = replace(self, top_k=min(TOP_K, vocab_size) if self.top_k is None else self.top_k)
         fitted.check(vocab_size)
         return fitted
+
+    @property
+    def tokens_kept(self) -> int:
+        """The `top_k` of fitted settings."""
+        assert self.top_k is not None, "fitted comes first"
+        return self.top_k
 
     def check(self, vocab_size: int) -> None:
         """Raises SettingsError for a value outside its range."""
@@ -67,7 +68,8 @@ def guided(logits: np.ndarray, guidance: float) -> np.ndarray:
     columns, size = logits.swapaxes(0, 1), logits.shape[1] // 2
     conditional, unconditional = columns[:size], columns[size:]  # (B, L, V) each
     t = logits.dtype.type(guidance)
-    return (1 + t) * conditional - t * unconditional
+    result: np.ndarray = (1 + t) * conditional - t * unconditional
+    return result
 
 
-EVALUATION = Sampling(cfg=1.5, top_k=900, top_p=0.96)  # of the published FID
+EVALUATION = Sampling(cfg=1.5, top_p=0.96)  # of the published FID

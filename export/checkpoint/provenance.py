@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from export.checkpoint.file import CheckpointError
 from export.checkpoint.recipe import RECIPES, Recipe
-from export.checkpoint.weights import CheckpointError, Weights, checkpoint_weights, formula_weights
+from export.checkpoint.weights import Weights, checkpoint_weights, formula_weights
 from runtime.bundle.manifest import Manifest
 
 

@@ -102,7 +102,8 @@ class Recipe:
 
     @property
     def image_size(self) -> int:
-        return self.grid * 2 ** (len(self.ch_mult) - 1)
+        result: int = self.grid * 2 ** (len(self.ch_mult) - 1)
+        return result
 
     @property
     def scales(self) -> tuple[Scale, ...]:

@@ -44,7 +44,8 @@ def told_by_trainer(settings: Mapping[str, Any]) -> dict[str, Any]:
 def agree(recipe: Recipe, setting: str, found: Any) -> bool:
     """Whether the recipe has this value of a setting; MLPs as wide are the same, whatever the ratio's last digit."""
     if setting == "mlp_ratio":
-        return round(recipe.width * found) == recipe.hidden
+        result: bool = round(recipe.width * found) == recipe.hidden
+        return result
     if isinstance(found, float):
         return math.isclose(getattr(recipe, setting), found, rel_tol=1e-6)
     return bool(getattr(recipe, setting) == found)

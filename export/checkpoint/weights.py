@@ -131,16 +131,19 @@ def _formula(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
         return np.zeros(shape, np.float32)
     key = zlib.crc32(name.encode()) + (seed << 32)
     noise = np.random.Generator(np.random.Philox(key=key)).standard_normal(shape, dtype=np.float32)
-    if name.endswith("scale_mul_1H11"):
-        return np.float32(np.log(4)) + np.float32(0.1) * noise
-    if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "norm_out.weight")):
-        return 1 + np.float32(0.1) * noise
-    if name.endswith("bias") or len(shape) == 1:
-        return np.float32(0.1) * noise
     embeddings = ("class_emb.weight", "lvl_embed.weight", "pos_start", "pos_1LC", "quantize.embedding.weight")
-    if name in embeddings or name.endswith("ada_gss"):
-        return np.float32(0.5) * noise
-    return noise / np.float32(np.sqrt(np.prod(shape[1:])))
+    values: np.ndarray
+    if name.endswith("scale_mul_1H11"):
+        values = np.float32(np.log(4)) + np.float32(0.1) * noise
+    elif name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "norm_out.weight")):
+        values = 1 + np.float32(0.1) * noise
+    elif name.endswith("bias") or len(shape) == 1:
+        values = np.float32(0.1) * noise
+    elif name in embeddings or name.endswith("ada_gss"):
+        values = np.float32(0.5) * noise
+    else:
+        values = noise / np.float32(np.sqrt(np.prod(shape[1:])))
+    return values
 
 
 def find(recipe: Recipe, kind: str, given: Path | None) -> Path:
@@ -157,7 +160,8 @@ def find(recipe: Recipe, kind: str, given: Path | None) -> Path:
     folders += [Path(os.environ[HOME])] if os.environ.get(HOME) else []
     for folder in folders:
         if (folder / name).is_file():
-            return folder / name
+            result: Path = folder / name
+            return result
     looked = ", ".join([*map(str, folders), *([] if os.environ.get(HOME) else [f"${HOME} (not set)"])])
     help_text = (
         f"put {name} into a folder and set {HOME} to it, give --{kind}-checkpoint FILE, or try --random-weights 0"

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from export.engine.build import build_engines, find_tensorrt, target
-from export.engine.builder import Options
-from export.engine.report import REPORT
 from runtime import limits
-from runtime.bundle.engine_record import Built
-from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
+from runtime.cli import FILE, Number, batch_sizes, command, reports_errors, warn
 from runtime.errors import SettingsError
 from runtime.files.bounded import open_file
 from runtime.files.outputs import ENGINES, check_directory, check_target
 from runtime.optional import require
+from runtime.progress import progress_bar
+
+if TYPE_CHECKING:
+    from runtime.bundle.engine_record import Built
 
 TIMINGS = (".timing", ".cache")  # endings of --timing-cache: any other file is somebody's
 
@@ -29,17 +30,30 @@ def timing_cache_file(built: Built) -> Path:
 
 @command()
 @click.argument("bundle", type=FILE)
-@click.option("--trt", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), default="auto", help="Which TensorRT.")
-@click.option("--out", type=FILE, help="Directory to write.  [default: BUNDLE/engines/DEVICE]")
-@click.option("--batches", default="1", help="Pictures drawn together: 1,8")
-@click.option("--compute-capability", help="Build ahead of time for these GPUs: 8.6,8.9  [default: this machine's]")
 @click.option(
-    "--workspace", type=Number(int, limits.WORKSPACE), metavar="MIB", help="Scratch memory an engine may use."
+    "--trt", type=click.Choice(["auto", "tensorrt", "tensorrt-rtx"]), default="auto", help="TensorRT to build with."
 )
-@click.option("--hardware-compatible", is_flag=True, help="Run on later GPUs too; slower.")
-@click.option("--version-compatible", is_flag=True, help="Run on later TensorRT of the same major version.")
-@click.option("--timing-cache", type=FILE, help="A .timing file.  [default: per device]")
-@click.option("--force", is_flag=True, help="Build even if nothing changed.")
+@click.option("--out", type=FILE, help="Directory to write the engines to.  [default: BUNDLE/engines/DEVICE]")
+@click.option("--batches", default="1", help="Batch sizes that the engines can draw, such as 1,8.")
+@click.option(
+    "--compute-capability", help="Build ahead of time for these GPUs, such as 8.6,8.9.  [default: this machine's]"
+)
+@click.option(
+    "--workspace",
+    type=Number(int, limits.WORKSPACE),
+    metavar="MIB",
+    help="Limit of the scratch memory of an engine, in MiB.  [default: none]",
+)
+@click.option("--hardware-compatible", is_flag=True, help="Build engines that run on later GPUs too, but slower.")
+@click.option(
+    "--version-compatible", is_flag=True, help="Build engines that run on later TensorRT of the same major version."
+)
+@click.option(
+    "--timing-cache",
+    type=FILE,
+    help="Timing cache (.timing) to read and update.  [default: one for each device in ~/.cache/var-edge]",
+)
+@click.option("--force", is_flag=True, help="Build again even if nothing changed.")
 @reports_errors
 def main(
     bundle: Path,
@@ -53,9 +67,17 @@ def main(
     timing_cache: Path | None,
     force: bool,
 ) -> None:
-    """Build the TensorRT engines of BUNDLE: one for each graph, with a profile for each scale and batch size."""
+    """Build the TensorRT engines of a bundle.
+
+    Each graph becomes one engine, with a profile for each scale and batch size.
+    """
     sizes = batch_sizes(batches)
     require("export.engine", "polygraphy")
+
+    from export.engine.build import build_engines, find_tensorrt, target
+    from export.engine.builder import Options
+    from export.engine.report import REPORT
+
     options = Options(workspace and workspace << 20, hardware_compatible, version_compatible)
     if out is not None:
         check_directory(out, ENGINES, bundle)
@@ -69,15 +91,7 @@ def main(
         if os.path.lexists(cache):
             open_file(cache, error=SettingsError).close()  # TensorRT would wait for a FIFO
         cache.parent.mkdir(parents=True, exist_ok=True)
-    with progress_bar() as bar:
-        task = bar.add_task("starting", total=None)
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
-        def warn(note: str) -> None:
-            click.echo(f"Warning: {note}", err=True)
-
+    with progress_bar() as progress:
         folder, anew = build_engines(bundle, out, module, built, sizes, options, cache, force, progress, warn)
     size = sum(file.stat().st_size for file in folder.iterdir())
     click.echo(f"{folder}: {'built' if anew else 'up to date'}, {size / 1e6:.1f} MB; see {folder / REPORT}")

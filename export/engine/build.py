@@ -14,7 +14,7 @@ from types import ModuleType
 from safetensors.numpy import save
 
 from export.engine.build_log import counted, has_other_products, int8_products
-from export.engine.builder import Builder, Options, Progress, load_tensorrt
+from export.engine.builder import Builder, Options, load_tensorrt
 from export.engine.report import REPORT, inspected, report
 from runtime.backends.cuda import gpu
 from runtime.backends.wiring import ALIGNMENT
@@ -26,6 +26,7 @@ from runtime.errors import BundleError, SettingsError
 from runtime.files.atomic import atomic_directory
 from runtime.files.outputs import ENGINES
 from runtime.memory import available_memory, memory
+from runtime.progress import Progress, silent
 
 AHEAD_OF_TIME = ("8.6",)  # built for without a GPU if nothing else is asked for
 MEMORY_OF_TOOLS = 0.7e9  # bytes: TensorRT, the parsed graph
@@ -72,7 +73,7 @@ def build_engines(
     options: Options = DEFAULTS,
     timing_cache: Path | None = None,
     force: bool = False,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
     warn: Callable[[str], None] = lambda note: None,
 ) -> tuple[Path, bool]:
     """Builds the engines of `bundle` into `out`, by default `engines/<what they are for>` in the bundle.

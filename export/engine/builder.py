@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,13 +13,13 @@ from typing import Any
 from runtime.backends import trt_engine
 from runtime.bundle.engine_record import Built
 from runtime.errors import VarEdgeError
+from runtime.progress import Progress
 
 SERIOUS = ("ERROR", "INTERNAL_ERROR")  # severities of the builder's log
 # How the ONNX parser logs a node it cannot read: the graph's node number, then the node itself between two marks.
 NODE_NAME = re.compile(r"(?:^|\n)(?:Node name: |name: \")([^\n\"]+)")
 OF_NODE = re.compile(r"While parsing node number|--- (?:Begin|End) node ---")
 IN_SOURCE = re.compile(r"^\w+\.cpp:\d+: (?:ERROR: )?")
-Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -123,7 +123,7 @@ def _fixed(profile: Any, shapes: Shapes) -> Any:
 
 
 def _log(trt: ModuleType) -> Any:
-    class Log(trt.ILogger):  # type: ignore[name-defined]
+    class Log(trt.ILogger):  # type: ignore[name-defined, misc]
         """Keeps (severity, text) of every message."""
 
         def __init__(self) -> None:
@@ -137,7 +137,7 @@ def _log(trt: ModuleType) -> Any:
 
 
 def _monitor(trt: ModuleType, graph: str, progress: Progress) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.sizes: dict[str, int] = {}

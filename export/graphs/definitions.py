@@ -202,7 +202,8 @@ class Bridge(nn.Module):
             return h.unsqueeze(1).index_select(1, index).squeeze(1)
         weight, bias = (torch.cat([getattr(phi, name) for phi in phis]) for name in ("weight", "bias"))
         convolved = F.conv2d(h, weight, bias, padding=1).unflatten(1, (len(phis), -1))  # (B, n, Z, P, P)
-        return (1 - share) * h + share * convolved.index_select(1, index).squeeze(1)
+        result: Tensor = (1 - share) * h + share * convolved.index_select(1, index).squeeze(1)
+        return result
 
 
 class SmoothBridge(Bridge):

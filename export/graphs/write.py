@@ -17,9 +17,9 @@ from export.graphs.weights import Entry, WeightFile
 from runtime.bundle import manifest
 from runtime.bundle.names import TRANSFORMER, static_step
 from runtime.bundle.precision import Precision
+from runtime.progress import Progress
 
 CLASS_NAMES = "classes.txt"
-Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
 
 
 @dataclass(frozen=True)

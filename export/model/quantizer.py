@@ -92,7 +92,8 @@ class Quantizer(nn.Module):
     def lookup(self, tokens: Tensor) -> Tensor:
         """tokens (B, p²) -> codes (B, Z, p, p)."""
         side = round(tokens.shape[1] ** 0.5)
-        return self.embedding(tokens).transpose(1, 2).unflatten(2, (side, side))
+        result: Tensor = self.embedding(tokens).transpose(1, 2).unflatten(2, (side, side))
+        return result
 
     def f_hat(self, tokens: list[Tensor]) -> Tensor:
         """tokens (B, p²) of every scale -> f_hat (B, Z, P, P)."""

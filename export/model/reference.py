@@ -72,7 +72,7 @@ class PyTorchBackend:
             for old, new in zip(past, (new_k, new_v), strict=True)
         )
         logits = guided(self._logits, sampling.guidance(k, scales))  # (N, L, V)
-        distribution = probabilities(logits, sampling.top_k, sampling.top_p)
+        distribution = probabilities(logits, sampling.tokens_kept, sampling.top_p)
         numbers = torch.from_numpy(randoms)  # uniforms; noise, if smooth
         drawn = logits.argmax(-1).to(torch.int32) if sampling.smooth else draw(distribution, numbers)
         drawn = torch.where(sampler.finite(logits, (-1,)), drawn, -1)
@@ -121,7 +121,8 @@ class PyTorchBackend:
         return self._tokens[k]
 
     def logits(self) -> np.ndarray:
-        return self._logits.numpy()
+        result: np.ndarray = self._logits.numpy()
+        return result
 
     @torch.inference_mode()
     def decode(self) -> np.ndarray:

@@ -18,7 +18,8 @@ BLOCK = 64  # a cumulative sum over V is one over blocks of 64 and one over thei
 def guided(logits: Tensor, guidance: Tensor) -> Tensor:
     """Classifier-free guidance: logits (L, 2B, V), guidance (1,) -> (L, B, V)."""
     conditional, unconditional = logits.unflatten(1, (2, -1)).unbind(1)  # each (L, B, V)
-    return (1 + guidance) * conditional - guidance * unconditional
+    result: Tensor = (1 + guidance) * conditional - guidance * unconditional
+    return result
 
 
 def filtered(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
@@ -94,4 +95,5 @@ def cumulative_sum(weights: Tensor) -> Tensor:
     within = blocks @ torch.ones(BLOCK, BLOCK).triu()
     before = within[..., -1] @ torch.ones(count, count).triu(1)  # (..., V/64): total of all earlier blocks
     cumulative = (within + before.unsqueeze(-1)).flatten(-2)
-    return cumulative[..., :vocabulary] if missing else cumulative
+    result: Tensor = cumulative[..., :vocabulary] if missing else cumulative
+    return result

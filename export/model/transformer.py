@@ -74,7 +74,8 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(recipe.hidden, recipe.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        result: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return result
 
 
 class Normalized(nn.LayerNorm):
@@ -100,9 +101,12 @@ class Block(nn.Module):
 
     def modulation(self, condition: Tensor, shared: Tensor | None) -> Tensor:
         """condition (B, C), shared (B, 6C) or None -> (B, 6, C): gamma1, gamma2, scale1, scale2, shift1, shift2."""
+        result: Tensor
         if shared is not None:
-            return shared.unflatten(-1, (6, -1)) + self.ada_gss[0]
-        return self.ada_lin(condition).unflatten(-1, (6, -1))
+            result = shared.unflatten(-1, (6, -1)) + self.ada_gss[0]
+        else:
+            result = self.ada_lin(condition).unflatten(-1, (6, -1))
+        return result
 
     def forward(
         self, x: Tensor, modulation: Tensor, past_k: Tensor, past_v: Tensor, mask: Tensor | None = None
@@ -192,4 +196,5 @@ class VAR(nn.Module):
 
     def embed(self, features: Tensor, positions: Tensor) -> Tensor:
         """features (L, B, Z) of the picture so far, positions (L, C) -> input of the next scale (L, B, C)."""
-        return self.word_embed(features) + positions.unsqueeze(1)
+        result: Tensor = self.word_embed(features) + positions.unsqueeze(1)
+        return result

@@ -28,7 +28,8 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x), inplace=True))
         h = self.conv2(F.silu(self.norm2(h), inplace=True))
-        return (self.nin_shortcut(x) if "nin_shortcut" in self._modules else x) + h
+        result: Tensor = (self.nin_shortcut(x) if "nin_shortcut" in self._modules else x) + h
+        return result
 
 
 class AttentionBlock(nn.Module):
@@ -45,7 +46,8 @@ class AttentionBlock(nn.Module):
         q, k, v = self.qkv(self.norm(x)).view(batch, 3, channels, height * width).unbind(1)  # each (B, c, HW)
         weights = ((q.transpose(1, 2) @ k) * channels**-0.5).softmax(dim=-1)  # (B, HW, HW)
         out = v @ weights.transpose(1, 2)  # (B, c, HW)
-        return x + self.proj_out(out.view(batch, channels, height, width))
+        result: Tensor = x + self.proj_out(out.view(batch, channels, height, width))
+        return result
 
 
 class Upsample(nn.Module):
@@ -54,7 +56,8 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        result: Tensor = self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return result
 
 
 class Downsample(nn.Module):
@@ -63,7 +66,8 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only, as the checkpoints were trained
+        result: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only, as the checkpoints were trained
+        return result
 
 
 class Level(nn.Module):
@@ -97,7 +101,8 @@ class Middle(nn.Module):
         self.block_2 = ResnetBlock(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
+        result: Tensor = self.block_2(self.attn_1(self.block_1(x)))
+        return result
 
 
 class Encoder(nn.Module):
@@ -120,7 +125,8 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        result: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return result
 
 
 class Decoder(nn.Module):
@@ -144,7 +150,8 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        result: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        return result
 
 
 class VQVAE(nn.Module):
@@ -165,11 +172,13 @@ class VQVAE(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """image (B, 3, H, W) in [-1, 1] -> features (B, Z, P, P) before quantization."""
-        return self.quant_conv(self.encoder(image))
+        result: Tensor = self.quant_conv(self.encoder(image))
+        return result
 
     def decode(self, f_hat: Tensor) -> Tensor:
         """f_hat (B, Z, P, P) -> image (B, 3, H, W), in [-1, 1] but for overshoot that the caller clamps."""
-        return self.decoder(self.post_quant_conv(f_hat))
+        result: Tensor = self.decoder(self.post_quant_conv(f_hat))
+        return result
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """image (B, 3, H, W) in [-1, 1] -> tokens (B, p²) per scale."""

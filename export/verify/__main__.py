@@ -8,32 +8,39 @@ from pathlib import Path
 import click
 
 from runtime import limits
-from runtime.cli import FILE, Number, command, progress_bar, reports_errors
+from runtime.cli import FILE, Number, command, reports_errors
 from runtime.files.outputs import REPORT, check_directory
+from runtime.progress import progress_bar
 
 
 @command()
 @click.argument("directories", metavar="DIR…", nargs=-1, required=True, type=FILE)
-@click.option("--var-checkpoint", type=FILE, help="Transformer weights the bundles were made of.")
-@click.option("--vae-checkpoint", type=FILE, help="VQVAE weights the bundles were made of.")
-@click.option("--against", type=FILE, help="FP32 bundle to compare with; needs no PyTorch.")
-@click.option("--pictures", type=Number(int, limits.VERIFIED), default=8, help="Pictures to draw, of labels all over.")
-@click.option("--bisect", "with_bisect", is_flag=True, help="Where a stage fails, name the node inside.")
-@click.option("--report", type=FILE, help="Directory for report.html and report.json.")
+@click.option("--var-checkpoint", type=FILE, help="File of the transformer weights that the bundles were made from.")
+@click.option("--vae-checkpoint", type=FILE, help="File of the VQVAE weights that the bundles were made from.")
+@click.option("--against", type=FILE, help="Compare with this FP32 bundle instead; needs no PyTorch.")
+@click.option(
+    "--images",
+    "--pictures",
+    type=Number(int, limits.VERIFIED),
+    default=8,
+    help="Number of images to compare, of classes from the whole range.",
+)
+@click.option("--bisect", "with_bisect", is_flag=True, help="Where a stage fails, find the first node that is wrong.")
+@click.option("--report", type=FILE, help="Directory to write report.html and report.json to.")
 @reports_errors
 def main(
     directories: tuple[Path, ...],
     var_checkpoint: Path | None,
     vae_checkpoint: Path | None,
     against: Path | None,
-    pictures: int,
+    images: int,
     with_bisect: bool,
     report: Path | None,
 ) -> None:
-    """Compare every stage of every bundle and engine in DIR with the PyTorch model.
+    """Compare bundles and engines with the PyTorch model, stage by stage.
 
-    DIR is a bundle, a directory of engines, or a folder of bundles such as build/var_d16. The weights are those that
-    the bundles name. Exit code 1 if anything is out of tolerance.
+    DIR is a bundle, a directory of engines, or a folder of bundles such as build/var_d16. Without --var-checkpoint and
+    --vae-checkpoint the weights are those that the bundles name. Exit code 1: something is out of tolerance.
     """
     from export.verify.html import HTML, write
     from export.verify.run import verify
@@ -42,13 +49,8 @@ def main(
         check_directory(report, REPORT, *directories)
     if against is not None and (var_checkpoint or vae_checkpoint):
         raise click.UsageError("--against takes the place of both checkpoints; give one or the other.")
-    with progress_bar() as bar:
-        task = bar.add_task("starting", total=None)
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
-        result = verify(directories, (var_checkpoint, vae_checkpoint), against, pictures, with_bisect, progress)
+    with progress_bar() as progress:
+        result = verify(directories, (var_checkpoint, vae_checkpoint), against, images, with_bisect, progress)
     result.print()
     if report is not None:
         write(result, report)

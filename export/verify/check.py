@@ -10,7 +10,7 @@ import numpy as np
 
 from export.verify.draws import Parting, allowed
 from export.verify.metrics import Difference, LogitDifference, PictureDifference, Share
-from export.verify.recording import Batch, Latest, Progress, Recording, Reference, generate, smoothly
+from export.verify.recording import Batch, Latest, Recording, Reference, generate, smoothly
 from export.verify.tolerances import limits, misses
 from runtime.backends.base import StageRun
 from runtime.backends.ort_session import Session
@@ -30,6 +30,7 @@ from runtime.bundle.names import (
 from runtime.bundle.precision import Precision
 from runtime.pipeline import Maps, Pipeline, ScaleView, batches
 from runtime.processors import usable_cpus
+from runtime.progress import Progress
 from runtime.sampling import Sampling, guided
 
 STATIC_STEP = "static step for"  # and for how many pictures

@@ -53,7 +53,8 @@ def allowed(
     highest = (before + unsure_before + own) / (before + unsure_before + own + after)
     u = uniforms[..., None].astype(np.float64)
     inside = (u >= lowest - shift) & (u <= highest + shift) & np.take_along_axis(possible, at, -1)
-    return inside[..., 0] & (tokens == at[..., 0]) & known
+    result: np.ndarray = inside[..., 0] & (tokens == at[..., 0]) & known
+    return result
 
 
 def _kept(x: np.ndarray, slack: np.ndarray, shift: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +87,8 @@ def _kept(x: np.ndarray, slack: np.ndarray, shift: np.ndarray, sampling: Samplin
 def _before(mass: np.ndarray, at: np.ndarray) -> np.ndarray:
     """(..., V), indices (..., 1) -> the sum (..., 1) of all that come before."""
     cumulative = mass.cumsum(-1)
-    return np.take_along_axis(cumulative, at, -1) - np.take_along_axis(mass, at, -1)
+    result: np.ndarray = np.take_along_axis(cumulative, at, -1) - np.take_along_axis(mass, at, -1)
+    return result
 
 
 class Parting:

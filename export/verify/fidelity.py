@@ -1,4 +1,4 @@
-"""How near one bundle comes to another, scale by scale, with the tokens of the reference: python -m export.fidelity.
+"""How near one bundle comes to another, scale by scale, with the tokens of the reference.
 
 Teacher-forced: both see the tokens that the reference drew, so an error shows where it is made and does not compound.
 Coarse scales have few tokens a picture, so more pictures pass through them than through fine ones.
@@ -7,22 +7,16 @@ Coarse scales have few tokens a picture, so more pictures pass through them than
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import click
 import numpy as np
 
-from runtime import limits
-from runtime.bundle.manifest import Manifest
-from runtime.cli import FILE, Number, command, progress_bar, reports_errors
 from runtime.errors import SettingsError
-from runtime.files.atomic import scratch_directory
 from runtime.pipeline import Maps, Pipeline, ScaleView
+from runtime.progress import Progress, silent
 
 BATCH = 16
-Progress = Callable[[int, int], None]  # done, total
 Z95 = 1.96  # normal quantile of a 95 % interval
 
 
@@ -125,7 +119,7 @@ class Teacher:
         tokens: int = 2000,
         seed: int = 0,
         sizes: Sequence[int] = (BATCH,),
-        progress: Progress = lambda done, total: None,
+        progress: Progress = silent,
     ) -> Teacher:
         """At least `tokens` tokens of every scale, over all classes, with the default sampling settings.
 
@@ -142,10 +136,10 @@ class Teacher:
             batches.append(
                 Batch(labels, seed + batch.start, *_logits(reference, labels, seed + batch.start, last, None))
             )
-            progress(batch.stop, pictures[0])
+            progress("drawing with the reference", batch.stop, pictures[0])
         return cls(model.patch_nums, model.depth, batches)
 
-    def compare(self, candidate: Pipeline, progress: Progress = lambda done, total: None) -> Fidelity:
+    def compare(self, candidate: Pipeline, progress: Progress = silent) -> Fidelity:
         """Raises SettingsError."""
         model = candidate.manifest.model
         if model.patch_nums != self.sides or model.depth != self.depth:
@@ -160,7 +154,7 @@ class Teacher:
             if batch.images is not None and images is not None:
                 squares += float(((images.astype(float) - batch.images) ** 2).sum())
                 values += images.size
-            progress(i + 1, len(self.batches))
+            progress("comparing", i + 1, len(self.batches))
         return Fidelity(scales, psnr(squares / values))
 
 
@@ -169,7 +163,7 @@ def compare(
     candidate: Pipeline,
     tokens: int = 2000,
     seed: int = 0,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> Fidelity:
     """`candidate` led by `reference`, see `Teacher`. Raises SettingsError."""
     teacher = Teacher.draw(reference, tokens, seed, candidate.backend.batches or (BATCH,), progress)
@@ -226,40 +220,8 @@ def _logits(
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
-@command()
-@click.argument("reference", type=FILE)
-@click.argument("candidate", type=FILE)
-@click.option("--tokens", type=Number(int, limits.TESTED_TOKENS), default=2000, help="Tokens compared at every scale.")
-@click.option("--seed", type=Number(int, limits.SEED), default=0)
-@click.option("--simulate-fp16", is_flag=True, help="Round as FP16 hardware does; CANDIDATE is an FP16 bundle.")
-@reports_errors
-def main(reference: Path, candidate: Path, tokens: int, seed: int, simulate_fp16: bool) -> None:
-    """Compare the bundle CANDIDATE with the bundle REFERENCE, teacher-forced, at every scale."""
-    from export.graphs.simulate import simulate
-    from export.verify.magnitudes import check, largest_magnitudes
-
-    fp16 = candidate
-    with scratch_directory(candidate) as scratch, progress_bar() as bar:
-        task = bar.add_task("comparing", total=None)
-        if simulate_fp16:
-            simulate(candidate, scratch / "bundle")
-            candidate = scratch / "bundle"
-        result = compare(
-            Pipeline(reference),
-            Pipeline(candidate, finite=False),
-            tokens,
-            seed,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
-        click.echo(table(result))
-        if simulate_fp16:
-            found = largest_magnitudes(fp16, range(0, Manifest.load(fp16, verify=False).model.num_classes, 250))
-            name = max(found, key=lambda key: found[key])
-            click.echo(f"largest FP16 magnitude: {found[name]:.1f} ({name})")
-            check(found)
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result
 
 
 def table(result: Fidelity) -> str:
@@ -276,7 +238,3 @@ def table(result: Fidelity) -> str:
         )
     means = f"all scales: KL {result.kl:.1e}, top-1 agreement {result.agreement:.2%}"
     return "\n".join([*lines, "", f"{means}; pictures from equal tokens: PSNR {result.psnr:.1f} dB"])
-
-
-if __name__ == "__main__":
-    main()

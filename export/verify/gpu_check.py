@@ -1,10 +1,10 @@
-"""python -m export.gpu_check: what only a GPU can show. Builds engines, verifies them stage by stage, measures them."""
+"""What only a GPU can show: build engines, verify them stage by stage, measure them."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,20 @@ import click
 
 from export.engine.builder import BuildError
 from export.verify.artifacts import Artifact
-from export.verify.html import HTML, write_files
+from export.verify.html import write_files
 from export.verify.report import Report
 from export.verify.run import bundle_reference, verified
-from runtime import limits
-from runtime.backends.cuda import Cuda
+from runtime.backends.cuda import Gpu
 from runtime.backends.trt_engine import load_tensorrt
 from runtime.bundle import engine_record
 from runtime.bundle.manifest import Manifest
-from runtime.cli import FILE, Number, command, progress_bar, reports_errors
 from runtime.errors import SettingsError
 from runtime.files.atomic import atomic_directory
 from runtime.files.bounded import read_json
-from runtime.files.outputs import REPORT, check_directory
+from runtime.files.outputs import REPORT
 from runtime.pipeline import Pipeline
+from runtime.progress import Progress
 
-NO_GPU = 3  # exit code, so that a script can tell it from a failed check
 BENCHMARKS = "benchmarks.md"
 
 
@@ -63,43 +61,20 @@ def _measured(backend: str, bundle: Path, folder: Path) -> list[str]:
     return ["| batch | median | pictures/s |", "|---|---|---|", *rows, ""]
 
 
-@command()
-@click.argument("fp32", type=FILE)
-@click.argument("bundles", metavar="BUNDLE…", nargs=-1, required=True, type=FILE)
-@click.option("--report", type=FILE, default=Path("build/gpu-check"), help="Directory to write.")
-@click.option("--pictures", type=Number(int, limits.VERIFIED), default=32, help="Pictures to verify with.")
-@reports_errors
-def main(fp32: Path, bundles: tuple[Path, ...], report: Path, pictures: int) -> None:
-    """Build and run everything that this machine's GPU can make of each BUNDLE, against FP32 on the CPU."""
-    check_directory(report, REPORT, fp32, *bundles)
-    try:
-        gpu = Cuda().gpu
-    except SettingsError as error:
-        click.echo(f"gpu-check: {error}; nothing was checked", err=True)
-        sys.exit(NO_GPU)
+def gpu_check(gpu: Gpu, fp32: Path, bundles: Sequence[Path], folder: Path, images: int, progress: Progress) -> Report:
+    """Verify and measure everything that `candidates` finds, and write the report to `folder`. Raises VarEdgeError."""
     entries, lines = [], [f"# {gpu.name}, sm_{gpu.capability.replace('.', '')}", ""]
-    with progress_bar() as bar, atomic_directory(report, REPORT) as folder:
-        task = bar.add_task("starting", total=None)
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
+    with atomic_directory(folder, REPORT) as out:
         first = Artifact(bundles[0], Manifest.load(bundles[0]))
-        reference = bundle_reference(fp32, first, pictures, progress)
+        reference = bundle_reference(fp32, first, images, progress)
         for backend, directory in (found for bundle in bundles for found in candidates(bundle)):
             artifact = Artifact(directory, Manifest.load(directory, verify=False), backend == "tensorrt")
             pipeline = Pipeline(directory, backend, finite=False)
             entries.append(verified(artifact, pipeline, reference, progress))
             lines += [f"## {pipeline.backend.name}: {artifact.name}", ""]
             del pipeline  # its memory, before the benchmark takes its own
-            lines += _measured(backend, directory, folder)
+            lines += _measured(backend, directory, out)
         result = Report(reference, entries)
-        write_files(result, folder)
-        (folder / BENCHMARKS).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    result.print()
-    click.echo(f"{report / HTML}: {result.summary}; {report / BENCHMARKS}")
-    sys.exit(not result.passed)
-
-
-if __name__ == "__main__":
-    main()
+        write_files(result, out)
+        (out / BENCHMARKS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return result

@@ -125,7 +125,8 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     rows, columns = (_gaussian_band(size) for size in a.shape[:2])
 
     def blurred(channels: np.ndarray) -> np.ndarray:
-        return rows @ channels @ columns.T  # (3, H - 10, W - 10)
+        result: np.ndarray = rows @ channels @ columns.T  # (3, H - 10, W - 10)
+        return result
 
     x, y = (picture.transpose(2, 0, 1).astype(np.float64) for picture in (a, b))
     mean_x, mean_y = blurred(x), blurred(y)

@@ -13,11 +13,11 @@ from runtime.bundle.manifest import Manifest, Tensor
 from runtime.bundle.names import CONDITION, ENCODER, F_HAT_OUT, LOGITS, SMOOTH_BRIDGE, TRANSFORMER
 from runtime.errors import SettingsError
 from runtime.pipeline import Maps, Pipeline, Result, ScaleView
+from runtime.progress import Progress
 from runtime.sampling import Sampling
 from runtime.uniforms import uniforms
 
 Outputs = dict[str, dict[str, np.ndarray]]  # graph -> tensor -> values
-Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
 
 
 @dataclass(frozen=True)

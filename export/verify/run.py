@@ -22,7 +22,7 @@ from export.verify.check import (
     mix,
     rows,
 )
-from export.verify.recording import Drawn, Progress, Recording, Reference, Settings, prepare
+from export.verify.recording import Drawn, Recording, Reference, Settings, prepare
 from export.verify.report import Entry, Report
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.names import SMOOTH_BRIDGE
@@ -30,6 +30,7 @@ from runtime.bundle.precision import Precision
 from runtime.errors import BundleError, SettingsError
 from runtime.files.atomic import scratch_directory
 from runtime.pipeline import Pipeline
+from runtime.progress import Progress, silent
 
 Checkpoints = tuple[Path | None, Path | None]
 
@@ -40,7 +41,7 @@ def verify(
     against: Path | None = None,
     pictures: int = 8,
     with_bisect: bool = False,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Report:
     """Holds everything in `directories` against the PyTorch model, or against the FP32 bundle `against`.
 

@@ -82,7 +82,8 @@ class HostArrays:
             target[...] = host
 
     def download(self, source: np.ndarray) -> np.ndarray:
-        return source.copy()
+        result: np.ndarray = source.copy()
+        return result
 
     def clear(self, array: np.ndarray) -> None:
         array.fill(0)

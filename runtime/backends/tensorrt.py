@@ -196,10 +196,12 @@ class _Batch:
         for stage, scale, seconds in self._times():
             assert self._on_stage
             self._on_stage(stage, scale, seconds)
-        return self._images.reshape(self.wiring.images.shape).copy()
+        result: np.ndarray = self._images.reshape(self.wiring.images.shape).copy()
+        return result
 
     def finite(self) -> np.ndarray:
-        return self._finite.view(np.bool_).reshape(self.wiring.finite.shape)[:, 0].copy()
+        result: np.ndarray = self._finite.view(np.bool_).reshape(self.wiring.finite.shape)[:, 0].copy()
+        return result
 
     def free(self) -> None:
         self._cuda.synchronize()

@@ -35,7 +35,7 @@ class Log:
         errors: list[str] = []
         serious = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
 
-        class Logger(trt.ILogger):  # type: ignore[name-defined]
+        class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
 

@@ -161,7 +161,7 @@ class Wiring:
         if self.smooth:
             host[names.SHARPNESS][:] = sampling.sharpness(k, self._scales)
             host[names.TEMPERATURE][:] = sampling.temperature(k, self._scales)
-        host[names.TOP_K][:], host[names.TOP_P][:] = sampling.top_k, sampling.top_p
+        host[names.TOP_K][:], host[names.TOP_P][:] = sampling.tokens_kept, sampling.top_p
         host[names.KEEP][:] = False if keep is None else keep
         host[names.KEPT_TOKENS][:] = 0 if kept_tokens is None else kept_tokens
 

@@ -10,31 +10,38 @@ import click
 from .. import limits
 from ..backends import BACKENDS
 from ..bundle.manifest import Manifest
-from ..cli import FILE, Number, batch_sizes, command, progress_bar, reports_errors
+from ..cli import FILE, Number, batch_sizes, command, reports_errors
 from ..drawing import sampling_options
 from ..files.outputs import check_apart, check_target
+from ..progress import progress_bar
 from ..sampling import Sampling
 
 
 @command()
-@click.option("--bundle", type=FILE, required=True, help="Directory to measure.")
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine.")
+@click.option("--bundle", type=FILE, required=True, help="Bundle to measure.")
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine to run on.")
 @click.option(
     "--threads",
     type=Number(int, limits.THREADS),
-    help="CPU threads.  [default: as many CPUs as this process may use]",
+    help="Number of CPU threads.  [default: as many CPUs as this process may use]",
 )
-@click.option("--batches", default="1", help="Numbers of pictures drawn together: 1,4")
-@click.option("--runs", type=Number(int, limits.RUNS), default=9, help="Timed runs of each batch size.")
-@click.option("--label", default="0", help="Class number or name of all pictures.")
-@click.option("--seed", type=Number(int, limits.SEED), default=0, help="Picture i is drawn with SEED + i.")
+@click.option("--batches", default="1", help="Batch sizes to measure, such as 1,4.")
+@click.option("--runs", type=Number(int, limits.RUNS), default=9, help="Number of timed runs for each batch size.")
+@click.option("--label", default="0", help="Class of all images, as number or name.")
+@click.option(
+    "--seed", type=Number(int, limits.SEED), default=0, help="Seed of the first image. Image i is drawn with SEED + i."
+)
 @sampling_options(Sampling())
-@click.option("--json", "json_file", type=FILE, help="Write everything to this .json.")
-@click.option("--plot", "plot_file", type=FILE, help="Draw the times into this .png.")
-@click.option("--compare", type=click.Choice(["pytorch", "cpp"]), help="Time this in turns with the runtime.")
-@click.option("--var-checkpoint", type=FILE, help="The bundle's, for --compare.")
-@click.option("--vae-checkpoint", type=FILE, help="The bundle's, for --compare.")
-@click.option("--verify/--no-verify", default=True, help="Check the SHA-256 of the bundle's files.")
+@click.option("--json", "json_file", type=FILE, help="Write all results to this .json file.")
+@click.option("--plot", "plot_file", type=FILE, help="Plot the times into this .png file.")
+@click.option(
+    "--compare",
+    type=click.Choice(["pytorch", "cpp"]),
+    help="Also measure this, in alternation with the runtime: eager PyTorch, or the C++ runtime.",
+)
+@click.option("--var-checkpoint", type=FILE, help="Transformer weights of the bundle, for --compare pytorch.")
+@click.option("--vae-checkpoint", type=FILE, help="VQVAE weights of the bundle, for --compare pytorch.")
+@click.option("--verify/--no-verify", default=True, help="Check the SHA-256 of the bundle's files first.")
 @reports_errors
 def main(
     bundle: Path,
@@ -46,7 +53,7 @@ def main(
     sampling: Sampling,
     **options: Any,
 ) -> None:
-    """Measure time, memory and, on a Jetson, energy of drawing with a bundle."""
+    """Measure the time, memory and energy of drawing with a bundle. Energy is measured on a Jetson only."""
     sizes = batch_sizes(batches)
     if (var_checkpoint or vae_checkpoint) and not options["compare"]:
         raise click.UsageError("--var-checkpoint and --vae-checkpoint need --compare.")
@@ -59,14 +66,9 @@ def main(
 
     manifest = _checked(bundle, json_file, plot_file)
     drawn = sampling.fitted(manifest.model.vocab_size)
-    settings = Settings(batches=sizes, cfg=drawn.cfg, top_k=drawn.top_k, top_p=drawn.top_p, **options)
+    settings = Settings(batches=sizes, cfg=drawn.cfg, top_k=drawn.tokens_kept, top_p=drawn.top_p, **options)
     check_libraries(plot_file is not None, settings.compare == "pytorch")
-    with progress_bar() as bar:
-        task = bar.add_task("loading", total=None)
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
-
+    with progress_bar() as progress:
         report = benchmark(bundle, settings, (var_checkpoint, vae_checkpoint), Jetson.find(), progress)
     if json_file:
         write_json(json_file, report)

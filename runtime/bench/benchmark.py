@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import entry_points
-from itertools import count
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +16,7 @@ from ..errors import SettingsError
 from ..optional import require
 from ..pipeline import Pipeline
 from ..processors import usable_cpus
+from ..progress import Progress, counter, silent
 from .compare import Draw
 from .gemm import gemm_rate
 from .jetson import Jetson
@@ -25,7 +25,6 @@ from .measure import load, measure_batch, memory_while_drawing
 from .report import SCHEMA_VERSION, BundleFacts, Floor, JetsonFacts, Report, Settings
 from .work import decoder_flop, transformer_flop
 
-Progress = Callable[[str, int, int], None]  # what is going on, how much of it is done, how much there is
 Checkpoints = tuple[Path | None, Path | None]  # of VAR and VQVAE, where they are not to be looked for
 
 
@@ -42,7 +41,7 @@ def benchmark(
     settings: Settings,
     checkpoints: Checkpoints = (None, None),
     jetson: Jetson | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Report:
     """Measures a bundle. `checkpoints` are for comparing with PyTorch. Raises VarEdgeError."""
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -56,7 +55,7 @@ def benchmark(
     rivals, left_out = _rivals(bundle, pipeline, settings, threads, checkpoints, progress)
     batches = []
     for batch in settings.batches:
-        on_round = _counted(progress, f"batch of {batch}", settings.runs + 1)
+        on_round = counter(progress, f"batch of {batch}", settings.runs + 1)
         batches.append(measure_batch(pipeline, settings, batch, held[batch], rivals, jetson, on_round))
     module = JetsonFacts(jetson.model, before, jetson.state()) if jetson and before else None
     rate = max(rate, gemm_rate(threads))
@@ -116,10 +115,3 @@ def _bundle_facts(bundle: Path, manifest: Manifest) -> BundleFacts:
 def _floor(model: Model, flop_per_second: float) -> Floor:
     transformer, decoder = transformer_flop(model), decoder_flop(model)
     return Floor(flop_per_second, transformer, decoder, (transformer + decoder) / flop_per_second)
-
-
-def _counted(progress: Progress, stage: str, total: int) -> Callable[[], None]:
-    """A callback that moves the bar on by one."""
-    progress(stage, 0, total)
-    done = count(1)
-    return lambda: progress(stage, next(done), total)

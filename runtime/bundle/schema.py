@@ -53,7 +53,8 @@ def parse(kind: type[T], value: Any, where: str) -> T:
         return {key: parse(args[1], item, f"{where}.{key:.60}") for key, item in value.items()}  # type: ignore[return-value]
     allowed = args if origin in (Union, types.UnionType) else (kind,)
     if kind is Any or type(value) in allowed:  # not isinstance: true is no integer
-        return value
+        result: T = value
+        return result
     if float in allowed and type(value) is int:
         return float(value)  # type: ignore[return-value]
     raise BundleError(f"{where}: expected {_name(kind)}, found {shown(value)}")

@@ -106,7 +106,8 @@ def read_toml(path: Path, error: Kind = BundleError) -> dict[str, Any]:
     except ValueError as reason:  # also of a number with too many digits
         raise error(f"{path}: not a TOML file: {reason}") from None
     _check_values(values, str(path), error)
-    return values
+    result: dict[str, Any] = values
+    return result
 
 
 def _text(data: bytes, where: str, error: Kind) -> str:

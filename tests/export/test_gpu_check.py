@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from export.gpu_check import NO_GPU
 from export.verify.artifacts import Artifact
-from export.verify.gpu_check import NO_GPU, candidates
+from export.verify.gpu_check import candidates
 from export.verify.run import bundle_reference, verified
 from runtime import Pipeline
 from runtime.backends import tensorrt as backend_module

@@ -12,7 +12,6 @@ import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
 
-from export.bundle import export_bundle
 from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import formula_weights, load_models
 from export.graphs.simulate import simulate
@@ -30,19 +29,12 @@ SETTINGS = {"top_k": 0, "top_p": 0.0}
 Overflowing = Callable[[str], Path]
 
 
-@pytest.fixture(scope="module")
-def fp16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("not_a_number") / "fp16"
-    export_bundle(TINY, formula_weights(TINY, 0), folder, "fp16", smooth=True)
-    return folder
-
-
 @pytest.fixture
-def overflowing(fp16_bundle: Path, tmp_path: Path) -> Overflowing:
+def overflowing(fp16_tiny_bundle: Path, tmp_path: Path) -> Overflowing:
     """Makes a bundle that rounds as FP16 hardware does, the weights of this name so large that products overflow."""
 
     def make(part: str) -> Path:
-        bundle = shutil.copytree(fp16_bundle, tmp_path / "fp16")
+        bundle = shutil.copytree(fp16_tiny_bundle, tmp_path / "fp16")
         with (bundle / WEIGHTS).open("rb") as file:  # written in place: the graphs know the offsets
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
@@ -52,7 +44,7 @@ def overflowing(fp16_bundle: Path, tmp_path: Path) -> Overflowing:
         values = np.memmap(bundle / WEIGHTS, np.float16, "r+", start, (end - start) // 2)
         values[:] = np.sign(values) * np.float16(60000)
         values.flush()
-        rewrite_manifest(bundle, Manifest.load(fp16_bundle))
+        rewrite_manifest(bundle, Manifest.load(fp16_tiny_bundle))
         simulate(bundle, tmp_path / "twin")
         return tmp_path / "twin"
 
@@ -99,9 +91,9 @@ def test_features(overflowing: Overflowing) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["bridge", "bridge_smooth"])
-def test_one_number_of_a_token_is_enough(name: str, value: float, fp16_bundle: Path) -> None:
+def test_one_number_of_a_token_is_enough(name: str, value: float, fp16_tiny_bundle: Path) -> None:
     """As a GPU computes it: the graphs of FP16 bundles compare in FP32."""
-    graph = Manifest.load(fp16_bundle).graphs[name]
+    graph = Manifest.load(fp16_tiny_bundle).graphs[name]
     sizes = {"B": 2, "2B": 4, "L": 4, "L_next": 16}
     feed = {
         spec.name: np.ones([sizes[a] if isinstance(a, str) else a for a in spec.shape], spec.dtype)
@@ -111,7 +103,7 @@ def test_one_number_of_a_token_is_enough(name: str, value: float, fp16_bundle: P
     feed["keep"][1, 2] = True
     for row, column in ((1, 0), (2, 3)):  # of the picture with its class, of the other without
         feed["logits"][row, column, 77] = value
-    drawn, tokens = ort.InferenceSession(fp16_bundle / graph.file).run(["drawn", "tokens"], feed)
+    drawn, tokens = ort.InferenceSession(fp16_tiny_bundle / graph.file).run(["drawn", "tokens"], feed)
     assert np.argwhere(drawn == -1).tolist() == [[0, 1], [1, 2]]
     assert np.argwhere(tokens == -1).tolist() == [[0, 1]]
     assert tokens[1, 2] == 1  # kept

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bundle import export_bundle
 from export.checkpoint.recipe import Recipe
-from export.checkpoint.weights import checkpoint_weights, formula_weights, load_models
+from export.checkpoint.weights import formula_weights, load_models
 from export.model.reference import PyTorchBackend
 from runtime.backends.base import Backend
 from runtime.errors import BundleError
@@ -22,15 +21,6 @@ from tests.conftest import DATA
 from tests.export.agreement import share_within_one_step
 
 LABELS = [7, 980]
-
-
-@pytest.fixture(scope="module")
-def smooth_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model of the golden cases with the graph of smooth sampling."""
-    recipe = Recipe.load(str(DATA / "golden_d2.toml"))
-    out = tmp_path_factory.mktemp("smooth") / "bundle"
-    export_bundle(recipe, formula_weights(recipe, 0), out, smooth=True)
-    return out
 
 
 def golden_noise(k: int, tokens: int, vocab_size: int) -> np.ndarray:
@@ -49,11 +39,11 @@ def drawn(backend: Backend, noise: list[np.ndarray], sampling: Sampling) -> np.n
 
 @pytest.mark.parametrize("case", ["smooth_d2", "smooth_filtered_d2"])
 @pytest.mark.parametrize("engine", ["runtime", "pytorch"])
-def test_golden(case: str, engine: str, smooth_bundle: Path) -> None:
+def test_golden(case: str, engine: str, golden_bundle: Path) -> None:
     golden = np.load(DATA / f"golden_{case}.npz")
     settings = json.loads(str(golden["case"]))
     sampling = Sampling(settings["cfg"], settings.get("top_k", 0), settings.get("top_p", 0.0), smooth=True)
-    pipeline = Pipeline(smooth_bundle, "onnxruntime")
+    pipeline = Pipeline(golden_bundle, "onnxruntime")
     backend: Backend = pipeline.backend
     if engine == "pytorch":
         recipe = Recipe.load(str(DATA / "golden_d2.toml"))
@@ -75,11 +65,9 @@ def test_noise_is_gumbel_and_the_picture_s_own() -> None:
     assert abs(first.var() - np.pi**2 / 6) < 0.05
 
 
-def test_a_seed_draws_the_same_alone_and_in_a_batch(tmp_path: Path) -> None:
+def test_a_seed_draws_the_same_alone_and_in_a_batch(smooth_demo_bundle: Path) -> None:
     """With the demo model, plain and smooth by batches, and a kept part."""
-    recipe = Recipe.load("var_demo")
-    export_bundle(recipe, checkpoint_weights(recipe, None, None), tmp_path / "bundle", smooth=True)
-    pipeline = Pipeline(tmp_path / "bundle", "onnxruntime")
+    pipeline = Pipeline(smooth_demo_bundle, "onnxruntime")
     together = pipeline.generate([0, 5], seed=3, smooth=True)
     plain = pipeline.generate([5], seed=4)
     alone = pipeline.generate([5], seed=4, smooth=True)
@@ -90,6 +78,6 @@ def test_a_seed_draws_the_same_alone_and_in_a_batch(tmp_path: Path) -> None:
     np.testing.assert_array_equal(kept.images, plain.images)  # all of it kept: nothing is left to mix
 
 
-def test_a_bundle_without_the_graph_says_which_option_adds_it(golden_bundle: Path) -> None:
+def test_a_bundle_without_the_graph_says_which_option_adds_it(tiny_bundle: Path) -> None:
     with pytest.raises(BundleError, match="no graph for smooth sampling; make onnx SMOOTH=1"):
-        Pipeline(golden_bundle, "onnxruntime").generate([1], smooth=True)
+        Pipeline(tiny_bundle, "onnxruntime").generate([1], smooth=True)

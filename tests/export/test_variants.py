@@ -17,7 +17,7 @@ from export.checkpoint.weights import formula_weights, load_models
 from export.model.reference import PyTorchBackend, generate
 from runtime.pipeline import Pipeline
 from runtime.sampling import Sampling
-from tests.conftest import DATA
+from tests.conftest import DATA, Shared
 
 BASE: dict[str, Any] = {
     "depth": 2, "patch_nums": (1, 2, 3, 4), "ch": 32, "num_classes": 10, "vocab_size": 128, "code_size": 16,
@@ -65,6 +65,12 @@ def recipe_of(name: str) -> Recipe:
     return Recipe(name="variant", **BASE | VARIANTS[name])
 
 
+def exported(name: str, shared: Shared) -> Path:
+    """The bundle of this variant."""
+    recipe = recipe_of(name)
+    return shared(f"variant {name}", lambda out: export_bundle(recipe, formula_weights(recipe, SEED), out))
+
+
 def picture(recipe: Recipe) -> np.ndarray:
     """(1, H, W, 3) uint8: random squares of 8 x 8 pixels."""
     side = recipe.image_size // 8
@@ -79,6 +85,7 @@ def check(name: str, tokens: list[np.ndarray], images: np.ndarray, encoded: np.n
         assert np.abs(images[0].astype(int) - golden[f"{name}: image"]).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_model_draws_and_encodes_as_published(name: str) -> None:
     recipe = recipe_of(name)
@@ -89,9 +96,8 @@ def test_the_model_draws_and_encodes_as_published(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["many at once", "no phi"])
-def test_a_bundle_draws_and_encodes_as_published(name: str, tmp_path: Path) -> None:
+def test_a_bundle_draws_and_encodes_as_published(name: str, shared: Shared) -> None:
     recipe = recipe_of(name)
-    export_bundle(recipe, formula_weights(recipe, SEED), tmp_path / "bundle")
-    pipeline = Pipeline(tmp_path / "bundle")
+    pipeline = Pipeline(exported(name, shared))
     drawn = pipeline.generate([LABEL], cfg=CFG, top_k=1, top_p=0.0)
     check(name, drawn.tokens, drawn.images, np.concatenate(pipeline.encode(picture(recipe)), 1))

@@ -20,13 +20,13 @@ from safetensors.numpy import load_file
 
 from export.bundle import export_bundle
 from export.checkpoint.recipe import Recipe
-from export.checkpoint.weights import checkpoint_weights, formula_weights
+from export.checkpoint.weights import formula_weights
 from export.verify.bisect import Finding
 from export.verify.html import write
 from export.verify.metrics import ssim
 from export.verify.report import Report
 from export.verify.run import verify
-from runtime.bundle.manifest import WEIGHTS, File
+from runtime.bundle.manifest import WEIGHTS, File, Manifest
 from runtime.errors import BundleError, SettingsError
 from tests.conftest import DATA
 
@@ -246,6 +246,7 @@ def test_what_is_missing_is_absent_and_no_pass(folder: Path, tmp_path: Path) -> 
     assert entry.status == "passed"
 
 
+@pytest.mark.slow
 def test_steps_of_every_batch_size(tmp_path: Path) -> None:
     recipe = Recipe.load(str(DATA / "tiny.toml"))
     sound, damaged, without = (tmp_path / name for name in ("sound", "damaged", "without"))
@@ -340,15 +341,13 @@ def refused(*arguments: str | Path) -> str:
     return line
 
 
-def test_bundles_of_different_models(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_bundles_of_different_models(folder: Path, tiny_bundle: Path, other_tiny_bundle: Path) -> None:
     with pytest.raises(SettingsError, match="of other sizes than"):
         verify([folder / "fp32", tiny_bundle])
     with pytest.raises(SettingsError, match=r"--against .*: another model than .*fp32"):
         verify([folder / "fp32"], against=tiny_bundle)
-    recipe = Recipe.load(str(DATA / "tiny.toml"))
-    export_bundle(recipe, formula_weights(recipe, 1), tmp_path / "other")
     with pytest.raises(SettingsError, match="made of other weights than"):
-        verify([tiny_bundle, tmp_path / "other"])
+        verify([tiny_bundle, other_tiny_bundle])
     with pytest.raises(SettingsError, match="expected an FP32 bundle, found fp16"):
         verify([folder / "fp16"], against=folder / "fp16")
 
@@ -385,11 +384,12 @@ def test_a_report_directory_of_something_else(folder: Path, tmp_path: Path) -> N
     assert "cannot be written" in refused(folder / "fp32", "--report", tmp_path / "holiday.jpg" / "report")
 
 
-def test_smooth_sampling_is_verified_where_its_graph_is(demo_bundle: Path, tmp_path: Path) -> None:
-    weights = checkpoint_weights(recipe := Recipe.load("var_demo"), None, None)
+def test_smooth_sampling_is_verified_where_its_graph_is(
+    demo_bundle: Path, smooth_demo_bundle: Path, tmp_path: Path
+) -> None:
     smooth, damaged = tmp_path / "smooth", tmp_path / "damaged"
-    export_bundle(recipe, weights, smooth, smooth=True)
-    shutil.copytree(smooth, damaged)
+    shutil.copytree(smooth_demo_bundle, smooth)
+    shutil.copytree(smooth_demo_bundle, damaged)
     model = onnx.load(damaged / "bridge_smooth.onnx", load_external_data=False)
     for node in model.graph.node:
         node.input[:] = ["silence" if name == "noise" else name for name in node.input]
@@ -400,7 +400,7 @@ def test_smooth_sampling_is_verified_where_its_graph_is(demo_bundle: Path, tmp_p
     without, sound, wrong = verify([demo_bundle, smooth, damaged], pictures=2).entries
     assert [entry.status for entry in (without, sound, wrong)] == ["passed", "passed", "FAILED"]
     assert [row.remark for row in without.rows if row.stage.startswith("smooth")] == ["absent"]
-    assert {("smooth bridge", k) for k in range(len(recipe.patch_nums))} < {
+    assert {("smooth bridge", k) for k in range(len(Manifest.load(smooth).scales))} < {
         (row.stage, row.scale) for row in sound.rows
     }
     assert wrong.failed[0].name == "smooth bridge, scale 0"

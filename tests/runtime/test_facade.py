@@ -39,7 +39,7 @@ def test_the_facade_is_the_runtime() -> None:
     for name in var_edge.__all__:
         assert getattr(var_edge, name) == getattr(runtime, name)
     assert issubclass(var_edge.NumericError, var_edge.VarEdgeError)
-    assert var_edge.Sampling().top_k == 900
+    assert var_edge.Sampling().fitted(4096).top_k == 900
     with pytest.raises(AttributeError, match="nothing"):
         var_edge.nothing  # noqa: B018
 
@@ -74,5 +74,5 @@ def test_a_command_names_what_shadows_it(command: str, shadow: str, folder: Path
 
 def test_an_unknown_command(folder: Path) -> None:
     result = python(folder, "-m", "var_edge", "json.tool")
-    assert result.returncode == 1
-    assert result.stderr.startswith("usage: python -m var_edge COMMAND")
+    assert result.returncode == 2
+    assert result.stderr.startswith("Error: No such command 'json.tool'; ")
