@@ -1,6 +1,6 @@
 """The names of a bundle's graphs and of their tensors, each said once; `export.graphs.definitions` gives the shapes.
 
-The C++ runtime repeats those that it binds, in `src/wiring.cpp`.
+The C++ runtime repeats those that it binds in its `wiring.cpp`.
 """
 
 from __future__ import annotations

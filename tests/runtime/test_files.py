@@ -40,7 +40,7 @@ import signal, sys, time
 from pathlib import Path
 from runtime import files as files_module
 from runtime.cli import reports_errors
-from runtime.files import scratch_directory, atomic_directory, atomic_file
+from runtime.files.atomic import scratch_directory, atomic_directory, atomic_file
 from runtime.unfinished import exclusive
 from tests.runtime.test_files import THINGS
 """

@@ -168,7 +168,7 @@ def test_interrupt_leaves_no_file(toy_bundle: Path, tmp_path: Path) -> None:
     code = """
 import signal, sys
 import runtime.generate, runtime.images
-from runtime.files import atomic_file
+from runtime.files.atomic import atomic_file
 
 def interrupted(path, image):
     with atomic_file(path) as file:
