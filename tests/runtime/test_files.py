@@ -38,10 +38,10 @@ def run(code: str, *arguments: object) -> subprocess.Popen[str]:
     head = """
 import signal, sys, time
 from pathlib import Path
-from runtime import files as files_module
+from runtime.files import atomic as files_module
 from runtime.cli import reports_errors
 from runtime.files.atomic import scratch_directory, atomic_directory, atomic_file
-from runtime.unfinished import exclusive
+from runtime.files.unfinished import exclusive
 from tests.runtime.test_files import THINGS
 """
     wait = "def wait():\n    print('ready', flush=True); time.sleep(60)\n"
