@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from export.checkpoint.file import CheckpointError
@@ -15,7 +16,7 @@ def recipe_of(manifest: Manifest) -> Recipe:
     """The recipe the bundle was made with. One that is not shipped has no place of its own to look for checkpoints."""
     fields = {field.name for field in dataclasses.fields(Recipe)}
     sizes = {name: value for name, value in dataclasses.asdict(manifest.model).items() if name in fields}
-    if (RECIPES / f"{manifest.model.name}.toml").is_file():
+    if os.path.isfile(RECIPES / f"{manifest.model.name}.toml"):
         return dataclasses.replace(Recipe.load(manifest.model.name), **sizes)
     source = manifest.provenance.source
     files = {kind: source.get(kind, {}).get("file", f"{kind}.pth") for kind in ("var_checkpoint", "vae_checkpoint")}

@@ -83,7 +83,7 @@ class Recipe:
             return None
         own = self.folder / self.classes
         places = (CLASS_LISTS / f"{self.classes}.txt", own, own.with_name(f"{own.name}.txt"))
-        return next((place for place in places if place.is_file()), own)
+        return next((place for place in places if os.path.isfile(place)), own)  # False where no file can have the name
 
     @property
     def phi_count(self) -> int:

@@ -152,14 +152,14 @@ def find(recipe: Recipe, kind: str, given: Path | None) -> Path:
     Raises CheckpointError, saying where the file was looked for.
     """
     if given is not None:
-        if not given.exists():
+        if not os.path.exists(given):
             raise CheckpointError(f"--{kind}-checkpoint: no file {given}")
         return given
     name = getattr(recipe, f"{kind}_checkpoint")
     folders = [recipe.folder / recipe.checkpoints] if recipe.checkpoints else []
     folders += [Path(os.environ[HOME])] if os.environ.get(HOME) else []
     for folder in folders:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             result: Path = folder / name
             return result
     looked = ", ".join([*map(str, folders), *([] if os.environ.get(HOME) else [f"${HOME} (not set)"])])

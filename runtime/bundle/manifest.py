@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,7 @@ class Manifest:
         """Raises BundleError unless every file is there, with its size and, if `verify`, its SHA-256."""
         for name, expected in self.files.items():
             path = bundle / name
-            if not path.is_file():
+            if not os.path.isfile(path):
                 raise BundleError(f"{path}: missing; copy the whole bundle again")
             if (size := path.stat().st_size) != expected.size:
                 raise BundleError(f"{path}: expected {expected.size} bytes, found {size}; copy the whole bundle again")

@@ -84,3 +84,14 @@ def test_class_names_lie_beside_the_recipe_and_are_counted(tmp_path: Path) -> No
         path.write_text(lines + f'classes = "{wrong}"\n')
         with pytest.raises(SettingsError, match=message):
             Recipe.load(str(path))
+
+
+def test_names_that_no_file_can_have_are_files_that_are_not_there(tmp_path: Path) -> None:
+    """A name of 5,000 characters ended in a traceback: the system refuses even to look for such a file."""
+    text = (Path(__file__).parents[1] / "data" / "tiny.toml").read_text()
+    path = tmp_path / "recipe.toml"
+    path.write_text(f'classes = "{"9" * 5000}"\n{text}')
+    with pytest.raises(SettingsError, match="classes"):
+        Recipe.load(str(path))
+    path.write_text(f'checkpoints = "{"9" * 5000}"\nhub = "{"a" * 5000}"\n{text}')
+    Recipe.load(str(path))
