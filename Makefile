@@ -41,7 +41,7 @@ SYSTEM_PACKAGES := $(if $(wildcard /etc/nv_tegra_release),--system-site-packages
 
 CALIBRATE := $(if $(IMAGES),--images $(call quoted,$(IMAGES))) $(if $(BUDGET),--budget $(call quoted,$(BUDGET)))
 
-.PHONY: help setup demo onnx calibrate engine gpu-check verify bench cpp lint test test-fast test-full clean
+.PHONY: help setup demo onnx calibrate engine gpu-check verify bench cpp api lint test test-fast test-full clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -103,6 +103,9 @@ cpp: $(INSTALLED) ## build the C and C++ library and its examples in build/cpp/r
 	  -DONNXRUNTIME_ROOT="$(CURDIR)/build/cpp/deps/onnxruntime" -DNLOHMANN_JSON_INCLUDE="$(CURDIR)/build/cpp/deps/include" > /dev/null
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" cmake --build build/cpp/release > /dev/null
 	@$(PYTHON) -m pytest -q tests/cpp
+
+api: $(INSTALLED) ## write the Python API reference to build/api
+	@$(PYTHON) docs/api.py
 
 lint: $(INSTALLED) ## check style and types
 	@$(PYTHON) -m ruff check --quiet .
