@@ -208,6 +208,7 @@ MANIFESTS = _cases(
         "lone surrogate in a key": _text('"options": {}', '"options": {"\\ud800": 1}'),
         "a key twice": _text('"options": {}', '"options": {"x": 1, "x": 1}'),
         "a known key twice": _text('"precision"', '"precision": "fp32", "precision"'),
+        "an unknown precision": _at("precision", value="fp8"),
         "65 deep": _nested(65),
         "66 deep": _nested(66),
         "1,000 deep": _nested(1_000),

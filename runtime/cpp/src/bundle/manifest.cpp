@@ -172,7 +172,8 @@ Manifest Manifest::parse(const std::string& text, const std::string& where) {
             "provenance"});
     Manifest manifest;
     manifest.model = parse_model(s["model"]);
-    manifest.precision = s["precision"].string();
+    manifest.precision = s["precision"].one_of(
+        {"fp32", "fp16", "int8 for trt", "int8 for cpu", "fp16 simulated", "int8 for trt simulated"});
     manifest.classes = s["classes"].string_or_null();
     for (const Strict& scale : s["scales"].list()) manifest.scales.push_back(parse_scale(scale));
     for (const Strict& name : s["step_constants"].list(SIZE_MAX)) manifest.step_constants.push_back(name.string());

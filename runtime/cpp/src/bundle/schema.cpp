@@ -83,6 +83,15 @@ std::string Strict::string() const {
     return value_->get<std::string>();
 }
 
+std::string Strict::one_of(std::initializer_list<const char*> known) const {
+    std::string listed;
+    for (const char* text : known) {
+        if (value_->is_string() && value_->get_ref<const std::string&>() == text) return text;
+        listed += (listed.empty() ? "" : ", ") + std::string(text);
+    }
+    throw wrong("one of " + listed);
+}
+
 bool Strict::boolean() const {
     if (!value_->is_boolean()) throw wrong("true or false");
     return value_->get<bool>();

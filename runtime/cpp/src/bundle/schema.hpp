@@ -33,6 +33,7 @@ class Strict {
     std::int64_t integer(const limits::Range& allowed) const;
     double number(const limits::Range& allowed) const;
     std::string string() const;
+    std::string one_of(std::initializer_list<const char*> known) const;
     bool boolean() const;
     std::string name() const;
     std::string plain_name() const;
