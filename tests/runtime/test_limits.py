@@ -98,7 +98,7 @@ def test_the_documentation_says_the_other_limits() -> None:
     assert rows["ch_mult"] == f"{count} entries of {each}"
     assert rows["cfg"] == str(limits.CFG)
     assert rows["batch"] == str(limits.BATCH)
-    assert rows["pictures of one call"] == str(limits.PICTURES)
+    assert rows["images of one call"] == str(limits.PICTURES)
     assert rows["threads"] == str(limits.THREADS)
     assert rows["top_p"] == f"0 (all), or {limits.LEAST_TOP_P:.6f} to 1"
     assert rows["names"] == f"printable, 1 to {limits.NAME_BYTES} bytes"
