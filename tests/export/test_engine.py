@@ -81,9 +81,14 @@ def test_only_what_changed_is_built_again(fp16_tiny_bundle: Path, tmp_path: Path
     path = folder / "bridge.engine"
     path.write_bytes(path.read_bytes()[:-1])  # damaged
     assert ": built" in run(str(bundle)).stdout
+
+
+def test_batches_are_added_to_those_that_are_there(built: tuple[Path, Path], tmp_path: Path) -> None:
+    bundle = shutil.copytree(built[0], tmp_path / "bundle")
     assert ": built" in run(str(bundle), "--batches", "2").stdout
-    assert EngineRecord.load(folder).batches == (1, 2)
-    assert len(EngineRecord.load(folder).engines["bridge"].profiles) == 2 * len(Manifest.load(bundle).scales)
+    record = EngineRecord.load(bundle / "engines" / built[1].name)
+    assert record.batches == (1, 2)
+    assert len(record.engines["bridge"].profiles) == 12
 
 
 def test_a_graph_it_cannot_parse_is_named(fp16_demo_bundle: Path, tmp_path: Path) -> None:
