@@ -18,7 +18,17 @@ SOURCE = ROOT / "runtime" / "cpp" / "src"
 # Limits of what only the Python commands read: recipes, calibrations, checkpoints, pictures, evaluation sets.
 PYTHON_ALONE = {
     *("CALIBRATION_BYTES", "TOML_BYTES", "TOML_DOTS", "GRAPH_BYTES", "PICTURE_BYTES", "PIXELS", "STORED_SEED"),
-    *("PICTURES_BEFORE", "SET_SEED", "HISTOGRAM", "CHANNEL_SCALING", "COLLECTED", "KL", "ALPHA", "WORKSPACE", "VERIFIED"),
+    *(
+        "PICTURES_BEFORE",
+        "SET_SEED",
+        "HISTOGRAM",
+        "CHANNEL_SCALING",
+        "COLLECTED",
+        "KL",
+        "ALPHA",
+        "WORKSPACE",
+        "VERIFIED",
+    ),
     *("RUNS", "TESTED_TOKENS"),
 }
 # What the types of C++ hold by themselves: int64_t, uint64_t, and a top_k that is compared with the vocabulary.
