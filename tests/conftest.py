@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -57,7 +58,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def is_fast(item: pytest.Item) -> bool:
     """Whether a test belongs to the fast tier: it neither exports, compiles or trains, nor says that it takes long."""
-    exports = "shared" in getattr(item, "fixturenames", ())  # every exported bundle is a fixture that uses this one
+    if not isinstance(item, pytest.Function):
+        return False
+    exports = "shared" in item.fixturenames  # every exported bundle is a fixture that uses this one
+    exports |= "request" in inspect.signature(item.function).parameters  # to get a bundle by its name
     apart = item.nodeid.startswith(("tests/cpp/", "tests/demo_model/", "tests/fuzz/"))
     return not exports and not apart and not any(item.iter_markers("slow")) and not any(item.iter_markers("full"))
 
