@@ -1,4 +1,4 @@
-"""python -m export: a checkpoint becomes a bundle."""
+"""The command python -m export: export a checkpoint to a bundle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.cli import FILE, Number, batch_sizes, command, progress_bar, report
 from runtime.files.outputs import EXPORTED, check_directory
 from runtime.optional import require
 
-CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # endings of files that --model reads a recipe off
+CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # files from which --model reads a recipe
 
 
 @command()

@@ -1,4 +1,4 @@
-"""python -m export.fidelity: the command of `export.verify.fidelity`."""
+"""The command python -m export.fidelity; see `export.verify.fidelity`."""
 
 from export.verify.fidelity import main
 

@@ -1,4 +1,4 @@
-"""python -m export.gpu_check: the command of `export.verify.gpu_check`."""
+"""The command python -m export.gpu_check; see `export.verify.gpu_check`."""
 
 from export.verify.gpu_check import main
 

@@ -94,7 +94,7 @@ def test_a_truncated_file_is_named(recipe: Recipe, states: tuple[State, State], 
     for suffix in ("pth", "safetensors"):
         var, vae = save(tmp_path, states, suffix)
         var.write_bytes(var.read_bytes()[: var.stat().st_size // 2])
-        found = "no readable checkpoint, truncated" if suffix == "pth" else "expected .* bytes, as its header says"
+        found = "not a readable checkpoint: truncated" if suffix == "pth" else "expected .* bytes, as its header says"
         with pytest.raises(CheckpointError, match=rf"var_tiny\.{suffix}: {found}"):
             checkpoint_weights(recipe, var, vae)
 
@@ -103,7 +103,7 @@ def test_a_file_of_something_else_is_named(recipe: Recipe, states: tuple[State, 
     var, vae = save(tmp_path, states)
     for content in (b"", b"PNG", b"\x00" * 100):
         var.write_bytes(content)
-        with pytest.raises(CheckpointError, match="no readable checkpoint"):
+        with pytest.raises(CheckpointError, match="not a readable checkpoint"):
             checkpoint_weights(recipe, var, vae)
     torch.save({"trainer": {"epoch": 3}}, var)
     with pytest.raises(CheckpointError, match="holds no tensors"):
@@ -130,14 +130,14 @@ def test_tensors_must_match_one_for_one(recipe: Recipe, states: tuple[State, Sta
             checkpoint_weights(recipe, *save(tmp_path, (var, vae)))
 
     refused("1 tensors are missing, first head.bias", {n: t for n, t in var_state.items() if n != "head.bias"})
-    refused("1 tensors have no place in the model, first extra", var_state | {"extra": torch.zeros(1)})
+    refused("1 tensors are not in the model, first extra", var_state | {"extra": torch.zeros(1)})
     refused(r"head.bias: expected shape \(128,\), found \(64,\)", var_state | {"head.bias": torch.zeros(64)})
     refused(
         "expected depth = 1, found 2; change the recipe",
         var_state | {"blocks.1.attn.q_bias": var_state["blocks.0.attn.q_bias"]},
     )
-    refused("holds a VAR where a VQVAE is expected; give it as --var-checkpoint", vae=var_state)
-    refused("holds a VQVAE where a VAR is expected; give it as --vae-checkpoint", var=vae_state)
+    refused("expected a VQVAE, found a VAR; give it as --var-checkpoint", vae=var_state)
+    refused("expected a VAR, found a VQVAE; give it as --vae-checkpoint", var=vae_state)
 
 
 def test_nan_is_refused(recipe: Recipe, states: tuple[State, State], tmp_path: Path) -> None:

@@ -94,12 +94,12 @@ def test_a_damaged_file_is_fetched_anew(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "found"), [(bytes(1), "SHA-256"), (b"<html>Log in", "an HTML page, maybe of a proxy")]
+    ("body", "found"), [(bytes(1), "SHA-256"), (b"<html>Log in", "an HTML page, maybe from a proxy")]
 )
 def test_a_file_damaged_twice_is_not_kept(cache: Path, body: bytes, found: str) -> None:
     Hub.bodies = [body.ljust(len(CONTENT), b"\0")]
     with pytest.raises(
-        CheckpointError, match=rf"var\.pth: damaged on its way .*, found {found}.*; removed; give --var"
+        CheckpointError, match=rf"var\.pth: two downloads .* were damaged: .*, found {found}.*; removed; give --var"
     ):
         fetched()
     assert not [path for path in cache.rglob("*") if path.is_file() and path.read_bytes() == Hub.bodies[0]]
@@ -111,13 +111,13 @@ def test_a_file_damaged_twice_is_not_kept(cache: Path, body: bytes, found: str) 
 )
 def test_a_refusal_is_named(cache: Path, status: int, reason: str) -> None:
     Hub.status = status
-    with pytest.raises(CheckpointError, match=rf"the model hub somebody/model does not give it: .*{reason}.*; give"):
+    with pytest.raises(CheckpointError, match=rf"from the model hub somebody/model failed: .*{reason}.*; give"):
         fetched()
 
 
 def test_a_page_in_place_of_the_hub_is_named(cache: Path) -> None:
     Hub.metadata = False
-    with pytest.raises(CheckpointError, match="what answered is no model hub, maybe a proxy"):
+    with pytest.raises(CheckpointError, match="the answer came from no model hub, maybe from a proxy"):
         fetched()
 
 

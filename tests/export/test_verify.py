@@ -327,7 +327,7 @@ def test_engines_that_cannot_run_here_are_no_pass(folder: Path, tmp_path: Path) 
 def test_unfinished_engines(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "fp32", tmp_path / "fp32")
     (tmp_path / "fp32" / "engines" / "half").mkdir(parents=True)
-    with pytest.raises(BundleError, match=r"half: no engine\.json, so only part of its engines; make engine again"):
+    with pytest.raises(BundleError, match=r"half: no engine\.json, so its engines are incomplete; run make engine"):
         verify([tmp_path / "fp32"])
 
 
@@ -341,13 +341,13 @@ def refused(*arguments: str | Path) -> str:
 
 
 def test_bundles_of_different_models(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="of other sizes than"):
+    with pytest.raises(SettingsError, match="has other sizes than"):
         verify([folder / "fp32", tiny_bundle])
-    with pytest.raises(SettingsError, match=r"--against .*: another model than .*fp32"):
+    with pytest.raises(SettingsError, match=r"--against .*: expected the model and weights of .*fp32"):
         verify([folder / "fp32"], against=tiny_bundle)
     recipe = Recipe.load(str(DATA / "tiny.toml"))
     export_bundle(recipe, formula_weights(recipe, 1), tmp_path / "other")
-    with pytest.raises(SettingsError, match="made of other weights than"):
+    with pytest.raises(SettingsError, match="made from other weights than"):
         verify([tiny_bundle, tmp_path / "other"])
     with pytest.raises(SettingsError, match="expected an FP32 bundle, found fp16"):
         verify([folder / "fp16"], against=folder / "fp16")
@@ -369,10 +369,10 @@ def test_partial_directories(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"decoder\.onnx: missing; copy the whole bundle again"):
         verify([tmp_path / "build"])
     (tmp_path / "build" / "fp16" / "manifest.json").unlink()
-    with pytest.raises(BundleError, match="part of a bundle; make it again"):
+    with pytest.raises(BundleError, match="so the bundle is incomplete; make it again"):
         verify([tmp_path / "build"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BundleError, match="not a bundle, and no folder of bundles"):
+    with pytest.raises(BundleError, match="neither a bundle nor a folder of bundles"):
         verify([tmp_path / "empty"])
     with pytest.raises(SettingsError, match="no such directory"):
         verify([tmp_path / "nowhere"])
