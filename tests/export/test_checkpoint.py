@@ -1,4 +1,4 @@
-"""Checkpoints: what is read is what the file holds, and a wrong file is named as such before any work."""
+"""Checkpoints: reading returns what the file holds, and a wrong file is refused before any work."""
 
 from __future__ import annotations
 
@@ -155,11 +155,11 @@ def test_formula_weights_differ_by_seed_and_name(recipe: Recipe) -> None:
 
 
 class Custom(dict):
-    """Settings of a class that only the trainer's code has."""
+    """Settings in a class that exists only in the trainer's code."""
 
 
 def wrappings(var: State, vae: State) -> dict[str, tuple[object, str | None]]:
-    """What people save, and where in it the VAR lies; None where it is the whole."""
+    """Return what people save, and where the VAR is in it; None if it is the whole file."""
     trainer = {"config": {"prog_it": 0}, "var_wo_ddp": var, "vae_local": vae, "var_opt": {"state": {0: {"step": 1}}}}
     args = argparse.Namespace(depth=1, pn="1_2_4", when=fractions.Fraction(1, 2), own=Custom(a=1))
     halves = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in var.items()}
@@ -197,7 +197,7 @@ def test_a_tensor_stored_twice_is_not_chosen_between(
 
 
 def pickled(path: Path, content: bytes) -> Path:
-    """A .pth file with this pickle."""
+    """Return a .pth file with this pickle."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", content)
         archive.writestr("archive/data/0", bytes(16))
@@ -215,7 +215,7 @@ def test_what_a_pickle_builds_on_a_tensor_does_not_change_it(tmp_path: Path) -> 
 
 
 def test_a_key_whose_hash_would_not_end_is_not_hashed(tmp_path: Path) -> None:
-    doubled = b")" + b"2\x86" * 60  # each tuple holds the one before twice
+    doubled = b")" + b"2\x86" * 60  # each tuple holds the previous one twice
     with pytest.raises(CheckpointError, match="holds no tensors"):
         read_checkpoint(pickled(tmp_path / "key.pth", b"}" + doubled + b"Ns."))
 

@@ -1,4 +1,4 @@
-"""Downloads: what the hub names is what is exported, and every reason why not is one line."""
+"""Downloads: the exported file has the hub's hash, and every failure is one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMMIT = "0" * 39 + "1"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of a model hub as one file needs. `bodies` are sent one after the other, the last again and again."""
+    """A minimal model hub with one file. It answers with `bodies` one after the other, and repeats the last one."""
 
     status, bodies, sent, metadata, silent = 200, [CONTENT], 0, True, 0.0
 
@@ -53,7 +53,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The client's cache, empty, with a hub on this machine."""
+    """The client's cache, empty, while a hub runs on this machine."""
     from huggingface_hub import constants, file_download
     from huggingface_hub.utils import _http
 
@@ -155,7 +155,7 @@ def test_no_connection_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch, re
 
 
 def _reset(server: socket.socket) -> None:
-    """Closes every connection at once, with an unread request, until the server is closed."""
+    """Close every connection at once, with its request unread, until the server is closed."""
     with suppress(OSError):
         while True:
             connection, _ = server.accept()

@@ -1,4 +1,4 @@
-"""Engines, really built: ahead of time with TensorRT for RTX, which needs no GPU."""
+"""Engines are built ahead of time with TensorRT for RTX, which needs no GPU."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_graph_it_cannot_parse_is_named(fp16_demo_bundle: Path, tmp_path: Path
     assert len(result.stderr.strip().splitlines()) == 1
     assert "condition.onnx: tensorrt_rtx cannot build it" in result.stderr
     assert "checkBernoulli: [8] false (node 'the_culprit')" in result.stderr
-    assert not list(bundle.glob("engines/*"))  # and no half of a directory
+    assert not list(bundle.glob("engines/*"))  # and no half-written directory
 
 
 @pytest.mark.parametrize(
