@@ -81,10 +81,10 @@ def check(reference: Reference, pipeline: Pipeline, scaling: ChannelScaling, pro
     measured: Measured = {}
     pictures = []
     for i, known in enumerate(reference.recordings):
-        progress("led by the reference", i, len(reference.recordings))
+        progress("generating with the reference's tokens", i, len(reference.recordings))
         for part in _parts(known, pipeline):
             pictures.append(led(part, pipeline, sampling, scaling, measured))
-    progress("drawing freely", 0, 1)
+    progress("generating freely", 0, 1)
     free = _draw(reference, pipeline, measured)
     for i, known in enumerate(reference.recordings):
         progress("smooth sampling", i, len(reference.recordings))

@@ -113,7 +113,7 @@ def _card(entry: Entry) -> str:
 def _plots(report: Report) -> Iterator[str]:
     """Yield the plots of errors by scale, with a line for each artifact."""
     ran = [entry for entry in report.entries if entry.rows]
-    yield "<h2>Scale by scale, led by the reference's tokens</h2><div class='legend'>"
+    yield "<h2>Scale by scale, with the reference's tokens</h2><div class='legend'>"
     for i, entry in enumerate(ran):
         yield f"<span><i style='background:{colour(i)}'></i>{escape(entry.artifact.name)}</span>"
     yield "</div><div class='plots'>"
@@ -127,8 +127,8 @@ def _pictures(report: Report) -> Iterator[str]:
     """Yield the images of every artifact, from the reference's tokens and from its own tokens."""
     known = report.reference.images
     for title, field, note in (
-        ("Pictures from the reference's tokens", "led", f"Below each its difference, amplified {AMPLIFIED} times."),
-        ("Pictures drawn freely with equal seeds", "free", "Once a token differs, a picture goes its own way."),
+        ("Images from the reference's tokens", "led", f"Below each, its difference, amplified {AMPLIFIED} times."),
+        ("Images generated freely with equal seeds", "free", "Once a token differs, the images diverge."),
     ):
         yield f"<h2>{title}</h2><p class='soft'>{note}</p>"
         for i in range(min(PICTURES, len(known))):
