@@ -1,4 +1,4 @@
-"""python -m calibration: an FP32 bundle becomes an INT8 bundle."""
+"""The command python -m calibration: quantize an FP32 bundle to INT8."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every technique buys: python -m calibration.ablation. Each row of the table adds one to the row before."""
+"""Measure what every technique gains: python -m calibration.ablation. Each row of the table adds one technique."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Row:
 def rows(
     bundle: Path, sites: Sequence[Site], target: str, plain: Calibration, scaled: Calibration, planned: Plan | None
 ) -> list[Row]:
-    """From INT8 as a generic tool would do it to what this project does."""
+    """Return the rows of the table, from the INT8 of a generic tool to the plan of this project."""
     everything = {site.key: INT8 for site in sites}
     high = {k: FLOAT if kind == FLOAT else INT8 for k, kind in default_plan(sites).items()}
     digits = {
@@ -65,7 +65,7 @@ def rows(
 
 
 def for_all_scales(calibration: Calibration) -> Calibration:
-    """The same with one range for all scales."""
+    """Return a copy of the calibration with one range for all scales."""
     merged = deepcopy(calibration)
     for name, histograms in merged.histograms.items():
         for other in histograms[1:]:
@@ -85,7 +85,7 @@ def study(
     naive: Path | None,
     progress: Progress,
 ) -> list[tuple[str, Fidelity]]:
-    """Every row's fidelity to FP32. Raises VarEdgeError."""
+    """Measure the fidelity of every row to FP32; return it by the row's name. Raises VarEdgeError."""
     sites = all_sites(bundle, Manifest.load(bundle, verify=False))
     plain = collect(bundle, scratch / "plain.json", images, Settings(channel_scaling="none"), 0, progress, sites)
     scaled = collect(bundle, scratch / "scaled.json", images, Settings(), 0, progress, sites)
@@ -105,7 +105,7 @@ def study(
 
 
 def table(results: Sequence[tuple[str, Fidelity]]) -> str:
-    """Markdown."""
+    """Return the results as a Markdown table."""
     lines = [
         "| plan | mean KL | top-1 agreement | logit error at the last scale | PSNR of pictures |",
         "|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""A bundle in FP32, its calibration and a plan become an INT8 bundle."""
+"""Write an INT8 bundle from an FP32 bundle, its calibration and a plan."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from runtime.bundle.weight_file import open_weights
 from runtime.files.outputs import INT8_BUNDLE, check_directory
 from runtime.progress import Progress, silent
 
-ONE_SIDED = 0.75  # share of a symmetric range below which a zero point is worth its arithmetic
+ONE_SIDED = 0.75  # a range below this share of its symmetric range gets a zero point
 
 
 def quantize_bundle(
@@ -46,9 +46,10 @@ def quantize_bundle(
     others: Sequence[Callable[[Path], None]] = (),
     warn: Warn = lambda note: None,
 ) -> None:
-    """Writes the INT8 bundle `out`, keeping what else lies in an INT8 bundle that is there.
+    """Write the INT8 bundle `out`. An existing INT8 bundle is replaced; other files in its directory are kept.
 
-    `warn` hears what was kept and fits no more. Raises CalibrationError, BundleError, SettingsError, OSError.
+    `others` write further files into the bundle. `warn` is called if a kept file does not fit the new bundle. Raises
+    CalibrationError, BundleError, SettingsError, OSError.
     """
     check_directory(out, INT8_BUNDLE, bundle)
     source = Manifest.load(bundle)
@@ -100,7 +101,7 @@ def quantize_bundle(
 def activations(
     sites: Sequence[Site], calibration: Calibration, plan: Plan, target: Target, method: str
 ) -> dict[str, Activation]:
-    """How the tensors around every INT8 product become 8 bits. Raises CalibrationError."""
+    """Return how the tensors around every INT8 product become 8 bits, by name. Raises CalibrationError."""
     found = {}
     for site in sites:
         if plan[site.key] not in (INT8, DIGITS):
@@ -119,7 +120,7 @@ def _activation(
     name: str, histograms: Sequence[Histogram], site: Site, kind: str, target: Target, method: str
 ) -> Activation:
     symmetric = kind == DIGITS or (not target.unsigned and not _one_sided(histograms, site))
-    choose = METHODS["minmax" if kind == DIGITS else method]  # two digits are fine enough for the whole range
+    choose = METHODS["minmax" if kind == DIGITS else method]  # two digits are precise enough for the whole range
     ranges = np.array([choose(histogram, symmetric) for histogram in histograms], np.float64)  # (K, 2)
     for k, (low, high) in enumerate(ranges):
         if not (np.isfinite(low + high) and low <= 0 <= high and high > low):
@@ -137,18 +138,18 @@ def _activation(
         scale = (high - low) / 254
         zero = np.round(-127 - low / scale)
     if site.graph != TRANSFORMER and target.half:
-        scale = scale.astype(np.float16)  # a constant that FP16 has to hold
+        scale = scale.astype(np.float16)  # a constant stored in FP16
     return Activation(scale.astype(np.float32), zero)
 
 
 def _one_sided(histograms: Sequence[Histogram], site: Site) -> bool:
-    """Whether a zero point pays; convolutions pad with 0, which must stay 0."""
+    """Return whether a zero point pays. Convolutions get none: they pad with 0, which must stay 0."""
     shares = [(h.high - h.low) / (2 * max(-h.low, h.high, 1e-30)) for h in histograms]
     return site.op == "MatMul" and float(np.mean(shares)) < ONE_SIDED
 
 
 def _store_in_half(graph: ir.Graph) -> None:
-    """Weights in FP16, cast to FP32 when the graph is loaded: half the file, the same arithmetic."""
+    """Store weights in FP16, cast to FP32 when the graph is loaded: half the file size, the same arithmetic."""
     for weight in list(graph.initializers.values()):
         if (
             weight.const_value is None
@@ -165,14 +166,14 @@ def _store_in_half(graph: ir.Graph) -> None:
 
 
 def remove_unused(graph: ir.Graph) -> None:
-    """Weights that the rewriting has replaced."""
+    """Remove the weights that nothing reads after the rewriting."""
     for name, value in list(graph.initializers.items()):
         if not value.uses():
             del graph.initializers[name]
 
 
 def _entries(source: Manifest, models: Sequence[ir.Model], added: Mapping[str, Entry], weights: Any) -> list[Entry]:
-    """Every tensor that the graphs or the runtime read, each once, with the dtype that the graphs give it."""
+    """Return every tensor that the graphs or the runtime read, each once, with the dtype that it has in the graphs."""
     found: dict[str, Entry] = {}
 
     def add(name: str, dtype: str, shape: tuple[int, ...]) -> None:

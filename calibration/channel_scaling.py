@@ -1,17 +1,17 @@
-"""Channel scaling: outlier channels share their size with the weights, exactly before rounding.
+"""Channel scaling: move the large magnitudes of outlier channels into the weights. Before rounding it changes nothing.
 
-Known as SmoothQuant (Xiao et al., 2023).
+The method is known as SmoothQuant (Xiao et al., 2023).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-SMALLEST = 1e-5  # share of the largest channel below which channels count as equal
+SMALLEST = 1e-5  # channels below this share of the largest channel count as equal
 
 
 def scaling_vector(channels: np.ndarray, weight: np.ndarray, alpha: float) -> np.ndarray:
-    """What to divide an operand's channels by, and to multiply the weight's rows with: (C,) float32, geometric mean 1.
+    """Return the factors (C,) float32, geometric mean 1, that divide an operand's channels and multiply weight rows.
 
     channels (C,): largest magnitudes of the operand. weight (C, out).
     """

@@ -1,4 +1,4 @@
-"""Draws pictures as users do, and keeps what the tensors that may become INT8 held."""
+"""Collect the ranges of the tensors that may become INT8, while images are generated as users generate them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from runtime.errors import SettingsError
 from runtime.pipeline import Pipeline
 from runtime.progress import Progress, silent
 
-SCALING_PICTURES = 8  # their channels' extremes decide the channel scaling: the same for all parts of a shared run
-FEWEST = 8  # pictures that make a range rather than chance
-GOLDEN = 0.6180339887  # steps of this share of the classes visit them evenly, however many are taken
+SCALING_PICTURES = 8  # images that decide the channel scaling: the same for all parts of a run shared by machines
+FEWEST = 8  # images; fewer give unreliable ranges
+GOLDEN = 0.6180339887  # steps of this share of all classes visit them evenly, for any number of steps
 
 
 def collect(
@@ -36,13 +36,13 @@ def collect(
     progress: Progress = silent,
     sites: Sequence[Site] | None = None,
 ) -> Calibration:
-    """Pictures `first` to `first + images` of the run that `settings` describe; written to `path` after each.
+    """Collect images `first` to `first + images` of the run that `settings` describe; write `path` after each image.
 
-    A file that is there is continued. `sites` are those of the bundle, if they are known. Raises CalibrationError,
+    If `path` exists, collecting resumes. `sites` are those of the bundle, if they are known. Raises CalibrationError,
     BundleError, SettingsError.
     """
     if images < FEWEST:
-        raise SettingsError(f"--images: expected {FEWEST} or more, found {images}: ranges of fewer are chance")
+        raise SettingsError(f"--images: expected {FEWEST} or more, found {images}; fewer give unreliable ranges")
     if settings.seed + first + images > limits.SEED.most:
         raise SettingsError(f"--seed: expected at most 2**64 - {first + images}, found {settings.seed}")
     manifest = Manifest.load(bundle)
@@ -53,7 +53,7 @@ def collect(
         found = Calibration.load(path)
         new = Calibration(fingerprint(manifest), settings)
         if not found.pictures and (found.bundle, found.settings) != (new.bundle, settings):
-            found = new  # a run that failed before its first picture must not refuse this one
+            found = new  # a run that failed before its first image must not refuse this one
         found.check(path, bundle, manifest, settings)
         found.check_tensors(path, _shape(sites, len(manifest.scales)), {site.key: site.channels for site in sites})
     else:
@@ -66,7 +66,7 @@ def collect(
 
     def draw(index: int, observe: Observe) -> None:
         label = int(index * GOLDEN * manifest.model.num_classes) % manifest.model.num_classes
-        top_k = min(settings.top_k, manifest.model.vocab_size)  # of all vocabularies the same settings
+        top_k = min(settings.top_k, manifest.model.vocab_size)  # the same settings serve every vocabulary size
         pipeline.generate(label, settings.seed + index, settings.cfg, top_k, settings.top_p, observe=observe)
 
     if found.channel_scaling is None:
@@ -96,7 +96,7 @@ def _observed(sites: Sequence[Site]) -> dict[str, Shapes]:
 
 
 class _Channels:
-    """The largest magnitude of each channel of each operand, by scale."""
+    """Finds the largest magnitude of each channel of each operand, by scale."""
 
     def __init__(self, sites: Sequence[Site], scales: int):
         self._sites = [site for site in sites if site.graph == TRANSFORMER]
@@ -111,7 +111,7 @@ class _Channels:
             np.maximum(self.largest[site.key][scale], found, out=self.largest[site.key][scale])
 
     def relative(self) -> dict[str, np.ndarray]:
-        """(C,) by site: of all scales, the largest share of the scale's largest channel."""
+        """Return by site (C,): each channel as a share of the scale's largest channel, the maximum over all scales."""
         return {
             key: (largest / np.maximum(largest.max(1, keepdims=True), 1e-30)).max(0)
             for key, largest in self.largest.items()
@@ -134,7 +134,7 @@ def _scaling(
 
 
 class _Histograms:
-    """Fills a calibration's histograms with what a run shows."""
+    """Fills a calibration's histograms with the tensors of a run."""
 
     def __init__(self, sites: Sequence[Site], calibration: Calibration, scales: int):
         self._sites, self._calibration = sites, calibration
@@ -161,12 +161,12 @@ def _overflow(name: str, what: str, scale: int) -> CalibrationError:
 
 
 def _shape(sites: Sequence[Site], scales: int) -> dict[str, int]:
-    """How many histograms there are of each tensor."""
+    """Return the number of histograms of each tensor."""
     return {name: scales if site.graph == TRANSFORMER else 1 for site in sites for name in tensors(site)}
 
 
 def tensors(site: Site) -> dict[str, str]:
-    """Name in the calibration -> tensor of the graph, for all that is quantized around a product."""
+    """Return name in the calibration -> tensor of the graph, for all tensors around a product that are quantized."""
     names = {f"{site.key} input": site.operand}
     if site.op == "Conv":
         names[f"{site.key} output"] = site.result

@@ -1,4 +1,4 @@
-"""Puts nodes and weights around one node of a graph: names, types and who reads what, and no arithmetic."""
+"""Insert nodes and weights around one node of a graph: names, types and connections, but no arithmetic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Compute = Callable[[], np.ndarray]
 def add_weight(
     graph: ir.Graph, entries: dict[str, Entry], name: str, dtype: ir.DataType, shape: tuple[int, ...], compute: Compute
 ) -> ir.Value:
-    """A tensor of the weight file as an initializer of `graph`; it joins `entries`, once for all graphs."""
+    """Add a tensor of the weight file to `graph`, and once for all graphs to `entries`; return the initializer."""
     if name not in graph.initializers:
         graph.initializers.add(ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape)))
         entries.setdefault(name, Entry(name, STORED[dtype], shape, compute))
@@ -24,7 +24,7 @@ def add_weight(
 
 
 class GraphEditor:
-    """Edits a graph around `node`; what it adds is named after `layer`. New weights join `entries`."""
+    """Edits a graph around `node`. New nodes and weights are named after `layer`; new weights go to `entries`."""
 
     def __init__(self, graph: ir.Graph, node: ir.Node, layer: str, entries: dict[str, Entry]) -> None:
         self.graph, self.node, self.layer, self._entries = graph, node, layer, entries
@@ -32,7 +32,7 @@ class GraphEditor:
     def before(
         self, op: str, inputs: Sequence[ir.Value | None], dtype: ir.DataType, name: str, **attributes: int
     ) -> ir.Value:
-        """The result of a new node before `node`."""
+        """Insert a new node before `node`; return its result."""
         node = self._node_of(op, inputs, dtype, name, attributes)
         self.graph.insert_before(self.node, node)
         return node.outputs[0]
@@ -40,21 +40,21 @@ class GraphEditor:
     def after(
         self, place: ir.Node, op: str, inputs: Sequence[ir.Value | None], name: str, dtype: ir.DataType = FLOAT32
     ) -> ir.Node:
-        """A new node behind `place`, its result of the first input's shape."""
+        """Insert a new node after `place` and return it; its result has the shape of the first input."""
         node = self._node_of(op, inputs, dtype, name, {})
         node.outputs[0].shape = inputs[0].shape if inputs[0] is not None else None
         self.graph.insert_after(place, node)
         return node
 
     def behind(self, op: str, value: ir.Value, other: ir.Value, name: str) -> None:
-        """`value` op `other`, for all that read `value`."""
+        """Replace `value` by `value` op `other` for all its readers."""
         readers = list(value.uses())
         maker = value.producer()
         assert maker is not None
         redirect(readers, self.after(maker, op, [value, other], name).outputs[0])
 
     def split(self, value: ir.Value, name: str, ends: Sequence[str]) -> Sequence[ir.Value]:
-        """Equal parts of `value`, the result of `node`, along its first axis."""
+        """Split `value`, the result of `node`, into equal parts along its first axis; return them."""
         count = len(ends)
         node = ir.node("Split", [value], attributes={"axis": 0, "num_outputs": count}, num_outputs=count)
         node.name = f"{self.layer}.{name}"
@@ -64,7 +64,7 @@ class GraphEditor:
         return node.outputs
 
     def gemm_to_matmul(self) -> None:
-        """Gemm with its weight (out, in) becomes MatMul and Add: what INT8 kernels take. `node` is then the MatMul."""
+        """Replace a Gemm with weight (out, in) by MatMul and Add, as INT8 kernels need; `node` is then the MatMul."""
         gemm = self.node
         bias, result = gemm.inputs[2], gemm.outputs[0]
         readers = list(result.uses())
@@ -78,15 +78,15 @@ class GraphEditor:
         self.node = matmul
 
     def weight(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], compute: Compute) -> ir.Value:
-        """A new weight of this layer."""
+        """Add a new weight of this layer; return it."""
         return self.shared_weight(f"{self.layer}.{name}", dtype, shape, compute)
 
     def shared_weight(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], compute: Compute) -> ir.Value:
-        """A new weight that other layers may read too."""
+        """Add a new weight that other layers may read too; return it."""
         return add_weight(self.graph, self._entries, name, dtype, shape, lambda: np.asarray(compute()))
 
     def constant(self, name: str, value: np.ndarray) -> ir.Value:
-        """A value inside of the graph's own file."""
+        """Add a constant to the graph's own file, not to the weight file; return it."""
         if name not in self.graph.initializers:
             tensor = ir.tensor(value, name=name)
             self.graph.initializers.add(
@@ -104,6 +104,6 @@ class GraphEditor:
 
 
 def redirect(readers: Sequence[tuple[ir.Node, int]], value: ir.Value) -> None:
-    """Lets these (node, input) read `value`."""
+    """Make these (node, input index) read `value`."""
     for reader, index in readers:
         reader.replace_input_with(index, value)

@@ -1,4 +1,4 @@
-"""The straight line: collect ranges, plan, write the INT8 bundle with a report of what was decided."""
+"""Make an INT8 bundle: collect ranges, plan, and write the bundle with a report of the plan."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REPORT, HEAT_MAP = "report.md", "sensitivity.png"
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asks for, see `python -m calibration --help`."""
+    """The user's options; see `python -m calibration --help`."""
 
     target: str = "trt"
     method: str = "mse"
@@ -48,14 +48,14 @@ def make_int8(
     progress: Progress = silent,
     warn: Warn = lambda note: None,
 ) -> str:
-    """Writes the INT8 bundle `out`; returns one line about it. Raises VarEdgeError, OSError.
+    """Write the INT8 bundle `out`; return one line about it. Raises VarEdgeError, OSError.
 
-    `warn` hears what was kept of an earlier `out` and fits no more.
+    `warn` is called if a file kept from an earlier `out` does not fit the new bundle.
     """
     path = calibration or bundle / FILE_NAME
     check_directory(out, INT8_BUNDLE, bundle)
     check_target(path, ".json", sources=(bundle,))
-    # What can be wrong is looked at before hours of collecting.
+    # Check everything that can be wrong before hours of collecting.
     sites = all_sites(bundle, Manifest.load(bundle, verify=False))
     plan: Plan = default_plan(sites, request.weights_only)
     with_overrides(plan, dict(request.overrides))

@@ -1,4 +1,4 @@
-"""One product of a graph, rewritten as its plan says: which Q/DQ operations an engine is shown around it."""
+"""Rewrite one product of a graph by its plan: insert the Q/DQ operations that an engine fuses with it."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from calibration.plan import DIGITS, INT8, WEIGHTS
 from calibration.target import SCALES, ZERO_POINTS, Activation, step_input
 from calibration.weight import Int8Weight
 
-SECOND_DIGIT = 254.0  # the rest after rounding is at most half a step: as many finer steps
+SECOND_DIGIT = 254.0  # the remainder after rounding is at most half a step; times 254 it fills the INT8 range
 
 
 @dataclass(frozen=True)
 class Operands:
-    """How data around a product becomes 8 bits."""
+    """How the data around a product becomes 8 bits."""
 
-    input: Activation | None  # None: the weight alone is INT8
-    output: Activation | None  # of a convolution that writes 8 bits
-    place: int | None  # in the block's inputs of scales and zero points; None: they are constants
-    channels: np.ndarray | None  # (C,): the operand is divided by it here; None: it is not, or `condition` does it
+    input: Activation | None  # None: only the weight is INT8
+    output: Activation | None  # for a convolution that writes 8 bits
+    place: int | None  # index in the block's inputs of scales and zero points; None: they are constants
+    channels: np.ndarray | None  # (C,): the operand is divided by it here; None: not scaled, or `condition` scales it
 
 
 class Product:
-    """The rewriting of one product of data with a weight."""
+    """Rewrites one product of data with a weight."""
 
     def __init__(self, editor: GraphEditor, weight: Int8Weight, operands: Operands, kind: str) -> None:
         self._edit, self._weight, self._operands, self._kind = editor, weight, operands, kind
         self._site, self._target = weight.site, weight.target
 
     def rewrite(self) -> None:
-        """The result keeps its name, whatever now stands behind the product: graphs stay comparable."""
+        """Rewrite the product. The final result takes over its name, so that graphs stay comparable."""
         original = self._edit.node.outputs[0]
         name = original.name
         readers = list(original.uses())
@@ -63,7 +63,7 @@ class Product:
         edit.node.replace_input_with(0, operand)
 
     def _symmetric(self, x: ir.Value, scale: ir.Value, zero: ir.Value | None, product: ir.Value) -> ir.Value:
-        """Divided by the scale, rounded with scale 1, and multiplied back behind the product."""
+        """Divide by the scale, round with scale 1, and multiply the product by the scale."""
         edit = self._edit
         inverse = edit.before("Reciprocal", [scale], FLOAT32, "inverse_scale")
         steps = edit.before("Mul", [x, inverse], FLOAT32, "steps")
@@ -82,7 +82,7 @@ class Product:
         return digits
 
     def _digits(self, x: ir.Value, scale: ir.Value | None, zero: ir.Value | None) -> ir.Value:
-        """Rounded once, or the first digit's rows and behind them the second's."""
+        """Round once; for two digits, round the rows of the first digit followed by the rows of the second."""
         if self._kind == DIGITS:
             edit = self._edit
             into, zero_point = scale or self._unit("in"), zero if self._target.unsigned else self._zero()
@@ -94,7 +94,7 @@ class Product:
         return self._rounded(x, scale, zero)
 
     def _sum_digits(self, product: ir.Value) -> ir.Value:
-        """Behind the product: first digit plus finer second one."""
+        """Add the products of both digits, the second one scaled down; without digits, return the product."""
         if self._kind != DIGITS:
             return product
         edit, readers = self._edit, list(product.uses())
@@ -107,7 +107,7 @@ class Product:
         return total.outputs[0]
 
     def _correct_bias(self, product: ir.Value, scale: ir.Value, zero: ir.Value) -> None:
-        """The zero point went through the weight as well: its share comes off the bias."""
+        """Subtract the zero point's share from the bias: the product has multiplied it with the weight too."""
         (add, _), *others = product.uses()
         assert add.op_type == "Add" and not others
         index = 1 if add.inputs[0] is product else 0
@@ -140,9 +140,9 @@ class Product:
         redirect(readers, dq.outputs[0])
 
     def _rounded(self, x: ir.Value, scale: ir.Value | None, zero: ir.Value | None) -> ir.Value:
-        """Q and DQ. Without a scale it is 1, without a zero point 0."""
+        """Insert Q and DQ. The default scale is 1, the default zero point 0."""
         into, out = (scale, scale) if scale is not None else (self._unit("in"), self._unit("out"))
-        if scale is not None and self._target.half:  # two constants: Q reads FLOAT, and DQ writes what a product reads
+        if scale is not None and self._target.half:  # two constants: Q takes FLOAT, DQ writes the product's dtype
             found = self._operands.input
             assert found is not None
             out = self._edit.weight("input_scale.out", FLOAT32, (), lambda: found.scale[0])
@@ -164,7 +164,7 @@ class Product:
         return self._edit.constant(f"digits.{name}", np.array(number, np.float32))
 
     def _scale_and_zero(self) -> tuple[ir.Value, ir.Value | None]:
-        """Of the operand: from the transformer's inputs, or constants of the other graphs."""
+        """Return scale and zero point of the operand: from the transformer's inputs, or constants in other graphs."""
         place, found, edit = self._operands.place, self._operands.input, self._edit
         assert found is not None
         if place is None:

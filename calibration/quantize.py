@@ -1,4 +1,4 @@
-"""Writes a plan into the graphs of a bundle, as Q/DQ operations that inference engines fuse into INT8 products."""
+"""Apply a plan to the graphs of a bundle: insert Q/DQ operations that inference engines fuse into INT8 products."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runtime.bundle.names import CONDITION, TRANSFORMER, channel_scaling
 
 
 class Quantizer:
-    """Rewrites the graphs of one bundle; `entries` are the tensors that this adds to its weight file."""
+    """Rewrites the graphs of one bundle; `entries` are the tensors that are added to its weight file."""
 
     def __init__(
         self,
@@ -31,15 +31,15 @@ class Quantizer:
         read: Callable[[str], np.ndarray],
         fold: bool = True,
     ) -> None:
-        """With `fold` it is `condition` that scales the channels of modulated operands, and has to be rewritten too."""
+        """With `fold`, `condition` scales the channels of modulated operands, and has to be rewritten too."""
         self.entries: dict[str, Entry] = {}
-        self._places: dict[str, int] = {}  # of a site in its block's inputs
+        self._places: dict[str, int] = {}  # site -> its index in the block's inputs
         self._target, self._activations, self._read = target, activations, read
         self._fold, self._plan = fold, plan
         self._scaling = {key: vector for key, vector in channel_scaling.items() if plan[key] in (INT8, DIGITS)}
 
     def rewrite(self, graph: Signature, model: ir.Model, sites: Sequence[Site]) -> Signature:
-        """Changes `model` in place; returns its signature with the inputs that this adds."""
+        """Change `model` in place; return its signature with the added inputs."""
         inputs = graph.inputs
         if graph.name == TRANSFORMER:
             inputs += tuple(spec for group in _groups(sites).values() for spec in self._step_inputs(model.graph, group))
@@ -64,7 +64,7 @@ class Quantizer:
         return Product(editor, Int8Weight(site, self._target, self._read, vector), operands, self._plan[site.key])
 
     def _step_inputs(self, graph: ir.Graph, sites: Sequence[Site]) -> Iterator[Tensor]:
-        """Scales and zero points of a block's operands, every layer at its place: all blocks read alike."""
+        """Yield the inputs for the scales and zero points of a block's operands, with its layers in a fixed order."""
         plain = Activation(np.ones(1, np.float32), np.zeros(1))
         found = [self._activations.get(f"{site.key} input", plain) for site in sites]
         if all(activation is plain for activation in found):
@@ -74,7 +74,7 @@ class Quantizer:
         for prefix, field, (dtype, name) in ((SCALES, "scale", (FLOAT32, "float32")), (ZERO_POINTS, "zero", zero)):
             rows = [np.broadcast_to(getattr(activation, field), steps) for activation in found]
             if field == "zero" and not self._target.unsigned and not np.any(rows):
-                continue  # symmetric: no product reads them, and TensorRT drops an input that nothing reads
+                continue  # symmetric: nothing reads them, and TensorRT drops an input that nothing reads
             tensor = Tensor(step_input(prefix, sites[0]), name, (len(sites),))
             values = np.stack(rows, 1)  # (K, layers)
             self.entries[tensor.name] = Entry(tensor.name, STORED[dtype], values.shape, lambda values=values: values)  # type: ignore[misc]
@@ -83,7 +83,7 @@ class Quantizer:
             yield tensor
 
     def _fold_scaling(self, graph: ir.Graph) -> None:
-        """Divides what modulates an operand by its channels' scaling: `condition` computes it once a picture."""
+        """Divide the modulation of operands by their channel scaling, so that `condition` does it once per image."""
         for i, output in enumerate(list(graph.outputs)):
             assert output.shape is not None
             factors = np.ones([axis if isinstance(axis, int) else 1 for axis in output.shape], np.float32)
@@ -107,7 +107,7 @@ class Quantizer:
 
 
 def _groups(sites: Sequence[Site]) -> dict[str, list[Site]]:
-    """The sites of each block, and the head's."""
+    """Group the sites by block; the head is a group of its own."""
     groups: dict[str, list[Site]] = {}
     for site in sites:
         groups.setdefault(site.block, []).append(site)

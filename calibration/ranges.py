@@ -1,4 +1,4 @@
-"""Ranges from histograms: what an 8-bit number has to cover so that little is lost."""
+"""Choose ranges from histograms: the values that 8-bit numbers cover, so that little is lost."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 
 from runtime.errors import VarEdgeError
 
-BINS = 2048  # of a histogram, half of them below 0
+BINS = 2048  # bins of a histogram, half of them below 0
 LEVELS = 255  # steps of the quantized range
-PERCENTILE = 0.9999  # of the values that the percentile method covers
+PERCENTILE = 0.9999  # share of the values that the percentile method covers
 CANDIDATES = np.geomspace(0.05, 1, 121)  # shares of the full range that mse and entropy try
 
 
 class CalibrationError(VarEdgeError):
-    """Ranges cannot be collected, or do not fit the bundle."""
+    """Ranges cannot be collected, or they do not fit the bundle."""
 
 
 @dataclass
 class Histogram:
-    """Counts of values in equal bins over [-limit, limit), with the exact extremes. `limit` doubles when it must."""
+    """Counts of values in equal bins over [-limit, limit), with the exact extremes. `limit` doubles when needed."""
 
     limit: float = 2.0**-20
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
@@ -29,7 +29,7 @@ class Histogram:
     high: float = 0.0
 
     def add(self, values: np.ndarray) -> None:
-        """Raises ValueError if a value is no number."""
+        """Count values. Raises ValueError if one is not finite."""
         low, high = float(values.min()), float(values.max())
         if not np.isfinite(low + high):
             raise ValueError("not a number")
@@ -56,7 +56,7 @@ class Histogram:
 
 
 def _halved(counts: np.ndarray) -> np.ndarray:
-    """The same counts over twice the range."""
+    """Return the same counts in bins over twice the range."""
     quarter = BINS // 4
     merged = counts.reshape(-1, 2).sum(1)
     return np.concatenate((np.zeros(quarter, np.int64), merged, np.zeros(quarter, np.int64)))
@@ -70,7 +70,7 @@ def minmax(histogram: Histogram, symmetric: bool) -> Range:
 
 
 def percentile(histogram: Histogram, symmetric: bool) -> Range:
-    """Leaves out the same share of values at either end."""
+    """Return the range that leaves out the same share of values at both ends."""
     cumulative = np.cumsum(histogram.counts) / histogram.counts.sum()
     edges = np.arange(BINS + 1) * (2 * histogram.limit / BINS) - histogram.limit
     low = edges[np.searchsorted(cumulative, (1 - PERCENTILE) / 2, side="right")]
@@ -79,14 +79,14 @@ def percentile(histogram: Histogram, symmetric: bool) -> Range:
 
 
 def mse(histogram: Histogram, symmetric: bool) -> Range:
-    """The range whose rounding and clipping together have the least mean square."""
+    """Return the range with the least mean squared error of rounding and clipping together."""
     used = histogram.counts > 0
     values, weights = histogram.centres()[used], histogram.counts[used]
     width = 2 * histogram.limit / BINS
 
     def loss(low: float, high: float) -> float:
         step = (2 * max(-low, high) if symmetric else high - low) / LEVELS
-        # Within a bin values are spread evenly, so rounding them costs step^2 / 12 when steps are wider than bins.
+        # Values spread evenly within a bin: the squared error of rounding is step^2 / 12 if steps are wider than bins.
         rounded = np.clip(np.round(values / step) * step, low, high)
         inside = (values >= low) & (values <= high)
         error = np.where(inside & (step > width), (step**2) / 12, (rounded - values) ** 2)
@@ -96,7 +96,7 @@ def mse(histogram: Histogram, symmetric: bool) -> Range:
 
 
 def entropy(histogram: Histogram, symmetric: bool) -> Range:
-    """The range that loses the least information: KL divergence of the quantized distribution from the original."""
+    """Return the range that loses the least information: the KL divergence of quantized from original distribution."""
     p = histogram.counts / histogram.counts.sum()
     centres = histogram.centres()
 
@@ -121,7 +121,7 @@ def entropy(histogram: Histogram, symmetric: bool) -> Range:
 
 
 def _best(histogram: Histogram, loss: Callable[[float, float], float]) -> Range:
-    """The least loss among smaller and smaller ranges; of a lopsided one the long end shrinks first."""
+    """Return the range of least loss among smaller and smaller ranges. The longer end shrinks first."""
     largest = max(-histogram.low, histogram.high)
     tried = {(max(histogram.low, -largest * share), min(histogram.high, largest * share)): None for share in CANDIDATES}
     return min(tried, key=lambda found: loss(*found))

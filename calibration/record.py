@@ -1,4 +1,4 @@
-"""`calibration.json`: what was seen in a bundle's tensors while it drew. It fits that bundle and no other."""
+"""`calibration.json`: the values of a bundle's tensors while it generated images. It fits that bundle and no other."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ CHANNEL_SCALING = ("adaln", "all", "none")
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the numbers beside the pictures."""
+    """The settings that decide the collected values, besides which images were generated."""
 
     seed: int = 0
     cfg: float = 4.0
     top_k: int = 900
     top_p: float = 0.95
-    channel_scaling: str = "adaln"  # which products' operands it is done to: none, adaln or all
-    alpha: float = 0.5  # how much of the channels' differences goes into the weights
+    channel_scaling: str = "adaln"  # the products whose operands are scaled: none, adaln or all
+    alpha: float = 0.5  # how much of the differences between channels moves into the weights
 
     def to_json(self) -> dict[str, Any]:
-        """Under the names that files have for them."""
+        """Return the settings by their names in files."""
         return {"smoothing" if name == "channel_scaling" else name: value for name, value in asdict(self).items()}
 
     def check(self) -> None:
-        """Raises ValueError for a value outside its range."""
+        """Raise ValueError if a value is outside its range."""
         for name, value, allowed in (
             ("seed", self.seed, limits.STORED_SEED),
             ("cfg", self.cfg, limits.CFG),
@@ -56,19 +56,17 @@ class Settings:
 
 @dataclass
 class Calibration:
-    """Histograms of every tensor that may be INT8, one for each scale or a single one, and the channels' scaling."""
+    """Histograms of every tensor that may be INT8, one for each scale or a single one, and the channel scaling."""
 
     bundle: dict[str, str]  # graph or weight file -> SHA-256
     settings: Settings
-    pictures: list[tuple[int, int]] = field(default_factory=list)  # first, end of those collected
-    channel_scaling: dict[str, np.ndarray] | None = (
-        None  # site -> (C,): operands are divided by it; None: not yet known
-    )
+    pictures: list[tuple[int, int]] = field(default_factory=list)  # first and end of the images collected
+    channel_scaling: dict[str, np.ndarray] | None = None  # site -> (C,), which divides the operand; None: not known yet
     histograms: dict[str, list[Histogram]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Raises BundleError if the file is absent or no calibration, CalibrationError."""
+        """Read a file. Raises BundleError if it is absent or not a calibration, CalibrationError if it is damaged."""
         again = "remove it and calibrate again"
         text = load(
             _Document, path, SCHEMA_VERSION, f"{path}: there is no calibration", again, limits.CALIBRATION_BYTES
@@ -93,11 +91,11 @@ class Calibration:
 
     @property
     def count(self) -> int:
-        """Pictures collected."""
+        """The number of images collected."""
         return sum(end - first for first, end in self.pictures)
 
     def check(self, path: Path, bundle: Path, manifest: Manifest, settings: Settings | None = None) -> None:
-        """Raises CalibrationError unless this was collected on `bundle`, and with these settings if they are given."""
+        """Raise CalibrationError unless this was collected on `bundle`, and with `settings` if they are given."""
         found = fingerprint(manifest)
         for file in sorted(set(found) | set(self.bundle)):
             if found.get(file) != self.bundle.get(file):
@@ -112,13 +110,13 @@ class Calibration:
                 )
 
     def merge(self, other: Calibration, where: str) -> None:
-        """Adds what was seen elsewhere, on other pictures of the same run. Raises CalibrationError."""
+        """Add what another machine collected on other images of the same run. Raises CalibrationError."""
         if (self.bundle, self.settings) != (other.bundle, other.settings):
-            raise CalibrationError(f"{where}: of another bundle or with other settings; it cannot be merged")
+            raise CalibrationError(f"{where}: from another bundle or with other settings; merge files of one run")
         if other.shape() != self.shape():
-            raise CalibrationError(f"{where}: of other tensors; collect it again")
+            raise CalibrationError(f"{where}: holds ranges of other tensors; collect it again")
         if any(a < d and c < b for a, b in self.pictures for c, d in other.pictures):
-            raise CalibrationError(f"{where}: holds pictures that are here already; collect others with --first")
+            raise CalibrationError(f"{where}: holds pictures that are already collected; collect others with --first")
         self.channel_scaling = self.channel_scaling or other.channel_scaling
         for name, items in other.histograms.items():
             for mine, theirs in zip(self.histograms[name], items, strict=True):
@@ -126,29 +124,31 @@ class Calibration:
         self.pictures = _joined([*self.pictures, *other.pictures])
 
     def shape(self) -> dict[str, int]:
-        """How many histograms there are of each tensor."""
+        """Return the number of histograms of each tensor."""
         return {name: len(items) for name, items in self.histograms.items()}
 
     def check_tensors(self, path: Path, histograms: Mapping[str, int], channels: Mapping[str, int]) -> None:
-        """Raises CalibrationError unless this holds `histograms`, and scales these numbers of `channels`."""
+        """Raise CalibrationError unless this has these numbers of `histograms` and `channels`, by tensor and site."""
         vectors = self.channel_scaling or {}
         fit = all(channels.get(name) == len(vector) for name, vector in vectors.items())
         if not fit or (self.histograms and self.shape() != histograms) or (self.pictures and not self.histograms):
-            raise CalibrationError(f"{path}: damaged: of other tensors; remove it and calibrate again")
+            raise CalibrationError(
+                f"{path}: damaged: holds other tensors than the bundle; remove it and calibrate again"
+            )
 
     def add_picture(self, index: int) -> None:
         self.pictures = _joined([*self.pictures, (index, index + 1)])
 
 
 def fingerprint(manifest: Manifest) -> dict[str, str]:
-    """What makes the numbers of a bundle: graphs that draw, and weights."""
+    """Return the SHA-256 of the files that decide a bundle's results: graphs that generate, and weights."""
     names = [manifest.graphs[name].file for name in REQUIRED_GRAPHS]
     return {name: manifest.files[name].sha256 for name in (*names, WEIGHTS)}
 
 
 @dataclass(frozen=True)
 class _SettingsText:
-    """The settings as they stand in the file."""
+    """The settings as the file has them."""
 
     seed: int
     cfg: float
@@ -172,7 +172,7 @@ class _Document:
 
 
 def _written(histogram: Histogram) -> dict[str, Any]:
-    """Without the empty bins at both ends."""
+    """Return a histogram for the file, without the empty bins at both ends."""
     used = np.flatnonzero(histogram.counts)
     first, end = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
     counts = histogram.counts[first:end].tolist()
@@ -180,7 +180,7 @@ def _written(histogram: Histogram) -> dict[str, Any]:
 
 
 def _read(item: dict[str, Any]) -> Histogram:
-    """Raises KeyError, TypeError, ValueError."""
+    """Return the histogram that `_written` made the item of. Raises KeyError, TypeError, ValueError."""
     limit, low, high, first, values = (item[key] for key in ("limit", "low", "high", "first", "counts"))
     if limit not in limits.HISTOGRAM or math.frexp(limit)[0] != 0.5:  # it begins at 2^-20 and doubles
         raise ValueError(f"a histogram's limit {limits.shown(limit)}")
@@ -196,7 +196,7 @@ def _read(item: dict[str, Any]) -> Histogram:
 
 
 def _spans(pairs: Sequence[Any]) -> list[tuple[int, int]]:
-    """First and end of pictures collected. Raises TypeError, ValueError."""
+    """Return the first and end of images collected, in order. Raises TypeError, ValueError."""
     spans = sorted((first, end) for first, end in pairs)
     before = 0
     for first, end in spans:
@@ -207,7 +207,7 @@ def _spans(pairs: Sequence[Any]) -> list[tuple[int, int]]:
 
 
 def _vectors(found: Any) -> dict[str, np.ndarray]:
-    """Raises TypeError, ValueError."""
+    """Return the channel scaling of the file, by site. Raises TypeError, ValueError."""
     if not isinstance(found, dict):
         raise ValueError(f"smoothing: expected an object, found {limits.shown(found)}")
     for name, values in found.items():

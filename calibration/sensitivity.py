@@ -1,4 +1,4 @@
-"""What each layer costs in quality when it alone is INT8: measured, as a table, as a picture, and as a plan."""
+"""Measure the loss of quality when one layer alone is INT8; show it as a table and a heat map, and plan by it."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ from runtime.progress import Progress, silent
 
 SCHEMA_VERSION = 1
 FILE_NAME = "sensitivity.json"
-TOKENS, TOKENS_OF_WIDE = 300, 64  # compared at every scale; fewer where a layer takes seconds, not tenths
-WIDE = 512  # channels: beyond, pictures are drawn one at a time
-PSNR = 40.0  # dB: what INT8 may cost the decoder's pictures
-ALL_DIGITS = "transformer: all layers int8x2"  # what INT8 weights and rounded logits cost, whatever the plan
+TOKENS, TOKENS_OF_WIDE = 300, 64  # compared at every scale; fewer for wide models, where a layer takes seconds
+WIDE = 512  # channels; wider models generate images one at a time
+PSNR = 40.0  # dB that the decoder's images must keep in INT8
+ALL_DIGITS = "transformer: all layers int8x2"  # the loss by INT8 weights and rounded logits, which every plan has
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that alone is INT8, everything else FP32."""
+    """The loss when this layer alone is INT8, and everything else FP32."""
 
     kl: tuple[float, ...]  # mean of a token by scale, nats; empty for the decoder
     logit_error: tuple[float, ...]  # root mean square by scale
-    agreement: tuple[float, ...]  # share of tokens whose most probable value stays, by scale
-    psnr: float | None  # dB, of pictures from equal tokens; None if they are equal, and outside of the decoder
+    agreement: tuple[float, ...]  # share of tokens that keep their most probable value, by scale
+    psnr: float | None  # dB, of images from equal tokens; None if they are equal, and outside the decoder
 
     def fits(self, key: str, scales: int) -> bool:
-        """Whether these are numbers of the layer `key` of a model of so many scales."""
+        """Return whether these values can be of the layer `key` in a model with this number of scales."""
         count = 0 if key.startswith("decoder: ") else scales
         return all(len(values) == count for values in (self.kl, self.logit_error, self.agreement))
 
     @property
     def mean_kl(self) -> float:
-        """Every scale counts alike; 0 for the decoder."""
+        """The mean over scales, each with the same weight; 0 for the decoder."""
         return float(np.mean(self.kl)) if self.kl else 0.0
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """`sensitivity.json`."""
+    """The content of `sensitivity.json`."""
 
     schema_version: int
     bundle: dict[str, str]
@@ -83,7 +83,7 @@ def measure(
     progress: Progress = silent,
     sites: Sequence[Site] | None = None,
 ) -> Sensitivity:
-    """Measures every layer; written to `path` after each, and gone on with if it is there.
+    """Measure every layer; write `path` after each. If `path` exists, measuring resumes.
 
     `sites` are those of the bundle, if they are known. Raises BundleError.
     """
@@ -92,12 +92,12 @@ def measure(
     if path.exists():
         before = load(Sensitivity, path, SCHEMA_VERSION, "", "remove it")
         if {**asdict(found), "layers": {}} == {**asdict(before), "layers": {}}:
-            found.layers.update(before.layers)  # else of another bundle, target, method or calibration
+            found.layers.update(before.layers)  # else the file is of another bundle, target, method or calibration
     bench = _Bench(bundle, manifest, sites or all_sites(bundle, manifest), calibration, target, method)
     wanted = [ALL_DIGITS, *(site.key for site in bench.sites)]
     scales = len(manifest.scales)
     for key in [key for key, layer in found.layers.items() if key not in wanted or not layer.fits(key, scales)]:
-        del found.layers[key]  # damaged: measured again
+        del found.layers[key]  # damaged: measure it again
     for i, key in enumerate(wanted):
         if key not in found.layers:
             progress(f"measuring {key}", i, len(wanted))
@@ -109,11 +109,11 @@ def measure(
 def within_budget(
     sites: Sequence[Site], plan: Plan, sensitivity: Sensitivity, budget: float
 ) -> tuple[dict[str, str], float]:
-    """The plan, its INT8 layers chosen anew by what was measured; and the KL that it is expected to cost.
+    """Choose the INT8 layers of the plan by the measured loss; return the plan and its expected KL.
 
-    In the transformer as few multiplications as possible are done in two digits: those of the layers that cost the
-    most for their size. The decoder's most sensitive convolutions become float until its pictures keep PSNR. Errors of
-    layers add up, nearly. Raises BundleError if even two digits everywhere cost more.
+    In the transformer, as few multiplications as possible get two digits: those of the layers that lose the most for
+    their size. The decoder's most sensitive convolutions become float until its images keep PSNR. The losses of layers
+    nearly add up. Raises BundleError if even two digits for all layers lose more than `budget`.
     """
     changed, layers = dict(plan), sensitivity.layers
     planned = [site for site in sites if plan[site.key] in (INT8, DIGITS)]
@@ -140,7 +140,7 @@ def within_budget(
 
 
 class _Bench:
-    """One loaded bundle in which a graph is replaced again and again."""
+    """Measures layers on one loaded bundle, by replacing one graph after the other."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class _Bench:
         self.sites = sites
 
     def layer(self, key: str) -> Layer:
-        """The site `key` as INT8, or all of the transformer's layers as two digits."""
+        """Measure the site `key` in INT8, or for ALL_DIGITS all layers of the transformer in two digits."""
         if key == ALL_DIGITS:
             plan = {site.key: DIGITS if site.graph == TRANSFORMER else FLOAT for site in self.sites}
             plan["transformer: head"] = FLOAT
@@ -183,7 +183,7 @@ class _Bench:
         return Layer(kl, error, agreement, None)
 
     def _decoded(self) -> float | None:
-        """PSNR of the teacher's whole pictures, decoded again."""
+        """Decode the teacher's complete images again; return their PSNR, None if they are equal."""
         batch = next(batch for batch in self._teacher.batches if batch.images is not None)
         squares = (self._redrawn(batch).astype(float) - batch.images) ** 2
         found = psnr(float(squares.mean()))
@@ -200,7 +200,7 @@ class _Bench:
         ).images
 
     def _variant(self, name: str, plan: Plan) -> tuple[Graph, bytes, dict[str, np.ndarray]]:
-        """A graph by this plan, its new tensors inside, and its inputs by scale."""
+        """Return a graph by this plan: its manifest entry, its content with all new tensors, its inputs by scale."""
         model = open_graph(self._bundle, self._manifest, name)
         sites = [site for site in self.sites if site.graph == name]
         outside = ir.load(self._bundle / self._manifest.graphs[name].file).graph.initializers
@@ -222,12 +222,12 @@ class _Bench:
                 value.const_value = ir.tensor(values[n], name=n) if n in values else outside[n].const_value
         steps = {spec.name: values[spec.name] for spec in signature.inputs if spec.name in values}
         proto = ir.to_proto(model)
-        proto.graph.ClearField("value_info")  # sizes before the rewriting: two digits have twice the rows
+        proto.graph.ClearField("value_info")  # these are sizes before rewriting: two digits double the rows
         return Graph(listed.file, signature.inputs, signature.outputs), proto.SerializeToString(), steps
 
 
 def table(sensitivity: Sensitivity, plan: Plan) -> str:
-    """Markdown: the layers by what they cost, and what the plan makes of them."""
+    """Return a Markdown table of the layers by their loss, with the kinds that the plan gives them."""
     layers = sensitivity.layers
     lines = [
         "| layer alone INT8 | plan | mean KL | logit error at the last scale | top-1 agreement there |",
@@ -246,7 +246,7 @@ def table(sensitivity: Sensitivity, plan: Plan) -> str:
 
 
 def heat_map(sensitivity: Sensitivity, sites: Sequence[Site], path: Path) -> None:
-    """A PNG: layers by scales, the colour is the KL."""
+    """Write a PNG of the KL as colours, layers by scales."""
     import matplotlib
 
     matplotlib.use("Agg")

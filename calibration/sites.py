@@ -1,4 +1,4 @@
-"""Where a graph multiplies data with a weight: the places that can become INT8."""
+"""Find the sites: the products of data with a weight in a graph, which can become INT8."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from export.graphs.simulate import typed
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.names import CONDITION, DECODER, HEAD_MODULATION, MODULATION, TRANSFORMER
 
-GRAPHS = (CONDITION, TRANSFORMER, DECODER)  # the bridge's few products decide tokens; the encoder draws nothing
+GRAPHS = (CONDITION, TRANSFORMER, DECODER)  # the bridge's few products decide tokens; generation skips the encoder
 MODULATED = re.compile(r"transformer: (?:blocks\.(\d+)\.(?:attn\.(mat_qkv)|ffn\.(fc1))|(head))")
 
 
 @dataclass(frozen=True)
 class Site:
-    """One product. `operand` and `result` are tensors of the graph, `weight` is one of the weight file."""
+    """One product. `operand` and `result` are tensors of the graph; `weight` is a tensor of the weight file."""
 
     graph: str
-    name: str  # of the layer: blocks.0.attn.mat_qkv
+    name: str  # the layer: blocks.0.attn.mat_qkv
     op: str  # MatMul, Gemm or Conv
     operand: str
     operand_shape: tuple[int | str, ...]  # (L, 2B, C), (2B, C) or (B, C, H, W)
@@ -36,25 +36,25 @@ class Site:
 
     @property
     def channels(self) -> int:
-        """Of the operand."""
+        """The number of channels of the operand."""
         return self.weight_shape[0 if self.op == "MatMul" else 1]
 
     @property
     def block(self) -> str:
-        """Number of the transformer block, "03", or the name of what lies outside of all."""
+        """The number of the transformer block, "03", or the site's name outside the blocks."""
         found = re.match(r"blocks\.(\d+)\.", self.name)
         return f"{int(found[1]):02d}" if found else self.name
 
     @property
     def out_axis(self) -> int:
-        """Of the weight's output channels."""
+        """The axis of the weight's output channels."""
         return 1 if self.op == "MatMul" else 0
 
 
 def modulated_by(site_key: str) -> tuple[str, tuple[tuple[int, ...], ...]] | None:
-    """Output of `condition` that modulates a product's operand, and the indices of scale and shift in it, or None.
+    """Return the output of `condition` that modulates a product's operand, and the indices of scale and shift in it.
 
-    Their order is that of `export.model.transformer.Block`.
+    Returns None for an operand without modulation. The indices follow `export.model.transformer.Block`.
     """
     found = MODULATED.fullmatch(site_key)
     if not found:
@@ -66,7 +66,7 @@ def modulated_by(site_key: str) -> tuple[str, tuple[tuple[int, ...], ...]] | Non
 
 
 def open_graph(bundle: Path, manifest: Manifest, name: str) -> ir.Model:
-    """A graph of the bundle, every value with its dtype, the tensors of the weight file without their values."""
+    """Load a graph of the bundle with the dtype of every value; tensors of the weight file have no values."""
     model = typed(bundle / manifest.graphs[name].file)
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
@@ -75,14 +75,14 @@ def open_graph(bundle: Path, manifest: Manifest, name: str) -> ir.Model:
 
 
 def find_sites(graph: str, model: ir.Model) -> list[Site]:
-    """The products of an opened graph, in the order they are computed."""
+    """Return the products of a graph from `open_graph`, in the order they are computed."""
     found = []
     for node in model.graph:
         if node.op_type not in ("MatMul", "Gemm", "Conv"):
             continue
         operand, weight = node.inputs[0], node.inputs[1]
         if operand is None or weight is None or not _is_weight(weight) or operand.producer() is None:
-            continue  # products of two tensors are attention; a graph's own input is no activation
+            continue  # a product of two activations is attention; a graph's input is no activation
         shape = tuple(weight.shape.numpy()) if weight.shape else ()
         name = re.sub(r"\.weight(\.\w+)?$", "", str(weight.name))
         shapes = _shapes(node, shape)
@@ -98,7 +98,7 @@ def all_sites(bundle: Path, manifest: Manifest) -> list[Site]:
 
 
 def _shapes(node: ir.Node, weight: tuple[int, ...]) -> tuple[tuple[int | str, ...], tuple[int | str, ...]]:
-    """Of operand and result; tracing knows the sizes of maps, and rows are those of the graph's inputs."""
+    """Return the shapes of operand and result: tracing gives the sizes of maps, the graph's inputs give the rows."""
     if node.op_type == "Conv":
         before, after = (value.shape for value in (node.inputs[0], node.outputs[0]) if value is not None)
         return _map(before), _map(after)
@@ -108,7 +108,7 @@ def _shapes(node: ir.Node, weight: tuple[int, ...]) -> tuple[tuple[int | str, ..
 
 
 def _map(shape: ir.Shape | None) -> tuple[int | str, ...]:
-    """(B, C, H, W)"""
+    """Return the shape of a map as (B, C, H, W)."""
     assert shape is not None
     return ("B", *(axis for axis in list(shape)[1:] if isinstance(axis, int)))
 

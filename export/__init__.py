@@ -4,5 +4,5 @@ import sys
 
 import var_edge
 
-if line := var_edge.shadowing():  # a module of the folder the command runs in; else nothing below would import
+if line := var_edge.shadowing():  # a file in the current folder has the name of a module; nothing below would import
     raise SystemExit(f"Error: {line}") if sys.argv[:1] == ["-m"] else ImportError(line)

@@ -1,4 +1,4 @@
-"""python -m export: a checkpoint becomes a bundle."""
+"""The command python -m export: export a checkpoint to a bundle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.files.outputs import EXPORTED, check_directory
 from runtime.optional import require
 from runtime.progress import progress_bar
 
-CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # endings of files that --model reads a recipe off
+CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # files from which --model reads a recipe
 
 
 @command()

@@ -1,4 +1,4 @@
-"""What `runtime.bench --compare pytorch` runs: the generation in PyTorch, with the weights the bundle was made of."""
+"""Generation in PyTorch for `runtime.bench --compare pytorch`, with the weights that the bundle was made from."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 def pytorch_rivals(
     manifest: Manifest, label: int, settings: Settings, threads: int, checkpoints: tuple[Path | None, Path | None]
 ) -> tuple[dict[str, Draw], dict[str, str]]:
-    """Eager and compiled PyTorch with this many threads, by name; and the reason for one that is left out.
+    """Return eager and compiled PyTorch with this many threads, by name; and by name why one is left out.
 
-    Raises CheckpointError if the bundle's weights are not to be had.
+    Raises CheckpointError if the bundle's weights cannot be found.
     """
     torch.set_num_threads(threads)
     _keep_freed_memory()
@@ -40,16 +40,16 @@ def pytorch_rivals(
     compiled = _draw(*_compiled(recipe, var, vqvae), label, settings)
     try:
         compiled(1)
-    except Exception as error:  # a compiler that is missing or fails: each stage of torch.compile raises its own
+    except Exception as error:  # no compiler, or it fails: each stage of torch.compile raises its own type
         return draws, {COMPILED: f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.120}"}
     return draws | {COMPILED: compiled}, {}
 
 
 def _keep_freed_memory() -> None:
-    """Tells glibc not to return what is freed to the system.
+    """Tell glibc to keep freed memory instead of returning it to the system.
 
-    With two engines in a process it otherwise does so in every run and faults the pages in again: PyTorch alone does
-    not suffer it, beside the runtime it took 18 % of its time.
+    With two engines in a process, glibc otherwise returns memory in every run, and the next run faults the pages in
+    again. That took 18 % of PyTorch's time beside the runtime; PyTorch alone is not affected.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -58,7 +58,7 @@ def _keep_freed_memory() -> None:
 
 
 def _compiled(recipe: Recipe, var: VAR, vqvae: VQVAE) -> tuple[VAR, VQVAE]:
-    """The same models on the same memory, with blocks and decoder compiled when they first run."""
+    """Return copies of the models that share their memory; blocks and decoder are compiled when they first run."""
     twins = empty_models(recipe)
     for twin, model in zip(twins, (var, vqvae), strict=True):
         twin.load_state_dict(model.state_dict(), assign=True)

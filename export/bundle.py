@@ -1,4 +1,4 @@
-"""A checkpoint becomes a bundle: ONNX graphs, one weight file and the manifest, in a directory whole or not there."""
+"""Export a checkpoint to a bundle: ONNX graphs, one weight file and the manifest, written atomically."""
 
 from __future__ import annotations
 
@@ -43,12 +43,11 @@ def export_bundle(
     progress: Progress = silent,
     warn: Warn = lambda note: None,
 ) -> None:
-    """Writes the bundle directory `out`, replacing a bundle that is there and keeping what else lies in it.
+    """Write the bundle directory `out`. An existing bundle is replaced; other files in its directory are kept.
 
     `precision` is one of `PRECISIONS`. `batches` are the batch sizes that the static per-scale steps are specialised
-    for; all other graphs take any. `smooth` adds the graph of smooth sampling.
-    `options` go into the provenance. `warn` hears what was kept and fits no more. Raises SettingsError,
-    CheckpointError, OSError.
+    for; all other graphs take any size. `smooth` adds the graph of smooth sampling. `options` go into the provenance.
+    `warn` is called if a kept file does not fit the new bundle. Raises SettingsError, CheckpointError, OSError.
     """
     with new_bundle(out, EXPORTED, warn) as folder:
         check_room(recipe, out)
@@ -70,7 +69,7 @@ Traced = tuple[Signature, ir.Model, dict[str, Expression]]
 
 def _trace_all(recipe: Recipe, precision: str, smooth: bool, progress: Progress) -> Iterator[Traced]:
     var, vqvae = empty_models(recipe)
-    var.to_empty(device="cpu")  # addresses without memory: tracing looks at no value
+    var.to_empty(device="cpu")  # addresses without memory: tracing reads no value
     vqvae.to_empty(device="cpu")
     graphs = list(all_graphs(recipe, var, vqvae, smooth))
     for i, graph in enumerate(graphs):
@@ -81,7 +80,7 @@ def _trace_all(recipe: Recipe, precision: str, smooth: bool, progress: Progress)
 
 
 def _weight_entries(traced: Sequence[Traced], weights: Weights) -> Iterator[Entry]:
-    """What the graphs leave open, each tensor once however many graphs use it."""
+    """Yield an entry for every weight of the graphs; a tensor that several graphs use comes once."""
     seen: dict[str, tuple[str, bytes]] = {}
 
     def compute(expression: Expression) -> Callable[[], np.ndarray]:
@@ -99,7 +98,7 @@ def _weight_entries(traced: Sequence[Traced], weights: Weights) -> Iterator[Entr
 
 
 def _resize_entries(recipe: Recipe) -> Iterator[Entry]:
-    """The bridge's resize matrices over flattened maps, both axes at once."""
+    """Yield the bridge's resize matrices over flattened maps; one matrix resizes both axes."""
 
     def entry(name: str, rows: int, columns: int, axis: np.ndarray) -> Entry:
         return Entry(name, "F32", (rows, columns), lambda: np.kron(axis, axis).T)

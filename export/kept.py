@@ -1,4 +1,4 @@
-"""What lies in a bundle that its exporter did not write: exporting the bundle again keeps it."""
+"""Files in a bundle that its exporter did not write: a later export keeps them, and warns of those that do not fit."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Warn = Callable[[str], None]
 
 @contextmanager
 def new_bundle(out: Path, kind: Kind, warn: Warn, *sources: Path) -> Iterator[Path]:
-    """An empty directory that becomes the bundle `out`, see `atomic_directory`.
+    """Yield an empty directory that becomes the bundle `out`, see `atomic_directory`.
 
-    `warn` hears which of the files kept from an earlier bundle do not fit this one.
+    Then call `warn` if files kept from an earlier bundle do not fit the new one.
     """
     with atomic_directory(out, kind, *sources) as folder:
         yield folder
@@ -29,7 +29,7 @@ def new_bundle(out: Path, kind: Kind, warn: Warn, *sources: Path) -> Iterator[Pa
 
 
 def _misfits(bundle: Path) -> Iterator[str]:
-    """Names of calibrations, sensitivities and engines in `bundle` that were made for another one."""
+    """Yield the names of calibrations, sensitivities and engines in `bundle` that were made for another bundle."""
     manifest = Manifest.load(bundle, verify=False)
     for file in sorted(bundle.glob("*.json")):
         collected_on = record(file).get("bundle")

@@ -1,4 +1,4 @@
-"""Whether an export fits here, in memory and on disk: asked before the work, not found out in its course."""
+"""Check before an export that this machine has the memory and the disk space that it needs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from runtime.errors import SettingsError
 from runtime.memory import MEMINFO, available_memory
 
 MEMORY_OF_TOOLS = 0.5e9  # bytes: PyTorch, the traced graphs
-COPIES_OF_A_TENSOR = 4  # of the largest: as read, checked, transposed, written. Peaks: docs/benchmarks/cpu.md
-GRAPHS_SHARE = 0.02  # of the weights' bytes
+COPIES_OF_A_TENSOR = 4  # the largest tensor as read, checked, transposed, written. Peaks: docs/benchmarks/cpu.md
+GRAPHS_SHARE = 0.02  # size of the graphs as a share of the weights' size
 
 
 def check_room(recipe: Recipe, out: Path, meminfo: Path = MEMINFO) -> None:
-    """Raises SettingsError, with what is needed and what is there, unless the bundle `out` can be made."""
+    """Raise SettingsError unless memory and disk suffice for the bundle `out`; it says what is needed and available."""
     parent = next(folder for folder in out.absolute().parents if folder.is_dir())
     needed = weight_bytes(recipe) * (1 + GRAPHS_SHARE)
     if (free := shutil.disk_usage(parent).free) < needed:
@@ -33,12 +33,12 @@ def check_room(recipe: Recipe, out: Path, meminfo: Path = MEMINFO) -> None:
 
 
 def weight_bytes(recipe: Recipe) -> int:
-    """Bytes of all weights of VAR and VQVAE in float32."""
+    """Return the size in bytes of all weights of VAR and VQVAE in float32."""
     return sum(_tensor_bytes(recipe))
 
 
 def memory_bytes(recipe: Recipe) -> float:
-    """Bytes an export holds at most: weights pass through one by one, so the largest counts and not their sum."""
+    """Return the most bytes that an export holds. It reads weights one by one, so the largest counts, not their sum."""
     return MEMORY_OF_TOOLS + COPIES_OF_A_TENSOR * max(_tensor_bytes(recipe))
 
 

@@ -1,7 +1,7 @@
-"""Kills every command that writes, at random moments, and looks at what is left: python -m tests.kill_test --kills 300
+"""Kill every command that writes, at random moments, and check what is left: python -m tests.kill_test --kills 300
 
-After each kill what lies at an output's name is good. After one more run of each command nothing half written is left.
-The commands run in forks of one process that has imported everything, so that the kills hit work and not imports.
+After each kill, each output is absent or complete. After one more run of each command, nothing half-written is left.
+The commands run in forks of one process that has imported everything, so that the kills hit work, not imports.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 @dataclass(frozen=True)
 class Command:
-    """A command line, and how to tell that what it writes is good; `check` raises if it is not."""
+    """A command line, and a check of its output, which raises if the output is not complete."""
 
     module: str
     arguments: tuple[object, ...]
     output: Path
     check: Callable[[Path], object]
-    kept: bool = True  # whether the output of an earlier run stays until the next one replaces it
+    kept: bool = True  # whether the output of an earlier run stays until the next run replaces it
 
 
 def commands(folder: Path, engines: bool) -> list[Command]:
-    """Every command that writes, on the bundles that lie in `folder`; what they write lies there too."""
+    """Return every command that writes. They read the bundles in `folder`, and write there."""
     fp32, fp16, work = folder / "fp32", folder / "fp16", folder / "out"
     exported = ("--model", TINY, "--random-weights", 1, "--out", work / "bundle")
     calibrated = (fp32, "--target", "cpu", "--images", 8, "--out", work / "int8")
@@ -94,7 +94,7 @@ def _check_engines(folder: Path) -> None:
 
 
 def start(command: Command, log: Path) -> int:
-    """Runs it in a fork; returns its process number."""
+    """Run a command in a fork; return its process number."""
     if child := os.fork():
         return child
     for number in SIGNALS[1:]:  # as a shell would start it
@@ -113,7 +113,7 @@ def start(command: Command, log: Path) -> int:
 
 
 def ended(child: int) -> int:
-    """Its exit code; negative for a signal that it did not catch."""
+    """Return the exit code of a process; negative for a signal that it did not catch."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -122,9 +122,9 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def run(kills: int, seed: int, engines: bool, only: str = "", say: Callable[[str], object] = print) -> Counter[str]:
-    """Kills the commands in turn; returns how often each signal left how much. Raises AssertionError."""
+    """Kill the commands in turn; return how often each signal had which result. Raises AssertionError."""
     draw, counts = random.Random(seed), Counter[str]()
-    known: set[Path] = set()  # what is left over of earlier kills
+    known: set[Path] = set()  # files left by earlier kills
     with TemporaryDirectory(prefix="kill-test-") as name:
         folder = Path(name)
         recipe = Recipe.load(str(TINY))

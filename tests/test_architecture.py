@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("runtime", "export", "calibration", "var_edge")
 Imports = dict[str, set[str]]  # module -> what it imports
 
-# From the ground up: a module imports from its own layer and from those above it in this table, never from below.
-# A name stands for the module and everything inside of it; the longest name that fits decides. "name." is the package
-# file alone.
+# Layers, the lowest first: a module imports from its own layer and from those listed before it, never from later ones.
+# A name stands for the module and everything inside it; the longest name that matches decides. "name." is only the
+# package file.
 LAYERS = (
     ("runtime.errors", "runtime.limits", "runtime.memory", "runtime.processors", "runtime.pixels", "runtime.version"),
     ("runtime.shadowing", "runtime.optional", "runtime.progress"),
@@ -63,7 +63,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(module: str, text: str) -> Iterator[str]:
-    """The full names of what a module's text imports; of a package that of the module inside which is meant."""
+    """Yield the full names of the modules that a module's text imports, also of modules imported from a package."""
     package = module if modules()[module].name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
@@ -82,12 +82,12 @@ def imports() -> Imports:
 
 
 def own(graph: Imports) -> Imports:
-    """Arrows between modules of the project."""
+    """Return the imports between modules of the project, without those that are known to point upward."""
     return {name: {other for other in found if other in modules()} for name, found in graph.items()}
 
 
 def layer(module: str) -> int:
-    """Of the longest name in the table that fits."""
+    """Return the layer of the longest name in the table that matches."""
     fitting = [
         (len(name), i)
         for i, names in enumerate(LAYERS)
@@ -111,7 +111,7 @@ def circle(graph: Imports) -> list[str]:
 
 
 def reached(graph: Imports, module: str) -> set[str]:
-    """All that importing a module may import in turn, with the package files on the way."""
+    """Return everything that importing a module may import in turn, with the package files on the way."""
     found: set[str] = set()
     todo = {module}
     while todo:

@@ -25,7 +25,7 @@ COMMAND_END = re.compile(r"\s#|[;|>`]|&&")  # a comment, another command, the en
 
 
 def faults(page: Path, text: str) -> Iterator[str]:
-    """What is wrong with a page, one line each."""
+    """Return the faults of a page, one line each."""
     for number, line in enumerate(text.splitlines(), 1):
         if len(line) > WIDTH:
             yield f"line {number} has {len(line)} characters"
@@ -58,14 +58,14 @@ def _link_faults(page: Path, text: str, target: str) -> Iterator[str]:
 
 
 def _anchors(text: str) -> set[str]:
-    """The anchors of the headings of a page, as the usual hosts of repositories make them."""
+    """Return the anchors of the headings of a page, as the usual hosts of repositories make them."""
     code = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", code, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def _joined(text: str) -> str:
-    """The text with continued lines as one, line breaks within code spans as blanks, and `$E` written out."""
+    """Join continued lines, replace line breaks within code spans by blanks, and expand `$E`."""
     text = re.sub(r"\\\n\s*", " ", text)
     text = re.sub(r"(?<![`\w])`[^`\n]+\n[^`\n]+`(?!`)", lambda span: span[0].replace("\n", " "), text)
     for name, value in re.findall(r"^([A-Z]+)=\"(.+)\"$", text, re.MULTILINE):
@@ -97,7 +97,7 @@ def _command_faults(module: str, arguments: str) -> Iterator[str]:
 
 @cache
 def _command(module: str) -> click.Command | bool | None:
-    """The click command that `python -m module` runs; True for one of another kind, None if there is none."""
+    """Return the click command that `python -m module` runs; True if it is no click command, None without a command."""
     try:
         spec = find_spec(module)
         name = module if spec is None or spec.submodule_search_locations is None else f"{module}.__main__"

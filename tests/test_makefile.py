@@ -1,4 +1,4 @@
-"""Paths with spaces and quotes reach the commands as they are."""
+"""Paths with spaces and quotes reach the commands unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def commands(goal: str, **variables: str) -> list[list[str]]:
-    """The arguments of what `make` would run."""
+    """Return the arguments of the commands that `make` would run."""
     assignments = [f"{name}={value}" for name, value in variables.items()]
     made = ["make", "--dry-run", "--no-print-directory", goal, "PYTHON=true", "INSTALLED=Makefile", *assignments]
     result = subprocess.run(made, cwd=ROOT, capture_output=True, text=True, check=True)

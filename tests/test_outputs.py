@@ -1,4 +1,4 @@
-"""Every command leaves alone what is not its own: somebody's folder, its source, the current directory."""
+"""No command overwrites what it did not write: a user's folder, its source, the current directory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FILES = {  # the option's file name stands last
 
 @pytest.fixture
 def place(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, with a bundle, a picture, and a folder of somebody's that looks like all of ours."""
+    """The current directory, with a bundle, an image, and a user's folder that resembles every kind of output."""
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
@@ -64,7 +64,7 @@ def run(arguments: tuple[str, ...]) -> Result:
 
 
 def state(folder: Path) -> dict[str, bytes | str]:
-    """Every file below `folder`, with its content, and every link and directory."""
+    """Return every file below `folder` with its content, and every link and directory."""
     return {
         str(path.relative_to(folder)): os.readlink(path) if path.is_symlink()
         else path.read_bytes() if path.is_file() else "folder"

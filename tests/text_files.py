@@ -1,6 +1,6 @@
-"""python -m tests.text_files FILE…: end every line without blanks and every file with one line break.
+"""python -m tests.text_files FILE…: remove blanks at the end of lines, and end every file with one line break.
 
-Exits with 1 if it changed a file. Git hooks run it (.pre-commit-config.yaml).
+It exits with 1 if it changed a file. Git hooks run it (.pre-commit-config.yaml).
 """
 
 from __future__ import annotations

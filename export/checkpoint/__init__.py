@@ -1,1 +1,1 @@
-"""What an export starts from: a recipe and the weights of a checkpoint, found, downloaded or made up by a formula."""
+"""The inputs of an export: a recipe, and weights from a checkpoint (local or downloaded) or from a formula."""

@@ -1,4 +1,4 @@
-"""Checkpoints from the model hub, compared with the hash that the hub names."""
+"""Download checkpoints from the model hub, and compare them with the hash that the hub gives."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any
 from export.checkpoint.file import CheckpointError, is_html
 from runtime.files.atomic import sha256
 
-SHA256 = re.compile(r"[0-9a-f]{64}")  # the hub's etag of a large file; of a small one it is a Git hash
+SHA256 = re.compile(r"[0-9a-f]{64}")  # the hub's etag of a large file; a small file has a Git hash instead
 
 
 def download(hub: str, name: str, looked: str, help_text: str) -> Path:
-    """The file `name` of the hub, in its client's cache. Raises CheckpointError, saying why there is none.
+    """Return the path of the hub's file `name` in the cache of its client. Raises CheckpointError with the reason.
 
-    A file whose content is not what the hub says is removed and fetched once more.
+    A file with another hash than the hub gives is removed and downloaded once more. `looked` says where the file was
+    looked for before, `help_text` what the user can do; both go into the error.
     """
-    for _ in ("as it may be cached", "anew"):
+    for _ in ("maybe cached", "downloaded again"):
         path, expected = _fetched(hub, name, looked, help_text)
         if expected is None or (found := sha256(path)) == expected:
             return path
-        kind = "an HTML page, maybe of a proxy" if is_html(path) else f"SHA-256 {found:.12}…"
+        kind = "an HTML page, maybe from a proxy" if is_html(path) else f"SHA-256 {found:.12}…"
         _remove(path)
     raise CheckpointError(
-        f"{name}: damaged on its way from the model hub {hub}, twice: expected SHA-256 {expected:.12}…, found {kind};"
+        f"{name}: two downloads from the model hub {hub} were damaged: expected SHA-256 {expected:.12}…, found {kind};"
         f" removed; {help_text}"
     )
 
@@ -35,15 +36,15 @@ def _fetched(hub: str, name: str, looked: str, help_text: str) -> tuple[Path, st
     try:
         path = Path(hf_hub_download(hub, name))
         return path, _expected(hub, name, path)
-    except Exception as error:  # the hub client passes on whatever its transport raises
+    except Exception as error:  # the hub client raises whatever its transport raises
         reason = _reason(error)
     raise CheckpointError(
-        f"{name}: {looked}, and the model hub {hub} does not give it: {reason}; {help_text}"
+        f"{name}: {looked}, and the download from the model hub {hub} failed: {reason}; {help_text}"
     ) from None
 
 
 def _expected(hub: str, name: str, path: Path) -> str | None:
-    """The SHA-256 that the hub named: its client calls the blob in its cache by it, and `path` links to the blob."""
+    """Return the SHA-256 that the hub gave, or None. In the client's cache, `path` links to a blob with this name."""
     if path.is_symlink():
         etag = path.readlink().name
     else:  # a file system without links
@@ -54,7 +55,7 @@ def _expected(hub: str, name: str, path: Path) -> str | None:
 
 
 def _remove(path: Path) -> None:
-    """Also what the link points to: else the next try finds it there."""
+    """Remove a file, and every file that it links to: else the next try finds the blob in the cache."""
     while path.is_symlink():
         link, path = path, path.parent / path.readlink()
         link.unlink()
@@ -62,7 +63,7 @@ def _remove(path: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Why the hub does not give a file, in words."""
+    """Return in words why a download failed."""
     status: Any = None
     causes: list[BaseException] = []
     cause: BaseException | None = error
@@ -84,7 +85,7 @@ def _reason(error: Exception) -> str:
     if "OfflineMode" in names:
         return "HF_HUB_OFFLINE is set, so nothing is downloaded"
     if "FileMetadata" in names:
-        return "what answered is no model hub, maybe a proxy or a login page: check HF_ENDPOINT and the proxy"
+        return "the answer came from no model hub, maybe from a proxy or a login page: check HF_ENDPOINT and the proxy"
     if "Timeout" in names:
         return "it did not answer in time"
     if "Connect" in names:

@@ -1,4 +1,4 @@
-"""One checkpoint file of any kind: which VAR and which VQVAE it holds, wherever in it they lie."""
+"""Read one checkpoint file of any kind: find the VAR and the VQVAE in it, at whatever depth they are nested."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from runtime.limits import HEADER_BYTES
 
 MARKS = {"var": "pos_1LC", "vae": "quantize.embedding.weight"}  # a tensor that only this model has
 NAMES = {"var": "VAR", "vae": "VQVAE"}
-WRAPPERS = ("module", "_orig_mod")  # what DistributedDataParallel and torch.compile put in front of names, at any depth
+WRAPPERS = ("module", "_orig_mod")  # DistributedDataParallel and torch.compile put these before names, at any depth
 AVERAGED = re.compile(r"(^|[._])ema", re.I)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-SAFETENSORS |= {"I64": torch.int64}  # of lvl_1L
-LONGEST_NAME = 200  # characters of a tensor's name with all that it lies in
+SAFETENSORS |= {"I64": torch.int64}  # for lvl_1L
+LONGEST_NAME = 200  # characters of a tensor's name with the keys of all containers around it
 
 
 class CheckpointError(VarEdgeError):
-    """A checkpoint is missing, unreadable, or of another model."""
+    """A checkpoint is missing, unreadable, or belongs to another model."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One model in a file: its tensors under the official names, and where they lie, such as "trainer.var_wo_ddp"."""
+    """One model in a file: its tensors by their official names, and where they are, such as "trainer.var_wo_ddp"."""
 
     where: str
     tensors: dict[str, Stored]
@@ -42,14 +42,17 @@ class Part:
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """What a file holds: all copies of both models, and the settings that a trainer wrote beside them."""
+    """The content of a file: all copies of both models, and the settings that a trainer saved with them."""
 
     path: Path
     parts: dict[str, list[Part]]  # "var" and "vae"
     settings: dict[str, Any] = field(default_factory=dict)
 
     def part(self, kind: str) -> Part | None:
-        """The only copy of the model, or of two the averaged one; None if there is none. Raises CheckpointError."""
+        """Return the only copy of the model, or the averaged one (EMA) of two copies; None if there is no copy.
+
+        Raises CheckpointError if several copies could be meant.
+        """
         parts = self.parts[kind]
         averaged = [part for part in parts if AVERAGED.search(part.where)]
         chosen = averaged if len(averaged) == 1 and len(parts) == 2 else parts
@@ -63,17 +66,17 @@ class CheckpointFile:
 
 
 def read_checkpoint(path: Path) -> CheckpointFile:
-    """Opens a .safetensors or PyTorch file; what it is, its content says. Raises CheckpointError."""
+    """Open a .safetensors or PyTorch file; its content decides which it is. Raises CheckpointError."""
     try:
         root = _open(path)
         tensors, settings = _flattened(root)
         parts = {kind: [Part(where, found) for where, found in _models(tensors, mark)] for kind, mark in MARKS.items()}
     except (CheckpointError, OSError):
         raise
-    except Exception as error:  # a damaged file makes its readers fail in every way there is
+    except Exception as error:  # readers raise errors of any type on a damaged file
         text = re.sub(r"[^ -~]", "?", (str(error).splitlines() or [""])[0])
         raise CheckpointError(
-            f"{path}: no readable checkpoint, truncated or of another kind ({type(error).__name__}: {text:.100});"
+            f"{path}: not a readable checkpoint: truncated or of another kind ({type(error).__name__}: {text:.100});"
             " download it again"
         ) from None
     if not tensors:
@@ -82,7 +85,7 @@ def read_checkpoint(path: Path) -> CheckpointFile:
 
 
 def is_html(path: Path) -> bool:
-    """Whether the file is a page in place of a checkpoint. Raises CheckpointError."""
+    """Return whether the file is an HTML page instead of a checkpoint. Raises CheckpointError."""
     with open_file(path, error=CheckpointError) as file:
         return file.read(64).lstrip()[:1] == b"<"
 
@@ -90,12 +93,12 @@ def is_html(path: Path) -> bool:
 def _open(path: Path) -> Any:
     if is_html(path):
         raise CheckpointError(
-            f"{path}: an HTML page, no checkpoint: a proxy or a login page answered in place of the server"
+            f"{path}: expected a checkpoint, found an HTML page, maybe from a proxy or a login page; download it again"
         )
     with path.open("rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path}: a Git LFS pointer, no checkpoint; run git lfs pull")
+        raise CheckpointError(f"{path}: expected a checkpoint, found a Git LFS pointer; run git lfs pull")
     header = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and header <= min(HEADER_BYTES, path.stat().st_size - 8):
         return _open_safetensors(path)
@@ -116,17 +119,17 @@ def _open_safetensors(path: Path) -> dict[str, Stored]:
 
 
 def _flattened(root: Any) -> tuple[dict[str, Stored], dict[str, Any]]:
-    """Every tensor of nested containers by its path of keys without wrappers, and a trainer's settings ("args")."""
+    """Return all tensors in nested containers by their paths of keys without wrappers, and a trainer's settings."""
     tensors: dict[str, Stored] = {}
     settings: dict[str, Any] = {}
-    seen: set[int] = set()  # each container once: they may hold each other
+    seen: set[int] = set()  # visit each container once: they may hold each other
 
     def visit(value: Any, path: str) -> None:
         if isinstance(value, Stored):
             tensors[path] = value if path not in tensors else Stored((), None, None, "that the file holds twice")
             return
         if isinstance(value, StandIn):
-            value = value.items  # of a dictionary of the trainer's own class
+            value = value.items  # the items of a dictionary of the trainer's own class
         if not isinstance(value, (dict, list, tuple)) or id(value) in seen or len(path) > LONGEST_NAME:
             return
         seen.add(id(value))
@@ -144,7 +147,7 @@ def _flattened(root: Any) -> tuple[dict[str, Stored], dict[str, Any]]:
 
 
 def _models(tensors: Mapping[str, Stored], mark: str) -> Iterator[tuple[str, dict[str, Stored]]]:
-    """Each copy of a model: where it lies, and its tensors."""
+    """Yield each copy of a model: where it is, and its tensors."""
     for name in tensors:
         if name != mark and not name.endswith(f".{mark}"):
             continue

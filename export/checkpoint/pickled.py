@@ -1,7 +1,8 @@
 """PyTorch's own checkpoint files, read without running anything in them and without loading a tensor.
 
-A pickle may name any function to call. Here a name is only ever looked up in a short table of what rebuilds tensors;
-every other one becomes an inert stand-in, so that training arguments beside the tensors neither run nor hinder.
+A pickle may name any function to call. Here a name is only looked up in a short table of functions that rebuild
+tensors. Every other name becomes an inert stand-in, so that other objects in the file, such as training arguments, run
+no code and do not stop the reading.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-PICKLE_BYTES = 8 << 20  # of names and sizes, without the tensors' data; the largest published file has 0.3 MB
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # what files written before torch 1.6 begin with
+PICKLE_BYTES = 8 << 20  # names and sizes, without the tensors' data; the largest published file has 0.3 MB
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # start of files written before torch 1.6
 STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -36,14 +37,14 @@ STORAGES = {
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
-    "QInt8Storage": torch.int8,  # quantized tensors are told from others by what rebuilds them
+    "QInt8Storage": torch.int8,  # the function that rebuilds a tensor tells whether it is quantized
     "QUInt8Storage": torch.uint8,
     "QInt32Storage": torch.int32,
 }
 
 
 class Stored(NamedTuple):  # not a dataclass: a pickle may set what is in an object's __dict__
-    """A tensor in a file, not read yet. `read` is absent if it is of a kind that has no plain data (`odd`)."""
+    """A tensor in a file, not read yet. `read` is None for a kind without plain data, which `odd` describes."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
@@ -52,7 +53,7 @@ class Stored(NamedTuple):  # not a dataclass: a pickle may set what is in an obj
 
 
 class Storage(NamedTuple):
-    """The data of one or more tensors: bytes of a file."""
+    """The data of one or more tensors: a range of bytes in the file."""
 
     key: str
     dtype: torch.dtype
@@ -60,12 +61,12 @@ class Storage(NamedTuple):
 
 
 class StandIn:
-    """Takes the place of any object that is no tensor and no container. It accepts everything and does nothing."""
+    """Replaces any object that is neither a tensor nor a container. It accepts every call and does nothing."""
 
     state: dict[Any, Any]  # attributes
-    items: dict[Any, Any]  # of a subclass of dict
+    items: dict[Any, Any]  # items, if the object's class is a subclass of dict
 
-    def __new__(cls, *args: object, **options: object) -> StandIn:  # a pickle may leave out __init__
+    def __new__(cls, *args: object, **options: object) -> StandIn:  # a pickle may skip __init__
         made = super().__new__(cls)
         made.state, made.items = {}, {}
         return made
@@ -90,7 +91,7 @@ class StandIn:
 
 
 def read_pickled(path: Path) -> Any:
-    """What `torch.save` wrote to `path`: containers of `Stored` and plain values. Damaged files raise anything."""
+    """Read a file that `torch.save` wrote: containers of `Stored` and plain values. Damage raises any error."""
     with path.open("rb") as file:
         if file.read(2) != b"PK":
             return _read_legacy(path, file)
@@ -115,7 +116,7 @@ def _read_zip(path: Path, archive: zipfile.ZipFile) -> Any:
         raise ValueError(f"more than {PICKLE_BYTES >> 20} MiB of names")
 
     def raw(name: str) -> tuple[bytes, bool]:
-        """The entry's bytes, and whether they have its checksum."""
+        """Return the entry's bytes, and whether its checksum fits."""
         entry = entries[name]
         with path.open("rb") as file:
             file.seek(entry.header_offset)
@@ -139,7 +140,7 @@ def _read_zip(path: Path, archive: zipfile.ZipFile) -> Any:
 
 
 def _read_legacy(path: Path, file: BinaryIO) -> Any:
-    """Five pickles (magic number, version, machine, tensors, keys), then for each key its item count and its items."""
+    """Read five pickles (magic number, version, machine, tensors, keys), then the item count and items of each key."""
     file.seek(0)
     bounded = _Bounded(file)
     places: dict[str, tuple[int, int]] = {}  # offset and bytes
@@ -173,7 +174,7 @@ def _read_legacy(path: Path, file: BinaryIO) -> Any:
 
 
 class _Bounded:
-    """A file whose pickles may not go on for ever."""
+    """A file that limits how much its pickles may read."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._left = file, PICKLE_BYTES
@@ -191,14 +192,18 @@ class _Bounded:
 
 
 class _Tuple(tuple[Any, ...]):
-    """Hashed as an object: hashing what it holds overflows the stack if it is deep, and never ends if it doubles."""
+    """A tuple hashed by identity.
+
+    Hashing its items would overflow the stack if they nest deeply, and take exponential time if each level holds the
+    level below it twice.
+    """
 
     __slots__ = ()
     __hash__, __eq__ = object.__hash__, object.__eq__
 
 
 def _packed(count: int | None) -> Callable[[Any], None]:
-    """The opcode that makes a tuple of the last `count` items, or of those since the last mark."""
+    """Return the opcode that makes a tuple of the last `count` items; None: of those since the last mark."""
 
     def load(unpickler: Any) -> None:
         items = unpickler.pop_mark() if count is None else [unpickler.stack.pop() for _ in range(count)][::-1]
@@ -207,7 +212,7 @@ def _packed(count: int | None) -> Callable[[Any], None]:
     return load
 
 
-class _Unpickler(pickle._Unpickler):  # in Python: the one in C fills any memo index it reads
+class _Unpickler(pickle._Unpickler):  # the Python one: the C one allocates memory up to any memo index in the file
     """Resolves names from a table and imports nothing."""
 
     dispatch: ClassVar = {
@@ -221,7 +226,7 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C fills any memo i
     def __init__(self, file: Any, read: Read) -> None:
         super().__init__(file, encoding="utf-8", errors="replace")
         self.storages: dict[str, Storage] = {}
-        self._data = lru_cache(1)(lambda key: bytearray(read(key)))  # tensors that follow each other may share it
+        self._data = lru_cache(1)(lambda key: bytearray(read(key)))  # consecutive tensors may share a storage
         self._table = self._rebuilders()
 
     def find_class(self, module: str, name: str) -> Any:
@@ -234,7 +239,7 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C fills any memo i
                 return dtype
         if module in ("torch._utils", "torch._tensor") and name.startswith("_rebuild"):
             return self._table.get(name) or _odd(name)
-        return type("StandIn", (StandIn,), {})  # a class of its own: a pickle may set attributes on it
+        return type("StandIn", (StandIn,), {})  # a new class each time: a pickle may set attributes on it
 
     def persistent_load(self, pid: Any) -> Storage:
         kind, dtype, key, _, count = pid[:5]
@@ -245,7 +250,7 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C fills any memo i
         return self.storages.setdefault(_text(key), Storage(_text(key), dtype, count))
 
     def _rebuilders(self) -> dict[str, Callable[..., Any]]:
-        """What the names of PyTorch's functions stand for. Made anew for each file, see `find_class`."""
+        """Return the functions that replace PyTorch's, by name. Each file has new ones: a pickle may change them."""
 
         def plain(
             storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *others: Any
@@ -282,7 +287,7 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C fills any memo i
         last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
         if items and last >= storage.items:
             raise ValueError(f"a tensor of shape {shape} in a storage of {storage.items} items")
-        if items > storage.items:  # may be far more than memory holds
+        if items > storage.items:  # possibly more than fits into memory
             return Stored(shape, storage.dtype, None, "whose items share memory")
 
         def read() -> Tensor:
@@ -296,8 +301,8 @@ class _Unpickler(pickle._Unpickler):  # in Python: the one in C fills any memo i
 
 
 def _text(key: object) -> str:
-    """The name of a storage."""
-    if type(key) not in (str, int):  # the text of anything else may be endless
+    """Return the name of a storage as text."""
+    if type(key) not in (str, int):  # the text of other objects may be unlimited
         raise pickle.UnpicklingError("expected the name of a storage")
     return str(key)
 
@@ -307,7 +312,7 @@ def _plain_dict(*_: object) -> dict[Any, Any]:
 
 
 def _odd(name: str) -> Callable[..., Stored]:
-    """For `_rebuild_sparse_tensor` and its like."""
+    """Return a function that replaces `_rebuild_sparse_tensor` and others without plain data."""
     kinds = {"sparse": "sparse", "qtensor": "quantized", "meta": "on the meta device, so without data"}
     kind = next((text for part, text in kinds.items() if part in name), f"rebuilt by {name}")
     return lambda *args: Stored((), None, None, kind)

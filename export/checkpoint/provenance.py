@@ -1,4 +1,4 @@
-"""The model that a bundle was made of, from what its manifest says."""
+"""Find the recipe and the weights that a bundle was made from, by its manifest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime.bundle.manifest import Manifest
 
 
 def recipe_of(manifest: Manifest) -> Recipe:
-    """The recipe the bundle was made with. One that is not shipped has no place of its own to look for checkpoints."""
+    """Return the recipe of the bundle. If it is not a shipped recipe, it names no folder or hub for checkpoints."""
     fields = {field.name for field in dataclasses.fields(Recipe)}
     sizes = {name: value for name, value in dataclasses.asdict(manifest.model).items() if name in fields}
     if os.path.isfile(RECIPES / f"{manifest.model.name}.toml"):
@@ -24,7 +24,7 @@ def recipe_of(manifest: Manifest) -> Recipe:
 
 
 def weights_of(manifest: Manifest, var_file: Path | None = None, vae_file: Path | None = None) -> Weights:
-    """The weights that the provenance names; files not given are looked for. Raises CheckpointError."""
+    """Return the weights that the provenance names; files that are not given are searched. Raises CheckpointError."""
     recipe, source = recipe_of(manifest), manifest.provenance.source
     if "random_weights" in source:
         return formula_weights(recipe, source["random_weights"])

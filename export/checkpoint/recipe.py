@@ -1,4 +1,4 @@
-"""A recipe: the hyper-parameters that make a model of a checkpoint, from `recipes/NAME.toml` or any TOML file."""
+"""Recipes: the hyper-parameters of the model in a checkpoint, from `recipes/NAME.toml` or any TOML file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runtime.errors import SettingsError, VarEdgeError
 from runtime.files.bounded import read_toml
 from runtime.limits import LISTS, MODEL, model_fault, shown
 
-NO_PHI = 1e-6  # up to this quant_resi, phi is the identity, as in the official code
+NO_PHI = 1e-6  # with a quant_resi up to this, phi is the identity, as in the official code
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -31,10 +31,10 @@ class Scale(NamedTuple):
 class Recipe:
     """Settings of one VAR and its VQVAE, with the names and defaults of the official code.
 
-    `width` is its `embed_dim`, 64 x depth if not given; `heads` its `num_heads`, the depth if not given. `checkpoints`
-    is the folder, relative to the recipe, that holds the two files if they ship with it; `hub` the model hub repository
-    that has them otherwise. `classes` is the name of a shipped list of class names, or a text file beside the recipe,
-    one class a line.
+    `width` is its `embed_dim` (default: 64 x depth), `heads` its `num_heads` (default: depth). `checkpoints` is the
+    folder of the two checkpoint files, relative to the recipe, if they are shipped with it; `hub` is the model hub
+    repository that has them otherwise. `classes` is the name of a shipped list of class names, or a text file in the
+    recipe's folder with one class a line.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Recipe:
     mlp_ratio: float = 4.0
     norm_eps: float = 1e-6
     quant_resi: float = 0.5  # phi(h) = (1 - quant_resi) h + quant_resi conv(h)
-    share_quant_resi: int = 4  # phi convolutions that the scales share; 0 is one for each scale
+    share_quant_resi: int = 4  # phi convolutions that the scales share; 0: one for each scale
     using_znorm: bool = False  # the encoder's nearest code by cosine instead of distance
     quant_conv_ks: int = 3
     num_classes: int = 1000
@@ -78,7 +78,7 @@ class Recipe:
 
     @property
     def class_list(self) -> Path | None:
-        """The file with the class names, if there are any; it may not exist."""
+        """The file with the class names, which may not exist; None if the recipe has no class names."""
         if self.classes is None:
             return None
         own = self.folder / self.classes
@@ -87,7 +87,7 @@ class Recipe:
 
     @property
     def phi_count(self) -> int:
-        """Phi convolutions that exist; without a share there are none."""
+        """The number of phi convolutions; 0 if `quant_resi` is 0."""
         return 0 if self.quant_resi <= NO_PHI else self.share_quant_resi or len(self.patch_nums)
 
     @property
@@ -112,7 +112,7 @@ class Recipe:
 
     @classmethod
     def load(cls, name_or_path: str) -> Recipe:
-        """The recipe called `name_or_path`, or the one in that TOML file. Raises SettingsError."""
+        """Load the recipe called `name_or_path`, or the one in that TOML file. Raises SettingsError."""
         path = Path(name_or_path) if name_or_path.endswith(".toml") else RECIPES / f"{name_or_path}.toml"
         if not os.path.exists(path):
             known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.toml")))
@@ -123,7 +123,7 @@ class Recipe:
 
     @classmethod
     def from_values(cls, path: Path, values: dict[str, Any]) -> Recipe:
-        """The recipe with these settings, called after the file they come from. Raises SettingsError."""
+        """Return the recipe with these settings, named after the file `path`. Raises SettingsError."""
         fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in ("name", "folder")}
         if unknown := sorted(values.keys() - fields.keys()):
             raise SettingsError(f"{path}: unknown keys {', '.join(unknown):.100}; known are {', '.join(fields)}")
@@ -142,7 +142,7 @@ class Recipe:
                 values[key] = value = float(value)
             if not _is_a(value, hints[key]):
                 raise SettingsError(f"{path}: {key}: expected {hints[key]}, found {shown(value)}")
-        # Before the sizes that follow from these are computed: of depth 10^30 nothing should be.
+        # Check these first: sizes computed from a depth of 10^30 would exhaust memory or time.
         if fault := model_fault(values):
             raise SettingsError(f"{path}: {fault}")
         recipe = cls(name=path.stem, folder=path.parent, **values)
@@ -163,11 +163,11 @@ class Recipe:
             raise SettingsError(f"{path}: classes: {error}") from None
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
-        """What must hold, one after the other: a later rule may need an earlier one."""
+        """Yield whether each rule holds, and its text. Their order matters: a later rule may need an earlier one."""
         growing = all(a < b for a, b in pairwise(self.patch_nums))
         yield growing, "patch_nums: expected growing sides"
         yield self.width % self.heads == 0, f"width: expected a multiple of heads ({self.heads}), found {self.width}"
-        yield self.hidden > 0, f"mlp_ratio: expected more, found {self.mlp_ratio}"
+        yield self.hidden > 0, f"mlp_ratio: expected 1 or more channels, found ratio {self.mlp_ratio}"
         yield self.ch % 32 == 0, "ch: expected a multiple of 32, the groups of GroupNorm"
 
 

@@ -1,4 +1,4 @@
-"""The recipe of a checkpoint, read off it and written as TOML to save."""
+"""Read the recipe from a checkpoint, and write it as TOML."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ SETTINGS = [name for name in Recipe.__dataclass_fields__ if name not in ("name",
 
 
 def recipe_text(var_file: Path, vae_file: Path | None) -> str:
-    """The recipe of the VAR in `var_file` and the VQVAE in `vae_file`, or in the same file. Raises CheckpointError.
+    """Return the recipe of the VAR in `var_file` and the VQVAE in `vae_file` (None: the same file) as TOML.
 
-    Settings that no tensor tells have the value of the trainer's arguments or the published one, with a comment.
+    Settings that no tensor shows come from the trainer's arguments, or have the published value; a comment says so.
+    Raises CheckpointError.
     """
     values, comments = _read(var_file, vae_file)
     lines = [f"# Read from {written(var_file.name)}" + (f" and {written(vae_file.name)}" if vae_file else "")]
@@ -27,18 +28,18 @@ def recipe_text(var_file: Path, vae_file: Path | None) -> str:
 
 
 def recipe_of(var_file: Path, vae_file: Path | None) -> Recipe:
-    """The same as a recipe. Raises CheckpointError, SettingsError, also if a setting cannot be read."""
+    """Return the same recipe as an object. Raises SettingsError, and CheckpointError also if a setting is unknown."""
     values, comments = _read(var_file, vae_file)
     if unknown := [name for name, comment in comments.items() if comment == UNKNOWN]:
         raise CheckpointError(
             f"{var_file}: {' and '.join(unknown)} cannot be read from it;"
-            " print the recipe without --out, save it, set what is missing and export that"
+            " print the recipe without --out, save it, set these values, and give that file as --model"
         )
     return Recipe.from_values(var_file, values)
 
 
 def _read(var_file: Path, vae_file: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
-    """All settings in the recipe's order, and comments on those that no tensor tells."""
+    """Return all settings in the order of a recipe, and comments on those that no tensor shows."""
     files = {"var": read_checkpoint(var_file), "vae": read_checkpoint(vae_file or var_file)}
     values: dict[str, Any] = {}
     for kind, file in files.items():
@@ -70,7 +71,7 @@ def _name(path: Path, var_file: Path) -> str:
 
 
 def _untold(files: dict[str, CheckpointFile], values: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Each setting that the tensors leave open, a value and a comment."""
+    """Yield each setting that no tensor shows, with a value and a comment."""
     trained = {**told_by_trainer(files["vae"].settings), **told_by_trainer(files["var"].settings)}
     defaults = UNREADABLE | {"patch_nums": None, "heads": values["depth"] if _published_width(values) else None}
     for setting, default in defaults.items():

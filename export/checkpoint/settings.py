@@ -1,4 +1,4 @@
-"""What a checkpoint tells about its recipe: by its tensors' names and shapes, or by its trainer's settings."""
+"""Read settings of a recipe from a checkpoint: from its tensors' names and shapes, and from its trainer's arguments."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from export.checkpoint.recipe import Recipe
 from runtime.limits import SIZE, TOKENS
 
 BLOCK = re.compile(r"blocks\.(\d{1,6})\.")
-SCALES = 64  # at most, as in a manifest
+SCALES = 64  # the most scales that a manifest may have
 SIDES = re.compile(r"\d{1,5}([-_]\d{1,5}){,63}")  # "1_2_3_4"
-UNTOLD = {  # settings that no tensor tells, under the names that trainers give them
+UNTOLD = {  # settings that no tensor shows -> the names that trainers give them
     "heads": ("num_heads", "heads"),
     "norm_eps": ("norm_eps",),
     "quant_resi": ("quant_resi",),
@@ -25,13 +25,16 @@ UNTOLD = {  # settings that no tensor tells, under the names that trainers give 
 
 
 def settings_of(tensors: Mapping[str, Stored]) -> dict[str, Any]:
-    """The settings that the tensors of a VAR or a VQVAE tell, as a recipe names them. Damage raises anything."""
+    """Return the settings that the tensors of a VAR or a VQVAE show, by their names in a recipe.
+
+    Damaged checkpoints raise errors of any type.
+    """
     told = _of_var(tensors) if "pos_1LC" in tensors else _of_vqvae(tensors)
     return {setting: value for setting, value in told.items() if value is not None}
 
 
 def told_by_trainer(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings that only a trainer's arguments tell. What is of another type is left out."""
+    """Return the settings that only a trainer's arguments show. Values of a wrong type are left out."""
     told = {
         setting: _converted(setting, settings[name])
         for setting, names in UNTOLD.items()
@@ -42,7 +45,7 @@ def told_by_trainer(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def agree(recipe: Recipe, setting: str, found: Any) -> bool:
-    """Whether the recipe has this value of a setting; MLPs as wide are the same, whatever the ratio's last digit."""
+    """Return whether the recipe has this value of a setting; two `mlp_ratio` are equal if the MLP is equally wide."""
     if setting == "mlp_ratio":
         result: bool = round(recipe.width * found) == recipe.hidden
         return result
@@ -52,7 +55,7 @@ def agree(recipe: Recipe, setting: str, found: Any) -> bool:
 
 
 def written(value: Any) -> str:
-    """A setting in TOML."""
+    """Return a setting as TOML."""
     return repr(value) if isinstance(value, float) else json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
@@ -96,7 +99,7 @@ def _of_vqvae(tensors: Mapping[str, Stored]) -> dict[str, Any]:
 
 
 def phi_names(tensors: Mapping[str, Stored]) -> list[str]:
-    """Names of the phi convolutions' weights."""
+    """Return the names of the phi convolutions' weights."""
     return [name for name in tensors if name.startswith("quantize.quant_resi.") and name.endswith(".weight")]
 
 
@@ -106,7 +109,7 @@ def _size(tensors: Mapping[str, Stored], name: str, axis: int) -> int | None:
 
 
 def _patch_nums(tensors: Mapping[str, Stored]) -> tuple[int, ...] | None:
-    """From the number of the scale that each token belongs to."""
+    """Return the sides of the scales, from `lvl_1L`: the number of the scale that each token belongs to."""
     levels = tensors.get("lvl_1L")
     if levels is None or levels.read is None:
         return None

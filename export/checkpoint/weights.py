@@ -1,4 +1,4 @@
-"""Where weights come from: published checkpoint files, found or downloaded, or a formula. Read tensor by tensor."""
+"""Weights, read tensor by tensor: from published checkpoint files (local or downloaded), or from a formula."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from export.checkpoint.settings import agree, phi_names, settings_of, told_by_tr
 from export.model import VAR, VQVAE
 from runtime.files.atomic import sha256
 
-HOME = "VAR_CHECKPOINTS"  # environment variable: folder that holds checkpoint files
+HOME = "VAR_CHECKPOINTS"  # environment variable: the folder with checkpoint files
 
-# Buffers of the published files that follow from the recipe, or that only training uses.
+# Buffers in the published files that are computed from the recipe, or that only training uses.
 UNUSED_BUFFERS = ("lvl_1L", "attn_bias_for_masking", "quantize.ema_vocab_hit_SV")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """All tensors of a VAR and its VQVAE by their published names, and where they came from."""
+    """All tensors of a VAR and its VQVAE by their published names, and where they come from."""
 
     readers: dict[str, Callable[[], np.ndarray]]
     source: dict[str, Any]
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor `name` as float32. Raises CheckpointError if it holds NaN or infinity."""
+        """Read the tensor `name` as float32. Raises CheckpointError if it holds NaN or infinity."""
         tensor = np.ascontiguousarray(self.readers[name](), dtype=np.float32)
         if not np.isfinite(tensor).all():
             raise CheckpointError(f"{name}: holds NaN or infinite values; the checkpoint is damaged, download it again")
         return tensor
 
     def load_into(self, module: nn.Module) -> None:
-        """Fills a VAR or VQVAE with its tensors."""
+        """Load the tensors of a VAR or VQVAE into `module`."""
         state = {name: torch.from_numpy(self.read(name)) for name in module.state_dict()}
         module.load_state_dict(state, strict=True, assign=True)
 
 
 def empty_models(recipe: Recipe) -> tuple[VAR, VQVAE]:
-    """VAR and VQVAE on the meta device: names and shapes without memory."""
+    """Return VAR and VQVAE on the meta device: names and shapes without memory."""
     with torch.device("meta"):
         return VAR(recipe).eval(), VQVAE(recipe).eval()
 
 
 def load_models(recipe: Recipe, weights: Weights) -> tuple[VAR, VQVAE]:
-    """VAR and VQVAE in float32 on the CPU, ready for inference."""
+    """Return VAR and VQVAE in float32 on the CPU, ready for inference."""
     var, vqvae = empty_models(recipe)
     for module in (var, vqvae):
         weights.load_into(module)
@@ -63,9 +63,9 @@ def load_models(recipe: Recipe, weights: Weights) -> tuple[VAR, VQVAE]:
 
 
 def checkpoint_weights(recipe: Recipe, var_file: Path | None, vae_file: Path | None) -> Weights:
-    """The weights in the two checkpoint files; those not given are looked for (see `find`). Raises CheckpointError.
+    """Return the weights in the two checkpoint files. A file that is not given is searched (see `find`).
 
-    A single file that holds both models serves for both.
+    If only one file is given and it holds both models, it serves for both. Raises CheckpointError.
     """
     given = {"var": var_file, "vae": vae_file}
     opened: dict[Path, CheckpointFile] = {}
@@ -92,10 +92,10 @@ def checkpoint_weights(recipe: Recipe, var_file: Path | None, vae_file: Path | N
 
 
 def _without(file: CheckpointFile, kind: str, other: str) -> str:
-    """What to say of a file that lacks a model."""
+    """Return the error text for a file without a VAR or a VQVAE."""
     if file.part(other):
         return (
-            f"{file.path}: holds a {NAMES[other]} where a {NAMES[kind]} is expected;"
+            f"{file.path}: expected a {NAMES[kind]}, found a {NAMES[other]};"
             f" give it as --{other}-checkpoint, and the other file as --{kind}-checkpoint"
         )
     return f"{file.path}: holds no {NAMES[kind]}: no tensor's name ends in {MARKS[kind]}; give another file"
@@ -113,9 +113,9 @@ def _reader(path: Path, name: str, tensor: Stored) -> Callable[[], np.ndarray]:
 
 
 def formula_weights(recipe: Recipe, seed: int) -> Weights:
-    """Weights by a formula over the tensors' names: any size can be tried without a download.
+    """Return weights computed from the tensors' names, so that any size can be tried without a download.
 
-    Normal noise at the usual scale of such a layer, drawn from Philox(key = crc32(name) + seed · 2³²).
+    They are normal noise at the usual scale of each layer, drawn from Philox(key = crc32(name) + seed · 2³²).
     """
 
     def reader(name: str, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
@@ -147,9 +147,10 @@ def _formula(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def find(recipe: Recipe, kind: str, given: Path | None) -> Path:
-    """The checkpoint file of `kind` (var or vae): given, shipped with the recipe, in $VAR_CHECKPOINTS, or from the hub.
+    """Return the checkpoint file of `kind` (var or vae).
 
-    Raises CheckpointError, saying where the file was looked for.
+    It is the one `given`, else the first of: shipped with the recipe, in $VAR_CHECKPOINTS, on the hub. Raises
+    CheckpointError, which says where the file was looked for.
     """
     if given is not None:
         if not os.path.exists(given):
@@ -172,9 +173,9 @@ def find(recipe: Recipe, kind: str, given: Path | None) -> Path:
 
 
 def check(path: Path, part: Part, settings: Mapping[str, Any], model: nn.Module, recipe: Recipe) -> None:
-    """Raises CheckpointError unless the file and the recipe say the same, and every tensor has its place.
+    """Raise CheckpointError unless the settings in the file equal the recipe's, and its tensors are the model's.
 
-    `settings` are those of the file's trainer.
+    `settings` are the trainer's arguments in the file.
     """
     where = f"{path}: not a checkpoint of {type(model).__name__} for recipe {recipe.name}"
     _check_settings(where, part, settings, recipe)
@@ -182,7 +183,7 @@ def check(path: Path, part: Part, settings: Mapping[str, Any], model: nn.Module,
     if missing := [name for name in shapes if name not in part.tensors]:
         raise CheckpointError(f"{where}: {len(missing)} tensors are missing, first {missing[0]}")
     if unknown := [name for name in part.tensors if name not in (*shapes, *UNUSED_BUFFERS)]:
-        raise CheckpointError(f"{where}: {len(unknown)} tensors have no place in the model, first {unknown[0]:.100}")
+        raise CheckpointError(f"{where}: {len(unknown)} tensors are not in the model, first {unknown[0]:.100}")
     for name, shape in shapes.items():
         tensor = part.tensors[name]
         if tensor.read is None or tensor.dtype not in FLOATS:

@@ -1,1 +1,1 @@
-"""Bundles to TensorRT engines. Nothing here imports torch: it runs on the device."""
+"""Build TensorRT engines from bundles. Nothing here imports torch: it runs on the device."""

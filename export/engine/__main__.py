@@ -1,4 +1,4 @@
-"""python -m export.engine: a bundle becomes TensorRT engines. Imports no torch: it runs on the device."""
+"""The command python -m export.engine: build the TensorRT engines of a bundle. It imports no torch: devices run it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from runtime.progress import progress_bar
 if TYPE_CHECKING:
     from runtime.bundle.engine_record import Built
 
-TIMINGS = (".timing", ".cache")  # endings of --timing-cache: any other file is somebody's
+TIMINGS = (".timing", ".cache")  # suffixes allowed for --timing-cache: any other file may be the user's
 
 
 def timing_cache_file(built: Built) -> Path:
-    """Where timings of this device and this TensorRT are kept: those of another one would be wrong."""
+    """Return the default timing cache of this device and this TensorRT; timings of others would be wrong."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "var-edge" / f"{built.tag}.timing"
 

@@ -1,4 +1,4 @@
-"""The engines of a bundle: planned, built one after the other, and written with what the runtime needs beside them."""
+"""Build the engines of a bundle one after the other, and write them with everything else that the runtime needs."""
 
 from __future__ import annotations
 
@@ -28,14 +28,17 @@ from runtime.files.outputs import ENGINES
 from runtime.memory import available_memory, memory
 from runtime.progress import Progress, silent
 
-AHEAD_OF_TIME = ("8.6",)  # built for without a GPU if nothing else is asked for
+AHEAD_OF_TIME = ("8.6",)  # the default without a GPU
 MEMORY_OF_TOOLS = 0.7e9  # bytes: TensorRT, the parsed graph
-COPIES_OF_WEIGHTS = 3.5  # parsed, folded, in the plan and in what is written; measured: docs/benchmarks/engines.md
+COPIES_OF_WEIGHTS = 3.5  # parsed, folded, in the plan, in the written file; measured: docs/benchmarks/engines.md
 DEFAULTS = Options()
 
 
 def find_tensorrt(asked: str) -> tuple[str, ModuleType]:
-    """Flavour and module: the one asked for, for "auto" TensorRT if it is here, else TensorRT for RTX."""
+    """Return the flavour asked for and its module.
+
+    "auto" is TensorRT if it is installed alone or if there is a GPU, else TensorRT for RTX.
+    """
     if asked != "auto":
         flavour = asked.replace("-", "_")
         return flavour, load_tensorrt(flavour)
@@ -45,7 +48,7 @@ def find_tensorrt(asked: str) -> tuple[str, ModuleType]:
 
 
 def target(trt: ModuleType, flavour: str, capabilities: tuple[str, ...], options: Options) -> Built:
-    """What to build for: this machine's GPU, or the given compute capabilities. Raises SettingsError."""
+    """Return what to build for: this machine's GPU, or the given compute capabilities. Raises SettingsError."""
     here = gpu()
     if here is None and flavour == "tensorrt":
         raise SettingsError("tensorrt: builds for the GPU of this machine, and finds none; use --trt tensorrt-rtx")
@@ -55,7 +58,7 @@ def target(trt: ModuleType, flavour: str, capabilities: tuple[str, ...], options
     if flavour == "tensorrt_rtx":
         known = [f"{n[2:-1]}.{n[-1]}" for n in trt.ComputeCapability.__members__ if n.startswith("SM")]
         if unknown := [c for c in ahead if c not in known]:
-            raise SettingsError(f"--compute-capability: expected out of {', '.join(known)}, found {', '.join(unknown)}")
+            raise SettingsError(f"--compute-capability: expected any of {', '.join(known)}, found {', '.join(unknown)}")
     if ahead:
         name, ahead = None, tuple(sorted(set(ahead)))
     else:
@@ -76,10 +79,10 @@ def build_engines(
     progress: Progress = silent,
     warn: Callable[[str], None] = lambda note: None,
 ) -> tuple[Path, bool]:
-    """Builds the engines of `bundle` into `out`, by default `engines/<what they are for>` in the bundle.
+    """Build the engines of `bundle` into `out`, by default `engines/<device and TensorRT>` in the bundle.
 
-    Returns the directory and whether it was built: one that is there and would come out the same is left alone. The
-    directory is complete in itself: engines, manifest, class names, constants. Raises BundleError, BuildError,
+    Returns the directory and whether it was built: existing engines that are up to date are not built again, unless
+    `force`. The directory is self-contained: engines, manifest, class names, constants. Raises BundleError, BuildError,
     SettingsError, OSError.
     """
     source = manifest.Manifest.load(bundle)
@@ -89,7 +92,7 @@ def build_engines(
         raise SettingsError(f"{bundle}: {source.precision} is for checking on a CPU; build from the FP16 bundle")
     if source.precision.target == "cpu":
         raise SettingsError(f"{bundle}: its INT8 is for ONNX Runtime on a CPU; calibrate with --target trt for engines")
-    batches = tuple(sorted({1, *batches}))  # with 1 any number of pictures can be drawn
+    batches = tuple(sorted({1, *batches}))  # with 1, the engines can generate any number of images
     _check_alignment(source, batches)
     out = out or bundle / engine_record.FOLDER / built.tag
     plan = _plan(source, built, batches, options)
@@ -107,7 +110,7 @@ def build_engines(
             seconds = round(time.perf_counter() - start, 3)
             layers = counted(builder.log.lines)
             products = int8_products(builder.log.lines, len(planned.profiles)) if layers else ()
-            # Products that all read INT8 may have been joined into fewer.
+            # If all products read INT8, TensorRT may have merged some: fewer is then no fault.
             if products and min(products) < planned.int8_planned and has_other_products(layers):
                 fused = f"{min(products)} of {planned.int8_planned} INT8 products"
                 warn(f"{name}: TensorRT computes only {fused} in INT8, the others in FP16; see {REPORT}")
@@ -126,18 +129,18 @@ def build_engines(
 
 
 def _check_alignment(source: manifest.Manifest, batches: tuple[int, ...]) -> None:
-    """Raises SettingsError if the decoder could not start at every picture of a batch."""
+    """Raise SettingsError if the images of a batch do not start at addresses that TensorRT accepts."""
     model = source.model
-    rows = model.code_size * model.grid**2 * 4, model.image_size**2 * 3  # bytes of a picture in f_hat and in images
+    rows = model.code_size * model.grid**2 * 4, model.image_size**2 * 3  # bytes of one image in f_hat and in images
     if batches != (1,) and any(row % ALIGNMENT for row in rows):
         raise SettingsError(
-            f"--batches: pictures of {model.name} do not begin at multiples of {ALIGNMENT} bytes, as TensorRT asks;"
+            f"--batches: TensorRT needs images at multiples of {ALIGNMENT} bytes, those of {model.name} are not;"
             " use --batches 1"
         )
 
 
 def _plan(source: manifest.Manifest, built: Built, batches: tuple[int, ...], options: Options) -> EngineRecord:
-    """The record as far as it is known before building: equal records mean equal engines."""
+    """Return the record as far as it is known before building. Equal records mean equal engines."""
     engines = {
         name: Engine(
             f"{name}.engine",
@@ -170,7 +173,7 @@ def _is_up_to_date(out: Path, plan: EngineRecord) -> bool:
 
 
 def check_memory(bundle: Path, source: manifest.Manifest) -> None:
-    """Raises SettingsError, with what is needed and what is there, unless the largest graph can be built."""
+    """Raise SettingsError unless memory suffices for the largest graph; it says how much is needed and available."""
     files = [source.graphs[name].file for name in GRAPHS if name in source.graphs]
     largest = max(weight_bytes(bundle, [file]) for file in files)
     needed, available = MEMORY_OF_TOOLS + COPIES_OF_WEIGHTS * largest, available_memory()
@@ -182,15 +185,15 @@ def check_memory(bundle: Path, source: manifest.Manifest) -> None:
 
 
 def _copy_constants(bundle: Path, source: manifest.Manifest, folder: Path) -> None:
-    """What the runtime reads besides engines: its tensors of the weight file, and the class names.
+    """Copy what the runtime reads besides engines: its tensors of the weight file, and the class names.
 
-    With them what the outputs of `condition` were scaled by: without it nobody could verify the engine.
+    Also copy the channel scaling of the outputs of `condition`, which verification of the engine needs.
     """
     with open_weights(bundle) as weights:
         scaling = {channel_scaling(spec.name) for spec in source.graphs[CONDITION].outputs}
         wanted = source.runtime_tensors | scaling & set(weights.keys())
         tensors = {name: weights.get_tensor(name) for name in sorted(wanted)}
-    (folder / manifest.WEIGHTS).write_bytes(save(tensors))  # its own writing hides which error it was
+    (folder / manifest.WEIGHTS).write_bytes(save(tensors))  # not save_file, which hides the kind of an OSError
     if source.classes:
         shutil.copyfile(bundle / source.classes, folder / source.classes)
 

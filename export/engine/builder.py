@@ -1,4 +1,4 @@
-"""One ONNX graph to one TensorRT plan, through Polygraphy. Imports no torch: it runs on the device."""
+"""Build one TensorRT plan from one ONNX graph, with Polygraphy. It imports no torch: it runs on the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.errors import VarEdgeError
 from runtime.progress import Progress
 
 SERIOUS = ("ERROR", "INTERNAL_ERROR")  # severities of the builder's log
-# How the ONNX parser logs a node it cannot read: the graph's node number, then the node itself between two marks.
+# How the ONNX parser logs a node that it cannot parse: the node's number, then the node itself between two marks.
 NODE_NAME = re.compile(r"(?:^|\n)(?:Node name: |name: \")([^\n\"]+)")
 OF_NODE = re.compile(r"While parsing node number|--- (?:Begin|End) node ---")
 IN_SOURCE = re.compile(r"^\w+\.cpp:\d+: (?:ERROR: )?")
@@ -29,21 +29,21 @@ class BuildError(VarEdgeError):
 
 @dataclass(frozen=True)
 class Options:
-    """What changes a plan besides its graph and its profiles."""
+    """Build options that change a plan, besides its graph and its profiles."""
 
-    workspace_bytes: int | None = None  # scratch memory a plan may use; None: all of the device's
+    workspace_bytes: int | None = None  # scratch memory that a plan may use; None: all memory of the device
     hardware_compatible: bool = False
     version_compatible: bool = False
 
 
 def load_tensorrt(flavour: str) -> ModuleType:
-    """The module, with Polygraphy set to use the same. Raises SettingsError if it is not installed."""
-    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(flavour == "tensorrt_rtx"))  # read when it is imported
+    """Import and return this TensorRT, and make Polygraphy use it. Raises SettingsError if it is not installed."""
+    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(flavour == "tensorrt_rtx"))  # read when Polygraphy is imported
     return trt_engine.load_tensorrt(flavour)
 
 
 class Builder:
-    """Builds plans for one kind of device. Messages of the builder are kept in `log`, not printed."""
+    """Builds plans for one kind of device. The builder's messages go to `log` and are not printed."""
 
     def __init__(self, trt: ModuleType, built: Built, options: Options, timing_cache: Path | None) -> None:
         import polygraphy.backend.trt.util as polygraphy_trt
@@ -51,16 +51,16 @@ class Builder:
 
         self._trt, self._built, self._options, self._cache = trt, built, options, timing_cache
         self.log = _log(trt)
-        polygraphy_trt.TRT_LOGGER = self.log  # Polygraphy asks for one logger everywhere and makes its own without it
-        G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1  # its errors come back as exceptions
+        polygraphy_trt.TRT_LOGGER = self.log  # Polygraphy uses this one logger everywhere; without it, it makes its own
+        G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1  # silent: its errors are raised as exceptions too
 
     def build(self, graph: Path, profiles: Sequence[Shapes], progress: Progress) -> bytes:
-        """The plan of the ONNX file `graph`, its weights beside it. Raises BuildError."""
+        """Build the plan of the ONNX file `graph`, whose weights are in the same folder. Raises BuildError."""
         from polygraphy.backend.trt import engine_bytes_from_network, network_from_onnx_path
         from polygraphy.exception import PolygraphyException
 
         self.log.lines.clear()
-        strong = self._built.flavour == "tensorrt" and int(self._built.version.split(".")[0]) < 11  # default since then
+        strong = self._built.flavour == "tensorrt" and int(self._built.version.split(".")[0]) < 11  # the default in 11
         try:
             network = network_from_onnx_path(str(graph), strongly_typed=strong)
             config = self._config(profiles, _monitor(self._trt, graph.stem, progress))
@@ -69,10 +69,10 @@ class Builder:
             raise BuildError(f"{graph}: {self._built.flavour} cannot build it: {self._reason(error)}") from None
 
     def foreign_cache(self) -> str | None:
-        """What to say if the last build found timings of another TensorRT or GPU, which it ignores and replaces."""
+        """Return a warning if the timing cache was of another TensorRT or GPU: the build ignored and replaced it."""
         said = [text for severity, text in self.log.lines if severity == "WARNING"]
         if self._cache and any("deserialize timing cache" in text for text in said):
-            return f"{self._cache}: not a timing cache of this {self._built.flavour} and GPU; ignored and written anew"
+            return f"{self._cache}: not a timing cache of this {self._built.flavour} and GPU; ignored and replaced"
         return None
 
     def _config(self, profiles: Sequence[Shapes], monitor: Any) -> Any:
@@ -100,7 +100,7 @@ class Builder:
         return PostprocessConfig(CreateConfigRTX(use_gpu=bool(self._built.gpu), **settings), self._recordable)
 
     def _recordable(self, _builder: Any, _network: Any, config: Any) -> None:
-        """Plans that allocate nothing while they run, or no plan: a CUDA graph cannot record an allocation."""
+        """Require plans that allocate nothing while they run: a CUDA graph cannot record an allocation."""
         if hasattr(self._trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX 1.2 and later
             config.set_flag(self._trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
@@ -108,7 +108,10 @@ class Builder:
         return str(self._cache) if self._cache else None
 
     def _reason(self, error: Exception) -> str:
-        """What the builder logged as errors, else what Polygraphy says; the node last, where no cut reaches it."""
+        """Return the errors that the builder logged, else Polygraphy's text, then the name of the node.
+
+        The node comes last because a long error text loses its middle, not its end.
+        """
         errors = dict.fromkeys(text for severity, text in self.log.lines if severity in SERIOUS)
         node = NODE_NAME.search("\n".join(errors))
         said = [IN_SOURCE.sub("", text) for text in errors if not (node and OF_NODE.search(text))]
@@ -151,6 +154,6 @@ def _monitor(trt: ModuleType, graph: str, progress: Progress) -> Any:
 
         def step_complete(self, name: str, step: int) -> bool:
             progress(f"{graph}: {name.lower()}", step + 1, self.sizes.get(name, step + 1))
-            return True  # go on
+            return True  # continue the build
 
     return Monitor()

@@ -1,4 +1,4 @@
-"""`report.md`: what was built, how large, how long, of which layers."""
+"""`report.md`: the engines that were built, their sizes, build times and layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REPORT = "report.md"
 
 
 def report(record: EngineRecord, folder: Path) -> str:
-    """Markdown: what was built, how large, how long, of which layers."""
+    """Return `report.md`: the engines that were built, their sizes, build times and layers."""
     built = record.built
     lines = [
         f"# Engines for {built.tag}",
@@ -42,7 +42,7 @@ def _int8(engine: Engine) -> str:
 
 
 def inspected(graph: Path) -> str:
-    """Markdown: what `polygraphy inspect model` says of an ONNX file; nothing where onnx is not installed."""
+    """Return the output of `polygraphy inspect model` for an ONNX file as Markdown; "" if onnx is not installed."""
     polygraphy = str(Path(sys.executable).with_name("polygraphy"))
     command = [polygraphy, "inspect", "model", "--ignore-external-data", str(graph)]
     if not find_spec("onnx"):

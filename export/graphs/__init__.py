@@ -1,1 +1,1 @@
-"""The ONNX graphs of a bundle: what each computes, traced, folded, in mixed precision, and written with its weights."""
+"""The ONNX graphs of a bundle: their definitions, tracing, folding, mixed precision, and writing with the weights."""

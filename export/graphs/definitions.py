@@ -1,11 +1,10 @@
 """Every ONNX graph of a bundle: what it computes, and the names, dtypes and shapes of its inputs and outputs.
 
-Their names are those of `runtime.bundle.names`. Symbolic axes:
-B batch, 2B conditional then unconditional half, L tokens of the scale, L_next tokens of the next one, S tokens of all
-earlier ones.
+The names are those of `runtime.bundle.names`. Symbolic axes: B batch, 2B the conditional and then the unconditional
+half, L tokens of the scale, L_next tokens of the next scale, S tokens of all earlier scales.
 
-Not-a-number is told, not hidden: tokens drawn from logits with NaN or infinity are -1, and so are the tokens of a
-picture whose features hold them; the decoder's `finite` is false. Found from sums that cost next to nothing.
+Graphs report NaN and infinity: tokens drawn from such logits are -1, the encoder's tokens of an image with such
+features are -1, and the decoder's `finite` is false. The check is a sum and costs almost nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class Graph(Signature):
 
 
 def all_graphs(recipe: Recipe, var: VAR, vqvae: VQVAE, smooth: bool = False) -> Iterator[Graph]:
-    """The graphs of a bundle, in the order of their use; with `smooth` also the bridge of smooth sampling."""
+    """Yield the graphs of a bundle in the order of their use; with `smooth` also the bridge of smooth sampling."""
     yield condition(recipe, var)
     yield transformer(recipe, var)
     yield bridge(recipe, var, vqvae)
@@ -48,7 +47,8 @@ def condition(recipe: Recipe, var: VAR) -> Graph:
 
 def transformer(recipe: Recipe, var: VAR) -> Graph:
     x = TensorSpec(names.X, "float32", ("L", "2B", recipe.width))
-    # An input for each block: engines write the offset into one tensor into their kernels, which then differ by block.
+    # One input for each block. With one tensor for all blocks, an engine compiles each block's offset into its kernels,
+    # so that every block needs its own kernels.
     blocks = [TensorSpec(names.modulation_of(i), "float32", (6, "2B", recipe.width)) for i in range(recipe.depth)]
     head_modulation = _conditioning(recipe)[1]
     head = recipe.heads, recipe.head_size
@@ -73,7 +73,7 @@ def bridge_smooth(recipe: Recipe, var: VAR, vqvae: VQVAE) -> Graph:
 
 
 def _bridge_tensors(recipe: Recipe, *drawing: TensorSpec) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Inputs and outputs of a bridge that draws with `drawing`."""
+    """Return the inputs and outputs of a bridge; `drawing` are the inputs of its way to draw tokens."""
     pixels = recipe.grid**2
     f_hat = ("B", recipe.code_size, recipe.grid, recipe.grid)
     inputs = (
@@ -122,20 +122,21 @@ def _image(recipe: Recipe) -> TensorSpec:
 
 
 class Condition(nn.Module):
-    """Labels to everything that is constant over the scales, and the input of the first one."""
+    """Labels to everything that is constant over the scales, and to the input of the first scale."""
 
     def __init__(self, var: VAR):
         super().__init__()
         self.var = var
 
     def forward(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # Labels are at most that; no shape arithmetic. Not clamp: engines clip floats only.
+        # A label is at most num_classes, so the maximum is num_classes everywhere, without shape arithmetic. Not clamp:
+        # engines clip floats only.
         unconditional = torch.maximum(labels, torch.tensor(self.var.recipe.num_classes))
         return self.var.condition(torch.cat((labels, unconditional)))  # (2B,)
 
 
 class Step(nn.Module):
-    """One scale of the transformer, with one argument list: modulations, head modulation, all past k, all past v."""
+    """One scale of the transformer. Its arguments are flat: x, modulations, head modulation, all past k, all past v."""
 
     def __init__(self, var: VAR):
         super().__init__()
@@ -151,8 +152,8 @@ class Step(nn.Module):
 class Bridge(nn.Module):
     """Everything between two steps: guidance, sampling, codebook, f_hat, the next input.
 
-    What differs from scale to scale comes in as data: both resizes as matrices over flattened maps, the number of the
-    phi convolution, the positions of the next tokens. So one graph serves all scales.
+    Whatever differs between scales is an input: both resizes as matrices over flattened maps, the index of the phi
+    convolution, the positions of the next tokens. So one graph serves all scales.
     """
 
     def __init__(self, var: VAR, vqvae: VQVAE):
@@ -182,13 +183,13 @@ class Bridge(nn.Module):
         return drawn, tokens, *self._add(codes, f_hat, upsample, phi, downsample, next_positions)
 
     def _told(self, guided: Tensor, tokens: Tensor) -> Tensor:
-        """tokens (L, B) of guided logits (L, B, V) -> (B, L) int32, -1 where the logits hold NaN or infinity."""
+        """Return tokens (L, B) as (B, L) int32, with -1 where the guided logits (L, B, V) hold NaN or infinity."""
         return torch.where(sampler.finite(guided, (-1,)), tokens.to(torch.int32), -1).T
 
     def _add(
         self, codes: Tensor, f_hat: Tensor, upsample: Tensor, phi: Tensor, downsample: Tensor, next_positions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """codes (B, L, Z) into f_hat, and from it the next input (L_next, 2B, C)."""
+        """Return f_hat with codes (B, L, Z) added, and the next input (L_next, 2B, C) made from it."""
         upsampled = codes.transpose(1, 2) @ upsample  # (B, Z, P²)
         f_hat = f_hat + self._phi(upsampled.unflatten(2, f_hat.shape[2:]), phi)
         features = (f_hat.flatten(2) @ downsample).permute(2, 0, 1)  # (L_next, B, Z)
@@ -196,9 +197,9 @@ class Bridge(nn.Module):
         return f_hat, torch.cat((x_next, x_next), dim=1)
 
     def _phi(self, h: Tensor, index: Tensor) -> Tensor:
-        """h (B, Z, P, P) -> phi of that index. All n are computed: engines want constant convolution weights."""
+        """Apply the phi convolution `index` to h (B, Z, P, P). Engines need constant weights, so all n are computed."""
         phis, share = self.vqvae.quantize.phis(), self.vqvae.quantize.recipe.quant_resi
-        if not phis:  # engines drop an input that nothing reads
+        if not phis:  # read the index all the same: engines drop an input that nothing reads
             return h.unsqueeze(1).index_select(1, index).squeeze(1)
         weight, bias = (torch.cat([getattr(phi, name) for phi in phis]) for name in ("weight", "bias"))
         convolved = F.conv2d(h, weight, bias, padding=1).unflatten(1, (len(phis), -1))  # (B, n, Z, P, P)
@@ -207,9 +208,10 @@ class Bridge(nn.Module):
 
 
 class SmoothBridge(Bridge):
-    """The same with a mixture of codes in place of a token's: the softmax of the logits plus Gumbel noise.
+    """A bridge that adds a mixture of codes, weighted by the softmax of logits plus Gumbel noise, not a token's code.
 
-    The published demo's "more smooth" sampling. Noise (B, L, V) comes in as data: no two engines draw alike.
+    This is the "more smooth" sampling of the published demo. The noise (B, L, V) is an input, because no two engines
+    generate the same random numbers.
     """
 
     def forward(  # type: ignore[override]
@@ -231,7 +233,7 @@ class SmoothBridge(Bridge):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         guided = sampler.guided(logits, guidance)  # (L, B, V)
         weights = sampler.smoothed(guided, noise.transpose(0, 1), sharpness, temperature, top_k, top_p)
-        drawn = self._told(guided, guided.argmax(-1))  # (B, L): for what wants tokens; the picture is of the mixture
+        drawn = self._told(guided, guided.argmax(-1))  # (B, L): for callers that want tokens; the image is mixed
         tokens = torch.where(keep, kept_tokens, drawn)
         codebook = self.vqvae.quantize.embedding
         mixed = (weights @ codebook.weight).transpose(0, 1)  # (B, L, Z)
@@ -240,7 +242,7 @@ class SmoothBridge(Bridge):
 
 
 class Decoder(nn.Module):
-    """f_hat to the picture as bytes, and whether its pixels were finite numbers (B,)."""
+    """f_hat to images as bytes, and for each whether its pixels were finite (B,)."""
 
     def __init__(self, vqvae: VQVAE):
         super().__init__()
@@ -250,18 +252,18 @@ class Decoder(nn.Module):
         pixels = self.vqvae.decode(f_hat)  # (B, 3, H, W)
         finite = sampler.finite(pixels, (1, 2, 3))
         image = pixels.clamp(-1, 1) * 0.5 + 0.5
-        return (image.permute(0, 2, 3, 1) * 255).round().to(torch.uint8), finite  # bytes last: engines ask for that
+        return (image.permute(0, 2, 3, 1) * 255).round().to(torch.uint8), finite  # engines want the cast last
 
 
 class Encoder(nn.Module):
-    """A picture as bytes to the tokens of all scales, one after the other."""
+    """Images as bytes to the tokens of all scales, one scale after the other."""
 
     def __init__(self, vqvae: VQVAE):
         super().__init__()
         self.vqvae = vqvae
 
     def forward(self, image: Tensor) -> Tensor:
-        # Contiguous: of channels-last maps PyTorch's GroupNorm on the CPU is off by 4e-3, enough for other tokens.
+        # Contiguous: with channels-last maps PyTorch's GroupNorm on the CPU is off by 4e-3, which changes tokens.
         pixels = image.to(torch.float32).permute(0, 3, 1, 2).contiguous() / 255 * 2 - 1
         features = self.vqvae.features(pixels)
         tokens = torch.cat(self.vqvae.quantize.tokenize(features), dim=1).to(torch.int32)

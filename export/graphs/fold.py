@@ -1,7 +1,7 @@
-"""Constant folding that never needs the weights at once: expressions over weights alone are cut out of a graph.
+"""Constant folding that never holds all weights in memory: it cuts expressions over weights alone out of a graph.
 
-Each (a transpose, a bias put together from parts, position plus scale embeddings) becomes one weight of its own. It is
-computed later, when the weight file is written, from just the tensors it names.
+Each expression (a transpose, a bias joined from parts, position plus scale embeddings) becomes one new weight. It is
+computed later, when the weight file is written, from only those tensors that it names.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from onnx.reference import ReferenceEvaluator
 
 @dataclass(frozen=True)
 class Expression:
-    """What a tensor of the weight file is made of: weights of the checkpoint (`operands`) through a small ONNX graph.
+    """How to compute a tensor of the weight file: a small ONNX graph over weights of the checkpoint (`operands`).
 
-    Without a model it is its operand as it stands.
+    Without a model the tensor is its operand, unchanged.
     """
 
     operands: tuple[str, ...]
@@ -33,14 +33,14 @@ class Expression:
         return np.ascontiguousarray(result)
 
     def key(self) -> bytes:
-        """Equal for equal expressions, whichever graph they were cut from."""
+        """Return bytes that are equal for equal expressions, whichever graph they were cut from."""
         return b"" if self.model is None else ir.to_proto(self.model).SerializeToString(deterministic=True)
 
 
 def fold(model: ir.Model) -> dict[str, Expression]:
-    """Cuts every maximal expression over valueless initializers out of `model`.
+    """Cut every maximal expression over initializers without values out of `model`.
 
-    Returns what each valueless initializer that is left stands for, by name. A cut expression is named after its
+    Returns the expression of each remaining initializer without a value, by name. A cut expression is named after its
     largest weight and its last operation, such as `head.weight.transpose`.
     """
     graph = model.graph
@@ -68,7 +68,7 @@ def fold(model: ir.Model) -> dict[str, Expression]:
 
 
 def _cut(value: ir.Value, weights: set[ir.Value]) -> tuple[str, Expression]:
-    """The expression that computes `value`, as a graph of its own with neutral names, and a name for it."""
+    """Return a name for the expression that computes `value`, and the expression: its own graph with neutral names."""
     nodes: list[ir.Node] = []
     operands: list[ir.Value] = []
     copies: dict[ir.Value, ir.Value] = {}

@@ -1,8 +1,8 @@
-"""FP16 where it pays, FP32 where it must be: the casts are part of the graph, so every engine computes the same types.
+"""Mixed precision: FP16 where it pays, FP32 where it is needed. The casts are nodes of the graph, so all engines agree.
 
-Engines with strong typing take precision from the graph alone (TensorRT 11 knows nothing else). The policy below is the
-one place that decides it: matrix products, convolutions and what hangs on them without arithmetic of its own are FP16;
-norms, softmax, the residual stream, logits and sampling are FP32.
+Strongly typed engines take precision from the graph alone (TensorRT 11 has no other mode). The policy below is the one
+place that decides it. Matrix products, convolutions, and what follows them (bias, GELU, data movement) are FP16. Norms,
+softmax, the residual stream, logits and sampling are FP32.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from runtime.bundle.manifest import Tensor as TensorSpec
 from runtime.bundle.names import BRIDGE, CACHE_PREFIXES, SMOOTH_BRIDGE
 
 COMPUTE = ("MatMul", "Gemm", "Conv")
-FOLLOWING = ("Gelu",)  # elementwise after a product; its result goes into one
+FOLLOWING = ("Gelu",)  # elementwise after a product; its result is the operand of another product
 MOVEMENT = ("Reshape", "Transpose", "Split", "Concat", "Slice", "Gather", "Squeeze", "Unsqueeze", "Resize")
-# Guidance, filtering, the draw: 4096 values to tell apart, and little work.
+# Guidance, filtering and the draw have to tell 4096 values apart, and are little work.
 FLOAT32_GRAPHS = (BRIDGE, SMOOTH_BRIDGE)
 FLOAT32_WEIGHTS = (
     "head.",  # guidance multiplies the rounding of logits by up to 1 + 2t
@@ -30,9 +30,9 @@ HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
 def to_fp16(graph: Signature, model: ir.Model) -> Signature:
-    """Rewrites `model`, whose weights have no values yet, in place; returns its declaration with the new dtypes.
+    """Rewrite `model`, whose weights have no values yet, in place; return its signature with the new dtypes.
 
-    A weight that only products read becomes FLOAT16; one that others read too is cast where they do.
+    A weight that only products read becomes FLOAT16. A weight that other nodes read too is cast where products read it.
     """
     if graph.name in FLOAT32_GRAPHS:
         return graph
@@ -43,18 +43,18 @@ def to_fp16(graph: Signature, model: ir.Model) -> Signature:
 
 
 def _cached_in_half(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """Keys and values: half the memory, and products read them."""
+    """Return `specs` with keys and values in FP16: they take half the memory, and products read them."""
     return tuple(replace(spec, dtype="float16") if spec.name.startswith(CACHE_PREFIXES) else spec for spec in specs)
 
 
 def _half_values(graph: ir.Graph) -> set[ir.Value]:
-    """Every value that the policy makes FP16, weights included; gives them that dtype."""
+    """Give every value that the policy makes FP16, weights included, that dtype; return them."""
     half = {value for value in graph.inputs if str(value.name).startswith(CACHE_PREFIXES)}
     nodes = list(graph)
     for node in nodes:
         if _computes_half(node) or _follows_half(node, half):
             half.update(node.outputs)
-    for node in reversed(nodes):  # casts before movement, not behind it: less to move
+    for node in reversed(nodes):  # cast before movement, not after it: less data to move
         follows = node.op_type in (*MOVEMENT, "DequantizeLinear")
         if follows and all(_read_as_half(value, half) for value in node.outputs):
             half.update(node.outputs)
@@ -67,7 +67,7 @@ def _half_values(graph: ir.Graph) -> set[ir.Value]:
 
 
 def _computes_half(node: ir.Node) -> bool:
-    """Constant operands are resizes and sums; a product of two computed ones is attention."""
+    """Return whether a node is a product in FP16. One with a constant operand is not: it is a resize or a sum."""
     operands = [value for value in node.inputs if value is not None]
     return node.op_type in COMPUTE and not any(
         value.const_value is not None or (_is_weight(value) and str(value.name).startswith(FLOAT32_WEIGHTS))
@@ -98,7 +98,7 @@ def _takes_half(node: ir.Node, value: ir.Value, half: set[ir.Value]) -> bool:
 
 
 def _operands(node: ir.Node) -> list[ir.Value]:
-    """The inputs that hold data; the others of a movement are shapes and indices."""
+    """Return the inputs that hold data; the other inputs of a movement are shapes and indices."""
     if node.op_type == "DequantizeLinear":
         return [
             value for value in node.inputs[1:2] if value is not None
@@ -112,7 +112,7 @@ def _is_weight(value: ir.Value) -> bool:
 
 
 class _Casts:
-    """Puts a Cast wherever a node meets the other type, one for all who need it."""
+    """Inserts a Cast wherever a node reads a value of the other type; nodes share the Cast of a value."""
 
     def __init__(self, graph: ir.Graph, half: set[ir.Value]):
         self._graph, self._half = graph, half

@@ -1,4 +1,4 @@
-"""What a graph takes and gives: all that its writers need to know of it."""
+"""The signature of a graph: all that its writers need to know about it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""FP16 as hardware computes it, on any CPU: a bundle in float32 that rounds every FP16 tensor after every node.
+"""FP16 as hardware computes it, on any CPU: a float32 bundle that rounds each FP16 tensor to FP16 where it is computed.
 
-ONNX Runtime's CPU drops the casts around FP16 nodes and computes in float32, so an FP16 bundle that works there proves
-nothing about FP16. The simulated bundle does: same graphs, same weights, and each result passes through FP16.
+On a CPU, ONNX Runtime drops the casts around FP16 nodes and computes in float32. An FP16 bundle that works there proves
+nothing about FP16. The simulated bundle does: it has the same graphs and weights, and rounds every result to FP16.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from runtime.files.outputs import BUNDLE
 
 
 def simulate(bundle: Path, out: Path) -> None:
-    """Writes the simulated twin of a `bundle` with FP16 in it as its own. Raises BundleError, SettingsError."""
+    """Write the simulated twin of `bundle`, which holds FP16, to `out`. Raises BundleError, SettingsError."""
     source = manifest.Manifest.load(bundle)
     if not source.precision.has_fp16:
         expected = " or ".join(precision for precision in Precision if precision.has_fp16)
@@ -42,12 +42,12 @@ def simulate(bundle: Path, out: Path) -> None:
 
 
 def typed(path: Path) -> ir.Model:
-    """The graph in this file with the dtype of every value, its weights left where they are."""
+    """Load the graph in this file and infer the dtype of every value; the weights stay in their own file."""
     return ir.from_proto(onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False)))
 
 
 def round_to_half(graph: ir.Graph) -> list[ir.Value]:
-    """Makes every FP16 tensor FLOAT, rounded to FP16 where it is computed; returns them as they are before rounding."""
+    """Make every FP16 tensor FLOAT, rounded to FP16 where it is computed; return the values before rounding."""
     computed = []
     for node in list(graph):
         for value in node.outputs:
@@ -66,9 +66,9 @@ def round_to_half(graph: ir.Graph) -> list[ir.Value]:
 
 
 def _rounded(graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
-    """Passes the FP16 output `value` of `node` through FP16; what read it reads the result, under its old name.
+    """Round the output `value` of `node` to FP16; its readers read the rounded value, which takes over its name.
 
-    Returns it as it is before rounding.
+    Returns the value before rounding.
     """
     name, uses = str(value.name), list(value.uses())
     if node.op_type == "Cast":

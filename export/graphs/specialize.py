@@ -1,4 +1,4 @@
-"""The symbolic graph for fixed sizes: the per-scale steps with static KV-cache shapes."""
+"""Specialise the symbolic graph for fixed sizes: the per-scale steps have static KV-cache shapes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import onnx
 
 
 def specialize(model: onnx.ModelProto, sizes: Mapping[str, int], name: str) -> onnx.ModelProto:
-    """A copy of `model` whose symbolic axes have the values in `sizes`, with all intermediate shapes inferred.
+    """Return a copy of `model` whose symbolic axes have the values in `sizes`, with all intermediate shapes inferred.
 
-    Nodes and weights stay as they are: traced graphs hold no shape arithmetic. Raises ValueError if an axis stays open.
+    Nodes and weights do not change: traced graphs have no shape arithmetic. Raises ValueError if an axis has no size.
     """
     static = onnx.ModelProto()
     static.CopyFrom(model)

@@ -1,7 +1,7 @@
 """PyTorch module -> ONNX graph: traced once with symbolic sizes and without weights, then freed of shape arithmetic.
 
-What is left has no Shape, Expand or sequence operations: every Reshape is either static or copies its input's axes, so
-that a graph for fixed sizes differs from the symbolic one in its inputs' shapes only.
+The result has no Shape, Expand or sequence operations. Every Reshape is either static or copies axes of its input, so a
+graph for fixed sizes differs from the symbolic one only in the shapes of its inputs.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 
 from export.graphs.definitions import Graph
 
-OPSET = 20  # the newest that TensorRT 10.3 (JetPack 6) parses whole
+OPSET = 20  # the newest opset that TensorRT 10.3 (JetPack 6) parses completely
 IR_VERSION = 10  # device-side runtimes refuse newer ones
-EXAMPLE_SIZES = {"B": 3, "2B": 6, "L": 5, "L_next": 7, "S": 11}  # distinct, and not 0 or 1, which tracing would fix
+EXAMPLE_SIZES = {"B": 3, "2B": 6, "L": 5, "L_next": 7, "S": 11}  # distinct; tracing would turn 0 and 1 into constants
 
 
 def trace(graph: Graph) -> ir.Model:
-    """The ONNX model of `graph`; its weights have names, dtypes and shapes, but no values yet."""
+    """Return the ONNX model of `graph`; its weights have names, dtypes and shapes, but no values yet."""
     weights = {name.removeprefix("var.").removeprefix("vqvae.") for name in graph.module.state_dict()}
     with warnings.catch_warnings(), _quiet("torch.onnx", "torch.export", "onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore")
@@ -47,7 +47,7 @@ def trace(graph: Graph) -> ir.Model:
 
 
 def _examples(graph: Graph) -> tuple[tuple[torch.Tensor, ...], torch.export.ShapesCollection]:
-    """Inputs of some size, and which of their axes are symbolic."""
+    """Return example inputs, and which of their axes are symbolic."""
     batch = torch.export.Dim("B")
     dims = {"B": batch, "2B": 2 * batch} | {name: torch.export.Dim(name) for name in ("L", "L_next", "S")}
     shapes = torch.export.ShapesCollection()
@@ -60,7 +60,7 @@ def _examples(graph: Graph) -> tuple[tuple[torch.Tensor, ...], torch.export.Shap
 
 
 def _name_values(onnx_graph: ir.Graph, graph: Graph) -> None:
-    """Gives inputs and outputs the names that `graph` declares, and all values its symbols for sizes."""
+    """Give inputs and outputs the names that `graph` declares, and use its symbols for the sizes of all values."""
     symbols: dict[str, str] = {}
     for values, specs in ((onnx_graph.inputs, graph.inputs), (onnx_graph.outputs, graph.outputs)):
         for value, spec in zip(values, specs, strict=True):
@@ -76,7 +76,7 @@ def _name_values(onnx_graph: ir.Graph, graph: Graph) -> None:
 
 
 def _weights_to_inputs(graph: ir.Graph, weights: set[str]) -> list[ir.Value]:
-    """Makes inputs of the weights, so that no optimisation looks for their values."""
+    """Turn the weights into inputs, so that no optimisation looks for their values; return them."""
     held_back = [value for name, value in graph.initializers.items() if name in weights]
     for value in held_back:
         del graph.initializers[str(value.name)]
@@ -93,7 +93,7 @@ def _inputs_to_weights(graph: ir.Graph, held_back: list[ir.Value]) -> None:
 
 
 def static_reshapes(graph: ir.Graph) -> None:
-    """Replaces computed Reshape targets by constants: 0 copies an axis of the input, -1 stands for one unknown axis."""
+    """Replace computed Reshape targets by constants: 0 copies an axis of the input, -1 stands for one unknown axis."""
     for node in graph:
         if node.op_type != "Reshape":
             continue
@@ -121,7 +121,7 @@ def static_reshapes(graph: ir.Graph) -> None:
 
 
 def drop_expands(graph: ir.Graph) -> None:
-    """Removes Expand where it only feeds elementwise operations, which broadcast by themselves."""
+    """Remove each Expand that only feeds elementwise operations, which broadcast by themselves."""
     broadcasting = {"Add", "Sub", "Mul", "Div", "Where", "Greater", "GreaterOrEqual", "Min", "Max"}
     for node in graph:
         if node.op_type == "Expand" and all(user.op_type in broadcasting for user, _ in node.outputs[0].uses()):
@@ -132,7 +132,7 @@ def drop_expands(graph: ir.Graph) -> None:
 
 
 class _quiet:
-    """Silences the log of these libraries: they warn of packages and versions that do not matter here."""
+    """Silences the logs of these libraries: they warn about packages and versions that do not matter here."""
 
     def __init__(self, *names: str):
         self.loggers = [logging.getLogger(name) for name in names]

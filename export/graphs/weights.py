@@ -1,4 +1,4 @@
-"""The weight file: one `.safetensors` that all graphs of a bundle point into by offset, written tensor by tensor."""
+"""The weight file: one `.safetensors` file, written tensor by tensor. All graphs of a bundle refer to it by offset."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUMPY_DTYPES: dict[str, np.dtype] = {
     "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
 }
-STORED = {  # dtypes of ONNX under the names of the safetensors format
+STORED = {  # ONNX dtype -> its name in the safetensors format
     ir.DataType.FLOAT: "F32",
     ir.DataType.FLOAT16: "F16",
     ir.DataType.INT32: "I32",
@@ -35,7 +35,7 @@ STORED = {  # dtypes of ONNX under the names of the safetensors format
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to write: what it is, and how to get it when its turn comes."""
+    """A tensor to write: its name, dtype and shape, and the function that computes it when it is written."""
 
     name: str
     dtype: str  # of the safetensors format
@@ -48,7 +48,7 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The size of the tensor in bytes."""
         return math.prod(self.shape) * NUMPY_DTYPES[self.dtype].itemsize
 
 
@@ -62,10 +62,10 @@ def _stored(entry: Entry) -> np.ndarray:
 
 
 class WeightFile:
-    """The layout of the file: which tensors it holds, and where each will lie."""
+    """The layout of the file: which tensors it holds, and the offset of each."""
 
     def __init__(self, entries: Iterable[Entry]):
-        # By descending item size, so that every tensor is aligned to its items without gaps.
+        # Sorted by descending item size, so that every tensor is aligned to its item size without gaps.
         self.entries = sorted(entries, key=lambda entry: -NUMPY_DTYPES[entry.dtype].itemsize)
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         end = 0
@@ -80,7 +80,7 @@ class WeightFile:
         self.size = len(self.header) + end
 
     def write(self, path: Path, on_tensor: Callable[[Entry], None]) -> None:
-        """Computes and writes every tensor, one in memory at a time. Raises SettingsError for one beyond its dtype."""
+        """Compute and write every tensor, one in memory at a time. Raises SettingsError if a value exceeds FP16."""
         with atomic_file(path) as file:
             file.write(self.header)
             for entry in self.entries:
@@ -88,7 +88,7 @@ class WeightFile:
                 on_tensor(entry)
 
     def external(self, path: Path) -> dict[str, ir.ExternalTensor]:
-        """Every tensor, by name, for ONNX graphs that lie beside the file at `path`."""
+        """Return every tensor by name, as external data of ONNX graphs in the folder of the file at `path`."""
         tensors, offset = {}, len(self.header)
         for entry in self.entries:
             dtype = ir.DataType.from_numpy(NUMPY_DTYPES[entry.dtype])

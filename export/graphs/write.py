@@ -1,4 +1,4 @@
-"""Graphs and the tensors they leave open become a bundle."""
+"""Write a bundle: graphs, the weight file with the tensors that they refer to, and the manifest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLASS_NAMES = "classes.txt"
 
 @dataclass(frozen=True)
 class Head:
-    """What the manifest says besides graphs and files, which are known when they are written."""
+    """The parts of the manifest that are known before writing: all but the graphs and files."""
 
     model: manifest.Model
     precision: Precision
@@ -43,11 +43,11 @@ def write_bundle(
     progress: Progress,
     others: Sequence[Callable[[Path], None]] = (),
 ) -> None:
-    """Fills the empty directory `folder` with a bundle.
+    """Fill the empty directory `folder` with a bundle.
 
     `graphs` name the weights that `entries` compute. `classes` is a file of class names. The transformer is also
-    specialised for `batches`. `others` write further files into the folder they are given. Raises SettingsError,
-    OSError.
+    specialised for each batch size in `batches`. Each function in `others` writes further files into the folder that it
+    gets. Raises SettingsError, OSError.
     """
     layout = WeightFile(entries)
     written = 0
@@ -88,7 +88,7 @@ def _with_weights(model: ir.Model, external: dict[str, ir.ExternalTensor]) -> on
             value.const_value = external[name]
     model.producer_name, model.producer_version = "var-edge", version("var-edge")
     proto = ir.to_proto(model)
-    proto.graph.ClearField("value_info")  # symbolic intermediate shapes serve nobody: whoever needs them infers them
+    proto.graph.ClearField("value_info")  # symbolic intermediate shapes: tools that need them infer them
     return proto
 
 
@@ -102,7 +102,7 @@ def _save(proto: onnx.ModelProto, graph: Signature, folder: Path) -> manifest.Gr
 def _save_steps(
     proto: onnx.ModelProto, graph: Signature, head: Head, batches: Sequence[int], folder: Path, progress: Progress
 ) -> dict[str, manifest.Graph]:
-    """The static per-scale steps `transformer_b1_00`, …"""
+    """Write the static per-scale steps `transformer_b1_00`, …; return them by name."""
     steps = {}
     for batch in batches:
         for k, scale in enumerate(head.scales):

@@ -1,4 +1,4 @@
-"""Multi-scale residual quantizer: tokens to and from the feature map f_hat (Tian et al., 2024, algorithms 1, 2)."""
+"""The multi-scale residual quantizer: tokens to and from the feature map f_hat (Tian et al., 2024, algorithms 1, 2)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from export.checkpoint.recipe import Recipe
 
 
 def phi_indices(scale_count: int, phi_count: int) -> list[int]:
-    """Which phi convolution each scale uses: the one whose tick is nearest to k / (K - 1). 0 if there is none.
+    """Return the index of each scale's phi convolution: its tick is the nearest to k / (K - 1). Without any, return 0.
 
-    Float64 and this way of writing the ticks decide the ties, as in the published code.
+    Some scales are equally near to two ticks. Float64 and this formula break those ties as the published code does.
     """
     edge = (1 / 3 if phi_count == 4 else 1 / 2) / max(phi_count, 1)
     ticks = np.linspace(edge, 1 - edge, max(phi_count, 1))
@@ -23,7 +23,10 @@ def phi_indices(scale_count: int, phi_count: int) -> list[int]:
 
 
 def bicubic_matrix(source: int, target: int) -> Tensor:
-    """(target, source): bicubic resize of one axis (align_corners false, no antialias); the identity if equal."""
+    """Return the matrix (target, source) that resizes one axis bicubically (align_corners false, no antialias).
+
+    It is the identity if the sizes are equal.
+    """
     matrix = np.zeros((target, source))
     for row in range(target):
         centre = (row + 0.5) * source / target - 0.5
@@ -34,14 +37,14 @@ def bicubic_matrix(source: int, target: int) -> Tensor:
 
 
 def _cubic(distance: float, a: float = -0.75) -> float:
-    """Keys' cubic convolution kernel (1981)."""
+    """Return the cubic convolution kernel of Keys (1981) at this distance."""
     if distance <= 1:
         return ((a + 2) * distance - (a + 3)) * distance**2 + 1
     return a * (((distance - 5) * distance + 8) * distance - 4) if distance < 2 else 0.0
 
 
 def area_matrix(source: int, target: int) -> Tensor:
-    """(target, source): area resize (adaptive average) of one axis; the identity if equal."""
+    """Return the matrix (target, source) that resizes one axis by area (adaptive average); the identity if equal."""
     matrix = np.zeros((target, source), np.float32)
     for row in range(target):
         start, end = row * source // target, -(-(row + 1) * source // target)
@@ -50,12 +53,12 @@ def area_matrix(source: int, target: int) -> Tensor:
 
 
 def resize(maps: Tensor, matrix: Tensor) -> Tensor:
-    """maps (B, Z, p, p), matrix (q, p) -> (B, Z, q, q)."""
+    """Resize maps (B, Z, p, p) with a matrix (q, p) to (B, Z, q, q)."""
     return matrix @ maps @ matrix.T
 
 
 def _phi_bank(recipe: Recipe) -> nn.Module:
-    """The phi convolutions, under the name that the checkpoints of each way to share them have."""
+    """Return the phi convolutions, named as in the checkpoints: the name depends on how the scales share them."""
     size = recipe.code_size
     convolutions = nn.ModuleList(nn.Conv2d(size, size, 3, padding=1) for _ in range(recipe.phi_count))
     if recipe.share_quant_resi == 0 or not convolutions:
@@ -80,27 +83,27 @@ class Quantizer(nn.Module):
         return [phi for phi in self.quant_resi.modules() if isinstance(phi, nn.Conv2d)]
 
     def smoothed(self, k: int, h: Tensor) -> Tensor:
-        """h (B, Z, P, P) of scale k -> (1 - r) h + r phi(h), r the recipe's `quant_resi`."""
+        """Return (1 - r) h + r phi(h) for h (B, Z, P, P) of scale k, where r is the recipe's `quant_resi`."""
         phis, share = self.phis(), self.recipe.quant_resi
         return (1 - share) * h + share * phis[self.phi[k]](h) if phis else h
 
     def contribution(self, k: int, codes: Tensor) -> Tensor:
-        """What scale k adds to f_hat: codes (B, Z, p, p) -> (B, Z, P, P)."""
+        """Return what scale k adds to f_hat: codes (B, Z, p, p) -> (B, Z, P, P)."""
         upsampled = resize(codes, bicubic_matrix(codes.shape[-1], self.recipe.grid).to(codes))
         return self.smoothed(k, upsampled)
 
     def lookup(self, tokens: Tensor) -> Tensor:
-        """tokens (B, p²) -> codes (B, Z, p, p)."""
+        """Look up the codes (B, Z, p, p) of tokens (B, p²)."""
         side = round(tokens.shape[1] ** 0.5)
         result: Tensor = self.embedding(tokens).transpose(1, 2).unflatten(2, (side, side))
         return result
 
     def f_hat(self, tokens: list[Tensor]) -> Tensor:
-        """tokens (B, p²) of every scale -> f_hat (B, Z, P, P)."""
+        """Return f_hat (B, Z, P, P) of the tokens (B, p²) of every scale."""
         return torch.stack([self.contribution(k, self.lookup(t)) for k, t in enumerate(tokens)]).sum(0)
 
     def nearest(self, features: Tensor) -> Tensor:
-        """features (B, Z, p, p) -> tokens (B, p²): the nearest code by distance or cosine, the first on a tie."""
+        """Return tokens (B, p²) of features (B, Z, p, p): the nearest code by distance or cosine, of ties the first."""
         flat = features.flatten(2).transpose(1, 2)  # (B, p², Z)
         codebook = self.embedding.weight  # (V, Z)
         if self.recipe.using_znorm:
@@ -109,7 +112,7 @@ class Quantizer(nn.Module):
         return distance.argmin(-1)
 
     def tokenize(self, features: Tensor) -> list[Tensor]:
-        """features (B, Z, P, P) of a picture -> tokens (B, p²) per scale."""
+        """Quantize the features (B, Z, P, P) of images to tokens (B, p²) per scale."""
         tokens, rest = [], features
         for k, side in enumerate(self.recipe.patch_nums):
             tokens.append(self.nearest(resize(rest, area_matrix(self.recipe.grid, side).to(rest))))
@@ -117,7 +120,7 @@ class Quantizer(nn.Module):
         return tokens
 
     def next_features(self, k: int, f_hat: Tensor) -> Tensor:
-        """f_hat (B, Z, P, P) -> features (L, B, Z) that the input of scale k is embedded from."""
+        """Return the features (L, B, Z) of f_hat (B, Z, P, P) from which the input of scale k is embedded."""
         side = self.recipe.patch_nums[k]
         small = resize(f_hat, area_matrix(self.recipe.grid, side).to(f_hat))  # (B, Z, p, p)
         return small.flatten(2).permute(2, 0, 1)

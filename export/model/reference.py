@@ -1,6 +1,6 @@
-"""The model in PyTorch, written for reading: what every bundle and engine is compared against.
+"""The reference: the model in PyTorch, written for reading. Every bundle and engine is compared with it.
 
-It shares the modules with the exported graphs, but resizes by interpolation, filters by sorting and sums in float64,
+It shares its modules with the exported graphs. But it resizes by interpolation, filters by sorting and sums in float64,
 where the graphs use matrices, bisection and block sums.
 """
 
@@ -22,7 +22,7 @@ from runtime.sampling import Sampling
 
 @dataclass(frozen=True)
 class Generation:
-    """N pictures, their tokens and logits per scale."""
+    """N images, with their tokens and logits per scale."""
 
     images: np.ndarray  # (N, H, W, 3) uint8
     tokens: list[np.ndarray]  # K arrays (N, p²) int32
@@ -30,9 +30,9 @@ class Generation:
 
 
 class PyTorchBackend:
-    """See `runtime.backends.base.Backend`; it tells no stage's time.
+    """A backend (see `runtime.backends.base.Backend`) that runs the reference. It does not time its stages.
 
-    It shows an observer the tensors that it has: no resizing matrices, and no next input after the last scale.
+    An observer sees the tensors that exist here: no resize matrices, and no next input after the last scale.
     """
 
     name = "PyTorch"
@@ -94,13 +94,13 @@ class PyTorchBackend:
             self._show(names.BRIDGE, k, inputs | {names.UNIFORMS: numbers}, outputs | following)
 
     def _mixed(self, k: int, logits: Tensor, noise: Tensor) -> Tensor:
-        """Gumbel-softmax: logits (N, L, V), removed ones -inf, and noise -> codes (N, L, Z)."""
+        """Mix codes (N, L, Z) by Gumbel-softmax of logits (N, L, V), -inf where a filter removed them, and noise."""
         sampling, scales = self._sampling, len(self.var.recipe.scales)
         noised = logits * sampling.sharpness(k, scales) + noise
         return (noised / sampling.temperature(k, scales)).softmax(-1) @ self.vqvae.quantize.embedding.weight
 
     def _add(self, k: int, codes: Tensor) -> None:
-        """codes (N, p², Z) of scale k into f_hat, and from it the next input."""
+        """Add the codes (N, p², Z) of scale k to f_hat, and compute the next input from it."""
         recipe, quantize = self.var.recipe, self.vqvae.quantize
         side = recipe.scales[k].side
         h = codes.transpose(1, 2).unflatten(2, (side, side))  # (N, Z, p, p)
@@ -172,7 +172,7 @@ def generate(
     uniforms: Sequence[np.ndarray],
     sampling: Sampling,
 ) -> Generation:
-    """Draws one picture per label; `uniforms` are K arrays (N, p²) in [0, 1)."""
+    """Generate one image per label; `uniforms` are K arrays (N, p²) in [0, 1)."""
     backend = PyTorchBackend(var, vqvae)
     backend.begin(np.array(labels, np.int64), sampling)
     logits = []
@@ -185,13 +185,13 @@ def generate(
 
 
 def guided(logits: Tensor, t: float) -> Tensor:
-    """Classifier-free guidance: logits (L, 2N, V) -> (N, L, V)."""
+    """Apply classifier-free guidance to logits (L, 2N, V) -> (N, L, V)."""
     conditional, unconditional = logits.transpose(0, 1).chunk(2)
     return (1 + t) * conditional - t * unconditional
 
 
 def probabilities(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Float64 distribution (..., V) left by top-k, then top-p (0 = all): the definition, by sorting."""
+    """Return the float64 distribution (..., V) after top-k, then top-p (0 = all), by sorting, as they are defined."""
     logits = logits.double()
     if top_k > 0:
         smallest_kept = logits.topk(top_k, dim=-1).values[..., -1:]
@@ -199,7 +199,7 @@ def probabilities(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     distribution = logits.softmax(-1)
     if top_p > 0:
         descending, order = distribution.sort(-1, descending=True)
-        before = descending.cumsum(-1) - descending  # mass of everything likelier
+        before = descending.cumsum(-1) - descending  # mass of all likelier tokens
         removed = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= top_p)
         distribution = distribution.masked_fill(removed, 0)
         distribution = distribution / distribution.sum(-1, keepdim=True)
@@ -207,8 +207,8 @@ def probabilities(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def draw(distribution: Tensor, uniforms: Tensor) -> Tensor:
-    """distribution (..., V), uniforms (...) -> tokens (...) int32."""
+    """Draw tokens (...) int32 from a distribution (..., V) with uniforms (...)."""
     cumulative = distribution.cumsum(-1)
     u = uniforms.double().unsqueeze(-1) * cumulative[..., -1:]
     exceeds = (cumulative > u) & (distribution > 0)
-    return exceeds.to(torch.uint8).argmax(-1).to(torch.int32)  # the first
+    return exceeds.to(torch.uint8).argmax(-1).to(torch.int32)  # argmax returns the first

@@ -1,6 +1,6 @@
-"""Guidance and sampling in operations that every inference engine has: no sort, no TopK, no random numbers inside.
+"""Guidance and sampling in operations that every inference engine has: no sort, no TopK, no random numbers.
 
-Top-k and top-p are both thresholds on the logit, each found by bisection.
+Top-k and top-p are both thresholds on the logit. Each is found by bisection.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LOWEST = -104.0  # exp(-104) is 0 in float32: what lies lower below the largest logit is never drawn
-REMOVED = -1e30  # no infinity: engines fuse softmax in ways that make it NaN
-ROUNDS = 30  # halvings of an interval of at most 104: finer than float32 resolves logits
-BLOCK = 64  # a cumulative sum over V is one over blocks of 64 and one over their totals
+LOWEST = -104.0  # exp(-104) is 0 in float32: a token this far below the largest logit is never drawn
+REMOVED = -1e30  # not infinity: engines fuse softmax in ways that would make it NaN
+ROUNDS = 30  # halvings of an interval of at most 104: finer than the resolution of logits in float32
+BLOCK = 64  # a cumulative sum over V is computed within blocks of 64, then over their totals
 
 
 def guided(logits: Tensor, guidance: Tensor) -> Tensor:
-    """Classifier-free guidance: logits (L, 2B, V), guidance (1,) -> (L, B, V)."""
+    """Apply classifier-free guidance to logits (L, 2B, V) with guidance (1,) -> (L, B, V)."""
     conditional, unconditional = logits.unflatten(1, (2, -1)).unbind(1)  # each (L, B, V)
     result: Tensor = (1 + guidance) * conditional - guidance * unconditional
     return result
 
 
 def filtered(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """Unnormalised probabilities after top-k, then top-p: exp(logit - max), and 0 for what is removed.
+    """Return unnormalised probabilities (..., V) after top-k, then top-p: exp(logit - max), or 0 where removed.
 
     logits (..., V), top_k (1,) int64, top_p (1,); 0 keeps all. Equal logits are kept or removed together. Top-p keeps
-    the smallest set whose share of what top-k left is at least top_p.
+    the smallest set whose share of the mass that top-k left is at least top_p.
     """
     relative = (logits - logits.amax(-1, keepdim=True)).clamp_min(LOWEST)  # (..., V), at most 0
     vocabulary = logits.shape[-1]
@@ -34,7 +34,7 @@ def filtered(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 
     kept = relative >= _highest_threshold(relative, None, wanted)
     weights = relative.exp() * kept
-    share = torch.where(top_p > 0, top_p, 2.0)  # 2: more than there is, so all are kept
+    share = torch.where(top_p > 0, top_p, 2.0)  # 2: more than the whole mass, so all are kept
     mass = share * weights.sum(-1, keepdim=True)
     return weights * (relative >= _highest_threshold(relative, weights, mass))
 
@@ -42,23 +42,24 @@ def filtered(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 def smoothed(
     logits: Tensor, noise: Tensor, sharpness: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor
 ) -> Tensor:
-    """Gumbel-softmax over what top-k and top-p leave: logits and noise (..., V) -> probabilities (..., V)."""
+    """Return the Gumbel-softmax (..., V) of logits and noise (..., V) over the tokens that top-k and top-p keep."""
     noised = (logits * sharpness + noise) / temperature
     return torch.where(filtered(logits, top_k, top_p) > 0, noised, REMOVED).softmax(-1)
 
 
 def finite(values: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Whether the numbers along `axes` are all finite: if one is NaN or infinite, so is their sum.
+    """Return whether the numbers along `axes` are all finite: if one is NaN or infinite, so is their sum.
 
-    No IsNaN, IsInf or NaN != NaN, which engines may simplify away; a comparison with NaN is false everywhere.
+    It uses no IsNaN, IsInf or NaN != NaN, which engines may optimise away. A comparison with NaN is always false.
     """
     return values.sum(axes).abs() < torch.finfo(torch.float32).max
 
 
 def _highest_threshold(values: Tensor, weights: Tensor | None, wanted: Tensor) -> Tensor:
-    """The highest threshold (..., 1) at or above which values weigh `wanted`; the lowest value if all weigh less.
+    """Return the highest threshold (..., 1) such that the values at or above it weigh at least `wanted` in total.
 
-    values (..., V), at most 0; weights (..., V), or None to count.
+    Returns the lowest value if all values together weigh less. values (..., V), at most 0; weights (..., V), or None
+    to count the values.
     """
     low = values.amin(-1, keepdim=True)
     step = low * -0.5
@@ -71,9 +72,10 @@ def _highest_threshold(values: Tensor, weights: Tensor | None, wanted: Tensor) -
 
 
 def drawn(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """The first index whose cumulative weight exceeds uniform x total, never one of weight 0 or past the last kept.
+    """Draw the first index whose cumulative weight exceeds uniform x total, never one of weight 0.
 
-    weights (..., V) unnormalised, uniforms (...) in [0, 1) -> (...) int64.
+    Rounding cannot lead past the last index that is kept. weights (..., V) unnormalised, uniforms (...) in [0, 1) ->
+    (...) int64.
     """
     vocabulary = weights.shape[-1]
     index = torch.arange(vocabulary)
@@ -86,7 +88,7 @@ def drawn(weights: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def cumulative_sum(weights: Tensor) -> Tensor:
-    """(..., V) -> (..., V), as products with triangular matrices."""
+    """Return the cumulative sums (..., V) of weights (..., V), as products with triangular matrices."""
     vocabulary = weights.shape[-1]
     if missing := -vocabulary % BLOCK:
         weights = F.pad(weights, (0, missing))

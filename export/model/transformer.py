@@ -1,8 +1,8 @@
-"""The VAR transformer with explicit keys and values in and out. Parameter names are those of the published checkpoints.
+"""The VAR transformer, with keys and values as inputs and outputs. Parameter names are those of published checkpoints.
 
-Tensors are token-major, x (L, B, C) and K/V (S, B, H, D), so that appending to the KV cache is writing behind it.
-D is the size of a head, 64 in the published models. B counts conditional and unconditional halves together (2B columns
-during guided generation).
+Tensors are token-major, x (L, B, C) and K/V (S, B, H, D), so that new keys and values are written directly after those
+in the KV cache. D is the size of a head, 64 in the published models. B counts the conditional and the unconditional
+half together (2B columns in guided generation).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from export.checkpoint.recipe import Recipe
 
-MAX_LOG_SCALE = math.log(100)  # ceiling of the learnt attention temperature, with attn_l2_norm
+MAX_LOG_SCALE = math.log(100)  # upper limit of the learnt attention temperature, with attn_l2_norm
 
 
 class Attention(nn.Module):
-    """Self-attention over the tokens of this scale and, through the cache, of all earlier ones."""
+    """Self-attention over the tokens of this scale and, through the KV cache, of all earlier scales."""
 
     def __init__(self, recipe: Recipe):
         super().__init__()
@@ -40,9 +40,9 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, past_k: Tensor, past_v: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (L, B, C), past (S, B, H, D), mask (L, S + L) -> out (L, B, C), new k and v (L, B, H, D).
+        """Return out (L, B, C) and the new k and v (L, B, H, D) for x (L, B, C), past k and v (S, B, H, D).
 
-        The mask is added to the scores: 0 or -inf.
+        The mask (L, S + L), 0 or -inf, is added to the scores.
         """
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
         qkv = F.linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3 * self.heads, self.head_size))
@@ -61,8 +61,8 @@ class Attention(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q (B, H, L, D), already scaled, k and v (B, H, S, D), mask (L, S) or None -> (B, H, L, D)."""
-    if mask is None and torch.compiler.is_exporting():  # SDPA would bring shape arithmetic into the graph
+    """Attend with q (B, H, L, D), already scaled, to k and v (B, H, S, D), mask (L, S) or None -> (B, H, L, D)."""
+    if mask is None and torch.compiler.is_exporting():  # SDPA would put shape arithmetic into the graph
         return (q @ k.transpose(-1, -2)).softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
@@ -79,14 +79,14 @@ class FeedForward(nn.Module):
 
 
 class Normalized(nn.LayerNorm):
-    """LayerNorm over channels without affine parameters: AdaLN brings them."""
+    """LayerNorm over channels without affine parameters: AdaLN provides them."""
 
     def __init__(self, recipe: Recipe):
         super().__init__(recipe.width, eps=recipe.norm_eps, elementwise_affine=False)
 
 
 class Block(nn.Module):
-    """One transformer block, modulated by AdaLN. With shared AdaLN it only owns an offset, `ada_gss`."""
+    """One transformer block, modulated by AdaLN. With shared AdaLN its only own AdaLN parameter is `ada_gss`."""
 
     def __init__(self, recipe: Recipe):
         super().__init__()
@@ -100,7 +100,10 @@ class Block(nn.Module):
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def modulation(self, condition: Tensor, shared: Tensor | None) -> Tensor:
-        """condition (B, C), shared (B, 6C) or None -> (B, 6, C): gamma1, gamma2, scale1, scale2, shift1, shift2."""
+        """Return gamma1, gamma2, scale1, scale2, shift1, shift2 as (B, 6, C).
+
+        condition (B, C), shared (B, 6C) or None.
+        """
         result: Tensor
         if shared is not None:
             result = shared.unflatten(-1, (6, -1)) + self.ada_gss[0]
@@ -111,7 +114,10 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, modulation: Tensor, past_k: Tensor, past_v: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (L, B, C), modulation (6, B, C) with 1 added to the scales -> x, new k and v (L, B, H, D)."""
+        """Return the next x (L, B, C) and the new k and v (L, B, H, D).
+
+        x (L, B, C), modulation (6, B, C) with 1 added to the scales.
+        """
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulation.unbind(0)  # each (B, C)
         attended, k, v = self.attn(self.norm(x) * scale1 + shift1, past_k, past_v, mask)
         x = x + gamma1 * attended
@@ -129,9 +135,9 @@ class HeadNorm(nn.Module):
 
 
 class VAR(nn.Module):
-    """Next-scale prediction transformer (Tian et al., 2024, section 3), inference first.
+    """The next-scale prediction transformer (Tian et al., 2024, section 3), written for inference first.
 
-    `condition` runs once per image, `forward` once per scale, `embed` turns the picture so far into the next input.
+    `condition` runs once per image and `forward` once per scale. `embed` makes the next input from the image so far.
     """
 
     def __init__(self, recipe: Recipe):
@@ -150,15 +156,15 @@ class VAR(nn.Module):
         self.head = nn.Linear(width, recipe.vocab_size)
 
     def positions(self) -> Tensor:
-        """(T, C): position plus scale embedding of every token."""
+        """Return the position embedding plus the scale embedding of every token (T, C)."""
         levels = [self.lvl_embed.weight[k].expand(scale.tokens, -1) for k, scale in enumerate(self.recipe.scales)]
         return self.pos_1LC[0] + torch.cat(levels)
 
     def condition(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What depends on the label alone.
+        """Compute everything that depends on the labels (B,) int64 alone.
 
-        labels (B,) int64 -> modulation (depth, 6, B, C) and head modulation (2, B, C), both with 1 added to their
-        scales, and the input of the first scale x (L, B, C).
+        Returns modulation (depth, 6, B, C) and head modulation (2, B, C), both with 1 added to their scales, and the
+        input of the first scale x (L, B, C).
         """
         condition = self.class_emb(labels)  # (B, C)
         shared = self.shared_ada_lin(condition) if self.recipe.shared_aln else None
@@ -182,9 +188,10 @@ class VAR(nn.Module):
         past_v: Sequence[Tensor],
         mask: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """One scale: x (L, B, C), past (S, B, H, D) a block -> logits (L, B, V), new k and v (L, B, H, D) a block.
+        """Run one scale: x (L, B, C) -> logits (L, B, V), and for each block the new k and v (L, B, H, D).
 
-        `mask` (L, S + L) is for training, where all scales pass at once; within a scale every token sees all others.
+        `past_k` and `past_v` hold (S, B, H, D) for each block. `mask` (L, S + L) is for training, where all scales run
+        at once; within a scale every token sees all others.
         """
         new_k, new_v = [], []
         for i, block in enumerate(self.blocks):
@@ -195,6 +202,6 @@ class VAR(nn.Module):
         return self.head(self.head_nm.norm(x) * scale + shift), new_k, new_v
 
     def embed(self, features: Tensor, positions: Tensor) -> Tensor:
-        """features (L, B, Z) of the picture so far, positions (L, C) -> input of the next scale (L, B, C)."""
+        """Return the input of the next scale (L, B, C): features (L, B, Z) of the image so far, positions (L, C)."""
         result: Tensor = self.word_embed(features) + positions.unsqueeze(1)
         return result

@@ -71,7 +71,7 @@ class Downsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of a resolution, at the lowest each followed by attention, then a resize to the next."""
+    """The residual blocks of one resolution, then a resize to the next. At the lowest, attention follows each block."""
 
     def __init__(self, channels: list[int], attention: bool, resize: dict[str, nn.Module]):
         super().__init__()
@@ -79,7 +79,7 @@ class Level(nn.Module):
         self.attn = nn.ModuleList(AttentionBlock(c) for c in channels[1:] if attention)
         self.resize = list(
             resize
-        )  # at most one: `downsample` or `upsample`, which the checkpoints have beside the blocks
+        )  # at most one: `downsample` or `upsample`; in the checkpoints it is named beside the blocks, not among them
         for name, module in resize.items():
             self.add_module(name, module)
 
@@ -155,7 +155,7 @@ class Decoder(nn.Module):
 
 
 class VQVAE(nn.Module):
-    """Pictures to multi-scale tokens and back."""
+    """The VQVAE: images to multi-scale tokens, and back."""
 
     def __init__(self, recipe: Recipe):
         super().__init__()
@@ -171,19 +171,19 @@ class VQVAE(nn.Module):
         return nn.Conv2d(recipe.code_size, recipe.code_size, kernel, padding=kernel // 2)
 
     def features(self, image: Tensor) -> Tensor:
-        """image (B, 3, H, W) in [-1, 1] -> features (B, Z, P, P) before quantization."""
+        """Encode an image (B, 3, H, W) in [-1, 1] to features (B, Z, P, P) before quantization."""
         result: Tensor = self.quant_conv(self.encoder(image))
         return result
 
     def decode(self, f_hat: Tensor) -> Tensor:
-        """f_hat (B, Z, P, P) -> image (B, 3, H, W), in [-1, 1] but for overshoot that the caller clamps."""
+        """Decode f_hat (B, Z, P, P) to an image (B, 3, H, W) in [-1, 1], not clamped: values may overshoot."""
         result: Tensor = self.decoder(self.post_quant_conv(f_hat))
         return result
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """image (B, 3, H, W) in [-1, 1] -> tokens (B, p²) per scale."""
+        """Encode an image (B, 3, H, W) in [-1, 1] to tokens (B, p²) per scale."""
         return self.quantize.tokenize(self.features(image))
 
     def decode_tokens(self, tokens: list[Tensor]) -> Tensor:
-        """tokens (B, p²) per scale -> image (B, 3, H, W), not clamped."""
+        """Decode tokens (B, p²) per scale to an image (B, 3, H, W), not clamped."""
         return self.decode(self.quantize.f_hat(tokens))

@@ -1,4 +1,4 @@
-"""python -m export.verify: is this still the model?"""
+"""The command python -m export.verify: compare bundles and engines with the PyTorch model."""
 
 from __future__ import annotations
 

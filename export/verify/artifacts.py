@@ -1,4 +1,4 @@
-"""What there is to verify: bundles and engine directories, each ready to run on this machine, or the reason why not."""
+"""Find the artifacts to verify: bundles and engine directories. Each can run on this machine, or says why not."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from runtime.errors import BundleError, SettingsError
 from runtime.files.atomic import scratch_directory
 from runtime.pipeline import Pipeline
 
-PRECISIONS = ("fp32", "fp16", "int8", "int8-cpu")  # directories that make onnx and make calibrate write
+PRECISIONS = ("fp32", "fp16", "int8", "int8-cpu")  # folders that make onnx and make calibrate write
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A bundle or a directory of engines; without a manifest it is absent."""
+    """A bundle or a directory of engines; absent if it has no manifest."""
 
     path: Path
     manifest: Manifest | None
@@ -32,42 +32,43 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """Short, for tables: "fp16", "fp16/engines/tensorrt-…"."""
+        """A short name for tables: "fp16", "fp16/engines/tensorrt-…"."""
         if not self.engines:
             return self.path.name
         return "/".join(self.path.parts[-3:]) if self.path.parent.name == engine_record.FOLDER else self.path.name
 
     @property
     def simulated(self) -> bool:
-        """Whether this is FP16 that ONNX Runtime's CPU would compute in FP32, so that it has to be rounded."""
+        """Whether this holds FP16, which ONNX Runtime computes in FP32 on a CPU: its simulated twin has to run."""
         return not self.engines and self.manifest is not None and self.manifest.precision.has_fp16
 
     def unable(self) -> str | None:
-        """Why it cannot run here."""
+        """Return why this cannot run on this machine; None if it can."""
         if self.manifest is None:
             return "absent"
         if self.engines and gpu() is None:
-            return "not run: engines need an NVIDIA GPU, and there is none here"
+            return "not run: engines need an NVIDIA GPU, and this machine has none"
         return None
 
 
 def find(directories: Sequence[Path]) -> list[Artifact]:
-    """The artifacts in these directories: bundles with their engines, engines, or folders of bundles.
+    """Return the artifacts in these directories. Each directory is a bundle, one of engines, or a folder of bundles.
 
-    Raises BundleError for one that is damaged or of another model, SettingsError if there is nothing.
+    A bundle's engines are included. Raises BundleError if an artifact is damaged, SettingsError if there is none or if
+    they belong to different models.
     """
     everything = (artifact for directory in directories for artifact in _in(directory.resolve()))
     found = list({artifact.path: artifact for artifact in everything}.values())  # each once
     present = [(artifact.path, artifact.manifest) for artifact in found if artifact.manifest]
     if not present:
         named = ", ".join(map(str, directories))
-        raise SettingsError(f"{named}: no bundle, and none of {', '.join(PRECISIONS)} in it; make onnx makes one")
+        raise SettingsError(f"{named}: expected a bundle or one of {', '.join(PRECISIONS)}, found none; run make onnx")
     first_path, first = present[0]
     for path, manifest in present[1:]:
         if manifest.model != first.model:
-            raise SettingsError(f"{path}: {manifest.model.name} of other sizes than {first_path}; verify one model")
+            raise SettingsError(f"{path}: {manifest.model.name} has other sizes than {first_path}; verify one model")
         if manifest.provenance.source != first.provenance.source:
-            raise SettingsError(f"{path}: made of other weights than {first_path}; verify one model at a time")
+            raise SettingsError(f"{path}: made from other weights than {first_path}; verify one model at a time")
     return found
 
 
@@ -75,10 +76,10 @@ def _in(directory: Path) -> Iterator[Artifact]:
     if (directory / FILE_NAME).is_file():
         engines = (directory / engine_record.FILE_NAME).is_file()
         yield Artifact(directory, Manifest.load(directory), engines)
-        for folder in sorted(directory.glob(f"{engine_record.FOLDER}/[!.]*")):  # hidden: being written
+        for folder in sorted(directory.glob(f"{engine_record.FOLDER}/[!.]*")):  # hidden ones are being written
             if not (folder / engine_record.FILE_NAME).is_file():
                 raise BundleError(
-                    f"{folder}: no {engine_record.FILE_NAME}, so only part of its engines; make engine again"
+                    f"{folder}: no {engine_record.FILE_NAME}, so its engines are incomplete; run make engine again"
                 )
             yield Artifact(folder, Manifest.load(folder), engines=True)
     elif directory.is_dir():
@@ -87,21 +88,21 @@ def _in(directory: Path) -> Iterator[Artifact]:
                 if (directory / name).exists():
                     if not (directory / name / FILE_NAME).is_file():
                         raise BundleError(
-                            f"{directory / name}: no {FILE_NAME}, so only part of a bundle; make it again"
+                            f"{directory / name}: no {FILE_NAME}, so the bundle is incomplete; make it again"
                         )
                     yield from _in(directory / name)
                 else:
                     yield Artifact(directory / name, None)
         else:
-            raise BundleError(f"{directory}: no {FILE_NAME}, so not a bundle, and no folder of bundles")
+            raise BundleError(f"{directory}: no {FILE_NAME}, so neither a bundle nor a folder of bundles")
     else:
         raise SettingsError(f"{directory}: no such directory; make onnx makes a bundle")
 
 
 @contextmanager
 def runnable(artifact: Artifact) -> Iterator[tuple[Path, Pipeline]]:
-    """The directory that runs, for FP16 on a CPU its simulated twin, and the loaded pipeline."""
-    if artifact.engines:  # files were checked when they were found
+    """Yield the directory that runs (for FP16 on a CPU the simulated twin) and its pipeline."""
+    if artifact.engines:  # `find` has checked the files
         yield artifact.path, Pipeline(artifact.path, "tensorrt", verify=False, finite=False)
     elif artifact.simulated:
         with scratch_directory(artifact.path) as scratch:
@@ -113,7 +114,7 @@ def runnable(artifact: Artifact) -> Iterator[tuple[Path, Pipeline]]:
 
 
 def channel_scaling(artifact: Artifact) -> dict[str, np.ndarray]:
-    """What an INT8 bundle multiplies the outputs of `condition` by, each (…, 1, C); empty where it does not."""
+    """Return the factors (…, 1, C) by which an INT8 bundle multiplies outputs of `condition`; empty without any."""
     assert artifact.manifest
     outputs = [spec.name for spec in artifact.manifest.graphs[names.CONDITION].outputs]
     with open_weights(artifact.path) as weights:
@@ -123,6 +124,6 @@ def channel_scaling(artifact: Artifact) -> dict[str, np.ndarray]:
 
 
 def static_sizes(manifest: Manifest) -> list[int]:
-    """For how many pictures drawn together the bundle has static steps."""
+    """Return the batch sizes for which the bundle has static steps."""
     steps = (re.fullmatch(rf"{names.STEP_PREFIX}b(\d+)_\d+", name) for name in manifest.graphs)
     return sorted({int(step[1]) for step in steps if step})

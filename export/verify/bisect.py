@@ -1,7 +1,7 @@
-"""Inside a stage that fails: the first node whose result is out of tolerance, or the input that is wrong already.
+"""Bisect a stage that fails: find the first node whose result is out of tolerance, or an input that is wrong already.
 
-The graph runs as it is and as the exporter writes it in FP32, each in its own generation led by the same tokens, with
-their inner tensors as outputs. Tensors keep their names through mixed precision and INT8, so equal names are compared.
+The failing graph and a sound FP32 one run in two generations, both teacher-forced with the same tokens, with their
+inner tensors as outputs. Tensors keep their names through mixed precision and INT8, so equal names are compared.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from runtime.processors import usable_cpus
 from runtime.sampling import Sampling
 
 CHUNK = 1 << 29  # bytes of inner tensors held at a time, of each graph
-GRAPHS = {name: name for name in (*REQUIRED_GRAPHS, ENCODER)} | {SMOOTH: SMOOTH_BRIDGE}  # by stage
+GRAPHS = {name: name for name in (*REQUIRED_GRAPHS, ENCODER)} | {SMOOTH: SMOOTH_BRIDGE}  # stage -> graph
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 
 
@@ -53,7 +53,7 @@ class Finding:
     place: str  # 'MatMul node_MatMul_83 (blocks.0.ffn.fc1.weight)', "input phi"
     tensor: str
     error: float  # relative
-    tolerance: float  # of one tensor; below it the place is where the error grows most
+    tolerance: float  # of one tensor; if no tensor exceeds it, `place` is where the error grows most
 
     def __str__(self) -> str:
         where = self.graph if self.scale is None else f"{self.graph}, scale {self.scale}"
@@ -72,10 +72,10 @@ def bisect(
     sampling: Sampling,
     scaling: Mapping[str, np.ndarray],
 ) -> Finding | None:
-    """What is wrong in the stage of the row `failed`; None if it computes what the sound bundle computes.
+    """Return what is wrong in the stage of the row `failed`; None if it computes the same as the sound bundle.
 
-    `candidate` is the bundle that failed, for FP16 the simulated twin of `original`; `sound` is an FP32 bundle of the
-    same model, and `known` what the reference made for one picture. Raises SettingsError.
+    `candidate` is the bundle that failed, for FP16 the simulated twin of `original`. `sound` is an FP32 bundle of the
+    same model. `known` is the reference's recording of one image. Raises SettingsError.
     """
     graph = GRAPHS.get(failed.stage, TRANSFORMER)
     manifests = [Manifest.load(path, verify=False) for path in (candidate, sound)]
@@ -95,9 +95,9 @@ def bisect(
         file = static_step(size, failed.scale)
         found, expected = (_repeated(feed, manifests[1], size) for feed in (found, expected))
     if file not in manifests[1].graphs:
-        raise SettingsError(f"--bisect: {sound} has no {file} to compare with; export it as the other was")
+        raise SettingsError(f"--bisect: {sound} has no {file} to compare with; export it with the same options")
     feeds = [(found, expected)]
-    if graph.startswith("bridge"):  # equal inputs: a draw may hang on the last bit of a logit; and drawing as well
+    if graph.startswith("bridge"):  # equal inputs: a draw may depend on a logit's last bit; then without kept tokens
         feeds = [(feed, feed) for feed in (expected, {**expected, KEEP: np.zeros_like(expected[KEEP])})]
     files = [path / manifest.graphs[file].file for path, manifest in zip((candidate, sound), manifests, strict=True)]
     written = original / Manifest.load(original, verify=False).graphs[file].file
@@ -109,7 +109,7 @@ def bisect(
 
 
 def _repeated(feed: Mapping[str, np.ndarray], manifest: Manifest, size: int) -> dict[str, np.ndarray]:
-    """What a transformer reads for one picture, for several of the same."""
+    """Repeat the inputs of a transformer for one image, so that it reads `size` equal images."""
     axes = {spec.name: spec.shape.index("2B") for spec in manifest.graphs[TRANSFORMER].inputs if "2B" in spec.shape}
     return {name: values.repeat(size, axes[name]) if name in axes else values for name, values in feed.items()}
 
@@ -117,7 +117,7 @@ def _repeated(feed: Mapping[str, np.ndarray], manifest: Manifest, size: int) -> 
 def _inputs(
     bundle: Path, manifest: Manifest, graph: str, scale: int | None, known: Recording, sampling: Sampling
 ) -> dict[str, np.ndarray]:
-    """What the graph reads at this scale for the picture, led by the reference's tokens."""
+    """Return the inputs of the graph at this scale, teacher-forced with the reference's tokens."""
     if graph == ENCODER:
         return {IMAGE: known.images}
     smooth, led_scales = graph == SMOOTH_BRIDGE, scale if graph == SMOOTH_BRIDGE else None
@@ -136,7 +136,7 @@ def _inputs(
 
 
 class _Seen(Exception):
-    """The stage has run."""
+    """Ends a generation when the stage has run."""
 
 
 def _wrong_node(
@@ -146,10 +146,10 @@ def _wrong_node(
     tolerance: float,
     scaling: Mapping[str, np.ndarray],
 ) -> tuple[str, str, float] | None:
-    """The first node out of tolerance, else the one where the error grows most: itself, its result, its error.
+    """Return the first node out of tolerance, else the one where the error grows most: its name, its result, its error.
 
-    `files` and `feeds` are those of the candidate, then those of the sound bundle. The node is that of the file
-    `written`, the candidate's before it was made to round.
+    `files` and `feeds` are those of the candidate, then those of the sound bundle. The node is named as in the file
+    `written`: the candidate before simulation added its rounding.
     """
     models = [onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False)) for path in files]
     floats = [_floats(model) for model in models]
@@ -158,7 +158,7 @@ def _wrong_node(
     names = {**makers, **_makers(onnx.load(written, load_external_data=False))}
     order = [name for name in makers if name in shared]
     sessions = [_session(path, model, order) for path, model in zip(files, models, strict=True)]
-    errors: dict[str, float] = {}  # of the candidate's tensors, those between two compared ones as what they come from
+    errors: dict[str, float] = {}  # by the candidate's tensors; a tensor that is not compared inherits its error
     worst: tuple[float, str] | None = None
     for chunk in _chunks(order, floats[1], feeds[1]):
         found, expected = (
@@ -176,12 +176,12 @@ def _wrong_node(
 
 
 def _makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """The node that computes a tensor."""
+    """Return the node that computes each tensor, by the tensor's name."""
     return {name: node for node in model.graph.node for name in node.output}
 
 
 def _inherited(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], errors: dict[str, float]) -> float:
-    """The largest error of what a node reads."""
+    """Return the largest error of the inputs of a node."""
     for name in node.input:
         if name not in errors:
             errors[name] = _inherited(makers[name], makers, errors) if name in makers else 0.0
@@ -189,7 +189,7 @@ def _inherited(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], error
 
 
 def _floats(model: onnx.ModelProto) -> dict[str, list[int | None]]:
-    """Inner tensors of numbers and their shapes, where known; None for an axis that is not."""
+    """Return the inner floating-point tensors and their shapes; None stands for an unknown axis."""
     inputs = {value.name for value in model.graph.input}
     floats = (
         value
@@ -200,7 +200,7 @@ def _floats(model: onnx.ModelProto) -> dict[str, list[int | None]]:
 
 
 def _session(file: Path, model: onnx.ModelProto, names: Sequence[str]) -> ort.InferenceSession:
-    """A session that can give any of these tensors."""
+    """Return a session that can output any of these tensors."""
     given = {value.name for value in model.graph.output}
     model.graph.output.extend(onnx.helper.make_tensor_value_info(n, 0, None) for n in names if n not in given)
     for value in model.graph.output:
@@ -220,7 +220,7 @@ def _fed(session: ort.InferenceSession, feed: Mapping[str, np.ndarray]) -> dict[
 def _chunks(
     order: Sequence[str], shapes: Mapping[str, list[int | None]], feed: Mapping[str, np.ndarray]
 ) -> Iterator[list[str]]:
-    """The tensors in the order they are computed, so many at a time that they fit into CHUNK bytes."""
+    """Yield the tensors in the order they are computed, in lists that fit into CHUNK bytes."""
     largest_axis = max(size for values in feed.values() for size in values.shape)
     chunk: list[str] = []
     held = 0
@@ -236,9 +236,9 @@ def _chunks(
 
 
 def _error(name: str, expected: np.ndarray, found: np.ndarray, scaling: Mapping[str, np.ndarray]) -> float:
-    """Relative, of tokens and truths the share that differs; infinite for another shape.
+    """Return the relative error; for tokens and booleans the share that differs; infinity if the shapes differ.
 
-    Where `condition` scaled the channels, that is undone first.
+    If `condition` scaled the channels, the scaling is undone first.
     """
     if expected.shape != found.shape:
         return math.inf
@@ -264,7 +264,7 @@ def _relative(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def _described(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> str:
-    """Operator and name of a node, and the weights it reads, dequantized or not."""
+    """Return the operator and name of a node, and the weights that it reads, dequantized or not."""
     weights = []
     for name in node.input:
         maker = makers.get(name)

@@ -1,4 +1,4 @@
-"""Stage by stage against the reference: led by its tokens, so that errors do not compound, and drawing freely."""
+"""Compare every stage with the reference: teacher-forced with its tokens, so that errors do not compound, and free."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from runtime.processors import usable_cpus
 from runtime.progress import Progress
 from runtime.sampling import Sampling, guided
 
-STATIC_STEP = "static step for"  # and for how many pictures
+STATIC_STEP = "static step for"  # followed by the batch size
 SMOOTH, SMOOTH_GENERATION = "smooth bridge", "smooth generation"
-ChannelScaling = Mapping[str, np.ndarray]  # what an INT8 bundle multiplies the outputs of `condition` by
-Measured = dict[tuple[str, int | None], Any]  # (stage, scale) -> what has `metrics()`
+ChannelScaling = Mapping[str, np.ndarray]  # factors of an INT8 bundle for the outputs of `condition`
+Measured = dict[tuple[str, int | None], Any]  # (stage, scale) -> an object with `metrics()`
 
 
 @dataclass(frozen=True)
 class Row:
-    """One stage's errors; `misses` say which of them are out of tolerance."""
+    """The errors of one stage; `misses` are those out of tolerance."""
 
     stage: str
     scale: int | None
@@ -63,29 +63,29 @@ class Row:
 
     @property
     def remark(self) -> str:
-        """What to say beside the numbers."""
+        """The text beside the numbers."""
         return "; ".join(self.misses) or self.note or "ok"
 
 
 @dataclass(frozen=True)
 class Checked:
-    """All rows in the order in which a picture passes the stages, and the pictures."""
+    """All rows, in the order of the stages, and the images."""
 
     rows: list[Row]
     led: np.ndarray  # (N, H, W, 3) uint8: from the reference's tokens
-    free: np.ndarray  # from tokens of its own
+    free: np.ndarray  # from its own tokens
 
 
 def check(reference: Reference, pipeline: Pipeline, scaling: ChannelScaling, progress: Progress) -> Checked:
-    """All stages of a loaded bundle or engine directory but its static steps."""
+    """Compare all stages of a loaded bundle or engine directory, except its static steps."""
     sampling, precision = reference.settings.sampling, pipeline.manifest.precision
     measured: Measured = {}
     pictures = []
     for i, known in enumerate(reference.recordings):
-        progress("led by the reference", i, len(reference.recordings))
+        progress("generating with the reference's tokens", i, len(reference.recordings))
         for part in _parts(known, pipeline):
             pictures.append(led(part, pipeline, sampling, scaling, measured))
-    progress("drawing freely", 0, 1)
+    progress("generating freely", 0, 1)
     free = _draw(reference, pipeline, measured)
     for i, known in enumerate(reference.recordings):
         progress("smooth sampling", i, len(reference.recordings))
@@ -96,9 +96,9 @@ def check(reference: Reference, pipeline: Pipeline, scaling: ChannelScaling, pro
 
 
 def check_steps(reference: Reference, pipeline: Pipeline, size: int) -> list[Row]:
-    """The static steps for `size` pictures together: each reads what the symbolic transformer of the bundle has read.
+    """Compare the static steps for batches of `size`: each gets the inputs of the bundle's symbolic transformer.
 
-    One of them is in memory at a time.
+    Only one of them is in memory at a time.
     """
     known, sampling, stage = _first(reference, size), reference.settings.sampling, f"{STATIC_STEP} {size}"
     manifest, found = pipeline.manifest, []
@@ -121,7 +121,7 @@ def check_steps(reference: Reference, pipeline: Pipeline, size: int) -> list[Row
 
 
 def rows(measured: Measured, precision: Precision) -> list[Row]:
-    """With their verdicts."""
+    """Return a row with its verdict for each stage and scale that was measured."""
     found = []
     for (stage, scale), value in measured.items():
         metrics = value.metrics()
@@ -130,11 +130,11 @@ def rows(measured: Measured, precision: Precision) -> list[Row]:
     return found
 
 
-@np.errstate(over="ignore", invalid="ignore")  # numbers that are none stand in the rows
+@np.errstate(over="ignore", invalid="ignore")  # the rows show NaN
 def led(
     known: Recording, pipeline: Pipeline, sampling: Sampling, scaling: ChannelScaling, measured: Measured
 ) -> np.ndarray:
-    """Draws pictures with the reference's tokens; adds to `measured`, and returns them."""
+    """Generate images, teacher-forced with the reference's tokens; add errors to `measured` and return the images."""
     draws, latest = known.draws(), Latest()
 
     def observe(run: StageRun) -> None:
@@ -166,7 +166,7 @@ def led(
 
 @np.errstate(over="ignore", invalid="ignore")
 def _draw(reference: Reference, pipeline: Pipeline, measured: Measured) -> np.ndarray:
-    """Draws all pictures freely, as many together as an engine can; every token has to follow from its own logits."""
+    """Generate all images freely, in the largest batches possible; every token has to follow from its own logits."""
     settings = reference.settings
     whole = Batch([label for known in reference.recordings for label in known.batch.labels], settings.seed)
     draws = [np.concatenate(maps) for maps in zip(*(known.draws() for known in reference.recordings), strict=True)]
@@ -185,7 +185,7 @@ def _draw(reference: Reference, pipeline: Pipeline, measured: Measured) -> np.nd
 
 
 def mix(known: Recording, pipeline: Pipeline, sampling: Sampling, measured: Measured) -> None:
-    """Smooth sampling, where both have it."""
+    """Compare smooth sampling, if both the reference and the pipeline have it; add errors to `measured`."""
     if known.smooth is None or SMOOTH_BRIDGE not in pipeline.manifest.graphs:
         return
     found = smoothly(pipeline, known.batch, sampling, known.tokens)
@@ -195,7 +195,7 @@ def mix(known: Recording, pipeline: Pipeline, sampling: Sampling, measured: Meas
 
 
 def _not_compared(reference: Reference, pipeline: Pipeline) -> Iterator[Row]:
-    """Rows of the optional graphs that one side lacks."""
+    """Yield rows for the optional graphs that the pipeline or the reference lacks."""
     known = reference.recordings[0]
     for graph, stage, there in (
         (ENCODER, "encoder", known.encoded is not None),
@@ -212,14 +212,17 @@ def absent(stage: str, scale: int | None = None) -> Row:
 
 
 def _parts(known: Recording, pipeline: Pipeline) -> Iterator[Recording]:
-    """The recording in batches that the backend can draw."""
+    """Yield the recording in batches of sizes that the backend supports."""
     total = len(known.batch.labels)
     for pictures in batches(total, total, pipeline.backend.batches):
         yield known.of(pictures, pipeline.manifest)
 
 
 def _first(reference: Reference, size: int) -> Recording:
-    """The first pictures of all batches, over again if there are fewer, as one batch: what leads the transformer."""
+    """Return the first `size` images of all batches as one batch, repeated if there are fewer.
+
+    It holds only what teacher forcing of the transformer needs.
+    """
     recordings = reference.recordings
 
     def of(arrays: Iterator[np.ndarray]) -> np.ndarray:
@@ -245,7 +248,7 @@ def _at(measured: Measured, stage: str, scale: int | None, new: Callable[[], Any
 
 
 class _Worst:
-    """Several tensors of one stage: the metrics of the one that is furthest off."""
+    """Several tensors of one stage; `metrics` are those of the tensor with the largest relative error."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Difference] = {}
@@ -267,7 +270,7 @@ class _Bridge(_Worst):
         self.drawn = Share()
 
     def drew(self, logits: np.ndarray, draws: np.ndarray, sampling: Sampling, found: np.ndarray) -> None:
-        """logits (B, L, V) after guidance, draws (B, L), the tokens found (B, L)."""
+        """Count the tokens found (B, L) that follow from logits (B, L, V) after guidance and the uniforms (B, L)."""
         self.drawn.same += int(allowed(logits, draws, found, sampling).sum())
         self.drawn.tokens += found.size
 
@@ -281,7 +284,7 @@ class _Tokens(Share):
 
 
 class _Generation:
-    """Free drawing: tokens, pictures, and whether the error of the logits explains where they part."""
+    """Free generation: tokens, images, and whether the error of the logits explains where the tokens diverge."""
 
     def __init__(self, reference: Reference, tokens: Maps, images: np.ndarray, parting: Parting) -> None:
         self.share, self.pictures, self.parting = Share(), PictureDifference(), parting
@@ -290,6 +293,6 @@ class _Generation:
         self.pictures.add(reference.free.images, images)
 
     def metrics(self) -> dict[str, float]:
-        relative = self.parting.error.metrics()["relative"]  # judged too: else a fault of the logits explains itself
+        relative = self.parting.error.metrics()["relative"]  # judged too: else faulty logits would explain themselves
         explained = self.parting.share_explained
         return {"tokens": self.share.share, **self.pictures.metrics(), "relative": relative, "explained": explained}

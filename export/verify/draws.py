@@ -1,8 +1,8 @@
-"""Which tokens a draw may give when its logits are known up to an error: where two sound engines may part.
+"""Decide which tokens a draw may give if its logits are known up to an error: where two sound engines may diverge.
 
 Two engines never compute the same logits to the last bit. A difference e of the logits moves every cumulative
-probability, and moves the edges of top-k and top-p: a token on an edge, kept by one engine and removed by the other,
-shifts what is drawn by its whole mass. So no fixed distance from a boundary tells a rounding from a fault; e does.
+probability, and the edges of top-k and top-p. If one engine keeps a token on an edge and the other removes it, the draw
+shifts by the whole mass of that token. So no fixed distance from a boundary separates rounding from faults, but e does.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from export.verify.metrics import Difference
 from runtime.pipeline import ScaleView
 from runtime.sampling import Sampling
 
-# What the sampler itself loses in float32: 30 halvings of 104 and the rounding of a logit below 32 ...
+# Rounding of the sampler itself in float32. Of a logit: 30 halvings of 104, and the rounding of a logit below 32.
 LOGIT_ROUNDING = 2e-6
-# ... and of probability, half a unit in the last place for each term of the longest sum (`sampler.cumulative_sum`).
+# Of a probability: half a unit in the last place for each term of the longest sum (`sampler.cumulative_sum`).
 PROBABILITY_ROUNDING = 2.0**-24
-BLOCK = 64  # the sampler's, which cannot be imported where there is no torch
+BLOCK = 64  # as in the sampler, which cannot be imported without torch
 
 
 def allowed(
     logits: np.ndarray, uniforms: np.ndarray, tokens: np.ndarray, sampling: Sampling, error: np.ndarray | float = 0.0
 ) -> np.ndarray:
-    """Return whether each token can be what its uniform draws, for some logits within `error` of those given.
+    """Return whether its uniform can draw each token, for some logits within `error` of those given.
 
     logits (..., V) after guidance, uniforms and tokens (...), error (...) or one number for all -> (...) bool. False
-    where a logit or the error is not finite, and for what is no token of the vocabulary. In float64, by sorting: the
-    definition, not the sampler's way.
+    where a logit or the error is not finite, and for a token outside the vocabulary. It computes in float64 by sorting,
+    as the filters are defined, not as the sampler does.
     """
     x = logits.astype(np.float64)
     wide = np.broadcast_to(np.asarray(error, np.float64), x.shape[:-1])
@@ -58,12 +58,12 @@ def allowed(
 
 
 def _kept(x: np.ndarray, slack: np.ndarray, shift: np.ndarray, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """Which tokens top-k and top-p keep in any case, and which they may keep: (..., V) bool each."""
+    """Return which tokens top-k and top-p certainly keep, and which they may keep: (..., V) bool each."""
     end = np.full((*x.shape[:-1], 1), -np.inf)
     descending = np.concatenate((-np.sort(-x, axis=-1), end), -1)  # (..., V + 1)
 
     def between(fewest: np.ndarray, most: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Counts (..., 1) that are kept at the least and at the most -> the two masks."""
+        """Return both masks, from the fewest and the most tokens (..., 1) that may be kept."""
         first_removed = np.take_along_axis(descending, fewest, -1)
         last_kept = np.take_along_axis(descending, most - 1, -1)
         return x >= first_removed + 2 * slack, x >= last_kept - 2 * slack
@@ -75,7 +75,7 @@ def _kept(x: np.ndarray, slack: np.ndarray, shift: np.ndarray, sampling: Samplin
         mass = np.exp(descending - descending[..., :1]) * kept
         unsure = (np.exp(x - x.max(-1, keepdims=True)) * (possible & ~certain)).sum(-1, keepdims=True)
         edge = shift + unsure / mass.sum(-1, keepdims=True)
-        above = (mass.cumsum(-1) - mass) / mass.sum(-1, keepdims=True)  # the share of everything likelier
+        above = (mass.cumsum(-1) - mass) / mass.sum(-1, keepdims=True)  # the share of all likelier tokens
         fewest, most = (
             np.maximum(((above < sampling.top_p + sign * edge) & kept).sum(-1, keepdims=True), 1) for sign in (-1, 1)
         )
@@ -85,16 +85,16 @@ def _kept(x: np.ndarray, slack: np.ndarray, shift: np.ndarray, sampling: Samplin
 
 
 def _before(mass: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """(..., V), indices (..., 1) -> the sum (..., 1) of all that come before."""
+    """Return the sum (..., 1) of the mass (..., V) before the indices (..., 1)."""
     cumulative = mass.cumsum(-1)
     result: np.ndarray = np.take_along_axis(cumulative, at, -1) - np.take_along_axis(mass, at, -1)
     return result
 
 
 class Parting:
-    """Where pictures drawn freely first part from a reference's, and whether the error of the logits explains it.
+    """A hook for `on_scale`: finds where images first diverge from the reference's, and whether the logits explain it.
 
-    A hook for `on_scale`. Until a picture parts both see the same tokens, so their logits differ by rounding alone.
+    Until an image diverges, both models see the same tokens, so their logits differ only by rounding.
     """
 
     def __init__(
@@ -104,12 +104,12 @@ class Parting:
         uniforms: Sequence[np.ndarray],
         sampling: Sampling,
     ) -> None:
-        """The reference's K arrays: tokens (N, L), logits (N, L, V) after guidance, and the uniforms (N, L) of both."""
+        """Take K arrays of the reference: tokens (N, L), logits (N, L, V) after guidance; and the uniforms (N, L)."""
         self._known = list(zip(tokens, logits, uniforms, strict=True))
         self._sampling = sampling
-        self.equal = np.ones(len(tokens[0]), bool)  # (N,): pictures that have not parted
+        self.equal = np.ones(len(tokens[0]), bool)  # (N,): images that have not diverged
         self.error = Difference()  # of the logits, wherever both saw the same tokens
-        self.parted = self.explained = 0  # tokens of the scales at which pictures first parted
+        self.parted = self.explained = 0  # differing tokens, in the scales where images first diverged
 
     def __call__(self, view: ScaleView) -> None:
         rows = slice(view.pictures.start, view.pictures.stop)
@@ -128,5 +128,5 @@ class Parting:
 
     @property
     def share_explained(self) -> float:
-        """Of the draws at which pictures parted; 1 if none did."""
+        """The share of diverging draws that the error of the logits explains; 1 if no draw diverged."""
         return self.explained / self.parted if self.parted else 1.0

@@ -1,7 +1,7 @@
-"""How near one bundle comes to another, scale by scale, with the tokens of the reference.
+"""Measure how near one bundle comes to another, scale by scale, with the tokens of the reference.
 
-Teacher-forced: both see the tokens that the reference drew, so an error shows where it is made and does not compound.
-Coarse scales have few tokens a picture, so more pictures pass through them than through fine ones.
+Both are teacher-forced with the tokens that the reference drew: an error shows where it occurs, and does not compound.
+Coarse scales have few tokens an image, so more images are generated up to them than up to the fine scales.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ Z95 = 1.96  # normal quantile of a 95 % interval
 
 @dataclass
 class ScaleFidelity:
-    """What a scale's logits, after guidance and before filtering, differ in."""
+    """The differences of the logits of one scale, after guidance and before filtering."""
 
     side: int
-    agreeing: int = 0  # tokens whose most probable value is the same
+    agreeing: int = 0  # tokens with the same most probable value
     tokens: int = 0
     square_error: float = 0.0  # summed over tokens and vocabulary
     values: int = 0
     divergence: float = 0.0  # KL(reference || candidate) in nats, summed over tokens
-    miss_margins: list[float] = field(default_factory=list)  # the reference's best logit minus its second, where missed
+    miss_margins: list[float] = field(default_factory=list)  # the reference's best logit minus its second, at misses
     largest_error: float = 0.0
 
     def add(self, expected: np.ndarray, found: np.ndarray) -> None:
-        """expected and found (B, L, V): logits."""
+        """Add the logits expected and found, both (B, L, V)."""
         error = found.astype(np.float64) - expected
         same = expected.argmax(-1) == found.argmax(-1)  # (B, L)
         self.agreeing += int(same.sum())
@@ -53,7 +53,7 @@ class ScaleFidelity:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the agreement."""
+        """The 95 % interval of the agreement (Wilson)."""
         n, p = self.tokens, self.agreement
         centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
         half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
@@ -61,52 +61,52 @@ class ScaleFidelity:
 
     @property
     def kl(self) -> float:
-        """Mean KL divergence of a token, nats."""
+        """The mean KL divergence of a token, in nats."""
         return self.divergence / self.tokens
 
     @property
     def logit_error(self) -> float:
-        """Root mean square."""
+        """The root mean square error of the logits."""
         return math.sqrt(self.square_error / self.values)
 
     @property
     def widest_miss(self) -> float:
-        """The largest margin of a missed token in units of the logit error; 0 without a miss."""
+        """The largest margin of a miss (a token that does not agree), in units of the logit error; 0 without misses."""
         return max(self.miss_margins, default=0.0) / self.logit_error if self.miss_margins else 0.0
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """All scales, and the decoder fed with the reference's tokens."""
+    """The differences of all scales, and of images decoded from the reference's tokens."""
 
     scales: list[ScaleFidelity]
-    psnr: float  # of the pictures that went through all scales, dB; infinite if equal
+    psnr: float  # dB, of the images that were generated completely; infinite if equal
 
     @property
     def kl(self) -> float:
-        """Mean of a token, over all scales."""
+        """The mean KL divergence of a token over all scales, in nats."""
         return sum(scale.divergence for scale in self.scales) / sum(scale.tokens for scale in self.scales)
 
     @property
     def agreement(self) -> float:
-        """Share of the tokens of all scales."""
+        """The share of the tokens of all scales that agree."""
         return sum(scale.agreeing for scale in self.scales) / sum(scale.tokens for scale in self.scales)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures drawn together by the reference: all scales up to the last that is compared."""
+    """A batch of images of the reference, up to the last scale that is compared."""
 
     labels: list[int]
     seed: int
     tokens: Maps
     logits: list[np.ndarray]  # (B, L, V) by scale
-    images: np.ndarray | None  # if all scales were drawn
+    images: np.ndarray | None  # None unless all scales were generated
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """What the reference drew, to compare candidates with: its tokens lead them, so that errors do not compound."""
+    """What the reference generated. Its tokens are forced on the candidates, so that errors do not compound."""
 
     sides: tuple[int, ...]
     depth: int
@@ -121,10 +121,10 @@ class Teacher:
         sizes: Sequence[int] = (BATCH,),
         progress: Progress = silent,
     ) -> Teacher:
-        """At least `tokens` tokens of every scale, over all classes, with the default sampling settings.
+        """Generate at least `tokens` tokens of every scale, over all classes, with the default sampling settings.
 
-        The first scale depends on the class alone: every class comes once. `sizes` are the batches that candidates can
-        draw.
+        The first scale depends only on the class, so it needs every class once and no more. `sizes` are the batch sizes
+        that the candidates support.
         """
         model = reference.manifest.model
         pictures = [math.ceil(tokens / side**2) for side in model.patch_nums]
@@ -140,10 +140,10 @@ class Teacher:
         return cls(model.patch_nums, model.depth, batches)
 
     def compare(self, candidate: Pipeline, progress: Progress = silent) -> Fidelity:
-        """Raises SettingsError."""
+        """Return the fidelity of `candidate` to the reference. Raises SettingsError if the models differ."""
         model = candidate.manifest.model
         if model.patch_nums != self.sides or model.depth != self.depth:
-            raise SettingsError(f"{model.name}: not the model of the reference")
+            raise SettingsError(f"{model.name}: the reference is another model; compare bundles of one model")
         scales = [ScaleFidelity(side) for side in self.sides]
         squares, values = 0.0, 0
         for i, batch in enumerate(self.batches):
@@ -165,18 +165,18 @@ def compare(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Fidelity:
-    """`candidate` led by `reference`, see `Teacher`. Raises SettingsError."""
+    """Compare `candidate`, teacher-forced, with `reference`; see `Teacher`. Raises SettingsError."""
     teacher = Teacher.draw(reference, tokens, seed, candidate.backend.batches or (BATCH,), progress)
     return teacher.compare(candidate, progress)
 
 
 def psnr(mean_square: float) -> float:
-    """dB, of a mean squared error of bytes."""
+    """Return the PSNR in dB of a mean squared error of bytes; infinity if it is 0."""
     return 10 * math.log10(255**2 / mean_square) if mean_square else math.inf
 
 
 def _batches(pictures: int, sizes: Sequence[int]) -> Iterator[range]:
-    """At least so many pictures, always as many together as the candidate draws best."""
+    """Yield ranges of at least `pictures` images in all, in batches of the largest size up to BATCH."""
     size = max(size for size in sizes if size <= BATCH)
     for start in range(0, pictures, size):
         yield range(start, start + size)
@@ -189,7 +189,7 @@ class _Enough(Exception):
 def _logits(
     pipeline: Pipeline, labels: list[int], seed: int, last: int, teacher: Maps | None
 ) -> tuple[Maps, list[np.ndarray], np.ndarray | None]:
-    """Tokens and logits (B, L, V) of scales 0 to `last`, and the pictures if that is the last of all."""
+    """Return tokens and logits (B, L, V) of scales 0 to `last`, and the images if `last` is the last scale of all."""
     maps: Maps = []
     logits: list[np.ndarray] = []
 
@@ -225,7 +225,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def table(result: Fidelity) -> str:
-    """The result as Markdown."""
+    """Return the result as a Markdown table."""
     lines = [
         "| scale | tokens | top-1 agreement | 95 % interval | mean KL | logit error (rms, max) | widest miss |",
         "|---|---|---|---|---|---|---|",

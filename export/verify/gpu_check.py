@@ -1,4 +1,4 @@
-"""What only a GPU can show: build engines, verify them stage by stage, measure them."""
+"""The command python -m export.gpu_check: build engines on a GPU, verify them stage by stage, and benchmark them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ BENCHMARKS = "benchmarks.md"
 
 
 def candidates(bundle: Path) -> Iterator[tuple[str, Path]]:
-    """(backend, bundle) of everything this machine can run: engines of each TensorRT here, built now; ONNX Runtime."""
+    """Build engines with each installed TensorRT; yield (backend, bundle) of all that runs here, also ONNX Runtime."""
     from export.engine.build import DEFAULTS, target
     from runtime.backends.ort_session import require_cuda
 
     for flavour in filter(find_spec, engine_record.FLAVOURS):
-        # In a process of its own: Polygraphy works with the TensorRT it was imported for, and with no other.
+        # In its own process: Polygraphy works only with the TensorRT that it was imported for.
         command = [sys.executable, "-m", "export.engine", str(bundle), "--trt", flavour.replace("_", "-")]
         result = subprocess.run([*command, "--batches", "1,8"], stderr=subprocess.PIPE, text=True)
         if result.returncode:
@@ -50,7 +50,7 @@ def candidates(bundle: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _measured(backend: str, bundle: Path, folder: Path) -> list[str]:
-    """The benchmark in a process of its own, its JSON kept in `folder`."""
+    """Run the benchmark in its own process, keep its JSON in `folder`, and return its table as Markdown lines."""
     file = folder / f"bench-{backend}-{bundle.name}.json"
     command = [sys.executable, "-m", "runtime.bench", "--bundle", str(bundle), "--backend", backend]
     subprocess.run([*command, "--batches", "1,8", "--json", str(file)], check=True, stdout=subprocess.DEVNULL)

@@ -19,8 +19,8 @@ from runtime.files.atomic import atomic_directory
 from runtime.files.outputs import REPORT
 
 JSON, HTML = "report.json", "report.html"
-PICTURES = 4  # shown of those that were drawn
-AMPLIFIED = 16  # differences, to be seen
+PICTURES = 4  # images to show
+AMPLIFIED = 16  # factor that makes differences visible
 PLOTS = (
     ("relative", "Logits: relative error", True),
     ("kl", "Next token: KL divergence, nats", True),
@@ -59,20 +59,20 @@ details { margin: .5rem 0; } summary { cursor: pointer; }
 
 
 def write(report: Report, folder: Path) -> None:
-    """Writes the directory `folder` with report.json and report.html in place of an earlier report. Raises OSError."""
+    """Write report.json and report.html into the directory `folder`, which replaces an earlier one. Raises OSError."""
     with atomic_directory(folder, REPORT) as beside:
         write_files(report, beside)
 
 
 def write_files(report: Report, folder: Path) -> None:
-    """Writes both files into a directory that is there."""
+    """Write both files into an existing directory."""
     document = json.dumps(report.to_json(), indent=1, allow_nan=False)
     (folder / JSON).write_text(document + "\n", encoding="utf-8")
     (folder / HTML).write_text(page(report), encoding="utf-8")
 
 
 def page(report: Report) -> str:
-    """The whole document."""
+    """Return the whole HTML document."""
     verdict = "passed" if report.passed else "FAILED"
     parts = [
         f"<h1>{escape(report.model)}: <span class='{verdict}'>{verdict}</span></h1>",
@@ -111,9 +111,9 @@ def _card(entry: Entry) -> str:
 
 
 def _plots(report: Report) -> Iterator[str]:
-    """Errors by scale, a line for each artifact."""
+    """Yield the plots of errors by scale, with a line for each artifact."""
     ran = [entry for entry in report.entries if entry.rows]
-    yield "<h2>Scale by scale, led by the reference's tokens</h2><div class='legend'>"
+    yield "<h2>Scale by scale, with the reference's tokens</h2><div class='legend'>"
     for i, entry in enumerate(ran):
         yield f"<span><i style='background:{colour(i)}'></i>{escape(entry.artifact.name)}</span>"
     yield "</div><div class='plots'>"
@@ -124,11 +124,11 @@ def _plots(report: Report) -> Iterator[str]:
 
 
 def _pictures(report: Report) -> Iterator[str]:
-    """From the reference's tokens, and from tokens of their own."""
+    """Yield the images of every artifact, from the reference's tokens and from its own tokens."""
     known = report.reference.images
     for title, field, note in (
-        ("Pictures from the reference's tokens", "led", f"Below each its difference, amplified {AMPLIFIED} times."),
-        ("Pictures drawn freely with equal seeds", "free", "Once a token differs, a picture goes its own way."),
+        ("Images from the reference's tokens", "led", f"Below each, its difference, amplified {AMPLIFIED} times."),
+        ("Images generated freely with equal seeds", "free", "Once a token differs, the images diverge."),
     ):
         yield f"<h2>{title}</h2><p class='soft'>{note}</p>"
         for i in range(min(PICTURES, len(known))):
@@ -143,7 +143,7 @@ def _pictures(report: Report) -> Iterator[str]:
 
 
 def _figure(caption: str, *images: np.ndarray) -> str:
-    """Pictures (H, W, 3) uint8, one below the other."""
+    """Return images (H, W, 3) uint8, one below the other, as an HTML figure."""
     text = escape(caption)
     pictures = []
     for image in images:

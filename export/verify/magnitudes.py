@@ -1,4 +1,4 @@
-"""How near an FP16 bundle comes to overflow: the largest magnitude of every FP16 tensor in real generations."""
+"""Measure how near an FP16 bundle comes to overflow: the largest magnitude of every FP16 tensor in real generations."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from runtime.errors import VarEdgeError
 from runtime.files.atomic import scratch_directory
 from runtime.pipeline import Pipeline
 
-LIMIT = 32_000.0  # half of where FP16 ends
-LARGEST = "largest"  # tensor of an observed graph: one number for each FP16 tensor
+LIMIT = 32_000.0  # half of the largest FP16 number
+LARGEST = "largest"  # output added to a graph: one number for each FP16 tensor
 
 
 def largest_magnitudes(bundle: Path, labels: Sequence[int], seed: int = 0) -> dict[str, float]:
-    """Draws a picture per label with the simulated twin of the FP16 `bundle`.
+    """Generate an image per label with the simulated twin of the FP16 `bundle`, and measure magnitudes.
 
-    Returns "graph: tensor" -> the largest magnitude that went into its rounding, over all scales.
+    Returns "graph: tensor" -> the tensor's largest magnitude before rounding, over all scales.
     """
     with scratch_directory(bundle) as twin:
         simulate(bundle, twin)
@@ -47,7 +47,7 @@ def largest_magnitudes(bundle: Path, labels: Sequence[int], seed: int = 0) -> di
 
 
 def check(magnitudes: Mapping[str, float]) -> None:
-    """Raises VarEdgeError if a tensor comes nearer to the end of FP16 than LIMIT, or is no number."""
+    """Raise VarEdgeError if a magnitude reaches LIMIT or is not-a-number."""
     for tensor, magnitude in magnitudes.items():  # in the order they are computed: the first is the cause
         if not magnitude < LIMIT:
             found = f"expected below {LIMIT:.0f}, found {magnitude:.3g}"
@@ -56,7 +56,7 @@ def check(magnitudes: Mapping[str, float]) -> None:
 
 
 def _look_inside(backend: OnnxRuntimeBackend, bundle: Path, graph: str) -> list[str]:
-    """Gives a graph of the twin that runs the output LARGEST; returns the names of the tensors in it."""
+    """Add the output LARGEST to a graph of the running twin; return the names of the tensors in it."""
     listed = backend.manifest.graphs[graph]
     model = typed(bundle / listed.file)
     values = round_to_half(model.graph)
@@ -78,7 +78,7 @@ def _look_inside(backend: OnnxRuntimeBackend, bundle: Path, graph: str) -> list[
 
 
 def _axis(graph: ir.Graph) -> ir.Value:
-    """The constant [0]."""
+    """Return the constant [0], the axis of Unsqueeze."""
     if f"{LARGEST}.axis" not in graph.initializers:
         tensor = ir.tensor([0], dtype=ir.DataType.INT64, name=f"{LARGEST}.axis")
         graph.initializers.add(ir.Value(name=tensor.name, const_value=tensor, type=ir.TensorType(ir.DataType.INT64)))

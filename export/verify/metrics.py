@@ -1,4 +1,4 @@
-"""How far two results are apart: everything that the report measures, summed up call by call."""
+"""The metrics of the report: differences of two results, accumulated over calls of `add`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 from export.verify.fidelity import ScaleFidelity, psnr
 
-WINDOW, SIGMA = 11, 1.5  # of SSIM, pixels
-CANDIDATES = 5  # of top-5 agreement
+WINDOW, SIGMA = 11, 1.5  # window of SSIM, in pixels
+CANDIDATES = 5  # tokens compared for the top-5 agreement
 
 
 @dataclass
 class Difference:
-    """Of tensors of numbers."""
+    """The difference of floating-point tensors: maximum, mean, relative error, cosine."""
 
     largest: float = 0.0
     absolute: float = 0.0  # summed
@@ -38,7 +38,7 @@ class Difference:
 
     @property
     def relative(self) -> float:
-        """Norm of the error over the norm of what was expected."""
+        """The norm of the error over the norm of the expected values."""
         return math.sqrt(self.square_error / self.square_expected) if self.square_expected else math.inf
 
     def metrics(self) -> dict[str, float]:
@@ -53,17 +53,17 @@ class Difference:
 
 @dataclass
 class LogitDifference:
-    """Of logits after guidance, and of the distributions that they mean."""
+    """The difference of logits after guidance, and of their distributions."""
 
     side: int
     difference: Difference = field(default_factory=Difference)
-    shared: float = 0.0  # of the five most probable tokens, summed over contexts
+    shared: float = 0.0  # share of the five most probable tokens that both have, summed over contexts
 
     def __post_init__(self) -> None:
         self.fidelity = ScaleFidelity(self.side)
 
     def add(self, expected: np.ndarray, found: np.ndarray) -> None:
-        """Both (B, L, V)."""
+        """Add the logits expected and found, both (B, L, V)."""
         self.difference.add(expected, found)
         self.fidelity.add(expected, found)
         best, chosen = (np.argpartition(x, -CANDIDATES, axis=-1)[..., -CANDIDATES:] for x in (expected, found))
@@ -80,7 +80,7 @@ class LogitDifference:
 
 @dataclass
 class Share:
-    """Of tokens that are the same."""
+    """The share of tokens that are equal."""
 
     same: int = 0
     tokens: int = 0
@@ -96,7 +96,7 @@ class Share:
 
 @dataclass
 class PictureDifference:
-    """Of pictures (B, H, W, 3) uint8."""
+    """The difference of images (B, H, W, 3) uint8: maximum, PSNR, SSIM."""
 
     largest: int = 0
     square_error: float = 0.0
@@ -121,7 +121,7 @@ class PictureDifference:
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Structural similarity of two pictures (H, W, 3) uint8, mean of the channels (Wang et al., 2004)."""
+    """Return the structural similarity of two images (H, W, 3) uint8, mean of the channels (Wang et al., 2004)."""
     rows, columns = (_gaussian_band(size) for size in a.shape[:2])
 
     def blurred(channels: np.ndarray) -> np.ndarray:
@@ -138,7 +138,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _gaussian_band(size: int) -> np.ndarray:
-    """(size - 10, size): each row a window of Gaussian weights; a smaller picture is one window."""
+    """Return a matrix (size - 10, size) whose rows are Gaussian windows; a smaller image is one window."""
     width = min(WINDOW, size)
     offsets = np.arange(width) - (width - 1) / 2
     weights = np.exp(-(offsets**2) / (2 * SIGMA**2))

@@ -1,4 +1,4 @@
-"""The real runtime loop, with a look at tensors inside its graphs."""
+"""Observe tensors inside graphs while the real runtime loop runs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import onnx
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.bundle.manifest import Graph, Manifest, Tensor
 
-Shapes = Mapping[str, tuple[int | str, ...]]  # float32 tensor inside a graph -> its shape, symbols as in the manifest
+Shapes = Mapping[str, tuple[int | str, ...]]  # float32 tensor inside a graph -> its shape, with the manifest's symbols
 
 
 def looking_inside(bundle: Path, manifest: Manifest, inner: Mapping[str, Shapes]) -> OnnxRuntimeBackend:
-    """ONNX Runtime on the CPU whose observers also see these tensors inside graphs, by graph, among the outputs."""
+    """Return an ONNX Runtime CPU backend whose graphs also output the tensors `inner` (by graph) to observers."""
     backend = OnnxRuntimeBackend(bundle, manifest)
     for name, shapes in inner.items():
         graph = manifest.graphs[name]
@@ -26,7 +26,7 @@ def looking_inside(bundle: Path, manifest: Manifest, inner: Mapping[str, Shapes]
 
 
 def with_outputs(graph: Graph, model: onnx.ModelProto, shapes: Shapes) -> tuple[Graph, bytes]:
-    """The graph `model` with these tensors among its outputs: what a manifest would say of it, and its content."""
+    """Add these tensors to the outputs of the graph `model`; return its manifest entry and its content."""
     model.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in shapes)
     added = (Tensor(name, "float32", shape) for name, shape in shapes.items())
     return replace(graph, outputs=(*graph.outputs, *added)), model.SerializeToString()

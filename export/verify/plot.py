@@ -1,4 +1,4 @@
-"""A line chart as SVG: no script, no fonts of its own, readable in light and in dark."""
+"""A line chart as SVG, without scripts or embedded fonts, readable in light and dark mode."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from html import escape
 WIDTH, HEIGHT = 340, 208
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 30, 24
 COLOURS = ("#2f81f7", "#d9730d", "#2da44e", "#a855f7", "#c93c6f", "#0891b2")
-SMALLEST = 1e-12  # what a logarithmic axis shows of 0
+SMALLEST = 1e-12  # a logarithmic axis shows 0 as this
 
 
 def colour(line: int) -> str:
-    """Of the lines of a chart."""
+    """Return the colour of a line of a chart."""
     return COLOURS[line % len(COLOURS)]
 
 
 def chart(title: str, lines: Sequence[Sequence[float]], logarithmic: bool) -> str:
-    """One `<svg>` of lines with a value for each scale; values that are no numbers leave a gap."""
+    """Return one `<svg>` of lines with a value for each scale; values that are not finite are left out."""
     heights = [[_height(value, logarithmic) for value in line] for line in lines]
     known = [height for row in heights for height in row if math.isfinite(height)] or [0.0]
     low, high = (math.floor(min(known)), math.ceil(max(known))) if logarithmic else (min(known), max(known))

@@ -1,4 +1,4 @@
-"""What the reference makes in every stage, batch by batch: artifacts are led by it and held against it."""
+"""Record what the reference computes in every stage, batch by batch: artifacts are compared with the recording."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Outputs = dict[str, dict[str, np.ndarray]]  # graph -> tensor -> values
 
 @dataclass(frozen=True)
 class Drawn:
-    """N pictures drawn freely; see `export.model.reference.Generation`."""
+    """N freely generated images; see `export.model.reference.Generation`."""
 
     images: np.ndarray
     tokens: Maps
@@ -31,7 +31,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures drawn together."""
+    """Images generated together."""
 
     labels: list[int]
     seed: int
@@ -39,7 +39,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is drawn."""
+    """The images to generate: how many, in which batches, from which seed, with which sampling settings."""
 
     pictures: int
     batch: int
@@ -48,13 +48,13 @@ class Settings:
 
     @classmethod
     def default(cls, pipeline: Pipeline, pictures: int, batch: int) -> Settings:
-        """The default sampling settings, as far as the vocabulary allows."""
+        """Return settings with the default sampling, fitted to the model's vocabulary. Raises SettingsError."""
         if pictures < 1:
             raise SettingsError(f"pictures: expected 1 or more, found {pictures}")
         return cls(pictures, batch, 0, Sampling().fitted(pipeline.manifest.model.vocab_size))
 
     def batches(self, num_classes: int) -> list[Batch]:
-        """Labels spread over the classes."""
+        """Return batches whose labels are spread over the classes."""
         labels = [i * num_classes // self.pictures for i in range(self.pictures)]
         starts = range(0, self.pictures, self.batch)
         return [Batch(labels[start : start + self.batch], self.seed + start) for start in starts]
@@ -62,27 +62,27 @@ class Settings:
 
 @dataclass(frozen=True)
 class Smooth:
-    """The same pictures by smooth sampling."""
+    """The same images by smooth sampling."""
 
-    f_hats: list[np.ndarray]  # K arrays (B, Z, P, P): after a scale, if only it was mixed and tokens led to it
-    images: np.ndarray  # all scales mixed
+    f_hats: list[np.ndarray]  # K arrays (B, Z, P, P): f_hat after scale k if only scale k is mixed, after given tokens
+    images: np.ndarray  # with all scales mixed
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What every stage of the reference made in one batch."""
+    """The results of every stage of the reference for one batch."""
 
     batch: Batch
     tokens: Maps  # K arrays (B, p²)
     logits: list[np.ndarray]  # K arrays (B, L, V), after guidance
-    condition: dict[str, np.ndarray]  # its outputs
-    outputs: list[Outputs]  # of the other graphs, by scale; keys and values in the first batch only: they are large
+    condition: dict[str, np.ndarray]  # outputs of the graph
+    outputs: list[Outputs]  # of the other graphs, by scale; keys and values only in the first batch: they are large
     images: np.ndarray  # (B, H, W, 3) uint8
     encoded: np.ndarray | None  # (B, T): the tokens of `images`; None without an encoder
     smooth: Smooth | None  # None without its graph
 
     def of(self, pictures: range, manifest: Manifest) -> Recording:
-        """Of some of the batch's pictures."""
+        """Return the recording of some images of the batch."""
         total = len(self.batch.labels)
         if len(pictures) == total:
             return self
@@ -103,7 +103,7 @@ class Recording:
         )
 
     def draws(self) -> Maps:
-        """The uniforms of its pictures: K arrays (B, p²) float32."""
+        """Return the uniforms of the images: K arrays (B, p²) float32."""
         counts = [maps.shape[1] for maps in self.tokens]
         rows = [uniforms(self.batch.seed + i, counts) for i in range(len(self.batch.labels))]
         return [np.stack(scale) for scale in zip(*rows, strict=True)]
@@ -111,7 +111,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Reference:
-    """What artifacts are held against."""
+    """What artifacts are compared with: recordings of all batches, and the free generation."""
 
     name: str
     settings: Settings
@@ -126,7 +126,7 @@ class Reference:
 def prepare(
     pipeline: Pipeline, settings: Settings, smooth: bool, free: Callable[[Recording], Drawn] | None, progress: Progress
 ) -> Reference:
-    """Draws all batches with the reference. `free` draws the same pictures with a loop of its own."""
+    """Generate and record all batches with the reference. `free`, if given, generates the images with another loop."""
     batches = settings.batches(pipeline.manifest.model.num_classes)
     recordings, drawn = [], []
     for i, batch in enumerate(batches):
@@ -148,9 +148,9 @@ def generate(
     led_scales: int | None = None,
     observe: Observe | None = None,
 ) -> Result:
-    """Draws a batch, `size` pictures at a time (None: all).
+    """Generate a batch, `size` images at a time (None: all).
 
-    With `lead`, its first `led_scales` scales (None: all) are drawn from these tokens.
+    With `lead`, the first `led_scales` scales (None: all) are teacher-forced with these tokens.
     """
     count = 0 if lead is None else len(lead) if led_scales is None else led_scales
     keep = None if lead is None else [np.full_like(maps, k < count, bool) for k, maps in enumerate(lead)]
@@ -167,7 +167,7 @@ def generate(
 
 
 class Latest:
-    """An observer that keeps what the latest run of each graph wrote."""
+    """An observer that keeps the outputs of the latest run of each graph."""
 
     def __init__(self) -> None:
         self.outputs: Outputs = {}
@@ -177,11 +177,11 @@ class Latest:
 
 
 class _Enough(Exception):
-    """What was asked for is there."""
+    """Ends a generation when the scale that is wanted has run."""
 
 
 def smoothly(pipeline: Pipeline, batch: Batch, sampling: Sampling, tokens: Maps) -> Smooth:
-    """Draws a batch by smooth sampling, and each scale alone of it after `tokens`."""
+    """Generate a batch by smooth sampling; also mix each scale alone, with the earlier scales forced to `tokens`."""
     sampling = replace(sampling, smooth=True)
     f_hats: list[np.ndarray] = []
 
@@ -197,7 +197,7 @@ def smoothly(pipeline: Pipeline, batch: Batch, sampling: Sampling, tokens: Maps)
 
 
 def _record(pipeline: Pipeline, batch: Batch, sampling: Sampling, with_keys: bool, smooth: bool) -> Recording:
-    """Draws freely and keeps what every stage made."""
+    """Generate freely, and record the results of every stage."""
     logits: list[np.ndarray] = []
     condition: dict[str, np.ndarray] = {}
     made: list[Outputs] = [{} for _ in pipeline.manifest.scales]
@@ -234,7 +234,7 @@ def _batched(manifest: Manifest) -> dict[tuple[str, str], Tensor]:
 
 
 def _taken(spec: Tensor, values: np.ndarray, pictures: range, total: int) -> np.ndarray:
-    """Of these pictures; an axis 2B holds all with their label, then all without."""
+    """Return the values of these images. An axis 2B holds the conditional half of all images, then the other half."""
     axis = next(i for i, size in enumerate(spec.shape) if size in ("B", "2B"))
     twice = [total + i for i in pictures] if spec.shape[axis] == "2B" else []
     return values.take([*pictures, *twice], axis)

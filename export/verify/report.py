@@ -25,7 +25,7 @@ SHARES = ("top1", "top5", "tokens", "drawn", "explained")
 
 @dataclass(frozen=True)
 class Entry:
-    """One artifact: its rows and pictures, or why it did not run."""
+    """One artifact: its rows and images, or why it did not run."""
 
     artifact: Artifact
     reason: str | None
@@ -47,14 +47,14 @@ class Entry:
 
     @property
     def title(self) -> str:
-        """With what it ran on."""
+        """The artifact's name, with the backend that it ran on."""
         rounded = ", rounded as FP16 hardware does, but for static steps" if self.artifact.simulated else ""
         return f"{self.artifact.name} ({self.backend}{rounded})" if self.backend else self.artifact.name
 
 
 @dataclass(frozen=True)
 class Report:
-    """All artifacts against one reference."""
+    """The results of all artifacts, compared with one reference."""
 
     reference: Reference
     entries: Sequence[Entry]
@@ -62,7 +62,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Something was verified, and nothing failed. What is absent or did not run is no pass of its own."""
+        """Whether something was verified and nothing failed. An artifact that is absent or did not run is no pass."""
         return all(not entry.failed for entry in self.entries) and any(entry.rows for entry in self.entries)
 
     @property
@@ -82,13 +82,13 @@ class Report:
         return f"{drawn}, cfg {sampling.cfg:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}"
 
     def print(self) -> None:
-        """A table for each artifact on stdout."""
+        """Print a table for each artifact to stdout."""
         from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
 
         terminal = Console(highlight=False)
-        # Where nobody looks on, no line is broken.
+        # Lines are not wrapped if stdout is not a terminal.
         console = terminal if terminal.is_terminal else Console(highlight=False, width=400)
 
         def say(text: str) -> None:
@@ -135,7 +135,7 @@ class Report:
 
 
 def shown(metric: str, value: float | None) -> str:
-    """A metric for people."""
+    """Return a metric as text for people."""
     if value is None:
         return ""
     if metric in SHARES:
@@ -174,5 +174,5 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | str:
-    """JSON knows no infinity."""
+    """Return a number as JSON can hold it: NaN and infinity become text."""
     return value if math.isfinite(value) else str(value)

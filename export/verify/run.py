@@ -1,4 +1,4 @@
-"""Is this still the model? Every stage of every artifact against the PyTorch model, or against an FP32 bundle."""
+"""Verify artifacts: compare every stage of each with the PyTorch model, or with an FP32 bundle."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def verify(
     with_bisect: bool = False,
     progress: Progress = silent,
 ) -> Report:
-    """Holds everything in `directories` against the PyTorch model, or against the FP32 bundle `against`.
+    """Compare everything in `directories` with the PyTorch model, or with the FP32 bundle `against`.
 
-    `checkpoints` are the files of the two models, where the manifest's provenance does not lead to them. Raises
+    `checkpoints` are the files of VAR and VQVAE; a file that is not given is found by the manifest's provenance. Raises
     BundleError, CheckpointError, SettingsError.
     """
     artifacts = find(directories)
@@ -58,7 +58,7 @@ def verify(
     entries = []
     for artifact in artifacts:
         if against is not None and artifact.path == against.resolve():
-            entries.append(Entry(artifact, "reference: every other one is held against it"))
+            entries.append(Entry(artifact, "reference: the others are compared with it"))
         elif reason := artifact.unable():
             entries.append(Entry(artifact, reason))
         else:
@@ -91,13 +91,13 @@ def _pytorch_reference(
 
 
 def bundle_reference(against: Path, first: Artifact, pictures: int, progress: Progress) -> Reference:
-    """The FP32 bundle `against` as the reference of `first` and others of its model. Raises SettingsError."""
+    """Return the FP32 bundle `against` as the reference for `first` and others of its model. Raises SettingsError."""
     assert first.manifest
     if not against.is_dir():
         raise SettingsError(f"--against {against}: expected the directory of an FP32 bundle")
     manifest = Manifest.load(against)
     if manifest.model != first.manifest.model or manifest.provenance.source != first.manifest.provenance.source:
-        raise SettingsError(f"--against {against}: another model than {first.path}, or other weights")
+        raise SettingsError(f"--against {against}: expected the model and weights of {first.path}, found others")
     if manifest.precision is not Precision.FP32:
         raise SettingsError(f"--against {against}: expected an FP32 bundle, found {manifest.precision}")
     pipeline = Pipeline(against, "onnxruntime", verify=False)
@@ -106,13 +106,13 @@ def bundle_reference(against: Path, first: Artifact, pictures: int, progress: Pr
 
 
 def _batch(artifact: Artifact) -> int:
-    """Small models draw several pictures together; large ones need the memory."""
+    """Return the batch size of the reference: 4 for small models, 1 for large ones, which need the memory."""
     assert artifact.manifest
     return 4 if artifact.manifest.model.depth < 16 else 1
 
 
 def verified(artifact: Artifact, pipeline: Pipeline, reference: Reference, progress: Progress) -> Entry:
-    """All that `pipeline`, which runs the artifact, is measured for."""
+    """Return the results of `pipeline`, which runs the artifact."""
     checked = check(reference, pipeline, channel_scaling(artifact), progress)
     return Entry(artifact, None, pipeline.backend.name, checked.rows, checked.led, checked.free)
 
@@ -123,11 +123,11 @@ def _verified(artifact: Artifact, reference: Reference, progress: Progress) -> E
     try:
         with runnable(artifact) as (_, pipeline):
             entry = verified(artifact, pipeline, reference, progress)
-            del pipeline  # its memory, before the static steps take theirs
+            del pipeline  # free its memory before the static steps need theirs
     except (BundleError, SettingsError) as error:
         if not artifact.engines:
             raise
-        return Entry(artifact, f"not run: {error}")  # of another GPU or another TensorRT
+        return Entry(artifact, f"not run: {error}")  # built for another GPU or TensorRT
     if artifact.engines:
         return entry
     steps = [row for size in static_sizes(artifact.manifest) for row in _steps(artifact, reference, size, progress)]
@@ -144,7 +144,7 @@ def _steps(artifact: Artifact, reference: Reference, size: int, progress: Progre
 def _sound(
     artifacts: Sequence[Artifact], checkpoints: Checkpoints, against: Path | None, progress: Progress
 ) -> Iterator[Path]:
-    """The FP32 bundle that --bisect compares with: `against`, or what the exporter writes today."""
+    """Yield the FP32 bundle that --bisect compares with: `against`, or a new export."""
     if against is not None:
         yield against
         return
@@ -161,7 +161,7 @@ def _sound(
 
 
 def _guilty(row: Row, reference: Reference, pipeline: Pipeline, factors: ChannelScaling) -> Recording:
-    """The first picture of which alone the row is out of tolerance; of a fault that no led picture shows the first."""
+    """Return the recording of the first image that alone puts the row out of tolerance; else of the first image."""
     sampling, manifest = reference.settings.sampling, pipeline.manifest
     alone = (
         known.of(range(i, i + 1), manifest) for known in reference.recordings for i in range(len(known.batch.labels))
@@ -178,7 +178,7 @@ def _guilty(row: Row, reference: Reference, pipeline: Pipeline, factors: Channel
 
 
 def _bisected(entry: Entry, reference: Reference, sound: Path, progress: Progress) -> Entry:
-    """With what --bisect has to say, if it failed."""
+    """Return the entry, with the finding of --bisect if it failed."""
     if not entry.failed or entry.artifact.engines:
         return entry
     row, artifact = entry.failed[0], entry.artifact
@@ -187,7 +187,7 @@ def _bisected(entry: Entry, reference: Reference, sound: Path, progress: Progres
         return replace(entry, finding=said)
     progress(f"{artifact.name}: bisecting {row.name}", 0, 1)
     factors, sampling = channel_scaling(artifact), reference.settings.sampling
-    if row.stage.startswith(STATIC_STEP):  # a simulated twin has none
+    if row.stage.startswith(STATIC_STEP):  # a simulated twin has no static steps
         known = reference.recordings[0].of(range(1), Manifest.load(artifact.path, verify=False))
         said = bisect(row, artifact.path, artifact.path, sound, known, sampling, factors)
     else:

@@ -1,4 +1,4 @@
-"""What still counts as the model, in one table: precision, stage, metric, limit. What is not listed is only shown."""
+"""The tolerances, in one table: precision, stage, metric, limit. A metric that is not listed is shown, not judged."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 from runtime.bundle.precision import Precision
 
-AT_LEAST = ("cosine", "top1", "top5", "tokens", "drawn", "explained", "psnr", "ssim")  # of the others less is better
+AT_LEAST = ("cosine", "top1", "top5", "tokens", "drawn", "explained", "psnr", "ssim")  # for all others, less is better
 
-# relative: norm of the error over the norm of the tensor. kl: mean of a context, nats. drawn: share of the draws that
-# follow from the stage's own logits. explained: share of the draws at which pictures first parted from the reference's
-# that the measured error of their logits explains (see `export.verify.draws`); a generation's relative is that error.
+# relative: norm of the error over the norm of the tensor. kl: mean over contexts, in nats. drawn: share of the draws
+# that follow from the stage's own logits. explained: share of the draws where images first diverge from the reference's
+# that the measured error of their logits explains (see `export.verify.draws`). A generation's relative is that error.
 LIMITS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     "fp32": {
         "condition": {"relative": 1e-5},
@@ -48,17 +48,17 @@ LIMITS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     },
 }
 
-# Of tensors inside a graph, for --bisect: relative errors that no sound bundle has.
+# Relative errors of tensors inside a graph that no sound bundle reaches, for --bisect.
 INSIDE = {"fp32": 1e-3, "fp16": 0.01, "int8": 0.2}
 
 
 def limits(precision: Precision, stage: str) -> Mapping[str, float]:
-    """Of the stage's metrics. A static step is a transformer."""
+    """Return the limits of the stage's metrics. A static step has those of the transformer."""
     return LIMITS[precision.kind]["transformer" if stage.startswith("static step") else stage]
 
 
 def misses(precision: Precision, stage: str, metrics: Mapping[str, float]) -> list[str]:
-    """What is out of tolerance: "kl 0.3, at most 0.04"."""
+    """Return the metrics out of tolerance as text: "kl 0.3, at most 0.04"."""
     found = []
     for name, limit in limits(precision, stage).items():
         value = metrics[name]

@@ -1,4 +1,4 @@
-"""Calibration: resumable, mergeable, and only for the bundle that it was collected on."""
+"""A calibration can be resumed and merged, and serves only the bundle that it was collected on."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def test_two_machines_share_the_work(tiny_bundle: Path, tmp_path: Path) -> None:
         for expected, found in zip(histograms, merged.histograms[name], strict=True):
             assert (found.limit, found.low, found.high) == (expected.limit, expected.low, expected.high)
             assert np.abs(np.cumsum(found.counts - expected.counts)).max() <= 4
-    with pytest.raises(CalibrationError, match=r"second\.json: holds pictures that are here already"):
+    with pytest.raises(CalibrationError, match=r"second\.json: holds pictures that are already collected"):
         merged.merge(other, "second.json")
 
 
 def test_what_is_collected_is_what_the_graph_computes(tiny_bundle: Path, tmp_path: Path) -> None:
-    """The codes' embedding of the last scale, looked at through the runtime, lies in the collected range."""
+    """The embedding of the last scale's codes, computed by the runtime, lies within the collected range."""
     found = collect(tiny_bundle, tmp_path / "c.json", FEWEST, Settings(channel_scaling="none"))
     scales = Manifest.load(tiny_bundle).scales
     for name, histograms in found.histograms.items():
@@ -101,7 +101,7 @@ def test_damaged_counts_are_refused(calibration_file: Path, tmp_path: Path) -> N
 
 
 def test_a_model_that_overflows_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
-    """NaN in FP32 has a cause, which no range would cure."""
+    """NaN in FP32 has a cause that no range can cure."""
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, bundle)
     path = bundle / "weights.safetensors"

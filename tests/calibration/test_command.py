@@ -1,4 +1,4 @@
-"""python -m calibration as a user meets it: one line for every error, nothing half-written."""
+"""python -m calibration for users: errors take one line, and nothing is left half-written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""INT8 bundles as engines: the products of the plan read INT8 in every profile, and the engine is smaller."""
+"""Engines of INT8 bundles: the products of the plan read INT8 in every profile, and the engine is smaller."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_product_of_the_plan_reads_int8(
 
 
 def test_fake_quantization_is_said(int8_bundles: dict[str, Path], tmp_path: Path) -> None:
-    """A bundle that claims more INT8 products than its graph has."""
+    """A bundle that plans more INT8 products than its graph has gets a warning."""
     bundle = tmp_path / "bundle"
     shutil.copytree(int8_bundles["trt"], bundle)
     path = bundle / "manifest.json"

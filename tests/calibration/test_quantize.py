@@ -1,4 +1,4 @@
-"""INT8 bundles: exact integers, weights stored once, smoothing that changes nothing, and nearly the same pictures."""
+"""INT8 bundles: exact integers, weights stored once, channel scaling that changes nothing, nearly the same images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tensor(bundle: Path, name: str) -> np.ndarray:
 
 
 def ort_operators(path: Path, folder: Path) -> Counter[str]:
-    """What ONNX Runtime makes of a graph."""
+    """Return the operators of the graph that ONNX Runtime's optimiser writes."""
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     options.log_severity_level = 4
@@ -58,7 +58,7 @@ def test_the_demo_model_stays_itself(int8_bundles: dict[str, Path], teacher: Tea
 def test_rounding_between_int8_products_costs_no_more(
     int8_bundles: dict[str, Path], teacher: Teacher, tmp_path: Path
 ) -> None:
-    """The trt emission is FP16 around its INT8 products: here every FP16 tensor really is."""
+    """The trt target is FP16 around its INT8 products: here every FP16 tensor is really rounded."""
     simulate(int8_bundles["trt"], tmp_path / "simulated")
     exact, rounded = (teacher.compare(Pipeline(path)) for path in (int8_bundles["trt"], tmp_path / "simulated"))
     assert rounded.kl < 1.1 * exact.kl
@@ -79,7 +79,7 @@ def test_naive_int8_is_far_worse(
 def test_two_digits_are_nearly_exact(
     demo_bundle: Path, calibration: Calibration, teacher: Teacher, tmp_path: Path
 ) -> None:
-    """What is left is the weights' rounding: INT8 weights alone cost as much."""
+    """Only the rounding of the weights remains: INT8 weights alone lose as much."""
     sites = all_sites(demo_bundle, Manifest.load(demo_bundle))
     results: dict[str, Fidelity] = {}
     for kind in (DIGITS, "weights"):
@@ -108,7 +108,7 @@ def test_every_int8_weight_is_stored_once(demo_bundle: Path, int8_bundles: dict[
 
 
 def test_onnx_runtime_multiplies_integers(demo_bundle: Path, int8_bundles: dict[str, Path], tmp_path: Path) -> None:
-    """A Q/DQ pair that does not fuse is arithmetic in FP32 with rounding on top: no speed, silently."""
+    """A Q/DQ pair that is not fused is FP32 arithmetic plus rounding: nothing is faster, and nothing says so."""
     manifest = Manifest.load(int8_bundles["cpu"])
     plan = default_plan(all_sites(demo_bundle, Manifest.load(demo_bundle)))
     fused = {"condition": "MatMulIntegerToFloat", "transformer": "MatMulIntegerToFloat", "decoder": "QLinearConv"}
@@ -160,7 +160,7 @@ def test_products_of_full_range_are_exact(levels: int, exact: bool | None) -> No
 def test_smoothing_alone_changes_nothing(
     demo_bundle: Path, int8_bundles: dict[str, Path], calibration: Calibration
 ) -> None:
-    """Divided in `condition`, multiplied into the weight: the modulation times the smoothing is the modulation."""
+    """`condition` divides by the scaling and the weight is multiplied by it: the product does not change."""
     outputs = []
     for bundle in (demo_bundle, int8_bundles["cpu"]):
         model = onnx.load(bundle / "condition.onnx", load_external_data=False)
@@ -195,7 +195,7 @@ def test_scales_are_rows_of_the_weight_file(int8_bundles: dict[str, Path], calib
 
 @pytest.mark.parametrize("target", ["trt", "cpu"])
 def test_every_input_is_read(int8_bundles: dict[str, Path], target: str) -> None:
-    """TensorRT drops an input that nothing reads, and the runtime would not find it in the engine."""
+    """TensorRT drops an input that nothing reads; the runtime would then miss it in the engine."""
     for graph in Manifest.load(int8_bundles[target]).graphs.values():
         model = onnx.load(int8_bundles[target] / graph.file, load_external_data=False)
         read = {name for node in model.graph.node for name in node.input}
@@ -209,12 +209,12 @@ def test_overrides_name_layers_or_kinds_of_them(demo_bundle: Path) -> None:
     assert changed["transformer: head"] == INT8
     with pytest.raises(CalibrationError, match="--set fc7=float: expected a layer of the plan"):
         with_overrides(plan, {"fc7": FLOAT})
-    with pytest.raises(CalibrationError, match="--set fc2=int4: expected a kind out of int8, int8x2, weights, float"):
+    with pytest.raises(CalibrationError, match="--set fc2=int4: expected one of int8, int8x2, weights, float"):
         with_overrides(plan, {"fc2": "int4"})
 
 
 def test_a_whole_plan_of_int8_is_written_too(demo_bundle: Path, calibration: Calibration, tmp_path: Path) -> None:
-    """Head, attention's projections and the last convolution included: every site has its rewriting."""
+    """Every site can be rewritten, also the head, the projections of attention and the last convolution."""
     sites = all_sites(demo_bundle, Manifest.load(demo_bundle))
     for target in ("trt", "cpu"):
         plan = {site.key: INT8 for site in sites}

@@ -1,4 +1,4 @@
-"""Ranges: streaming histograms lose nothing that matters, and every method does what its name says."""
+"""Ranges: streaming histograms lose nothing that matters, and every method chooses the range of its definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sensitivity: what it measures comes true in the bundle, and a budget is kept or refused."""
+"""Sensitivity: the bundle loses as much as was measured, and a budget is kept or refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def planned(demo_bundle: Path, calibration_file: Path, tmp_path_factory: pytest.
 
 @pytest.fixture(scope="module")
 def sensitivity(planned: Path, demo_bundle: Path, calibration_file: Path) -> Sensitivity:
-    """Read from the file that `planned` left: nothing is measured again."""
+    """The measurement in the file that `planned` wrote: nothing is measured again."""
     seen: list[str] = []
     found = measure(
         demo_bundle,
@@ -47,7 +47,7 @@ def sensitivity(planned: Path, demo_bundle: Path, calibration_file: Path) -> Sen
 def test_the_bundle_keeps_the_budget(planned: Path, demo_bundle: Path) -> None:
     found = compare(Pipeline(demo_bundle), Pipeline(planned), tokens=400)
     kl = np.mean([scale.kl for scale in found.scales])  # as the budget counts: every scale alike
-    assert 0.3 * BUDGET < kl < 1.15 * BUDGET  # measured on other pictures than the plan
+    assert 0.3 * BUDGET < kl < 1.15 * BUDGET  # measured on other images than the plan
     assert found.psnr > 39
 
 
@@ -69,7 +69,7 @@ def test_layers_differ_as_they_should(sensitivity: Sensitivity) -> None:
     assert layers["transformer: blocks.0.ffn.fc1"].mean_kl > worst / 5
     last, first = layers["decoder: decoder.conv_out"].psnr, layers["decoder: decoder.mid.block_1.conv1"].psnr
     assert last is not None and first is not None
-    assert last < first - 10  # the last convolution's result is the picture
+    assert last < first - 10  # the last convolution's result is the image
 
 
 def test_plans_follow_the_budget(demo_bundle: Path, sensitivity: Sensitivity) -> None:

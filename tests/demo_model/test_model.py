@@ -1,4 +1,4 @@
-"""The committed demo model: what make demo shows must stay emoji, and the same in PyTorch and in the runtime."""
+"""The committed demo model: make demo must show emoji, the same in PyTorch and in the runtime."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_pictures_are_recognised(demo_bundle: Path) -> None:
 
 
 def test_the_judge_tells_classes_apart(demo_bundle: Path) -> None:
-    """Else the share above says nothing: pictures drawn without a class must not pass for all of them."""
+    """Else the share above says nothing: images without a class must not be taken for every class."""
     pipeline = Pipeline(demo_bundle)
     images = pipeline.generate([pipeline.manifest.model.num_classes] * 58, **SETTINGS).images  # type: ignore[arg-type]
     found = predict(load_classifier(), as_pictures(images)).numpy()

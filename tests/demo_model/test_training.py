@@ -1,4 +1,4 @@
-"""The demo model's training on made-up pictures: without the font, in seconds."""
+"""Training of the demo model on synthetic images: without the font, in seconds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RECIPE = Recipe(
 
 @pytest.fixture(scope="module")
 def emoji() -> EmojiSet:
-    """Thirty discs in three colours on white, two tones of each, in the first three classes."""
+    """Thirty discs on white in three colours, two tones of each, one colour for each of the first three classes."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:MASTER_SIZE, :MASTER_SIZE]
     images = np.full((30, 3, MASTER_SIZE, MASTER_SIZE), 255, np.uint8)
@@ -65,7 +65,7 @@ class CutShort(Budget):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Sums in one order, so that two runs can be compared bit for bit."""
+    """One thread sums in one order, so that two runs can be compared bit for bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""What it means that the runtime draws what PyTorch draws."""
+"""Assert that the runtime generates what PyTorch generates."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from runtime.uniforms import uniforms
 
 
 def draws(pipeline: Pipeline, count: int, seed: int) -> list[np.ndarray]:
-    """The uniforms of `count` pictures: K arrays (N, L) float32."""
+    """Return the uniforms of `count` images: K arrays (N, L) float32."""
     counts = [scale.tokens for scale in pipeline.manifest.scales]
     return [np.stack(scale) for scale in zip(*(uniforms(seed + i, counts) for i in range(count)), strict=True)]
 
 
 def parting(reference: Generation, pipeline: Pipeline, seed: int, sampling: Sampling) -> Parting:
-    """A hook for `on_scale` of a generation that should be `reference`."""
+    """Return a hook for `on_scale` of a generation that should equal `reference`."""
     return Parting(reference.tokens, reference.logits, draws(pipeline, len(reference.images), seed), sampling)
 
 
 def assert_sound(found: Parting) -> None:
-    """Fails unless the logits agree as FP32 does, and every other token follows from what they differ in."""
+    """Assert that the logits agree within FP32, and that their error explains every token that differs."""
     assert found.error.relative <= LIMITS["fp32"]["transformer"]["relative"]
     assert found.share_explained == 1.0
 
@@ -34,7 +34,7 @@ def assert_sound(found: Parting) -> None:
 def assert_drawn_alike(
     reference: Generation, pipeline: Pipeline, labels: Sequence[int], seed: int, sampling: Sampling
 ) -> None:
-    """Fails unless the runtime draws the reference's pictures, and from its tokens the same pixels."""
+    """Assert that the runtime generates the reference's images, and the same pixels from the reference's tokens."""
     found = parting(reference, pipeline, seed, sampling)
     settings = {"cfg": sampling.cfg, "top_k": sampling.top_k, "top_p": sampling.top_p}
     result = pipeline.generate(labels, seed, **settings, on_scale=found)  # type: ignore[arg-type]
@@ -45,7 +45,7 @@ def assert_drawn_alike(
 def assert_same_pixels(
     reference: Generation, result: Result, found: Parting, pipeline: Pipeline, labels: Sequence[int]
 ) -> None:
-    """Fails unless equal tokens make equal pixels. Where pictures have parted they are drawn from the reference's."""
+    """Assert that equal tokens make equal pixels. Images that diverged are generated from the reference's tokens."""
     if not found.equal.all():
         keep = [np.ones_like(tokens, bool) for tokens in reference.tokens]
         result = pipeline.generate(labels, keep=keep, kept_tokens=reference.tokens)
@@ -54,6 +54,6 @@ def assert_same_pixels(
 
 
 def share_within_one_step(expected: np.ndarray, images: np.ndarray) -> float:
-    """Share of values within 1/255. expected (N, 3, H, W) in [0, 1], images (N, H, W, 3) uint8."""
+    """Return the share of values within 1/255. expected (N, 3, H, W) in [0, 1], images (N, H, W, 3) uint8."""
     error = np.abs(images.transpose(0, 3, 1, 2) - expected.astype(np.float64) * 255)
     return float((error <= 1).mean())

@@ -1,4 +1,4 @@
-"""Checkpoints: what is read is what the file holds, and a wrong file is named as such before any work."""
+"""Checkpoints: reading returns what the file holds, and a wrong file is refused before any work."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_truncated_file_is_named(recipe: Recipe, states: tuple[State, State], 
     for suffix in ("pth", "safetensors"):
         var, vae = save(tmp_path, states, suffix)
         var.write_bytes(var.read_bytes()[: var.stat().st_size // 2])
-        found = "no readable checkpoint, truncated" if suffix == "pth" else "expected .* bytes, as its header says"
+        found = "not a readable checkpoint: truncated" if suffix == "pth" else "expected .* bytes, as its header says"
         with pytest.raises(CheckpointError, match=rf"var_tiny\.{suffix}: {found}"):
             checkpoint_weights(recipe, var, vae)
 
@@ -103,7 +103,7 @@ def test_a_file_of_something_else_is_named(recipe: Recipe, states: tuple[State, 
     var, vae = save(tmp_path, states)
     for content in (b"", b"PNG", b"\x00" * 100):
         var.write_bytes(content)
-        with pytest.raises(CheckpointError, match="no readable checkpoint"):
+        with pytest.raises(CheckpointError, match="not a readable checkpoint"):
             checkpoint_weights(recipe, var, vae)
     torch.save({"trainer": {"epoch": 3}}, var)
     with pytest.raises(CheckpointError, match="holds no tensors"):
@@ -130,14 +130,14 @@ def test_tensors_must_match_one_for_one(recipe: Recipe, states: tuple[State, Sta
             checkpoint_weights(recipe, *save(tmp_path, (var, vae)))
 
     refused("1 tensors are missing, first head.bias", {n: t for n, t in var_state.items() if n != "head.bias"})
-    refused("1 tensors have no place in the model, first extra", var_state | {"extra": torch.zeros(1)})
+    refused("1 tensors are not in the model, first extra", var_state | {"extra": torch.zeros(1)})
     refused(r"head.bias: expected shape \(128,\), found \(64,\)", var_state | {"head.bias": torch.zeros(64)})
     refused(
         "expected depth = 1, found 2; change the recipe",
         var_state | {"blocks.1.attn.q_bias": var_state["blocks.0.attn.q_bias"]},
     )
-    refused("holds a VAR where a VQVAE is expected; give it as --var-checkpoint", vae=var_state)
-    refused("holds a VQVAE where a VAR is expected; give it as --vae-checkpoint", var=vae_state)
+    refused("expected a VQVAE, found a VAR; give it as --var-checkpoint", vae=var_state)
+    refused("expected a VAR, found a VQVAE; give it as --vae-checkpoint", var=vae_state)
 
 
 def test_nan_is_refused(recipe: Recipe, states: tuple[State, State], tmp_path: Path) -> None:
@@ -155,11 +155,11 @@ def test_formula_weights_differ_by_seed_and_name(recipe: Recipe) -> None:
 
 
 class Custom(dict):
-    """Settings of a class that only the trainer's code has."""
+    """Settings in a class that exists only in the trainer's code."""
 
 
 def wrappings(var: State, vae: State) -> dict[str, tuple[object, str | None]]:
-    """What people save, and where in it the VAR lies; None where it is the whole."""
+    """Return what people save, and where the VAR is in it; None if it is the whole file."""
     trainer = {"config": {"prog_it": 0}, "var_wo_ddp": var, "vae_local": vae, "var_opt": {"state": {0: {"step": 1}}}}
     args = argparse.Namespace(depth=1, pn="1_2_4", when=fractions.Fraction(1, 2), own=Custom(a=1))
     halves = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in var.items()}
@@ -197,7 +197,7 @@ def test_a_tensor_stored_twice_is_not_chosen_between(
 
 
 def pickled(path: Path, content: bytes) -> Path:
-    """A .pth file with this pickle."""
+    """Return a .pth file with this pickle."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", content)
         archive.writestr("archive/data/0", bytes(16))
@@ -215,7 +215,7 @@ def test_what_a_pickle_builds_on_a_tensor_does_not_change_it(tmp_path: Path) -> 
 
 
 def test_a_key_whose_hash_would_not_end_is_not_hashed(tmp_path: Path) -> None:
-    doubled = b")" + b"2\x86" * 60  # each tuple holds the one before twice
+    doubled = b")" + b"2\x86" * 60  # each tuple holds the previous one twice
     with pytest.raises(CheckpointError, match="holds no tensors"):
         read_checkpoint(pickled(tmp_path / "key.pth", b"}" + doubled + b"Ns."))
 

@@ -1,4 +1,4 @@
-"""python -m export as users meet it: errors in one line, and never half a bundle."""
+"""python -m export for users: errors take one line, and no half-written bundle is left."""
 
 from __future__ import annotations
 
@@ -152,16 +152,13 @@ def test_without_the_export_extra_it_is_named() -> None:
 
 
 def test_help_is_quick() -> None:
-    """It would not be if it imported torch."""
+    """It would be slow if it imported torch."""
     code = "import sys, export.__main__ as m; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_exporting_again_keeps_what_others_put_there(tmp_path: Path, tiny_bundle: Path) -> None:
-    """Engines and calibrations that still fit are not mentioned; those of other weights are, and are kept too.
-
-    Two exports of the same weights differ in their date only.
-    """
+    """Engines and calibrations are kept; a warning names those that were made for other weights."""
     bundle, recipe = tmp_path / "bundle", Recipe.load(str(DATA / "tiny.toml"))
     shutil.copytree(tiny_bundle, bundle)
     files = Manifest.load(tiny_bundle).files
@@ -183,7 +180,7 @@ def test_exporting_again_keeps_what_others_put_there(tmp_path: Path, tiny_bundle
 
 
 def test_a_bundle_of_links_into_a_store(tmp_path: Path, tiny_bundle: Path) -> None:
-    """As a hub's cache lays it out: it draws, is observed as calibration does, and is simulated."""
+    """A bundle as in a hub's cache generates images, is observed as by calibration, and is simulated."""
     store, bundle = tmp_path / "blobs", tmp_path / "snapshot"
     store.mkdir()
     bundle.mkdir()

@@ -1,4 +1,4 @@
-"""Downloads: what the hub names is what is exported, and every reason why not is one line."""
+"""Downloads: the exported file has the hub's hash, and every failure is one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMMIT = "0" * 39 + "1"
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of a model hub as one file needs. `bodies` are sent one after the other, the last again and again."""
+    """A minimal model hub with one file. It answers with `bodies` one after the other, and repeats the last one."""
 
     status, bodies, sent, metadata, silent = 200, [CONTENT], 0, True, 0.0
 
@@ -53,7 +53,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The client's cache, empty, with a hub on this machine."""
+    """The client's cache, empty, while a hub runs on this machine."""
     from huggingface_hub import constants, file_download
     from huggingface_hub.utils import _http
 
@@ -94,12 +94,12 @@ def test_a_damaged_file_is_fetched_anew(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "found"), [(bytes(1), "SHA-256"), (b"<html>Log in", "an HTML page, maybe of a proxy")]
+    ("body", "found"), [(bytes(1), "SHA-256"), (b"<html>Log in", "an HTML page, maybe from a proxy")]
 )
 def test_a_file_damaged_twice_is_not_kept(cache: Path, body: bytes, found: str) -> None:
     Hub.bodies = [body.ljust(len(CONTENT), b"\0")]
     with pytest.raises(
-        CheckpointError, match=rf"var\.pth: damaged on its way .*, found {found}.*; removed; give --var"
+        CheckpointError, match=rf"var\.pth: two downloads .* were damaged: .*, found {found}.*; removed; give --var"
     ):
         fetched()
     assert not [path for path in cache.rglob("*") if path.is_file() and path.read_bytes() == Hub.bodies[0]]
@@ -111,13 +111,13 @@ def test_a_file_damaged_twice_is_not_kept(cache: Path, body: bytes, found: str) 
 )
 def test_a_refusal_is_named(cache: Path, status: int, reason: str) -> None:
     Hub.status = status
-    with pytest.raises(CheckpointError, match=rf"the model hub somebody/model does not give it: .*{reason}.*; give"):
+    with pytest.raises(CheckpointError, match=rf"from the model hub somebody/model failed: .*{reason}.*; give"):
         fetched()
 
 
 def test_a_page_in_place_of_the_hub_is_named(cache: Path) -> None:
     Hub.metadata = False
-    with pytest.raises(CheckpointError, match="what answered is no model hub, maybe a proxy"):
+    with pytest.raises(CheckpointError, match="the answer came from no model hub, maybe from a proxy"):
         fetched()
 
 
@@ -155,7 +155,7 @@ def test_no_connection_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch, re
 
 
 def _reset(server: socket.socket) -> None:
-    """Closes every connection at once, with an unread request, until the server is closed."""
+    """Close every connection at once, with its request unread, until the server is closed."""
     with suppress(OSError):
         while True:
             connection, _ = server.accept()

@@ -1,4 +1,4 @@
-"""Where two sound engines may part: too wide a rule hides faults, too narrow a one fails on another processor."""
+"""Where two sound engines may diverge: too wide a rule hides faults, too narrow a rule fails on other processors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILTERS = [(0, 0.0), (5, 0.0), (0, 0.5), (50, 0.9), (1, 0.0), (0, 0.999999), (40
 
 
 def drawn(logits: np.ndarray, uniforms: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
-    """By the definition: logits (..., V), uniforms (...) -> tokens (...) int32."""
+    """Draw by the definition: logits (..., V), uniforms (...) -> tokens (...) int32."""
     wide = torch.from_numpy(logits).double()
     return draw(probabilities(wide, top_k, top_p), torch.from_numpy(uniforms)).numpy()
 
@@ -60,7 +60,7 @@ def test_other_faults_are_not(top_k: int, top_p: float) -> None:
 
 
 def test_a_token_at_the_edge_of_top_p_moves_the_draw_by_its_mass() -> None:
-    """Two engines kept 50 and 51 tokens: their draws parted 2e-4 from a boundary, with logits 4e-5 apart."""
+    """Two engines kept 50 and 51 tokens: their draws differed 2e-4 from a boundary, with logits 4e-5 apart."""
     tail = 0.9999 ** np.arange(50)
     mass = np.concatenate(([0.5, 0.4], 0.1 * tail / tail.sum()))
     one, other = (np.log(mass * np.where(np.arange(52) == 0, 1 + change, 1))[None] for change in (2e-4, -2e-4))
@@ -93,7 +93,7 @@ def test_an_infinite_error_and_what_is_no_token_are_never_allowed() -> None:
 
 
 def test_a_fault_of_the_logits_does_not_explain_itself(tiny_bundle: Path) -> None:
-    """Any token follows from logits that are wrong enough: so verify judges their error too."""
+    """Any token follows from logits that are wrong enough, so verification judges their error too."""
     pipeline, sampling = Pipeline(tiny_bundle), Sampling(4.0, 50, 0.9)
     settings = {"cfg": sampling.cfg, "top_k": sampling.top_k, "top_p": sampling.top_p}
     logits: list[np.ndarray] = []

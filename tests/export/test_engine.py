@@ -1,4 +1,4 @@
-"""Engines, really built: ahead of time with TensorRT for RTX, which needs no GPU."""
+"""Engines are built ahead of time with TensorRT for RTX, which needs no GPU."""
 
 from __future__ import annotations
 
@@ -106,13 +106,13 @@ def test_a_graph_it_cannot_parse_is_named(fp16_demo_bundle: Path, tmp_path: Path
     assert len(result.stderr.strip().splitlines()) == 1
     assert "condition.onnx: tensorrt_rtx cannot build it" in result.stderr
     assert "checkBernoulli: [8] false (node 'the_culprit')" in result.stderr
-    assert not list(bundle.glob("engines/*"))  # and no half of a directory
+    assert not list(bundle.glob("engines/*"))  # and no half-written directory
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--compute-capability", "8.7"], "--compute-capability: expected out of 7.5, 8.0, 8.6"),
+        (["--compute-capability", "8.7"], "--compute-capability: expected any of 7.5, 8.0, 8.6"),
         (["--batches", "0"], "--batches: expected at most 64 numbers"),
         (["--trt", "tensorrt", "--compute-capability", "8.6"], "tensorrt"),
     ],
@@ -150,9 +150,7 @@ def test_a_foreign_timing_cache_is_not_used(fp16_demo_bundle: Path, tmp_path: Pa
     builder = Builder(trt, built_for, Options(), cache)
     graph, shapes = fp16_demo_bundle / "condition.onnx", {"labels": (1,)}
     assert builder.build(graph, [shapes], lambda stage, done, total: None)
-    assert (
-        builder.foreign_cache() == f"{cache}: not a timing cache of this tensorrt_rtx and GPU; ignored and written anew"
-    )
+    assert builder.foreign_cache() == f"{cache}: not a timing cache of this tensorrt_rtx and GPU; ignored and replaced"
     with pytest.raises(BuildError, match=r"condition\.onnx: tensorrt_rtx cannot build it"):
         builder.build(graph, [{"labels": (0, 7)}], lambda stage, done, total: None)
 

@@ -1,4 +1,4 @@
-"""FP16 bundles: types where the policy puts them, rounding as hardware does it, and nearly the same model."""
+"""FP16 bundles have the dtypes of the policy, round as hardware does, and are nearly the same model."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_weights_are_stored_once_in_half_the_bytes(fp16_demo_bundle: Path, demo_
 
 
 def test_the_bundle_runs_as_it_is(fp16_demo_bundle: Path, demo_bundle: Path) -> None:
-    """ONNX Runtime computes it in float32, so with the same tokens pictures differ by the weights' rounding only."""
+    """ONNX Runtime computes it in float32, so images of equal tokens differ only by the rounding of weights."""
     expected = Pipeline(demo_bundle).generate([3, 4], seed=1)
     keep = [np.ones_like(tokens, bool) for tokens in expected.tokens]
     found = Pipeline(fp16_demo_bundle).generate([3, 4], seed=1, keep=keep, kept_tokens=expected.tokens)
@@ -69,7 +69,7 @@ def test_the_bundle_runs_as_it_is(fp16_demo_bundle: Path, demo_bundle: Path) -> 
 
 
 def test_simulated_values_are_fp16(fp16_demo_bundle: Path, tmp_path: Path) -> None:
-    """Each FP16 tensor of the simulation holds just what FP16 can hold; without it ONNX Runtime's do not."""
+    """Each FP16 tensor of the simulation holds only FP16 values; without simulation, ONNX Runtime's do not."""
     model = typed(fp16_demo_bundle / "transformer.onnx")
     exact = [value.name for value in round_to_half(model.graph)]
     proto = ir.to_proto(model)

@@ -1,4 +1,4 @@
-"""make gpu-check: it says that there is no GPU; engines are verified through the backend that runs them."""
+"""make gpu-check: without a GPU it says so; engines are verified through the backend that runs them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_without_a_gpu(demo_bundle: Path, fp16_demo_bundle: Path, tmp_path: Path
 
 @pytest.mark.skipif(gpu() is not None, reason="this machine has a GPU: run make gpu-check itself")
 def test_engines_of_what_is_installed_are_built(fp16_demo_bundle: Path, tmp_path: Path) -> None:
-    """The part before a GPU is needed, with the TensorRT for RTX that is here."""
+    """Only the part that needs no GPU, with the installed TensorRT for RTX."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this machine")
     bundle = tmp_path / "bundle"
     shutil.copytree(fp16_demo_bundle, bundle)
@@ -50,7 +50,7 @@ def test_engines_are_verified(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Through the TensorRT backend, on a driver that computes with ONNX Runtime."""
+    """They run through the TensorRT backend, on a fake driver that computes with ONNX Runtime."""
     cuda = FakeCuda()
     monkeypatch.setattr(backend_module, "Cuda", lambda: cuda)
     monkeypatch.setattr(backend_module, "load_tensorrt", lambda flavour: fake_tensorrt(cuda))

@@ -1,4 +1,4 @@
-"""The graphs as files: valid, small, and the same function whether symbolic or static."""
+"""The graph files are valid and small, and compute the same whether symbolic or static."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def test_every_graph_is_valid_and_pinned(bundle: str, request: pytest.FixtureReq
 
 
 def test_no_shape_arithmetic_is_left(golden_bundle: Path) -> None:
-    """Engines would have to run it on the host, and static steps would not follow from the symbolic one."""
+    """Engines would run it on the host, and static steps could not be derived from the symbolic graph."""
     for graph in Manifest.load(golden_bundle).graphs.values():
         nodes = onnx.load(golden_bundle / graph.file, load_external_data=False).graph.node
         assert not {node.op_type for node in nodes} & {"Shape", "Expand", "SequenceAt", "If", "Loop", "NonZero"}
 
 
 def test_all_weights_lie_in_one_file(golden_bundle: Path) -> None:
-    """A weight inside a graph file would be stored once more for each of ten steps."""
+    """A weight inside a graph file would be stored again for each of ten steps."""
     for graph in Manifest.load(golden_bundle).graphs.values():
         for tensor in onnx.load(golden_bundle / graph.file, load_external_data=False).graph.initializer:
             where = {entry.key: entry.value for entry in tensor.external_data}

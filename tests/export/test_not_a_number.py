@@ -1,4 +1,4 @@
-"""NaN and infinity end in one line, wherever they come from; a flat picture with exit code 0 would be believed."""
+"""NaN and infinity end in an error of one line, wherever they occur: users would believe an image with exit code 0."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Overflowing = Callable[[str], Path]
 
 @pytest.fixture
 def overflowing(fp16_tiny_bundle: Path, tmp_path: Path) -> Overflowing:
-    """Makes a bundle that rounds as FP16 hardware does, the weights of this name so large that products overflow."""
+    """A function that makes a bundle that rounds to FP16, with weights so large that products overflow."""
 
     def make(part: str) -> Path:
         bundle = shutil.copytree(fp16_tiny_bundle, tmp_path / "fp16")
@@ -92,7 +92,7 @@ def test_features(overflowing: Overflowing) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["bridge", "bridge_smooth"])
 def test_one_number_of_a_token_is_enough(name: str, value: float, fp16_tiny_bundle: Path) -> None:
-    """As a GPU computes it: the graphs of FP16 bundles compare in FP32."""
+    """One NaN in a token's logits is found, as on a GPU: the graphs of FP16 bundles compare in FP32."""
     graph = Manifest.load(fp16_tiny_bundle).graphs[name]
     sizes = {"B": 2, "2B": 4, "L": 4, "L_next": 16}
     feed = {
@@ -101,7 +101,7 @@ def test_one_number_of_a_token_is_enough(name: str, value: float, fp16_tiny_bund
     }
     feed["keep"][:] = False
     feed["keep"][1, 2] = True
-    for row, column in ((1, 0), (2, 3)):  # of the picture with its class, of the other without
+    for row, column in ((1, 0), (2, 3)):  # of the image with its class, of the other without
         feed["logits"][row, column, 77] = value
     drawn, tokens = ort.InferenceSession(fp16_tiny_bundle / graph.file).run(["drawn", "tokens"], feed)
     assert np.argwhere(drawn == -1).tolist() == [[0, 1], [1, 2]]

@@ -1,4 +1,4 @@
-"""Graphs hold only what TensorRT on JetPack 6 (10.3) parses: else a user finds out on the device."""
+"""Graphs use only what TensorRT on JetPack 6 (10.3) parses: else the build fails on the user's device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.conftest import DATA
 
 NEWEST_OPSET = 20
 TYPES = {"FLOAT": "FP32", "FLOAT16": "FP16", "INT64": "INT64", "INT32": "INT32", "UINT8": "UINT8", "BOOL": "BOOL"}
-UINT8_CASTS = ("encoder", "decoder")  # the picture's bytes go in and out through a Cast
+UINT8_CASTS = ("encoder", "decoder")  # the image's bytes go in and out through a Cast
 
 
 def supported() -> dict[str, set[str]]:
@@ -22,7 +22,7 @@ def supported() -> dict[str, set[str]]:
 
 
 def used(path: Path) -> dict[str, set[str]]:
-    """Operator -> types of its outputs, of the comparisons (whose output is BOOL) those of their first input."""
+    """Return operator -> dtypes of its outputs; for comparisons, whose output is BOOL, those of the first input."""
     model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False), strict_mode=True)
     graph = model.graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
@@ -60,7 +60,7 @@ def test_the_list_would_notice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bundle", ["demo_bundle", "fp16_demo_bundle"])
 def test_axes_are_constants(bundle: str, request: pytest.FixtureRequest) -> None:
-    """Of reductions, Squeeze, Unsqueeze and Slice the parser takes constant axes only."""
+    """The parser accepts only constant axes for reductions, Squeeze, Unsqueeze and Slice."""
     folder: Path = request.getfixturevalue(bundle)
     for graph in Manifest.load(folder).graphs.values():
         model = onnx.load(folder / graph.file, load_external_data=False).graph

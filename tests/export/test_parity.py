@@ -1,4 +1,4 @@
-"""A bundle and the runtime draw what the published code draws: if not, users get other pictures than the model's."""
+"""A bundle and the runtime generate what the published code generates: if not, users get images of another model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sampler in the bridge graph: a wrong one draws plausible, but wrong, pictures."""
+"""The sampler in the bridge graph: a wrong one draws plausible, but wrong, images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.bundle.manifest import Manifest
 
 
 class BridgeSampler:
-    """The `drawn` output of a bundle's bridge."""
+    """Returns the `drawn` output of a bundle's bridge."""
 
     def __init__(self, bundle: Path):
         graph = Manifest.load(bundle).graphs["bridge"]
@@ -24,7 +24,7 @@ class BridgeSampler:
         self._shapes = {tensor.name: tensor.shape for tensor in graph.inputs}
 
     def __call__(self, logits: np.ndarray, uniforms: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
-        """logits (L, V), the same in both halves, uniforms (L,) -> (L,)"""
+        """Draw (L,) from logits (L, V), the same in both halves, and uniforms (L,)."""
         length = len(logits)
         pixels = self._shapes["upsample"][1]
         f_hat = (1, *self._shapes["f_hat"][1:])

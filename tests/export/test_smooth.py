@@ -1,4 +1,4 @@
-"""Smooth sampling mixes codes as the published demo does: if not, its pictures are others."""
+"""Smooth sampling mixes codes as the published demo does: if not, its images differ."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LABELS = [7, 980]
 
 
 def golden_noise(k: int, tokens: int, vocab_size: int) -> np.ndarray:
-    """(2, L, V): what the golden cases were drawn with."""
+    """Return the noise (2, L, V) of the golden cases."""
     generator = np.random.Generator(np.random.Philox(key=zlib.crc32(f"noise-{k}".encode())))
     return -np.log(generator.standard_exponential((2, tokens, vocab_size), np.float32).clip(1e-12))
 
 
 def drawn(backend: Backend, noise: list[np.ndarray], sampling: Sampling) -> np.ndarray:
-    """Pictures drawn with this noise."""
+    """Generate images with this noise."""
     backend.begin(np.array(LABELS, np.int64), sampling)
     for k, values in enumerate(noise):
         backend.step(k, values)
@@ -66,13 +66,13 @@ def test_noise_is_gumbel_and_the_picture_s_own() -> None:
 
 
 def test_a_seed_draws_the_same_alone_and_in_a_batch(smooth_demo_bundle: Path) -> None:
-    """With the demo model, plain and smooth by batches, and a kept part."""
+    """The demo model, in batches of plain and of smooth sampling, and with kept tokens."""
     pipeline = Pipeline(smooth_demo_bundle, "onnxruntime")
     together = pipeline.generate([0, 5], seed=3, smooth=True)
     plain = pipeline.generate([5], seed=4)
     alone = pipeline.generate([5], seed=4, smooth=True)
     np.testing.assert_array_equal(alone.images[0], together.images[1])
-    assert (np.abs(alone.images.astype(int) - plain.images) > 8).mean() > 0.02  # it is another picture
+    assert (np.abs(alone.images.astype(int) - plain.images) > 8).mean() > 0.02  # it is another image
     keep = [np.ones_like(tokens, bool) for tokens in plain.tokens]
     kept = pipeline.generate([9], seed=1, smooth=True, keep=keep, kept_tokens=plain.tokens)
     np.testing.assert_array_equal(kept.images, plain.images)  # all of it kept: nothing is left to mix

@@ -1,6 +1,7 @@
-"""Models that people train with other settings: their tokens and pictures are those of the published code.
+"""Models with other settings: their tokens and images are those of the published code.
 
-`variants.npz` holds what that code drew and encoded with the weights of `--random-weights`: see tests/data/README.md.
+`variants.npz` holds what that code generated and encoded, with the weights of `--random-weights`: see
+tests/data/README.md.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def exported(name: str, shared: Shared) -> Path:
 
 
 def picture(recipe: Recipe) -> np.ndarray:
-    """(1, H, W, 3) uint8: random squares of 8 x 8 pixels."""
+    """Return an image (1, H, W, 3) uint8 of random squares of 8 x 8 pixels."""
     side = recipe.image_size // 8
     squares = np.random.default_rng(5).integers(0, 256, (1, side, side, 3)).astype(np.uint8)
     return squares.repeat(8, 1).repeat(8, 2)

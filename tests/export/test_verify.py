@@ -1,4 +1,4 @@
-"""Verification says yes to sound bundles, and of damaged ones which stage and which node: numbers alone tell it."""
+"""Verification passes sound bundles, and names the stage and the node that is damaged in others, by numbers alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(
     int8_bundles: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """What make onnx and make calibrate leave in build/var_demo, but int8-cpu."""
+    """The bundles that make onnx and make calibrate write to build/var_demo, without int8-cpu."""
     out = tmp_path_factory.mktemp("build") / "var_demo"
     for name, bundle in (("fp32", demo_bundle), ("fp16", fp16_demo_bundle), ("int8", int8_bundles["trt"])):
         shutil.copytree(bundle, out / name)
@@ -68,7 +68,7 @@ def test_all_precisions_pass_and_a_missing_one_is_absent(report: Report) -> None
 
 
 def test_precisions_differ_as_they_should(report: Report) -> None:
-    """Simulated FP16 is no FP32: if it were, nothing was rounded."""
+    """Simulated FP16 differs from FP32: if it did not, nothing would be rounded."""
     last = [
         next(row for row in reversed(entry.rows) if row.stage == "transformer").metrics["relative"]
         for entry in report.entries[:3]
@@ -90,7 +90,7 @@ main(sys.argv[1:])
     assert "transformer, scale 5" in result.stdout
 
 
-# What is damaged: a bundle, which of it, the stage that has to be named, and what --bisect has to say.
+# The kinds of damage: bundle, damage, the stage that the report must name, and the finding of --bisect.
 def one_weight(bundle: Path) -> None:
     _change_tensor(bundle, "blocks.2.ffn.fc1.weight", lambda tensor: tensor[7:8, 11:12].__iadd__(2))
 
@@ -103,7 +103,7 @@ def transposed_axis(bundle: Path) -> None:
     model = onnx.load(bundle / "decoder.onnx", load_external_data=False)
     node = [node for node in model.graph.node if node.op_type == "Transpose"][-1]
     assert list(node.attribute[0].ints) == [0, 2, 3, 1]
-    node.attribute[0].ints[:] = [0, 3, 2, 1]  # the picture lies on its side
+    node.attribute[0].ints[:] = [0, 3, 2, 1]  # the image lies on its side
     onnx.save_model(model, bundle / "decoder.onnx")
 
 
@@ -115,7 +115,7 @@ def phi_index(bundle: Path) -> None:
 
 
 def cache_offset(bundle: Path) -> None:
-    """Block 1 reads its keys a row too late, the first row behind the others: something else from scale 2 on."""
+    """Block 1 reads its keys rotated by one row, the first row last: the result differs from scale 2 on."""
     model = onnx.load(bundle / "transformer.onnx", load_external_data=False)
     graph = model.graph
     index, node = next(
@@ -134,7 +134,7 @@ def cache_offset(bundle: Path) -> None:
 
 
 def unkept_tokens(bundle: Path) -> None:
-    """Token 0 wherever nothing is kept: what leads the model hides it, drawing freely shows it."""
+    """Every token that is not kept is 0: teacher forcing hides it, free generation shows it."""
     model = onnx.load(bundle / "bridge.onnx", load_external_data=False)
     (index, where) = next((i, node) for i, node in enumerate(model.graph.node) if "tokens" in node.output)
     drawn = list(where.input).index("drawn")
@@ -144,7 +144,7 @@ def unkept_tokens(bundle: Path) -> None:
 
 
 def one_class(bundle: Path) -> None:
-    """Of the third picture's label."""
+    """Damage the embedding of one class only: that of the third image's label."""
     _change_tensor(bundle, "class_emb.weight", lambda tensor: tensor[7].__iadd__(3))
 
 
@@ -164,7 +164,7 @@ def static_step(bundle: Path) -> None:
 
 
 def _change_tensor(bundle: Path, name: str, change: Callable[[np.ndarray], object]) -> None:
-    """In place, so that nothing else in the file moves."""
+    """Change a tensor in place, so that nothing else in the file moves."""
     path = bundle / WEIGHTS
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -179,7 +179,7 @@ def _change_tensor(bundle: Path, name: str, change: Callable[[np.ndarray], objec
 
 
 def mend_hashes(bundle: Path) -> None:
-    """So that only the numbers can tell."""
+    """Correct the hashes, so that only numbers can show the damage."""
     document = json.loads((bundle / "manifest.json").read_text())
     document["files"] = {name: asdict(File.of(bundle / name)) for name in document["files"]}
     (bundle / "manifest.json").write_text(json.dumps(document))
@@ -218,7 +218,7 @@ def test_damage_is_found_and_named(
 
 
 def test_damage_is_found_against_pytorch_too(demo_bundle: Path, tmp_path: Path) -> None:
-    """What --bisect compares with is then exported anew."""
+    """Then --bisect compares with a new export."""
     bundle = tmp_path / "damaged"
     shutil.copytree(demo_bundle, bundle)
     phi_index(bundle)
@@ -294,7 +294,7 @@ def test_report_in_a_browser(report: Report, tmp_path: Path) -> None:
     with Image.open(picture) as image:
         pixels = np.asarray(image.convert("RGB"))
     assert pixels.shape == (2000, 500, 3)
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000  # pictures were drawn, not alt texts
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000  # images were drawn, not alt texts
     for colour in ((47, 129, 247), (217, 115, 13), (45, 164, 78)):  # a line for each precision
         assert (np.abs(pixels.astype(int) - colour).max(-1) < 8).sum() > 50
 
@@ -328,7 +328,7 @@ def test_engines_that_cannot_run_here_are_no_pass(folder: Path, tmp_path: Path) 
 def test_unfinished_engines(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "fp32", tmp_path / "fp32")
     (tmp_path / "fp32" / "engines" / "half").mkdir(parents=True)
-    with pytest.raises(BundleError, match=r"half: no engine\.json, so only part of its engines; make engine again"):
+    with pytest.raises(BundleError, match=r"half: no engine\.json, so its engines are incomplete; run make engine"):
         verify([tmp_path / "fp32"])
 
 
@@ -342,11 +342,11 @@ def refused(*arguments: str | Path) -> str:
 
 
 def test_bundles_of_different_models(folder: Path, tiny_bundle: Path, other_tiny_bundle: Path) -> None:
-    with pytest.raises(SettingsError, match="of other sizes than"):
+    with pytest.raises(SettingsError, match="has other sizes than"):
         verify([folder / "fp32", tiny_bundle])
-    with pytest.raises(SettingsError, match=r"--against .*: another model than .*fp32"):
+    with pytest.raises(SettingsError, match=r"--against .*: expected the model and weights of .*fp32"):
         verify([folder / "fp32"], against=tiny_bundle)
-    with pytest.raises(SettingsError, match="made of other weights than"):
+    with pytest.raises(SettingsError, match="made from other weights than"):
         verify([tiny_bundle, other_tiny_bundle])
     with pytest.raises(SettingsError, match="expected an FP32 bundle, found fp16"):
         verify([folder / "fp16"], against=folder / "fp16")
@@ -368,10 +368,10 @@ def test_partial_directories(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"decoder\.onnx: missing; copy the whole bundle again"):
         verify([tmp_path / "build"])
     (tmp_path / "build" / "fp16" / "manifest.json").unlink()
-    with pytest.raises(BundleError, match="part of a bundle; make it again"):
+    with pytest.raises(BundleError, match="so the bundle is incomplete; make it again"):
         verify([tmp_path / "build"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BundleError, match="not a bundle, and no folder of bundles"):
+    with pytest.raises(BundleError, match="neither a bundle nor a folder of bundles"):
         verify([tmp_path / "empty"])
     with pytest.raises(SettingsError, match="no such directory"):
         verify([tmp_path / "nowhere"])
