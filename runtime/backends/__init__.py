@@ -1,4 +1,4 @@
-"""Inference engines that can run a bundle."""
+"""Choose the inference engine that runs a bundle."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "tensorrt")
 
 
 def create(name: str, bundle: Path, manifest: Manifest, threads: int | None, verify: bool = True) -> WiredBackend[Any]:
-    """The backend called `name`, never another; "auto" takes the fastest that can run this bundle here.
+    """Return the backend called `name`, never another one; "auto" is the fastest that can run this bundle here.
 
-    Raises BundleError, SettingsError.
+    `threads` are CPU threads, None: `usable_cpus()`. Raises BundleError, SettingsError.
     """
     if name not in BACKENDS:
         raise SettingsError(f"backend: expected one of {', '.join(BACKENDS)}, found {shown(name)}")
@@ -44,7 +44,10 @@ def create(name: str, bundle: Path, manifest: Manifest, threads: int | None, ver
 
 
 def _best(bundle: Path, manifest: Manifest, threads: int | None, verify: bool) -> WiredBackend[Any]:
-    """TensorRT where there are engines, else ONNX Runtime on the GPU, else on the CPU; its name says why no engines."""
+    """Return TensorRT if there are engines, else ONNX Runtime on the GPU, else on the CPU.
+
+    The name of the backend says why existing engines are not used.
+    """
     own = (bundle / engine_record.FILE_NAME).is_file()
     unused = ""
     if own or any(bundle.glob(f"{engine_record.FOLDER}/*/{engine_record.FILE_NAME}")):

@@ -1,7 +1,7 @@
-"""Where a backend keeps its tensors: numpy arrays in the host's memory, or pieces of a GPU's.
+"""The arrays of a backend: numpy arrays in host memory, or arrays in GPU memory.
 
-Both kinds know shape and dtype, take a slice of their rows, and can be read anew with `view` and `reshape`, so the
-wiring of the stages is written once.
+Both kinds have a shape and a dtype, row slices, `view` and `reshape`. So the wiring of the stages is written once for
+both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .cuda import Cuda
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """A C-contiguous array at an address of the GPU."""
+    """A C-contiguous array at an address in GPU memory."""
 
     address: int
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class DeviceArray:
         return DeviceArray(self.address + start * row, (max(stop - start, 0), *self.shape[1:]), self.dtype)
 
     def view(self, dtype: Any) -> DeviceArray:
-        """The same bytes, in one row of another type."""
+        """Return the same bytes as a one-dimensional array of another dtype."""
         other = np.dtype(dtype)
         return DeviceArray(self.address, (self.nbytes // other.itemsize,), other)
 
@@ -46,29 +46,29 @@ class DeviceArray:
         return DeviceArray(self.address, shape, self.dtype)
 
 
-Array = Any  # np.ndarray or DeviceArray, as the Arrays below make them
+Array = Any  # np.ndarray or DeviceArray, whichever the Arrays below allocate
 
 
 class Arrays(Protocol):
-    """Makes arrays and moves their contents."""
+    """Allocates arrays and copies their contents."""
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array: ...
 
     def staged(self, size: int) -> tuple[np.ndarray, Array]:
-        """`size` bytes twice: where the host writes them, and where the stages read them after `upload`."""
+        """Return two blocks of `size` bytes: the host writes the first, the stages read the second after `upload`."""
 
     def upload(self, target: Array, host: np.ndarray) -> None:
-        """Queued: a stage that is queued later reads it."""
+        """Queue a copy of `host` to `target`; every stage that is queued later reads the new values."""
 
     def download(self, source: Array) -> np.ndarray:
-        """A copy of its own, of what the stages so far have made."""
+        """Wait for the stages queued so far, and return an independent copy of `source`."""
 
     def clear(self, array: Array) -> None:
-        """Queued: sets it to 0."""
+        """Queue setting `array` to 0."""
 
 
 class HostArrays:
-    """Numpy arrays; host and stages see the same."""
+    """Allocates numpy arrays; host and stages share them."""
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.zeros(shape, dtype)
@@ -90,7 +90,7 @@ class HostArrays:
 
 
 class DeviceArrays:
-    """Memory of the GPU, allocated once and given back with `free`."""
+    """Allocates arrays in GPU memory; `free` releases all of them."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -107,7 +107,7 @@ class DeviceArrays:
         return self.pinned(size), self.zeros((size,), np.uint8)
 
     def pinned(self, size: int) -> np.ndarray:
-        """(size,) uint8 of the host's memory that the GPU copies from and to by itself."""
+        """Return (size,) uint8 of pinned host memory, which the GPU reads and writes without the CPU."""
         self._pinned.append(self._cuda.pinned(size))
         return self._pinned[-1]
 

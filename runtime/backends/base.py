@@ -1,4 +1,4 @@
-"""What the scale loop asks of an inference engine."""
+"""The interface between the scale loop and an inference engine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ OnStage = Callable[[str, int | None, float], None]  # graph, its scale or None, 
 
 @dataclass(frozen=True)
 class StageRun:
-    """One run of a graph that has just ended, for an observer to look at: each tensor is copied when it is asked for.
+    """One finished run of a graph, as an observer sees it. Each tensor is copied to numpy when it is looked up.
 
-    The decoder runs once for each picture of a batch, in their order. A tensor that is looked up after the observer has
-    returned may hold what a later run wrote.
+    The decoder runs once for each image of a batch, in order. Look up tensors before the observer returns: later runs
+    overwrite them.
     """
 
     graph: str
-    scale: int | None  # None: condition and decoder
+    scale: int | None  # None for condition and decoder
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]
 
@@ -31,50 +31,50 @@ Observe = Callable[[StageRun], None]
 
 
 class Backend(Protocol):
-    """The stages of one batch of pictures: `begin`, `step` for scale 0, 1 … K - 1, then `decode`.
+    """Runs the stages of one batch of images: `begin`, then `step` for scale 0, 1 … K - 1, then `decode`.
 
-    Between these calls everything (keys and values, f_hat, the next input) stays where the engine keeps it.
-    Only what an observer or the other methods ask for travels to numpy, so what nobody asks for costs nothing.
+    Between these calls the state (keys and values, f_hat, the next input) stays in the engine's memory. Only tensors
+    that an observer or another method asks for are copied to numpy.
     """
 
     name: str
-    batches: tuple[int, ...] | None  # how many pictures it can draw together, 1 among them; None: any number
+    batches: tuple[int, ...] | None  # the batch sizes it supports, including 1; None: any
 
     def begin(
         self, labels: np.ndarray, sampling: Sampling, on_stage: OnStage | None = None, observe: Observe | None = None
     ) -> None:
-        """Starts a batch that is drawn with `sampling`. `labels` (B,) int64.
+        """Start a batch for `labels` (B,) int64, drawn with `sampling`.
 
-        Until the next `begin`, `on_stage` hears how long each run of a stage took, at the latest when `decode` returns,
-        and `observe` is shown each run as it ends. Raises BundleError for smooth sampling without its graph.
+        Until the next `begin`, `on_stage` gets the time of each run of a stage, at the latest when `decode` returns,
+        and `observe` gets each run as it ends. Raises BundleError if smooth sampling needs a graph that is missing.
         """
 
     def step(
         self, k: int, randoms: np.ndarray, keep: np.ndarray | None = None, kept_tokens: np.ndarray | None = None
     ) -> None:
-        """Draws the tokens of scale k and adds them to f_hat.
+        """Draw the tokens of scale k and add their codes to f_hat.
 
         `randoms` are uniforms (B, L) float32, for smooth sampling Gumbel noise (B, L, V). Where `keep` (B, L) bool is
-        true, `kept_tokens` (B, L) int32 replace the tokens drawn.
+        true, `kept_tokens` (B, L) int32 replace the drawn tokens.
         """
 
     def drawn(self, k: int) -> np.ndarray:
-        """(B, L) int32: what scale k, already stepped, drew; -1 where the logits hold NaN or infinity."""
+        """Return the tokens (B, L) int32 that the step of scale k drew; -1 where the logits hold NaN or infinity."""
 
     def tokens(self, k: int) -> np.ndarray:
-        """(B, L) int32: the same after `keep`."""
+        """Return the tokens (B, L) int32 of scale k after `keep` was applied."""
 
     def logits(self) -> np.ndarray:
-        """(L, 2B, V) float32 of the latest step, before guidance: B columns with label, then B without."""
+        """Return the logits (L, 2B, V) float32 of the latest step, before guidance: B with label, then B without."""
 
     def decode(self) -> np.ndarray:
-        """(B, H, W, 3) uint8: the pictures as f_hat is after the latest step."""
+        """Return the images (B, H, W, 3) uint8, decoded from f_hat after the latest step."""
 
     def finite(self) -> np.ndarray:
-        """(B,) bool: false for a picture of the latest `decode` whose pixels were NaN or infinite before rounding."""
+        """Return (B,) bool for the latest `decode`: false if an image had NaN or infinite pixels before rounding."""
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """(N, T) int32: the tokens of pictures (N, H, W, 3) uint8, -1 in one whose features hold NaN or infinity.
+        """Return the tokens (N, T) int32 of images (N, H, W, 3) uint8; -1 for an image with NaN or infinite features.
 
-        Raises BundleError without an encoder.
+        Raises BundleError if the bundle has no encoder.
         """

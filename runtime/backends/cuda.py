@@ -1,4 +1,4 @@
-"""The CUDA calls the GPU backends make, through cuda-python: memory, one stream, graphs of work, events."""
+"""The CUDA calls of the GPU backends, through cuda-python: memory, one stream, CUDA graphs, events."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Gpu:
 
 @lru_cache(maxsize=1)
 def gpu() -> Gpu | None:
-    """The first GPU of this machine; None without one, without a driver or without cuda-python."""
+    """Return the first GPU of this machine; None if the GPU, its driver or cuda-python is missing."""
     try:
         return Cuda().gpu
     except SettingsError:
@@ -36,9 +36,9 @@ def gpu() -> Gpu | None:
 
 
 class Cuda:
-    """Device 0 with one stream, on which everything runs in order. Addresses are plain numbers.
+    """Device 0 with one stream, on which all work runs in order. Addresses are plain integers.
 
-    Raises SettingsError if there is no GPU to use, VarEdgeError if a call fails later.
+    Raises SettingsError if there is no usable GPU, VarEdgeError if a later call fails.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Cuda:
         self.stream = int(self._call("cudaStreamCreate"))
 
     def malloc(self, size: int) -> int:
-        """The address of `size` bytes on the device, aligned to 256, set to 0."""
+        """Allocate `size` bytes on the device, aligned to 256 and set to 0, and return their address."""
         status, address = self._runtime.cudaMalloc(max(size, 1))
         if int(status) == OUT_OF_MEMORY:
             free, total = self._call("cudaMemGetInfo")
@@ -72,7 +72,7 @@ class Cuda:
         self._call("cudaFree", address)
 
     def pinned(self, size: int) -> np.ndarray:
-        """Bytes of the host that the device copies from and to without the CPU's help, (size,) uint8."""
+        """Return (size,) uint8 of pinned host memory, which the device reads and writes without the CPU."""
         address = int(self._call("cudaMallocHost", max(size, 1)))
         return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (size,))
 
@@ -80,12 +80,12 @@ class Cuda:
         self._call("cudaFreeHost", host.ctypes.data)
 
     def upload(self, device: int, host: np.ndarray) -> None:
-        """Queues a copy; `host` must stay as it is until the stream has passed it."""
+        """Queue a copy to the device; `host` must not change until the stream has finished the copy."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", device, host.ctypes.data, host.nbytes, kind, self.stream)
 
     def download(self, host: np.ndarray, device: int) -> None:
-        """Queues a copy; `host` holds it after `synchronize`."""
+        """Queue a copy from the device; `host` holds the data after `synchronize`."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", host.ctypes.data, device, host.nbytes, kind, self.stream)
 
@@ -97,7 +97,10 @@ class Cuda:
 
     @contextmanager
     def capturing(self) -> Iterator[list[Any]]:
-        """What the block queues becomes a graph instead of running: the list's only item, once the block has ended."""
+        """Record the work that the block queues, without running it.
+
+        Yields a list; when the block has ended, the recorded graph is its only item.
+        """
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         graphs: list[Any] = []
         self._call("cudaStreamBeginCapture", self.stream, mode)
@@ -113,13 +116,13 @@ class Cuda:
         self._call("cudaGraphExecDestroy", graph)
 
     def mark(self) -> Any:
-        """An event that the stream passes after what is queued now."""
+        """Record an event after the work that is queued now, and return it."""
         event = self._call("cudaEventCreate")
         self._call("cudaEventRecord", event, self.stream)
         return event
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Between two marks that the stream has passed; both are used up."""
+        """Return the seconds between two marks that the stream has passed, and destroy both."""
         milliseconds = float(self._call("cudaEventElapsedTime", start, end))
         for event in (start, end):
             self._call("cudaEventDestroy", event)
@@ -151,7 +154,7 @@ def _dotted(version: int) -> str:
 
 
 def _bindings() -> ModuleType:
-    for name in ("cuda.bindings.runtime", "cuda.cudart"):  # the second: before cuda-python 12.6
+    for name in ("cuda.bindings.runtime", "cuda.cudart"):  # the second name: cuda-python before 12.6
         try:
             return importlib.import_module(name)
         except ImportError:

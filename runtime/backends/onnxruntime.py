@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU or on a GPU: graphs work in place on arrays that are allocated once for a batch size."""
+"""The ONNX Runtime backend, for CPU and GPU. Graphs work in place on arrays that are allocated once per batch size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .wiring import Stage, Wiring, scale_constants
 
 
 class OnnxRuntimeBackend(WiredBackend["_Batch"]):
-    """See `Backend`. With `cuda`, on that GPU and its stream; else on the CPU with `threads`, None: `usable_cpus()`."""
+    """A `Backend` on the GPU and stream of `cuda`, or without it on `threads` CPU threads (None: `usable_cpus()`)."""
 
     batches: tuple[int, ...] | None = None
 
@@ -41,7 +41,7 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
 
     def _prepare(self, size: int, smooth: bool) -> _Batch:
         arrays = self._arrays()
-        if smooth and SMOOTH_BRIDGE not in self._sessions:  # only smooth sampling pays for it
+        if smooth and SMOOTH_BRIDGE not in self._sessions:  # loaded only if smooth sampling is used
             self._sessions[SMOOTH_BRIDGE] = self._open(SMOOTH_BRIDGE)
         wiring = Wiring(size, self.manifest, self._constants, arrays, smooth)
         return _Batch(wiring, arrays, self._sessions, self._replaced)
@@ -49,18 +49,18 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
     def replace_graph(
         self, name: str, graph: Graph, content: bytes, step_constants: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        """Runs `content`, an ONNX file with the inputs and outputs of `graph`, in place of the bundle's graph `name`.
+        """Run the ONNX file `content` instead of the bundle's graph `name`; `graph` declares its inputs and outputs.
 
-        For tools that look into a graph or try a change of it. An observer also sees the outputs that the bundle's
-        graph lacks; of the inputs that it lacks scale k reads row k of `step_constants` (K, …). Weights stay those of
-        the bundle's weight file. Raises BundleError.
+        Tools use this to inspect a graph or to try a change. The file may have more outputs than the bundle's graph:
+        an observer sees them too. It may have more inputs: at scale k such an input is row k of its array (K, …) in
+        `step_constants`. The weights are still those of the bundle's weight file. Raises BundleError.
         """
         self.restore_graph(name, reopen=False)
         self._replaced[name] = _Replacement(graph, dict(step_constants or {}))
         self._sessions[name] = self._open(name, graph, content)
 
     def restore_graph(self, name: str, reopen: bool = True) -> None:
-        """Undoes `replace_graph`. Only one of the two graphs is in memory at a time. Raises BundleError."""
+        """Undo `replace_graph`. Only one of the two graphs is in memory at a time. Raises BundleError."""
         self._forget_batch()
         self._replaced.pop(name, None)
         self._sessions.pop(name, None)
@@ -81,7 +81,7 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
 
     @cached_property
     def _encoder(self) -> Session:
-        # Only editing needs it, so only editing pays for it.
+        # Loaded on first use, because only editing needs it.
         if ENCODER not in self.manifest.graphs:
             raise BundleError(f"{self._bundle}: no encoder, which editing needs; make onnx exports the bundle with one")
         return self._open(ENCODER)
@@ -96,13 +96,16 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
 
 @dataclass(frozen=True)
 class _Replacement:
-    """What a replaced graph has beside the inputs and outputs that the wiring knows."""
+    """A replacement graph, with the inputs and outputs that the wiring does not provide."""
 
     graph: Graph
     step_constants: dict[str, np.ndarray]  # (K, …) each
 
     def extended(self, stage: Stage, arrays: Arrays, shared: dict[str, Array]) -> Stage:
-        """The stage with arrays for these; the outputs are `shared` by all stages, of which the largest comes first."""
+        """Return the stage with arrays for the additional inputs and outputs.
+
+        All scales share the output arrays in `shared`, so the stage of the largest scale must come first.
+        """
         inputs, outputs = dict(stage.inputs), dict(stage.outputs)
         for name, rows in self.step_constants.items():
             assert stage.scale is not None
@@ -123,7 +126,7 @@ class _Replacement:
         return replace(stage, inputs=inputs, outputs=outputs)
 
 
-Run = tuple[Stage, Callable[[], None]]  # a stage, and what runs it
+Run = tuple[Stage, Callable[[], None]]  # a stage, and the function that runs it
 
 
 class _Batch:
@@ -140,13 +143,13 @@ class _Batch:
             return stage, sessions[stage.graph].bind(stage.inputs, stage.outputs)
 
         self.wiring, self.arrays = wiring, arrays
-        self.latest = -1  # the scale stepped last
+        self.latest = -1  # the scale of the latest step
         self._on_stage: OnStage | None = None
         self._ran: Ran | None = None
         self._condition = bound(wiring.condition)
         from_largest = [[bound(stage) for stage in step] for step in reversed(wiring.steps)]
         self._steps = from_largest[::-1]
-        self._decoders = [[bound(stage) for stage in wiring.decoders(k)] for k in range(2)]  # by f_hat's turn
+        self._decoders = [[bound(stage) for stage in wiring.decoders(k)] for k in range(2)]  # one list per f_hat buffer
 
     def begin(self, labels: np.ndarray, on_stage: OnStage | None, ran: Ran | None) -> None:
         self.latest = -1
@@ -172,7 +175,7 @@ class _Batch:
         _free(self.arrays)
 
     def _run(self, runs: Sequence[Run]) -> None:
-        """Runs these of one graph, and tells who listens of each and of the time they took together."""
+        """Run these stages of one graph, then report each run to `_ran` and their total time to `_on_stage`."""
         start = time.perf_counter()
         for stage, run in runs:
             run()

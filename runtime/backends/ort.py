@@ -1,8 +1,8 @@
-"""ONNX Runtime with its telemetry off: the one place of this project that imports it.
+"""Import ONNX Runtime with its telemetry off. This is the only place in the project that imports it.
 
-Since 1.32 it keeps an identifier of the device and a database of events under the user's cache directory on Linux, and
-may upload them. The environment variable is read when its library is loaded, so it is set first; the call serves an
-application that has loaded ONNX Runtime before.
+Since 1.32 ONNX Runtime stores a device identifier and a database of events in the user's cache directory on Linux, and
+may upload them. The library reads the environment variable when it is loaded, so the variable is set before the
+import. The call below covers applications that have loaded ONNX Runtime before.
 """
 
 from __future__ import annotations

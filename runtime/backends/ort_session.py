@@ -1,4 +1,4 @@
-"""One ONNX Runtime session: opened, checked against the manifest, bound to arrays."""
+"""Open one ONNX Runtime session, check it against the manifest and bind it to arrays."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 @dataclass(frozen=True)
 class Device:
-    """GPU 0, with the address of the CUDA stream to work on."""
+    """GPU 0, and the address of the CUDA stream to run on."""
 
     stream: int
 
@@ -40,9 +40,9 @@ class Device:
 
 
 class Session:
-    """A graph of a bundle, ready to run on the CPU or on `device`. `content` stands in for what its file holds.
+    """A graph of a bundle, ready to run on the CPU or on `device`. If given, `content` replaces the graph's file.
 
-    Raises BundleError if the file is not what the manifest says.
+    Raises BundleError if the graph cannot be loaded or its inputs or outputs differ from `graph`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Session:
             options = _options(threads)
             if content is not None:
                 options.add_session_config_entry(WEIGHTS_FOLDER, str(bundle))
-            if (bundle / WEIGHTS).is_symlink():  # a hub's cache: ONNX Runtime reads no file outside of the folder
+            if (bundle / WEIGHTS).is_symlink():  # in a hub's cache; ONNX Runtime reads no file outside the folder
                 weights = mapped_weights(bundle, content or self._path.read_bytes())
                 values = [ort.OrtValue.ortvalue_from_numpy(values) for values in weights.values()]
                 options.add_external_initializers(list(weights), values)
@@ -73,9 +73,9 @@ class Session:
         self._agree("manifest", {tensor.name: tensor.dtype for tensor in graph.outputs}, self._outputs)
 
     def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> Callable[[], None]:
-        """A call that runs the graph on these C-contiguous arrays, reading and writing them where they are.
+        """Return a function that runs the graph in place on these C-contiguous arrays.
 
-        Raises BundleError if the graph has other inputs or outputs. The call raises VarEdgeError.
+        Raises BundleError if the graph has other inputs or outputs. The function raises VarEdgeError.
         """
         self._agree("runtime", {name: array.dtype.name for name, array in inputs.items()}, self._inputs)
         self._agree("runtime", {name: array.dtype.name for name, array in outputs.items()}, self._outputs)
@@ -93,7 +93,7 @@ class Session:
         return partial(self._run, binding, values)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the graph makes of these arrays; for tools that run it once. Raises VarEdgeError."""
+        """Run the graph once and return its outputs by name. Raises VarEdgeError."""
         names = list(self._outputs)
         try:
             return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
@@ -101,7 +101,7 @@ class Session:
             raise VarEdgeError(f"{self._path}: ONNX Runtime failed: {_one_line(error)}") from None
 
     def _run(self, binding: ort.IOBinding, values: list[ort.OrtValue]) -> None:
-        # `values` are here to live as long as the call: ONNX Runtime before 1.30 does not keep the bound arrays alive.
+        # This call must hold `values`: ONNX Runtime before 1.30 does not keep the bound arrays alive.
         try:
             self._session.run_with_iobinding(binding)
         except RuntimeError as error:
@@ -116,7 +116,7 @@ class Session:
 
 
 def require_cuda() -> None:
-    """Raises SettingsError unless this ONNX Runtime can use a GPU."""
+    """Raise SettingsError unless this ONNX Runtime can use a GPU."""
     if Device(0).provider[0] not in ort.get_available_providers():
         raise SettingsError(
             "onnxruntime-cuda: this ONNX Runtime has no CUDA provider; install onnxruntime-gpu in place of onnxruntime"
@@ -128,7 +128,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _in_place(array: np.ndarray) -> ort.OrtValue:
-    # From an array with gaps ONNX Runtime would make a copy, and write its results into that.
+    # ONNX Runtime would copy an array that is not contiguous, and write its results into the copy.
     assert array.flags.c_contiguous
     return ort.OrtValue.ortvalue_from_numpy(array)
 
@@ -136,11 +136,11 @@ def _in_place(array: np.ndarray) -> ort.OrtValue:
 def _options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    # The graphs take turns: idle threads of one session that keep spinning take the cores of the next.
+    # The graphs run in turn: spinning idle threads of one session would take the cores from the next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # A pattern is remembered for every shape, here for every scale: memory for no speed.
+    # ONNX Runtime stores a memory pattern for every shape, here for every scale; this costs memory and saves no time.
     options.enable_mem_pattern = False
-    # INT8 weights alone: by default ONNX Runtime rounds the activations to 8 bits as well.
+    # Only the weights are INT8: by default ONNX Runtime would also round the activations to 8 bits.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     options.log_severity_level = 4  # errors come back as exceptions
     return options

@@ -1,4 +1,4 @@
-"""TensorRT: everything stays on the GPU, and each stage is one CUDA graph, recorded once and launched from then on."""
+"""The TensorRT backend. All data stays on the GPU. Each step is one CUDA graph, recorded once and then launched."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from .wiring import ScaleConstants, Stage, Wiring, scale_constants
 
 
 def find_engines(bundle: Path, manifest: Manifest, gpu: Gpu, verify: bool) -> tuple[Path, Manifest, EngineRecord]:
-    """The directory of engines to use: `bundle` itself, or one in it that is of this bundle and runs on this machine.
+    """Return the directory of engines to use, its manifest and its record.
 
-    Raises BundleError, SettingsError; with several directories that do not fit, saying why for each.
+    The directory is `bundle` itself, or one inside it whose engines were built from this bundle and run on this
+    machine. Raises BundleError, SettingsError. If no directory fits, the message gives the reason for each.
     """
     if (bundle / engine_record.FILE_NAME).is_file():
         record = EngineRecord.load(bundle)
@@ -49,12 +50,14 @@ def find_engines(bundle: Path, manifest: Manifest, gpu: Gpu, verify: bool) -> tu
 
 
 def check_machine(folder: Path, record: EngineRecord, gpu: Gpu) -> None:
-    """Raises BundleError unless these engines were built for this GPU and this TensorRT, SettingsError without it."""
+    """Raise BundleError unless the engines fit this GPU and TensorRT, SettingsError if TensorRT is not installed."""
     built, trt = record.built, load_tensorrt(record.built.flavour)
     again = "run make engine on this machine"
     same_line = built.version_compatible and trt.__version__.split(".")[0] == built.version.split(".")[0]
     if trt.__version__ != built.version and not same_line:
-        raise BundleError(f"{folder}: built with {built.flavour} {built.version}, here is {trt.__version__}; {again}")
+        raise BundleError(
+            f"{folder}: built with {built.flavour} {built.version}, this machine has {trt.__version__}; {again}"
+        )
     newer = built.hardware_compatible and _number(gpu.capability) >= min(map(_number, built.compute_capabilities))
     if gpu.capability not in built.compute_capabilities and not newer:
         wanted = ", ".join(f"sm_{c.replace('.', '')}" for c in built.compute_capabilities)
@@ -65,7 +68,7 @@ def check_machine(folder: Path, record: EngineRecord, gpu: Gpu) -> None:
 
 
 def check_source(folder: Path, record: EngineRecord, manifest: Manifest) -> None:
-    """Raises BundleError unless the engines were built from the bundle with this manifest."""
+    """Raise BundleError unless the engines were built from the bundle with this manifest."""
     if not record.fits(manifest):
         raise BundleError(f"{folder}: built from another bundle than the one it lies in; run make engine again")
 
@@ -75,7 +78,7 @@ def _number(capability: str) -> tuple[int, ...]:
 
 
 class TensorRTBackend(WiredBackend["_Batch"]):
-    """See `Backend`."""
+    """A `Backend` that runs the engines of a bundle on the first GPU."""
 
     def __init__(self, bundle: Path, manifest: Manifest, verify: bool = True) -> None:
         self._cuda = Cuda()
@@ -91,7 +94,7 @@ class TensorRTBackend(WiredBackend["_Batch"]):
             self._runtime.engine_host_code_allowed = True
         self._engines = {name: self._load(name) for name in REQUIRED_GRAPHS}
         self._own_arrays = arrays = DeviceArrays(self._cuda)
-        # All stages run one after the other on one stream, so they share scratch memory.
+        # The stages run in order on one stream, so they can share scratch memory.
         scratch = arrays.zeros((max(engine.scratch_bytes() for engine in self._engines.values()),), np.uint8)
         for engine in self._engines.values():
             engine.use(scratch, self._cuda.stream)
@@ -101,7 +104,7 @@ class TensorRTBackend(WiredBackend["_Batch"]):
         if size not in self._record.batches:
             sizes = ", ".join(map(str, self._record.batches))
             raise SettingsError(f"batch: these engines draw {sizes} pictures at once, not {size}")
-        if smooth and SMOOTH_BRIDGE not in self._engines:  # only smooth sampling pays for it
+        if smooth and SMOOTH_BRIDGE not in self._engines:  # loaded only if smooth sampling is used
             engine = self._engines[SMOOTH_BRIDGE] = self._load(SMOOTH_BRIDGE)
             engine.use(self._own_arrays.zeros((engine.scratch_bytes(),), np.uint8), self._cuda.stream)
         return _Batch(size, smooth, self._cuda, self._engines, self._record, self.manifest, self._constants)
@@ -117,7 +120,7 @@ class TensorRTBackend(WiredBackend["_Batch"]):
 
     @cached_property
     def _encoder(self) -> tuple[DeviceArrays, LoadedEngine, DeviceArray, DeviceArray]:
-        """The engine with its picture and its tokens. Only editing needs it, so only editing pays for it."""
+        """The encoder's arrays, engine, image and tokens. Loaded on first use, because only editing needs them."""
         if ENCODER not in self._record.engines:
             advice = "make onnx exports the bundle with one, then run make engine"
             raise BundleError(f"{self._folder}: no encoder engine, which editing needs; {advice}")
@@ -135,7 +138,7 @@ class TensorRTBackend(WiredBackend["_Batch"]):
 
 @dataclass(frozen=True)
 class _Recording:
-    """A CUDA graph, and what it was recorded from: stages with their profiles, after `prepare`."""
+    """A CUDA graph, and the work in it: `prepare`, then the stages with their profiles."""
 
     runs: Sequence[tuple[Stage, int]]
     prepare: Callable[[], None]
@@ -143,11 +146,12 @@ class _Recording:
 
 
 class _Batch:
-    """The arrays of one batch size, and the recorded graph of every stage on them.
+    """The arrays of one batch size, and the CUDA graphs recorded on them.
 
-    A graph holds the upload of the stage's settings and its engines' kernels: condition; transformer and bridge of each
-    scale; decoder, once for either f_hat. For an observer the same kernels are queued stage by stage instead, because
-    in the graph of a scale the bridge overwrites what the transformer read.
+    There is one graph for the condition, one for transformer and bridge of each scale, and one decoder for each of the
+    two f_hat buffers. A graph holds the upload of the settings and the kernels of the engines. With an observer the
+    same kernels are queued stage by stage instead, because inside the graph of a scale the bridge overwrites the
+    inputs of the transformer before the observer could read them.
     """
 
     def __init__(
@@ -163,7 +167,7 @@ class _Batch:
         self._cuda, self._engines = cuda, engines
         self.arrays = DeviceArrays(cuda)
         self.wiring = wiring = Wiring(size, manifest, constants, self.arrays, smooth)
-        self.latest = -1  # the scale stepped last
+        self.latest = -1  # the scale of the latest step
         self._on_stage: OnStage | None = None
         self._ran: Ran | None = None
         self._marks: list[tuple[str, int | None, Any, Any]] = []
@@ -178,7 +182,7 @@ class _Batch:
         self._decoders = [self._recorded([(stage, 0) for stage in wiring.decoders(k)]) for k in range(2)]
 
     def begin(self, labels: np.ndarray, on_stage: OnStage | None, ran: Ran | None) -> None:
-        self._cuda.synchronize()  # a run that was stopped may still read what is written now
+        self._cuda.synchronize()  # a stopped run may still read the arrays that are written now
         self._times()
         self.latest, self._on_stage, self._ran = -1, on_stage, ran
         self.wiring.set_labels(labels)
@@ -210,8 +214,8 @@ class _Batch:
         self.arrays.free()
 
     def _recorded(self, runs: list[tuple[Stage, int]], prepare: Callable[[], None] = lambda: None) -> _Recording:
-        """A graph that prepares, then runs stages with their profiles."""
-        self._queue(runs, prepare)  # the first run allocates and chooses kernels, which a recording must not
+        """Record a graph that prepares, then runs the stages with their profiles."""
+        self._queue(runs, prepare)  # the first run allocates and chooses kernels, which is not allowed in a recording
         self._cuda.synchronize()
         with self._cuda.capturing() as graphs:
             self._queue(runs, prepare)
@@ -234,7 +238,7 @@ class _Batch:
             self._marks.append((stage, scale, start, self._cuda.mark()))
 
     def _times(self) -> list[tuple[str, int | None, float]]:
-        """(stage, scale, seconds) of what was launched since the last call; the stream has passed it."""
+        """Return (stage, scale, seconds) of each launch since the last call. The stream must have finished them."""
         times = [(stage, scale, self._cuda.seconds(start, end)) for stage, scale, start, end in self._marks]
         self._marks.clear()
         return times

@@ -1,4 +1,4 @@
-"""One TensorRT engine: read from its file, checked against the manifest, with one context for each profile."""
+"""Load one TensorRT engine, check it against the manifest and run it, with one context for each profile."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..files.bounded import open_file
 from ..optional import INSTALL
 from .arrays import DeviceArray
 
-READ_BYTES = 64 << 20  # an engine passes through the host in pieces of this size
+READ_BYTES = 64 << 20  # an engine is read into host memory in pieces of at most this size
 
 
 def load_tensorrt(flavour: str) -> ModuleType:
-    """The module. Raises SettingsError if it is not installed."""
+    """Return the module `tensorrt` or `tensorrt_rtx`. Raises SettingsError if it cannot be imported."""
     try:
         return importlib.import_module(flavour)
     except ImportError as error:
@@ -29,7 +29,7 @@ def load_tensorrt(flavour: str) -> ModuleType:
 
 
 class Log:
-    """What TensorRT said; errors make the message when something fails."""
+    """Collects the errors that TensorRT logs; they give the reason when a call fails."""
 
     def __init__(self, trt: ModuleType) -> None:
         errors: list[str] = []
@@ -53,12 +53,12 @@ class Log:
 class LoadedEngine:
     """An engine on the GPU, with one context for each profile in use.
 
-    Raises BundleError if it is not what manifest and record say.
+    Raises BundleError if TensorRT cannot read it or it differs from the manifest or the record.
     """
 
     def __init__(self, trt: ModuleType, runtime: Any, log: Log, path: Path, graph: Graph, record: Engine) -> None:
         self._trt, self._log, self._path, self._record = trt, log, path, record
-        self._config: Any = None  # of TensorRT for RTX
+        self._config: Any = None  # used by TensorRT for RTX only
         with open_file(path) as file:
             self._engine = runtime.deserialize_cuda_engine(stream_reader(trt, file))
         if self._engine is None:
@@ -66,17 +66,17 @@ class LoadedEngine:
         self._check(graph)
 
     def scratch_bytes(self) -> int:
-        """What the largest profile needs while it runs."""
+        """Return the bytes of scratch memory that the largest profile needs while it runs."""
         count = len(self._record.profiles)
         return max(int(self._engine.get_device_memory_size_for_profile_v2(i)) for i in range(count))
 
     def use(self, scratch: DeviceArray, stream: int) -> None:
-        """Runs on this stream from now on, with scratch memory that other engines on the same stream may use too."""
+        """Set the stream to run on, and scratch memory, which engines on the same stream may share."""
         self._scratch, self._stream = scratch, stream
         self._contexts: dict[int, Any] = {}
 
     def enqueue(self, profile: int, tensors: dict[str, DeviceArray]) -> None:
-        """Queues one run with this profile on these arrays. The first run of a profile makes its context."""
+        """Queue one run with this profile on these arrays. The first run of a profile creates its context."""
         context = self._contexts.get(profile) or self._contexts.setdefault(profile, self._context(profile))
         for name, array in tensors.items():
             expected = self._record.profiles[profile].get(name, array.shape)
@@ -87,7 +87,7 @@ class LoadedEngine:
             raise VarEdgeError(f"{self._path}: TensorRT failed: {self._log.reason()}")
 
     def _context(self, profile: int) -> Any:
-        """TensorRT allows one context for each profile."""
+        """Create the context of a profile; TensorRT allows one for each."""
         context = self._new_context()
         if context is None:
             raise VarEdgeError(f"{self._path}: no execution context: {self._log.reason()}")
@@ -103,10 +103,10 @@ class LoadedEngine:
         trt, scratch_is_ours = self._trt, self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
             return self._engine.create_execution_context(scratch_is_ours)
-        self._config = self._config or self._engine.create_runtime_config()  # outlives the contexts
+        self._config = self._config or self._engine.create_runtime_config()  # must outlive the contexts
         self._config.set_execution_context_allocation_strategy(scratch_is_ours)
-        # TensorRT for RTX compiles the kernels of a shape in the background unless told otherwise, and runs slower ones
-        # until they are ready: a recording would keep those for ever.
+        # By default TensorRT for RTX compiles the kernels of a shape in the background and runs slower ones until they
+        # are ready. A CUDA graph recorded meanwhile would keep the slower ones for ever.
         self._config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         return self._engine.create_execution_context(runtime_config=self._config)
 
@@ -136,8 +136,11 @@ class LoadedEngine:
 
 
 def stream_reader(trt: ModuleType, file: io.BufferedReader) -> Any:
-    """Gives TensorRT an engine piece by piece, so that the host never holds all of it. 10.3 has the older interface."""
-    in_pieces = hasattr(trt, "IStreamReaderV2")  # asks again for what a read did not bring
+    """Return a reader that gives TensorRT the engine in pieces, so that host memory never holds all of it.
+
+    TensorRT 10.3 has only the older interface, `IStreamReader`.
+    """
+    in_pieces = hasattr(trt, "IStreamReaderV2")  # this interface allows a read to return fewer bytes than asked for
     base = trt.IStreamReaderV2 if in_pieces else trt.IStreamReader
 
     class Reader(base):  # type: ignore[misc, valid-type]

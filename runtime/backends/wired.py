@@ -1,4 +1,4 @@
-"""What all backends do the same way: run the stages of a `Wiring`, and bring to numpy what is asked for."""
+"""The common part of all backends: run the stages of a `Wiring`, and copy the requested arrays to numpy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .arrays import Array, Arrays
 from .base import Observe, OnStage, StageRun
 from .wiring import Stage, Wiring
 
-Ran = Callable[[Stage], None]  # hears of a stage as soon as it has run
+Ran = Callable[[Stage], None]  # called with each stage as soon as it has run
 
 
 class Batch(Protocol):
@@ -24,7 +24,7 @@ class Batch(Protocol):
 
     wiring: Wiring
     arrays: Arrays
-    latest: int  # the scale stepped last, -1 before the first
+    latest: int  # the scale of the latest step, -1 before the first
 
     def begin(self, labels: np.ndarray, on_stage: OnStage | None, ran: Ran | None) -> None: ...
 
@@ -35,20 +35,20 @@ class Batch(Protocol):
     def finite(self) -> np.ndarray: ...
 
     def free(self) -> None:
-        """Gives back what the garbage collector does not."""
+        """Release the resources that the garbage collector does not."""
 
 
 B = TypeVar("B", bound=Batch)
 
 
 class WiredBackend(ABC, Generic[B]):
-    """See `Backend`; what differs from engine to engine is `_prepare`, which readies a batch size."""
+    """A `Backend` on a `Wiring`. Each engine implements `_prepare`, which sets up a batch size, and `encode`."""
 
     name: str
     batches: tuple[int, ...] | None
 
     def __init__(self, manifest: Manifest) -> None:
-        self.manifest = manifest  # of what runs: of the engines, where there are any
+        self.manifest = manifest  # the manifest of the graphs that run: with engines, that of the engines
         self._batch: B | None = None
         self._sampling = Sampling()
 
@@ -63,7 +63,7 @@ class WiredBackend(ABC, Generic[B]):
     ) -> None:
         wanted = len(labels), sampling.smooth
         if self._batch is None or (self._batch.wiring.size, self._batch.wiring.smooth) != wanted:
-            self._forget_batch()  # its arrays, before others are made
+            self._forget_batch()  # frees its arrays before new ones are allocated
             if sampling.smooth and SMOOTH_BRIDGE not in self.manifest.graphs:
                 advice = "make onnx SMOOTH=1 exports the bundle with it"
                 raise BundleError(f"{self.manifest.model.name}: no graph for smooth sampling; {advice}")
@@ -105,7 +105,7 @@ class WiredBackend(ABC, Generic[B]):
 
 
 class _Tensors(Mapping[str, np.ndarray]):
-    """Arrays of a stage by name, each downloaded when it is asked for."""
+    """The arrays of a stage by name, each downloaded when it is looked up."""
 
     def __init__(self, held: Mapping[str, Array], arrays: Arrays) -> None:
         self._held, self._arrays = held, arrays
@@ -121,7 +121,7 @@ class _Tensors(Mapping[str, np.ndarray]):
 
 
 def _shown(observe: Observe, arrays: Arrays) -> Ran:
-    """Tells `observe` of each stage that has run."""
+    """Return a callback that shows each stage that has run to `observe`."""
 
     def ran(stage: Stage) -> None:
         inputs, outputs = _Tensors(stage.inputs, arrays), _Tensors(stage.outputs, arrays)

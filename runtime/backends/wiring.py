@@ -1,4 +1,4 @@
-"""Which array every input and output of every stage is: the same for all engines and all kinds of memory."""
+"""Assign an array to every input and output of every stage, the same for all engines and all kinds of memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..errors import BundleError
 from ..sampling import Sampling
 from .arrays import Array, Arrays
 
-ALIGNMENT = 256  # bytes; what TensorRT asks of an address
+ALIGNMENT = 256  # bytes; TensorRT requires it of an address
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Stage:
     """One run of a graph on fixed arrays."""
 
     graph: str
-    scale: int | None  # None: condition and decoder
+    scale: int | None  # None for condition and decoder
     inputs: dict[str, Array]
     outputs: dict[str, Array]
 
@@ -36,10 +36,10 @@ class Stage:
 
 
 class Staged:
-    """Small inputs that the host sets: views into one block, so that one copy brings all of them."""
+    """Small inputs that the host sets. They are views into one block, so that one copy uploads all of them."""
 
     def __init__(self, arrays: Arrays, specs: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
-        """`specs` are shape and dtype by name."""
+        """Allocate the block; `specs` gives shape and dtype of each input by name."""
         spans, end = {}, 0
         for name, (shape, dtype) in specs.items():
             size = math.prod(shape) * np.dtype(dtype).itemsize
@@ -58,17 +58,17 @@ class Staged:
 
 @dataclass(frozen=True)
 class ScaleConstants:
-    """Inputs of the two graphs of a scale that depend on the scale only."""
+    """Inputs of transformer and bridge that depend on the scale only."""
 
     transformer: dict[str, Array]
     bridge: dict[str, Array]
 
 
 class Wiring:
-    """All arrays of one batch size, allocated once, and the stages on them: a picture allocates nothing.
+    """All arrays of one batch size, and the stages on them. They are allocated once; drawing allocates nothing.
 
-    Token-major arrays are as long as the largest scale needs; a smaller one uses the first rows. The past keys and
-    values are the first rows of caches for all T tokens, and the new ones go right behind them.
+    Token-major arrays are as long as the largest scale needs; a smaller scale uses the first rows. The caches of keys
+    and values have rows for all T tokens: the past ones are the first rows, and the new ones follow directly.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class Wiring:
         ]
         self.drawn, self.tokens = ([arrays.zeros((size, s.tokens), np.int32) for s in scales] for _ in range(2))
         self.logits = arrays.zeros((rows, columns, model.vocab_size), np.float32)  # (L, 2B, V)
-        # Two by turns: a graph may write an output before it has read all of its input.
+        # Two buffers in alternation: a graph may write an output before it has read all of its input.
         f_hat_shape = (size, model.code_size, model.grid, model.grid)  # (B, Z, P, P)
         self._f_hat = [arrays.zeros(f_hat_shape, np.float32) for _ in range(2)]
         self.images = arrays.zeros((size, model.image_size, model.image_size, 3), np.uint8)
-        self.finite = arrays.zeros((size, ALIGNMENT), np.bool_)  # a picture's is the first of its row
+        self.finite = arrays.zeros((size, ALIGNMENT), np.bool_)  # image i has the first element of row i
 
         x = arrays.zeros((rows, columns, model.width), np.float32)  # (L, 2B, C)
         modulation = arrays.zeros((model.depth, 6, columns, model.width), np.float32)
@@ -143,18 +143,18 @@ class Wiring:
             )
 
     def set_labels(self, labels: np.ndarray) -> None:
-        """Writes the labels (B,); not yet uploaded."""
+        """Write the labels (B,) on the host; `start` uploads them."""
         self.labels.host[names.LABELS][:] = labels
 
     def start(self) -> None:
-        """Queues the upload of the labels and an empty f_hat."""
+        """Queue the upload of the labels, and set f_hat to 0."""
         self.labels.upload()
         self._arrays.clear(self._f_hat[0])
 
     def set_scale(
         self, k: int, randoms: np.ndarray, sampling: Sampling, keep: np.ndarray | None, kept_tokens: np.ndarray | None
     ) -> None:
-        """Writes what scale k draws with; not yet uploaded."""
+        """Write the settings and random numbers of scale k on the host; `settings[k].upload` uploads them."""
         host = self.settings[k].host
         host[names.NOISE if self.smooth else names.UNIFORMS][:] = randoms
         host[names.GUIDANCE][:] = sampling.guidance(k, self._scales)
@@ -166,11 +166,14 @@ class Wiring:
         host[names.KEPT_TOKENS][:] = 0 if kept_tokens is None else kept_tokens
 
     def f_hat_after(self, k: int) -> Array:
-        """(B, Z, P, P)"""
+        """Return the array f_hat (B, Z, P, P) that holds the result of scale k."""
         return self._f_hat[(k + 1) % 2]
 
     def decoders(self, k: int) -> list[Stage]:
-        """The decoder's runs after scale k, one for each picture: together they hold the activations of all of them."""
+        """Return the decoder's runs after scale k, one for each image.
+
+        One run for all would hold the activations of all images at once.
+        """
         f_hat = self.f_hat_after(k)
         rows = [slice(i, i + 1) for i in range(self.size)]
         return [
@@ -185,7 +188,7 @@ class Wiring:
 
 
 def _drawing(smooth: bool, size: int, tokens: int, vocab_size: int) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """What a bridge draws a scale with besides guidance and filters."""
+    """Return shape and dtype of the bridge's inputs for one scale, without guidance and filters."""
     if not smooth:
         return {names.UNIFORMS: ((size, tokens), np.float32)}
     noise = ((size, tokens, vocab_size), np.float32)
@@ -193,14 +196,14 @@ def _drawing(smooth: bool, size: int, tokens: int, vocab_size: int) -> dict[str,
 
 
 def scale_constants(bundle: Path, manifest: Manifest, arrays: Arrays) -> list[ScaleConstants]:
-    """What each scale's graphs are told beside data. Raises BundleError if the weight file lacks a tensor."""
+    """Return the constant inputs of each scale's graphs. Raises BundleError if the weight file lacks a tensor."""
     placed: dict[str, Array] = {}
 
     def place(name: str, values: np.ndarray) -> Array:
         if name not in placed:
             placed[name] = arrays.zeros(values.shape, values.dtype)
             arrays.upload(placed[name], values)
-            arrays.download(placed[name][:1])  # waits until the copy from `values`, which goes away, is done
+            arrays.download(placed[name][:1])  # waits for the copy, because `values` is freed afterwards
         return placed[name]
 
     constants = []

@@ -50,7 +50,8 @@ void check_machine(const fs::path& folder, const EngineRecord& record, const Gpu
     const bool same_line =
         built.version_compatible && here.substr(0, here.find('.')) == built.version.substr(0, built.version.find('.'));
     if (!same_version(built.version, here) && !same_line) {
-        throw bad_bundle(where + ": built with " + built.flavour + " " + built.version + ", here is " + here + again);
+        throw bad_bundle(where + ": built with " + built.flavour + " " + built.version + ", this machine has " + here +
+                         again);
     }
     const std::vector<std::string>& wanted = built.compute_capabilities;
     const bool same = std::find(wanted.begin(), wanted.end(), gpu.capability) != wanted.end();
