@@ -19,7 +19,7 @@ DIRECTORIES = {
     "export": EXPORT,
     "calibration": ("calibration.__main__", "BUNDLE", "--images", "8", "--out"),
     "ablation": ("calibration.ablation", "BUNDLE", "--images", "8", "--naive"),
-    "engine": ("export.engine", "BUNDLE", "--out"),
+    "engine": ("export.engine.__main__", "BUNDLE", "--out"),
     "verify": ("export.verify.__main__", "BUNDLE", "--against", "BUNDLE", "--report"),
     "gpu_check": ("export.gpu_check", "BUNDLE", "BUNDLE", "--report"),
     "sample_set": ("runtime.sample_set", "--bundle", "BUNDLE", "--top-k", "9", "--out"),
@@ -40,7 +40,7 @@ FILES = {  # the option's file name stands last
     "bench --json": (*BENCH, "--json", "{}.json"),
     "bench --plot": (*BENCH, "--plot", "{}.png"),
     "calibration --calibration": (*DIRECTORIES["calibration"], "new", "--calibration", "{}.json"),
-    "engine --timing-cache": ("export.engine", "BUNDLE", "--timing-cache", "{}.timing"),
+    "engine --timing-cache": ("export.engine.__main__", "BUNDLE", "--timing-cache", "{}.timing"),
 }
 
 
@@ -114,7 +114,10 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(place: Path, c
         ((*GENERATE, "--out", "BUNDLE/../a.png", "--preview-dir", "a.png"), "two outputs have this name"),
         ((*BENCH, "--json", "BUNDLE/manifest.json"), "manifest.json: is what the command reads"),
         ((*DIRECTORIES["calibration"], "new", "--calibration", "BUNDLE/manifest.json"), "is what the command reads"),
-        (("export.engine", "BUNDLE", "--timing-cache", "photo.png"), "expected a name that ends in .timing or .cache"),
+        (
+            ("export.engine.__main__", "BUNDLE", "--timing-cache", "photo.png"),
+            "expected a name that ends in .timing or .cache",
+        ),
     ],
 )
 def test_outputs_that_meet(place: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -35,8 +35,9 @@ class Hub(BaseHTTPRequestHandler):
             return
         self._headers()
         if self.status == 200:
-            self.wfile.write(self.bodies[min(Hub.sent, len(self.bodies) - 1)])
-            Hub.sent += 1
+            body = self.bodies[min(Hub.sent, len(self.bodies) - 1)]
+            Hub.sent += 1  # before the client has it and goes on
+            self.wfile.write(body)
 
     def _headers(self) -> None:
         self.send_response(self.status)
