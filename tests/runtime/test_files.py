@@ -101,7 +101,7 @@ def test_a_file_that_would_replace_the_users_is_refused(tmp_path: Path) -> None:
     write(path, "old")
     (path / "notes").write_text("mine")
     with (
-        pytest.raises(SettingsError, match="notes: would be replaced by things"),
+        pytest.raises(SettingsError, match="notes: a file of yours, which things would overwrite"),
         atomic_directory(path, THINGS) as new,
     ):
         (new / "notes").write_text("ours")
@@ -255,8 +255,8 @@ def test_a_full_disk_is_said_with_the_file(tmp_path: Path) -> None:
         ("photos", "expected a new or empty folder or things, found 'holiday.jpg'"),
         ("file", "expected a folder, found a file"),
         ("file/out", "cannot be written: Not a directory"),
-        ("dangling", "a link to nowhere, where nothing is"),
-        ("loop", "a link to loop, where nothing is"),
+        ("dangling", "a broken link to nowhere"),
+        ("loop", "a broken link to loop"),
         ("n" * 300, "cannot be written: File name too long"),
         ("n" * 250, "cannot be written: File name too long"),
         ("new/" + "n" * 300 + "/out", "cannot be written: File name too long"),
@@ -294,11 +294,11 @@ def test_targets_are_refused_before_the_work(tmp_path: Path) -> None:
     for path, message in [
         (tmp_path / "picture.jpg", "ends in .png"),
         (tmp_path / "missing" / "picture.png", "there is no folder"),
-        (tmp_path / "folder.png", "cannot be written: is a folder"),
-        (tmp_path / "fifo.png", "cannot be written: is a device"),
-        (tmp_path / "dangling.png", "where nothing is"),
+        (tmp_path / "folder.png", "cannot be written: it is a folder"),
+        (tmp_path / "fifo.png", "cannot be written: it is a device"),
+        (tmp_path / "dangling.png", "a broken link to"),
         (tmp_path / ("n" * 300 + ".png"), "cannot be written: File name too long"),
-        (tmp_path / "source.png", "is what the command reads"),
+        (tmp_path / "source.png", "the command reads this file"),
     ]:
         with pytest.raises(SettingsError, match=message):
             check_target(path, ".png", sources=(tmp_path / "source.png",))
