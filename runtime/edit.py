@@ -1,4 +1,4 @@
-"""python -m runtime.edit: a part of a given picture is drawn anew."""
+"""python -m runtime.edit: draw a part of a given image anew."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def test_settings_travel_as_one_object(pipeline: Pipeline) -> None:
     first = pipeline.generate([1], seed=7, sampling=Sampling(2.0, 3, 0.5))
     assert_equal(pipeline.generate([1], **SETTINGS), first)
     assert_equal(pipeline.generate([1], sampling=Sampling()), pipeline.generate([1]))  # top_k of a small vocabulary
-    with pytest.raises(SettingsError, match="sampling: expected it alone"):
+    with pytest.raises(SettingsError, match="sampling: expected no cfg"):
         pipeline.generate([1], cfg=2.0, sampling=Sampling())
     with pytest.raises(SettingsError, match=r"top_k: expected 0 .* to 64, found 65"):
         pipeline.generate([1], sampling=Sampling(top_k=65))
@@ -230,7 +230,7 @@ def test_a_graph_is_replaced_and_restored(toy_bundle: Path) -> None:
         ({"batch": 0}, "batch: expected 1 to 1024"),
         ({"seed": -1}, "seed: expected 0"),
         ({"seed": 2**64 - 1, "labels": [1, 2]}, "seed: expected 0"),
-        ({"seed": [1, 2]}, r"seed: expected one, or 1 for 1 picture\(s\), found 2"),
+        ({"seed": [1, 2]}, r"seed: expected one seed, or 1 for 1 image\(s\), found 2"),
         ({"seed": [-1]}, "seed: expected 0"),
         ({"keep": []}, "keep, kept_tokens: expected both or neither"),
         ({"keep": [], "kept_tokens": []}, "keep: expected 3 arrays"),
