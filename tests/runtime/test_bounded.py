@@ -1,4 +1,4 @@
-"""Files from outside: none makes a reader wait, fill the memory, or fail in another way than in one line."""
+"""No file from outside makes a reader block, fill the memory, or fail with anything but one line."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def irregular(path: Path, kind: str) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFO")
 @pytest.mark.parametrize("kind", ["fifo", "directory", "device", "socket", "loop"])
 def test_only_regular_files_are_opened(own_bundle: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of these waits for a writer or reads without end."""
+    """A reader must not block on a FIFO or read an endless device."""
     manifest = Manifest.load(own_bundle)
     monkeypatch.chdir(own_bundle)  # the name of a socket has 108 bytes at most
     for name in (FILE_NAME, WEIGHTS, "classes.txt"):

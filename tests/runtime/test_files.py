@@ -1,4 +1,4 @@
-"""Files and directories are whole or not there, whoever else writes and whenever a run is killed."""
+"""Files and directories are written atomically, whoever else writes and whenever a run is killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from runtime.files.outputs import Kind, check_directory, check_target
 from runtime.files.unfinished import exclusive, sweep
 
 THINGS = Kind("things", lambda folder: {"thing"} if (folder / "thing").is_file() else None)
-DEAD = ".things.0123abcd.var-edge"  # as a run that was killed leaves it
+DEAD = ".things.0123abcd.var-edge"  # left by a killed run
 
 
 def names(folder: Path) -> list[str]:
@@ -34,7 +34,7 @@ def write(path: Path, text: str) -> None:
 
 
 def run(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """A process with atomic_directory, … at hand, which says "ready" when it waits to be killed."""
+    """Start a process that runs `code` with atomic_directory etc. at hand; it prints "ready" and waits for a kill."""
     head = """
 import signal, sys, time
 from pathlib import Path
@@ -306,7 +306,7 @@ def test_targets_are_refused_before_the_work(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
 def test_kills_at_random_moments(tmp_path: Path) -> None:
-    """The mechanism alone, many times; python -m tests.kill_test kills the commands themselves."""
+    """This kills only the mechanism, many times; python -m tests.kill_test kills the commands themselves."""
     path, draw = tmp_path / "things", random.Random(0)
     write(path, "0" * 1000)
     (path / "mine").mkdir()

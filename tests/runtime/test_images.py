@@ -1,4 +1,4 @@
-"""Pictures on disk: every value kept, and every one of them on the sheet."""
+"""Image files: no pixel value changes, and every image is on the sheet."""
 
 import zlib
 from pathlib import Path
@@ -118,7 +118,7 @@ def test_colour_profiles_and_gamma_are_applied(tmp_path: Path) -> None:
 
 
 def test_other_formats_start_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow would run Ghostscript from PATH on this."""
+    """Pillow would run Ghostscript from PATH for this file."""
     ghostscript = tmp_path / "gs"
     ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
     ghostscript.chmod(0o755)
