@@ -48,7 +48,8 @@ help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## make .venv with the project and its tools, and fetch what the C++ library is compiled with
-	@if command -v npm > /dev/null; then $(PYTHON) runtime/cpp/fetch.py build/cpp/deps --arm64; \
+	@if command -v npm > /dev/null; then $(PYTHON) runtime/cpp/fetch.py build/cpp/deps --arm64 || \
+	  echo "not fetched: what the C++ library is compiled with; its tests fetch it when they run"; \
 	  else echo "npm is not installed: the C++ library cannot be compiled, and its tests will be skipped"; fi
 	@echo ".venv is ready"
 
@@ -121,6 +122,8 @@ test-fast: $(INSTALLED) ## run the tests that export, compile and train nothing:
 test-full: lint ## the same with the full-size d16 checks: minutes and gigabytes
 	@$(PYTHON) -m pytest -q -m ''
 
-clean: ## remove what was built, keep .venv
-	@rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean: ## remove what was built, keep .venv and what make setup fetched
+	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 -not -name cpp -exec rm -rf {} +; fi
+	@if [ -d build/cpp ]; then find build/cpp -mindepth 1 -maxdepth 1 -not -name deps -exec rm -rf {} +; fi
+	@rm -rf *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -47,7 +47,7 @@ from runtime.sampling import TOP_K, Sampling
     metavar="LAYER=KIND",
     help="Compute the layers that LAYER names as int8, int8x2, weights or float. Can be repeated.",
 )
-@click.option("--weights-only", is_flag=True, help="Quantize only the weights; compute as the FP32 bundle does.")
+@click.option("--weights-only", is_flag=True, help="Quantize only the weights; compute in FP16 (trt) or FP32 (cpu).")
 @click.option(
     "--channel-scaling",
     "--smoothing",
@@ -59,7 +59,7 @@ from runtime.sampling import TOP_K, Sampling
     "--alpha",
     type=Number(float, limits.ALPHA),
     default=0.5,
-    help="Strength of --channel-scaling: 0 leaves the activations alone, 1 makes all their channels alike.",
+    help="Strength of --channel-scaling: 0 makes the weight rows alike, 1 the activation channels.",
 )
 @click.option("--seed", type=Number(int, limits.STORED_SEED), default=0, help="Seed of the images.")
 @click.option(

@@ -26,7 +26,9 @@ from export.model.quantizer import area_matrix, bicubic_matrix, phi_indices
 from export.room import check_room
 from runtime.bundle import manifest
 from runtime.bundle.precision import Precision
+from runtime.errors import SettingsError
 from runtime.files.outputs import EXPORTED
+from runtime.limits import shown
 from runtime.progress import Progress, silent
 
 PRECISIONS = (Precision.FP32, Precision.FP16)
@@ -49,6 +51,8 @@ def export_bundle(
     for; all other graphs take any size. `smooth` adds the graph of smooth sampling. `options` go into the provenance.
     `warn` is called if a kept file does not fit the new bundle. Raises SettingsError, CheckpointError, OSError.
     """
+    if precision not in PRECISIONS:
+        raise SettingsError(f"precision: expected {' or '.join(PRECISIONS)}, found {shown(precision)}")
     with new_bundle(out, EXPORTED, warn) as folder:
         check_room(recipe, out)
         traced = list(_trace_all(recipe, precision, smooth, progress))

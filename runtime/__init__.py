@@ -1,6 +1,6 @@
-"""The runtime of VAR Edge: a bundle, a label and a seed become a picture.
+"""The runtime of VAR Edge: draw images from a bundle, labels and a seed.
 
-Applications import it as `var_edge`, which works beside a `runtime.py` of theirs.
+Applications import it as `var_edge`, which also works if they have a `runtime.py` of their own.
 
 >>> from var_edge import Pipeline
 >>> pipeline = Pipeline("build/var_d16/fp32")
@@ -32,7 +32,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: --help should not wait for numpy.
+    # Imported on first use, so that --help does not wait for numpy.
     if name in ("Pipeline", "Result", "ScaleView"):
         from . import pipeline
 

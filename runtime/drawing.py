@@ -1,4 +1,4 @@
-"""What the commands that draw have in common: their options, and the files they write."""
+"""The common part of the commands that draw: their options, and the files that they write."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Options = Callable[[Command], Command]
 
 
 def together(*options: Options) -> Options:
-    """These options as one decorator."""
+    """Combine these options into one decorator."""
 
     def decorate(command: Command) -> Command:
         for option in reversed(options):
@@ -38,7 +38,7 @@ def together(*options: Options) -> Options:
 
 
 def sampling_options(defaults: Sampling) -> Options:
-    """--cfg, --top-k and --top-p, which the command gets as `sampling`; with --smooth, if that is an option too."""
+    """Return the options --cfg, --top-k and --top-p. The command gets them as `sampling`, with its --smooth if any."""
     default = f"{TOP_K}, or all of a smaller vocabulary"
 
     def gathered(command: Command) -> Command:
@@ -94,7 +94,7 @@ engine_options = together(
 
 @dataclass(frozen=True)
 class Files:
-    """What a drawing command writes: the picture `out`, and what else is wanted."""
+    """The files that a drawing command writes: the image `out`, and optional others."""
 
     out: Path
     preview_dir: Path | None = None
@@ -102,7 +102,7 @@ class Files:
     dump: Path | None = None
 
     def check(self, *sources: Path) -> None:
-        """Raises SettingsError if one of them cannot be written, or is a file of `sources`. Ask before long work."""
+        """Raise SettingsError if a file cannot be written or is one of `sources`. Call it before long work."""
         from .images import check_animation
 
         check_target(self.out, ".png", sources=sources)
@@ -117,11 +117,14 @@ class Files:
                 raise SettingsError(f"{self.out}: --preview-dir writes a file of this name; give another")
 
     def watch(self, advance: Callable[[float], None], with_logits: bool = False) -> Watch:
-        """To give to `on_scale`: it keeps what these files need of each scale. `advance` hears of every token drawn."""
+        """Return an `on_scale` hook that keeps what these files need of each scale.
+
+        The hook calls `advance` with the number of tokens that were drawn.
+        """
         return Watch(bool(self.animation or self.preview_dir), with_logits, advance)
 
     def write(self, sheet: np.ndarray, result: Result, watch: Watch) -> None:
-        """Writes all of them; `sheet` (H, W, 3) uint8 is the picture `out`."""
+        """Write all files; `sheet` (H, W, 3) uint8 becomes `out`."""
         import numpy as np
 
         from .dump import write_dump
@@ -140,7 +143,7 @@ class Files:
 
 
 def file_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of `Files`, which `command` gets as `files`."""
+    """Add the options of `Files` to a command, which gets them as `files`."""
 
     @functools.wraps(command)
     def run(*, out: Path, preview_dir: Path | None, animation: Path | None, dump: Path | None, **others: Any) -> None:
@@ -161,7 +164,7 @@ def file_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @dataclass
 class Watch:
-    """A hook for `on_scale`. Both dictionaries: scale -> one array for each batch, (B, …) each."""
+    """An `on_scale` hook. `previews` and `logits` map each scale to a list of arrays (B, …), one for each batch."""
 
     with_previews: bool
     with_logits: bool

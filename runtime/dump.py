@@ -1,4 +1,4 @@
-"""The dump of a generation: what was drawn, for comparing two runs, two backends or two machines."""
+"""Write the dump of a generation: its tokens and images, to compare two runs, backends or machines."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .pipeline import Result
 
 
 def write_dump(path: Path, result: Result, logits: Sequence[np.ndarray] = ()) -> None:
-    """Writes an .npz with `tokens_k` (B, p*p) int32 and `image` (B, H, W, 3) uint8.
+    """Write an .npz file with `tokens_k` (B, p*p) int32 and `image` (B, H, W, 3) uint8.
 
-    After an edit also `drawn_k`, the tokens before the kept ones were put in; with `logits`, K arrays, also
-    `logits_k` (B, p*p, V) float32.
+    After an edit it also has `drawn_k`, the tokens before the kept ones replaced them. With `logits`, a list of K
+    arrays, it also has `logits_k` (B, p*p, V) float32.
     """
     arrays = {f"tokens_{k}": tokens for k, tokens in enumerate(result.tokens)}
     if result.drawn is not result.tokens:

@@ -1,4 +1,4 @@
-"""python -m runtime.edit: a part of a given picture is drawn anew."""
+"""python -m runtime.edit: draw a part of a given image anew."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @command()
 @click.option("--bundle", type=FILE, required=True, help="Bundle to draw with.")
-@click.option("--image", type=FILE, required=True, help="Image to edit. Of one that is not square the middle is used.")
+@click.option("--image", type=FILE, required=True, help="Image to edit; if not square, its middle square is used.")
 @click.option(
     "--box",
     metavar="Y0,X0,Y1,X1",
-    help="Box to draw or keep, as fractions of the image side, such as 0.25,0.25,0.75,0.75.",
+    help="Box to draw or keep, as fractions of that square from the top left, such as 0.25,0.25,0.75,0.75.",
 )
 @click.option("--mask", type=FILE, help="Mask in place of --box: an image of the same size, white inside.")
 @click.option(

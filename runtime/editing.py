@@ -1,4 +1,4 @@
-"""Which tokens of a given picture an edit keeps: the mask of the published zero-shot editing demo."""
+"""Compute which tokens of a given image an edit keeps, as the published zero-shot editing demo does."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .bundle.manifest import Model
 from .errors import SettingsError
 
 MODES = ("inpaint", "outpaint")
-Box = tuple[float, float, float, float]  # y0, x0, y1, x1: shares of the picture's height and width
+Box = tuple[float, float, float, float]  # y0, x0, y1, x1 as fractions of the image's height and width
 
 
 def kept_cells(region: Box | np.ndarray, mode: str, model: Model) -> np.ndarray:
-    """What is kept, (P, P) bool on the last grid.
+    """Return which cells of the last grid are kept, (P, P) bool.
 
-    `region` is a box, or a mask (H, W) bool of the model's picture size. In-painting keeps what is outside of it,
-    out-painting what is inside. Raises SettingsError.
+    `region` is a box, or a mask (H, W) bool of the model's image size. Inpainting keeps the cells outside of it,
+    outpainting those inside. Raises SettingsError.
     """
     if mode not in MODES:
         raise SettingsError(f"mode: expected {' or '.join(MODES)}, found {mode!r}")
@@ -26,21 +26,22 @@ def kept_cells(region: Box | np.ndarray, mode: str, model: Model) -> np.ndarray:
 
 
 def keep_masks(kept: np.ndarray, sides: Sequence[int]) -> list[np.ndarray]:
-    """`kept` (P, P) bool at every scale: K masks (1, p*p) bool.
+    """Resize `kept` (P, P) bool to every scale, and return K masks (1, p*p) bool.
 
-    Where `kept`, resized bilinearly, exceeds 0.5; the 1 x 1 scale is always kept, so the picture's tone stays.
+    A token is kept where `kept`, resized bilinearly, exceeds 0.5. The 1 x 1 scale is always kept, so that the overall
+    tone of the image does not change.
     """
     return [_resized(kept, side).reshape(1, -1) if side > 1 else np.ones((1, 1), bool) for side in sides]
 
 
 def greyed(image: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The picture (H, W, 3) uint8 with grey where `kept` (P, P) bool is false: what an edit is given to see."""
+    """Return the image (H, W, 3) uint8 with grey where `kept` (P, P) bool is false."""
     cell = len(image) // len(kept)
     return np.where(kept.repeat(cell, 0).repeat(cell, 1)[..., None], image, np.uint8(160))
 
 
 def _in_box(box: Box, grid: int) -> np.ndarray:
-    """(P, P) bool: the box, its edges rounded half to even."""
+    """Return the cells inside the box, (P, P) bool; its edges are rounded, half to even. Raises SettingsError."""
     y0, x0, y1, x1 = box
     if not (0 <= y0 < y1 <= 1 and 0 <= x0 < x1 <= 1):
         raise SettingsError(f"box: expected 0 <= y0 < y1 <= 1 and 0 <= x0 < x1 <= 1, found {_listed(box)}")
@@ -53,7 +54,7 @@ def _in_box(box: Box, grid: int) -> np.ndarray:
 
 
 def _in_mask(mask: np.ndarray, model: Model) -> np.ndarray:
-    """(P, P) bool: the tokens that the mask covers by more than a half."""
+    """Return the cells that the mask covers by more than a half, (P, P) bool. Raises SettingsError."""
     side, grid = model.image_size, model.grid
     if mask.dtype != bool or mask.shape != (side, side):
         raise SettingsError(f"mask: expected ({side}, {side}) bool, found {mask.shape} {mask.dtype}")
@@ -66,7 +67,10 @@ def _in_mask(mask: np.ndarray, model: Model) -> np.ndarray:
 
 
 def _resized(kept: np.ndarray, side: int) -> np.ndarray:
-    """kept (P, P) bool -> (p, p) bool: bilinear without corner alignment, in PyTorch's arithmetic, above 0.5."""
+    """Resize kept (P, P) bool to (p, p) bool: bilinearly, without corner alignment, then true above 0.5.
+
+    The arithmetic is that of PyTorch, so that the results are equal.
+    """
     first, second, far = _taps(len(kept), side)
     near = 1 - far
     values = kept.astype(np.float32)
@@ -76,9 +80,9 @@ def _resized(kept: np.ndarray, side: int) -> np.ndarray:
 
 
 def _taps(size: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each of `side` outputs the two inputs of `size` it lies between, and the weight of the second, float32."""
+    """Return, for each of `side` outputs, the two nearest of `size` inputs and the weight of the second, float32."""
     scale = np.float32(size) / np.float32(side)
-    # Rounded once, as a fused multiply-add does: rounded twice, 13 from 16 decides a cell half covered otherwise.
+    # Rounded once, like a fused multiply-add. Rounding twice changes a half-covered cell in the resize from 16 to 13.
     positions = (np.float64(scale) * (np.arange(side) + 0.5) - 0.5).astype(np.float32).clip(0)
     first = positions.astype(np.int64)
     return first, np.minimum(first + 1, size - 1), positions - first.astype(np.float32)

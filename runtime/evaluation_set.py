@@ -1,4 +1,7 @@
-"""The pictures that a model is judged by: equally many of each class, the same files in however many parts drawn."""
+"""Draw an evaluation set: the images that FID and IS are computed from, with the same number for each class.
+
+The files are the same however the work is split into parts.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ from .limits import shown
 from .pipeline import Pipeline, ScaleView
 from .sampling import BATCH, EVALUATION, Sampling
 
-SCHEMA_VERSION = 2  # 1: samples.npz class by class, `backend` a text for people
+SCHEMA_VERSION = 2  # in version 1 samples.npz was in the order of the classes, and `backend` was free text
 SETTINGS, SAMPLES = "settings.json", "samples.npz"
-Advance = Callable[[float], None]  # hears of pictures, or of parts of one, as they get done
+Advance = Callable[[float], None]  # called with the number of images, or the fraction of one, that was done
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Picture `index` of a class."""
+    """Image number `index` of a class."""
 
     label: int
     index: int
@@ -41,19 +44,20 @@ class Picture:
         return f"{self.label:04}_{self.index:05}.png"
 
     def seed(self, of_set: int) -> int:
-        """Depends on nothing but the class, the index and the set's seed: 20, 20 and 24 of 64 bits."""
+        """Return the seed of this image: 24 bits of the set's seed, 20 of the class and 20 of the index."""
         return of_set << 40 | self.label << 20 | self.index
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """What a set is, as `settings.json` says it: all that the bytes of its files depend on, and nothing else.
+    """The settings of a set, as `settings.json` holds them: exactly the values that the bytes of its files depend on.
 
-    Threads are not part of it: they share out rows and never a sum. Another version of ONNX Runtime or another kind of
-    processor may round a last bit otherwise, which no score can see, so shards may be drawn on different machines.
+    The number of threads is not one of them: threads share rows, and never split a sum. Another version of ONNX Runtime
+    or another kind of processor may round the last bit differently. No score shows that, so shards may be drawn on
+    different machines.
 
-    Pictures are drawn in fixed batches, because a picture may differ in the last bit from the same drawn with others.
-    So a shard is made of whole batches, and a run that was stopped draws the whole batch that it was at again.
+    Images are drawn in fixed batches, because the last bit of an image may depend on the others in its batch. So a
+    shard consists of whole batches, and a run that resumes draws its unfinished batch again from the start.
     """
 
     schema_version: int
@@ -80,9 +84,9 @@ class EvaluationSet:
         sampling: Sampling = EVALUATION,
         batch: int = BATCH,
     ) -> EvaluationSet:
-        """The set that this pipeline draws, of all classes unless some are given. Raises SettingsError.
+        """Return the set that this pipeline draws, by default of all classes. Raises SettingsError.
 
-        Unless `sampling` is given it is that of the published FID.
+        The default of `sampling` is that of the published FID.
         """
         for name, value, allowed in (
             ("per_class", per_class, limits.PICTURES),
@@ -115,39 +119,39 @@ class EvaluationSet:
 
     @cached_property
     def pictures(self) -> list[Picture]:
-        """In the order in which they are drawn: class by class."""
+        """All images in the order in which they are drawn: class by class."""
         return [Picture(label, index) for label in self.classes for index in range(self.per_class)]
 
     @property
     def samples(self) -> list[Picture]:
-        """In the order of `samples.npz`: round by round, each with one picture of every class, shuffled.
+        """All images in the order of `samples.npz`: rounds with one image of each class, shuffled within the round.
 
-        The usual evaluator takes the Inception Score of successive tenths, and each has to be a sample of all classes.
+        The usual evaluator computes the Inception Score of each tenth of the file, so each tenth must have all classes.
         """
         return sorted(self.pictures, key=lambda picture: (picture.index, sha256(picture.file.encode()).digest()))
 
     def batches(self, shard: int = 1, shards: int = 1) -> list[list[Picture]]:
-        """The `shard`-th of every `shards` batches, counted from 1."""
+        """Return the batches of one shard: the `shard`-th of every `shards` batches, counted from 1."""
         starts = range(0, len(self.pictures), self.batch)
         return [self.pictures[start : start + self.batch] for start in starts[shard - 1 :: shards]]
 
     def claim(self, folder: Path) -> None:
-        """Makes `folder` the place of this set, or finds that it is already. Raises SettingsError for another's."""
+        """Make `folder` the folder of this set, or check that it is. Raises SettingsError if it holds another set."""
         check_folder(folder, SET)
         folder.mkdir(exist_ok=True)
         path = folder / SETTINGS
         if not path.exists():
-            with atomic_file(path, replace=False) as file:  # another run may begin its own set here just now
+            with atomic_file(path, replace=False) as file:  # another run may claim the folder at the same time
                 file.write((json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
         self._compare(path)
 
     def missing(self, folder: Path, shard: int = 1, shards: int = 1) -> list[list[Picture]]:
-        """The batches of a shard that are not, or not all, in `folder`."""
+        """Return the batches of a shard of which `folder` lacks at least one image."""
         there = {entry.name for entry in folder.iterdir()}
         return [batch for batch in self.batches(shard, shards) if any(picture.file not in there for picture in batch)]
 
     def draw(self, pipeline: Pipeline, folder: Path, shard: int, shards: int, advance: Advance) -> None:
-        """Draws what is missing of a shard. Raises SettingsError."""
+        """Draw the missing batches of a shard. Raises SettingsError."""
         tokens, sampling = pipeline.manifest.model.tokens, Sampling(self.cfg, self.top_k, self.top_p)
 
         def on_scale(view: ScaleView) -> None:
@@ -161,10 +165,10 @@ class EvaluationSet:
                 write_png(folder / picture.file, image)
 
     def write_samples(self, folder: Path, advance: Advance) -> None:
-        """Writes `samples.npz`: `arr_0` (N, H, W, 3) uint8, as the FID toolkit of guided diffusion reads it.
+        """Write `samples.npz` with `arr_0` (N, H, W, 3) uint8, which the FID toolkit of guided diffusion reads.
 
-        Picture by picture, as 50,000 of 256 x 256 pixels are 9.8 GB; and without the time, so always the same bytes.
-        Raises SettingsError.
+        The images are written one by one, because 50,000 of 256 x 256 pixels take 9.8 GB. The archive holds a fixed
+        time, so its bytes are always the same. Raises SettingsError.
         """
         shape = (len(self.pictures), self.image_size, self.image_size, 3)
         entry = zipfile.ZipInfo("arr_0.npy", date_time=(1980, 1, 1, 0, 0, 0))
@@ -190,16 +194,16 @@ class EvaluationSet:
 
 
 def kind_of_backend(name: str) -> str:
-    """What rounds alike: `onnxruntime`, `onnxruntime on cuda` or a flavour of TensorRT.
+    """Return the kind of a backend: `onnxruntime`, `onnxruntime on cuda` or a flavour of TensorRT.
 
-    A backend's name also says its threads, its version, its GPU, and which engines it does not use.
+    Backends of one kind round alike. The name of a backend also gives its threads, version, GPU and unused engines.
     """
     engine, on_gpu = name.split(" ")[0], name.startswith("onnxruntime on ")
     return f"{engine} on cuda" if on_gpu else engine
 
 
 def fingerprint(manifest: Manifest) -> str:
-    """SHA-256 of the names and hashes of a bundle's files: the same however often it was exported."""
+    """Return the SHA-256 of the names and hashes of a bundle's files. It is the same for every export of the bundle."""
     lines = [f"{name} {file.sha256}\n" for name, file in sorted(manifest.files.items())]
     return sha256("".join(lines).encode()).hexdigest()
 

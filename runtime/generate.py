@@ -1,4 +1,4 @@
-"""python -m runtime.generate: labels and a seed become a PNG."""
+"""python -m runtime.generate: draw images from labels and a seed into one PNG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures from files, and to files."""
+"""Read and write image files."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from .files.bounded import open_file
 from .files.outputs import check_target
 from .pixels import full_scale, on_paper
 
-GAP = 4  # pixels between two pictures of a grid
+GAP = 4  # pixels between two images of a grid
 PAPER = 255
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")  # no other: EPS would start Ghostscript
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")  # no others: EPS would start Ghostscript
 ORIENTATION = 274  # tag of EXIF
 ANIMATIONS = (".webp", ".gif")
 FRAME, LAST_FRAME = 400, 2000  # milliseconds that a frame of an animation is shown
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it logs goes to stderr, beside our line
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its log goes to stderr, next to our error line
 
 
 def open_picture(path: Path, paper: str = "white") -> Image.Image:
-    """The picture as 8-bit RGB, upright, what is transparent laid on `paper`. Raises SettingsError.
+    """Read an image as upright 8-bit sRGB on a background of colour `paper`. Raises SettingsError.
 
-    Of an animation or a file of pages the first. Colours are those of sRGB: a colour profile is applied.
+    A colour profile is applied. Of an animation or a file with several pages the first one is read.
     """
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]  # older Pillow reads no AVIF
     with open_file(path, limits.PICTURE_BYTES, SettingsError) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, about large and slightly damaged files
+        warnings.simplefilter("ignore")  # Pillow warns about large and slightly damaged files
         try:
             with Image.open(file, formats=formats) as picture:
                 if picture.width * picture.height > limits.PIXELS:
@@ -48,16 +48,16 @@ def open_picture(path: Path, paper: str = "white") -> Image.Image:
                 return on_paper(upright, paper, full_scale(picture))
         except MemoryError:
             raise
-        except Exception as error:  # decoders of broken files raise many kinds
-            reason = "no picture format" if isinstance(error, UnidentifiedImageError) else str(error)
+        except Exception as error:  # decoders raise errors of many types for broken files
+            reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
             advice = "give a PNG, JPEG or WebP file"
-            raise SettingsError(f"{path}: cannot be read as a picture ({reason}); {advice}") from None
+            raise SettingsError(f"{path}: cannot be read as an image ({reason}); {advice}") from None
 
 
 def read_picture(path: Path, side: int, smallest: int = 1) -> np.ndarray:
-    """A picture file as (side, side, 3) uint8: turned upright, on white, its middle square resized.
+    """Read an image file as (side, side, 3) uint8: upright, on white, with the middle square resized.
 
-    Raises SettingsError, also if the picture has fewer than `smallest` pixels on a side.
+    Raises SettingsError, also if a side of the image has fewer than `smallest` pixels.
     """
     picture = open_picture(path)
     if min(picture.size) < smallest:
@@ -66,9 +66,9 @@ def read_picture(path: Path, side: int, smallest: int = 1) -> np.ndarray:
 
 
 def read_mask(path: Path, picture: Path, side: int) -> np.ndarray:
-    """A mask for the file `picture`, cut and resized like it: (side, side) bool, true where it is white.
+    """Read a mask for the image file `picture` as (side, side) bool, true where it is white.
 
-    Raises SettingsError, also unless both have the same size.
+    The mask is cropped and resized like the image. Raises SettingsError, also if the two sizes differ.
     """
     mask, expected = open_picture(path, "black"), open_picture(picture)
     if mask.size != expected.size:
@@ -78,7 +78,7 @@ def read_mask(path: Path, picture: Path, side: int) -> np.ndarray:
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """N pictures (N, H, W, 3) uint8 as one, row after row in `columns`, without them in a near-square grid."""
+    """Arrange N images (N, H, W, 3) uint8 in a grid, row by row; by default it is nearly square."""
     count, height, width, _ = images.shape
     columns = columns or math.isqrt(count - 1) + 1
     rows = -(-count // columns)
@@ -90,26 +90,26 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Writes (H, W, 3) uint8."""
-    encoded = BytesIO()  # to a file Pillow would report a full disk as "encoder error"
+    """Write an image (H, W, 3) uint8 as PNG, atomically."""
+    encoded = BytesIO()  # writing directly to a file, Pillow would report a full disk as "encoder error"
     Image.fromarray(image).save(encoded, format="png")
     with atomic_file(path) as file:
         file.write(encoded.getbuffer())
 
 
 def check_animation(path: Path, *sources: Path) -> None:
-    """Raises SettingsError unless an animation can be written to `path`. Ask before long work."""
+    """Raise SettingsError unless an animation can be written to `path`. Call it before long work."""
     check_target(path, *ANIMATIONS, sources=sources)
     Image.init()
     if path.suffix.lower() == ".webp" and "WEBP" not in Image.SAVE_ALL:
-        raise SettingsError(f"{path}: this Pillow writes no animated WebP; take .gif")
+        raise SettingsError(f"{path}: this Pillow cannot write animated WebP; give a .gif file")
 
 
 def write_animation(path: Path, frames: Sequence[np.ndarray]) -> None:
-    """Writes pictures (H, W, 3) uint8 as an endless animation, WebP or GIF by its suffix; the last is held longer."""
+    """Write images (H, W, 3) uint8 as an endless animation, WebP or GIF by the suffix; the last is shown longer."""
     pictures = [Image.fromarray(frame) for frame in frames]
     if path.suffix.lower() == ".gif":
-        pictures = [picture.quantize(256) for picture in pictures]  # 256 colours of its own for each frame
+        pictures = [picture.quantize(256) for picture in pictures]  # each frame has its own 256 colours
     durations = [FRAME] * (len(frames) - 1) + [LAST_FRAME]
     encoded = BytesIO()
     pictures[0].save(

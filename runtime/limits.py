@@ -1,4 +1,4 @@
-"""What is accepted from outside: one table for manifest, recipe, files and options. docs/manifest.md shows it."""
+"""The limits of all input: one table for manifest, recipe, files and options, documented in docs/manifest.md."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .errors import UNPRINTABLE
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `least` to `most`; `above` leaves `least` itself out. Not-a-number is in no range."""
+    """Numbers from `least` to `most`; with `above`, without `least` itself. Not-a-number is in no range."""
 
     least: float
     most: float
     above: bool = False
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, Real) or isinstance(value, bool):  # Real: numpy's numbers too
+        if not isinstance(value, Real) or isinstance(value, bool):  # Real includes numpy's numbers
             return False
         number = cast(float, value)
         return bool((self.least < number if self.above else self.least <= number) and number <= self.most)
@@ -29,7 +29,7 @@ class Range:
 
 
 class Integers(Range):
-    """A range of whole numbers, of Python or numpy."""
+    """A range of integers, Python's or numpy's."""
 
     def __contains__(self, value: object) -> bool:
         return isinstance(value, Integral) and super().__contains__(value)
@@ -37,11 +37,11 @@ class Integers(Range):
 
 JSON_BYTES = 16 << 20
 JSON_DEPTH = 64
-JSON_COUNTS = {",": 1 << 22, "[": 1 << 19, "{": 1 << 19, ":": 1 << 19, '"': 1 << 21}  # what memory and time grow with
+JSON_COUNTS = {",": 1 << 22, "[": 1 << 19, "{": 1 << 19, ":": 1 << 19, '"': 1 << 21}  # memory and time grow with these
 CALIBRATION_BYTES = 64 << 20  # histograms of 36 blocks at ten scales fill 16 MiB
 TOML_BYTES = 64 << 10
-TOML_DOTS = 128  # in a line: the parser's time grows with their square
-HEADER_BYTES = 100_000_000  # of a safetensors file, as its own reader allows
+TOML_DOTS = 128  # in a line: the parser's time grows with the square of their number
+HEADER_BYTES = 100_000_000  # of a safetensors file; the limit of the safetensors library
 TEXT_BYTES = 16 << 20  # of a list of class names
 GRAPH_BYTES = 2 << 30  # of an ONNX file: protobuf's own limit
 PICTURE_BYTES = 1 << 30
@@ -77,7 +77,7 @@ SIZE = Range(0, 2**31 - 1)  # of an axis
 CFG = Range(0, 1000)
 TOP_K = Integers(0, 2**20)
 TOP_P = Range(0, 1)
-LEAST_TOP_P = 1e-6  # of those above 0
+LEAST_TOP_P = 1e-6  # the least value above 0
 BATCH = Integers(1, 1024)
 BATCHES = 64  # sizes that engines are built for
 PICTURES = Integers(1, 2**20)
@@ -85,20 +85,20 @@ PICTURES_BEFORE = Range(0, 2**20)  # in a shared run
 THREADS = Integers(1, 1024)
 SEED = Integers(0, 2**64 - 1)
 STORED_SEED = Range(0, 2**63 - 1)  # of weights and calibrations: JSON files keep it
-SET_SEED = Integers(0, 2**24 - 1)  # of an evaluation set: 40 bits are the class and the picture
-HISTOGRAM = Range(2.0**-20, 2.0**127)  # the largest magnitude that one covers
-CHANNEL_SCALING = Range(0, 1e30, above=True)  # what a channel is divided by
-COLLECTED = 2**22  # number of the last calibration picture
-KL = Range(0, 100, above=True)  # nats a token
+SET_SEED = Integers(0, 2**24 - 1)  # of an evaluation set: the other 40 bits are the class and the index
+HISTOGRAM = Range(2.0**-20, 2.0**127)  # the largest magnitude that a histogram covers
+CHANNEL_SCALING = Range(0, 1e30, above=True)  # the divisor of a channel
+COLLECTED = 2**22  # index of the last calibration image
+KL = Range(0, 100, above=True)  # nats per token
 ALPHA = Range(0, 1)
 WORKSPACE = Range(1, 2**20)  # MiB
-VERIFIED = Range(1, 4096)  # pictures
+VERIFIED = Range(1, 4096)  # images
 RUNS = Range(1, 10**6)  # timed
 TESTED_TOKENS = Range(1, 10**6)  # at every scale
 
 
 def model_fault(values: Mapping[str, object]) -> str | None:
-    """What is wrong with the sizes of a model, such as "depth: expected 1 to 256, found 20000"; None if nothing is."""
+    """Return what is wrong with the sizes of a model, such as "depth: expected 1 to 256, found 20000", or None."""
     for name, allowed in MODEL.items():
         if name in values and values[name] not in allowed:
             listed = ", ".join(map(str, allowed)) if isinstance(allowed, tuple) else allowed
@@ -117,14 +117,14 @@ def model_fault(values: Mapping[str, object]) -> str | None:
 
 
 def name_fault(text: str) -> str | None:
-    """What is wrong with a name of a tensor, a graph or a file; None if nothing is."""
+    """Return what is wrong with the name of a tensor, a graph or a file, or None."""
     if not text or len(text.encode("utf-8", "surrogatepass")) > NAME_BYTES or UNPRINTABLE.search(text):
         return f"expected a printable name of 1 to {NAME_BYTES} bytes, found {shown(text)}"
     return None
 
 
 def shown(value: object) -> str:
-    """A value in a message: never the whole of a large one."""
+    """Return a value as text for a message; a long value is shortened."""
     if isinstance(value, int) and abs(value) >= 10**20:
         return "a number of more than 20 digits"
     if isinstance(value, (str, bytes)):

@@ -1,4 +1,4 @@
-"""What this process holds in memory, and what the machine has left."""
+"""Read the memory use of this process, and the memory that the machine has available."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ MEMINFO = Path("/proc/meminfo")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of this process: in memory now, and the most since it started."""
+    """The memory of this process in bytes: resident now, and the peak since it started."""
 
     resident: int
     peak: int
 
 
 def memory(status: Path = STATUS) -> Memory | None:
-    """The kernel's VmRSS and VmHWM; None on a system that does not tell."""
+    """Return the kernel's VmRSS and VmHWM of this process; None on a system without /proc."""
     if not status.is_file():
         return None
     resident, peak = _kilobytes(status, "VmRSS", "VmHWM")
@@ -26,11 +26,11 @@ def memory(status: Path = STATUS) -> Memory | None:
 
 
 def available_memory(meminfo: Path = MEMINFO) -> int | None:
-    """Bytes that a process can have without swapping, None on a system that does not tell."""
+    """Return the bytes that a process can allocate without swapping; None on a system without /proc."""
     return _kilobytes(meminfo, "MemAvailable")[0] if meminfo.is_file() else None
 
 
 def _kilobytes(path: Path, *names: str) -> list[int]:
-    """Bytes of these fields of a file with lines such as "VmRSS:  12345 kB"."""
+    """Return the bytes in these fields of a file with lines such as "VmRSS:  12345 kB"."""
     fields = dict(line.split(":", 1) for line in path.read_text().splitlines())
     return [int(fields[name].split()[0]) * 1024 for name in names]

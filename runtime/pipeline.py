@@ -1,4 +1,4 @@
-"""The scale loop: labels and a seed become pictures."""
+"""The scale loop, which draws images from labels and a seed."""
 
 from __future__ import annotations
 
@@ -31,67 +31,73 @@ Kept = tuple[Maps, Maps]  # masks and tokens
 
 @dataclass(frozen=True)
 class Result:
-    """N pictures, and the K token maps they are made of."""
+    """N images, and the K token maps that they are decoded from."""
 
     images: np.ndarray  # (N, H, W, 3) uint8
     tokens: Maps  # (N, p*p) int32
-    drawn: Maps  # (N, p*p) int32: before `kept_tokens` were put in; `tokens` itself if nothing was kept
+    drawn: Maps  # (N, p*p) int32: the tokens before `kept_tokens` replaced them; `tokens` itself if nothing was kept
 
 
 @dataclass
 class ScaleView:
-    """What `on_scale` may look at. Computed when asked for; raises SettingsError once the callback has returned."""
+    """The state of a batch after a scale, for `on_scale`. Its methods compute their result when they are called.
+
+    They raise SettingsError once the callback has returned.
+    """
 
     index: int
     side: int
-    pictures: range  # which of the N pictures this batch draws
+    pictures: range  # which of the N images are in this batch
     guidance: float
     _backend: Backend | None
 
     @property
     def backend(self) -> Backend:
         if self._backend is None:
-            raise SettingsError("view: used after on_scale returned, when the next scale overwrites it; copy it there")
+            raise SettingsError("view: used after on_scale returned; copy what you need before on_scale returns")
         return self._backend
 
     def end(self) -> None:
-        """The callback has returned."""
+        """Make the view unusable, because the callback has returned."""
         self._backend = None
 
     def tokens(self) -> np.ndarray:
-        """(B, p*p) int32"""
+        """Return the tokens (B, p*p) int32 of this scale."""
         return self.backend.tokens(self.index)
 
     def logits(self) -> np.ndarray:
-        """(B, p*p, V) float32, after guidance and before filtering."""
+        """Return the logits (B, p*p, V) float32 of this scale, after guidance and before the filters."""
         return guided(self.backend.logits(), self.guidance)
 
     def preview(self) -> np.ndarray:
-        """(B, H, W, 3) uint8: the pictures as they are after this scale. Costs a run of the decoder."""
+        """Return the images (B, H, W, 3) uint8 as they are after this scale. This runs the decoder."""
         return self.backend.decode()
 
 
 @dataclass(frozen=True)
 class _Hooks:
-    """Who wants to hear of a generation while it runs."""
+    """The callbacks of a generation."""
 
     on_scale: Callable[[ScaleView], None] | None
     on_stage: OnStage | None
     observe: Observe | None
 
 
-_calls: ContextVar[tuple[object, ...]] = ContextVar("calls", default=())  # that a callback runs in, also to_thread's
+# The calls that the current code runs inside of. asyncio.to_thread copies a ContextVar to its thread.
+_calls: ContextVar[tuple[object, ...]] = ContextVar("calls", default=())
 
 
 class Pipeline:
-    """A loaded bundle.
+    """A loaded bundle, which draws, edits and encodes images.
 
-    Threads may share it: calls take turns. A call from inside its own `on_scale` or `on_stage` is an error, and so is
-    one in a forked process; there, load the bundle anew. A callback must not wait for another thread's call.
-    `backend` is one of `runtime.backends.BACKENDS`, or a backend of your own. `verify=False` skips the SHA-256 of the
-    bundle's files; `threads` None leaves their number to the backend. With `finite=False` pictures and tokens are
-    returned even if NaN or infinity went into them, for tools that look for where it begins; tokens are then -1.
-    Raises BundleError if the bundle is damaged, SettingsError.
+    Threads may share a pipeline: their calls run one after the other. A call from inside its own `on_scale` or
+    `on_stage` is an error, and a callback must not wait for the call of another thread. A call in a forked process is
+    an error too; load the bundle in each process.
+
+    `backend` is one of `runtime.backends.BACKENDS`, or an object with the interface `Backend`. `threads` are CPU
+    threads; with None the backend chooses. `verify=False` skips the SHA-256 of the bundle's files. With `finite=False`
+    results that contain NaN or infinity are returned instead of raising NumericError, and such tokens are -1; tools use
+    it to find where NaN begins. Raises BundleError if the bundle is damaged, SettingsError.
     """
 
     def __init__(
@@ -110,7 +116,7 @@ class Pipeline:
         self.classes = ClassNames.load(path, self.manifest)
         if isinstance(backend, str):
             backend = created = create(backend, path, self.manifest, threads, verify)
-            self.manifest = created.manifest  # of the engines, if the bundle's run
+            self.manifest = created.manifest  # with TensorRT, that of the engines
         self.backend: Backend = backend
 
     def generate(
@@ -129,24 +135,30 @@ class Pipeline:
         sampling: Sampling | None = None,
         observe: Observe | None = None,
     ) -> Result:
-        """Draws one picture for each label: a number (`num_classes` is "no class") or a class name.
+        """Draw one image for each label: a number (`num_classes` means "no class") or a class name.
 
-        Picture i is drawn with `seed` + i, or with the i-th of several seeds, `batch` pictures at a time, and does
-        not depend on the others.
-        `top_k` None is the default, or all tokens of a smaller vocabulary.
-        Where `keep`, K masks (N or 1, p*p) bool, is true, `kept_tokens`, K maps (N or 1, p*p) int32, replace
-        the tokens drawn. `on_scale` is called after every scale of every batch; to stop, raise from it.
-        `on_stage(graph, scale, seconds)` hears how long every run of a graph took; the scale of condition and
-        decoder is None. `observe(run)` is shown what every run of a graph read and wrote, see `StageRun`.
-        `smooth` mixes codes, see `Sampling`; tokens are then the most probable ones, and not what the pictures are made
-        of. `sampling` takes the place of `cfg`, `top_k`, `top_p` and `smooth`. Raises SettingsError, NumericError if
-        the model computes NaN or infinity, or BundleError for `smooth` if the bundle has no graph for it.
+        Image i is drawn with `seed` + i, or with the i-th of several seeds. `batch` images are drawn together. An image
+        has the same tokens as when it is drawn alone, and its pixels differ by at most 1/255.
+
+        - `top_k` None is the default, or all tokens of a smaller vocabulary.
+        - `keep` are K masks (N or 1, p*p) bool. Where they are true, `kept_tokens`, K maps (N or 1, p*p) int32, replace
+          the drawn tokens.
+        - `on_scale(view)` is called after every scale of every batch. To stop the generation, raise an exception in it.
+        - `on_stage(graph, scale, seconds)` gets the time of every run of a graph; `scale` is None for condition and
+          decoder.
+        - `observe(run)` gets the inputs and outputs of every run of a graph, see `StageRun`.
+        - `smooth` mixes codes, see `Sampling`. The returned tokens are then the most probable ones, and the images are
+          not decoded from them.
+        - `sampling` replaces `cfg`, `top_k`, `top_p` and `smooth`.
+
+        Raises SettingsError, NumericError if the model computes NaN or infinity, or BundleError for `smooth` if the
+        bundle has no graph for it.
         """
         numbers = np.array(self.classes.labels(labels), np.int64)  # (N,)
         vocab_size = self.manifest.model.vocab_size
         given = Sampling(cfg, top_k, top_p, smooth)
         if sampling is not None and given != Sampling():
-            raise SettingsError("sampling: expected it alone, found cfg, top_k, top_p or smooth beside it; give one")
+            raise SettingsError("sampling: expected no cfg, top_k, top_p or smooth with it, found some; remove them")
         sampling = (sampling or given).fitted(vocab_size)
         if not len(numbers):
             raise SettingsError("labels: expected at least one")
@@ -190,17 +202,17 @@ class Pipeline:
         labels: int | str | Sequence[int | str] = NO_CLASS,
         **settings: Any,
     ) -> Result:
-        """Draws a part of a picture (H, W, 3) uint8 anew, once for each label; `settings` are those of `generate`.
+        """Draw a part of an image (H, W, 3) uint8 anew, once for each label. `settings` are those of `generate`.
 
-        `region` is a box (y0, x0, y1, x1) in shares of the picture, or a mask (H, W) bool: "inpaint" draws what is
-        inside and keeps the rest, "outpaint" the other way round. What is kept are tokens: the VQVAE reconstructs
-        them. Raises SettingsError, or BundleError if the bundle has no encoder.
+        `region` is a box (y0, x0, y1, x1) in fractions of the image, or a mask (H, W) bool. "inpaint" draws inside it
+        and keeps the rest; "outpaint" draws outside. Tokens are kept, not pixels, so the kept part is a reconstruction
+        by the VQVAE. Raises SettingsError, or BundleError if the bundle has no encoder.
         """
         keep = keep_masks(kept_cells(region, mode, self.manifest.model), self.manifest.model.patch_nums)
         return self.generate(labels, keep=keep, kept_tokens=self.encode(image[None]), **settings)
 
     def encode(self, images: np.ndarray) -> Maps:
-        """The K token maps (N, p*p) int32 of pictures (N, H, W, 3) uint8.
+        """Return the K token maps (N, p*p) int32 of images (N, H, W, 3) uint8.
 
         Raises SettingsError, NumericError if the encoder computes NaN or infinity, or BundleError if the bundle has
         no encoder.
@@ -217,11 +229,12 @@ class Pipeline:
 
     @contextmanager
     def _take_turn(self) -> Iterator[None]:
-        """Waits for the calls of other threads. Raises SettingsError where waiting would never end."""
+        """Wait for the calls of other threads. Raises SettingsError where this would wait for ever."""
         if os.getpid() != self._process:
             raise SettingsError("pipeline: loaded before this process was forked; load the bundle in each process")
         if self._current in _calls.get():
-            raise SettingsError("pipeline: called from its own on_scale or on_stage; call it after generate returned")
+            inside = "called from its own on_scale, on_stage or observe"
+            raise SettingsError(f"pipeline: {inside}; call it after generate returned")
         with self._lock:
             self._current = object()
             outer = _calls.set((*_calls.get(), self._current))
@@ -235,7 +248,7 @@ class Pipeline:
         raise TypeError("a Pipeline cannot be pickled or copied; load the bundle in each process")
 
     def _check_finite(self, finite: np.ndarray, what: str) -> None:
-        """Raises NumericError, unless the pipeline was told not to."""
+        """Raise NumericError unless `finite` is all true or the pipeline has `finite=False`."""
         if self._finite and not finite.all():
             name, precision = self.manifest.model.name, self.manifest.precision
             reason = f"{name} overflows in {precision}; use FP32 or check with make verify"
@@ -252,7 +265,7 @@ class Pipeline:
         kept: Kept | None,
         hooks: _Hooks,
     ) -> None:
-        """One batch: the scales of these pictures, coarse to fine."""
+        """Draw one batch: all scales of these images, from coarse to fine."""
         scales = self.manifest.scales
         rows = slice(pictures.start, pictures.stop)
         counts = [scale.tokens for scale in scales]
@@ -274,7 +287,7 @@ class Pipeline:
     def _check_kept(
         self, keep: Sequence[np.ndarray] | None, kept_tokens: Sequence[np.ndarray] | None, count: int
     ) -> Kept | None:
-        """Both with N rows, or None. Raises SettingsError."""
+        """Check both arguments and return them with N rows each, or None if nothing is kept. Raises SettingsError."""
         if keep is None and kept_tokens is None:
             return None
         if keep is None or kept_tokens is None:
@@ -290,7 +303,7 @@ class Pipeline:
     def _rows(self, arrays: Sequence[np.ndarray], name: str, dtype: str, count: int) -> Maps:
         scales = self.manifest.scales
         if len(arrays) != len(scales):
-            raise SettingsError(f"{name}: expected {len(scales)} arrays, one a scale, found {len(arrays)}")
+            raise SettingsError(f"{name}: expected {len(scales)} arrays, one per scale, found {len(arrays)}")
         for k, (array, scale) in enumerate(zip(arrays, scales, strict=True)):
             if array.dtype != dtype or array.shape not in ((count, scale.tokens), (1, scale.tokens)):
                 expected = f"({count} or 1, {scale.tokens}) {dtype}"
@@ -299,19 +312,19 @@ class Pipeline:
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> Sequence[int]:
-    """One for each picture. Raises SettingsError."""
+    """Return one seed for each image. Raises SettingsError."""
     if not isinstance(seed, Sequence):
         check_seed(seed, count)
         return range(int(seed), int(seed) + count)
     if len(seed) != count:
-        raise SettingsError(f"seed: expected one, or {count} for {count} picture(s), found {len(seed)}")
+        raise SettingsError(f"seed: expected one seed, or {count} for {count} image(s), found {len(seed)}")
     for each in seed:
         check_seed(each, 1)
     return seed
 
 
 def batches(count: int, batch: int, sizes: tuple[int, ...] | None) -> Iterator[range]:
-    """Which pictures are drawn together: `batch` or as many as are left, and only as many at once as one of `sizes`."""
+    """Yield the images of each batch: at most `batch`; if `sizes` is given, each batch has one of these sizes."""
     start = 0
     while start < count:
         most = min(batch, count - start)

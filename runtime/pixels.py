@@ -1,4 +1,4 @@
-"""What a picture's numbers mean as colours: any mode that Pillow decodes as 8-bit sRGB, or a refusal."""
+"""Convert an image of any mode that Pillow decodes to 8-bit sRGB, or refuse it if its colours are not defined."""
 
 from __future__ import annotations
 
@@ -7,34 +7,37 @@ import io
 import numpy as np
 from PIL import Image, ImageCms
 
-GAMMA = 1 / 2.2  # that PNG files state for sRGB
+GAMMA = 1 / 2.2  # the value in PNG files for sRGB
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF
-PROFILED = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # modes and the colour spaces of their profiles
+PROFILED = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # mode -> colour space of its profiles
 
 
 def full_scale(picture: Image.Image) -> tuple[float, bool] | None:
-    """The value of white, and whether it means black, of a picture with more than 8 bits; None of others.
+    """Return the largest value of an image with more than 8 bits, and whether the scale is inverted (0 is white).
 
-    Raises ValueError where the file does not say which numbers are white.
+    Returns None for an image of 8 bits. Raises ValueError if the format does not define which value is white.
     """
     tags = getattr(picture, "tag_v2", {})
     inverted = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
     if picture.mode == "F":
         return 1.0, inverted
     if picture.mode == "I" and picture.format != "PNG":  # older Pillow reads 16-bit PNG as I
-        raise ValueError("integers of 32 bits or with a sign do not say which one is white; save 8 or 16 bits")
+        raise ValueError("32-bit or signed integers do not define which value is white; save 8 or 16 bits")
     if picture.mode.startswith("I"):
         return 2.0 ** tags.get(BITS_PER_SAMPLE, (16,))[0] - 1, inverted
     return None
 
 
 def on_paper(picture: Image.Image, paper: str, scale: tuple[float, bool] | None = None) -> Image.Image:
-    """8-bit RGB, what is transparent laid on `paper`; `scale` is the picture's `full_scale`. Raises ValueError."""
+    """Convert an image to 8-bit sRGB on a background of colour `paper`; `scale` is its `full_scale`.
+
+    Raises ValueError.
+    """
     gamma = None if {"srgb", "icc_profile"} & picture.info.keys() else picture.info.get("gamma")
     profile = picture.info.get("icc_profile")
     if scale:
         if "transparency" in picture.info:
-            raise ValueError("a transparent grey of more than 8 bits")
+            raise ValueError("transparency in an image of more than 8 bits is not supported")
         picture = Image.fromarray(_eight_bits(np.asarray(picture, np.float32), *scale))
     elif picture.mode in ("La", "RGBa"):  # colours multiplied by their opacity
         picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[picture.mode])
@@ -48,7 +51,7 @@ def on_paper(picture: Image.Image, paper: str, scale: tuple[float, bool] | None 
 
 def _eight_bits(values: np.ndarray, white: float, inverted: bool) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= white):  # also not-a-number
+    if not (low >= 0 and high <= white):  # also true for not-a-number
         raise ValueError(f"expected values of 0 to {white:g}, found {low:g} to {high:g}")
     shares = values / np.float32(white)
     result: np.ndarray = ((1 - shares if inverted else shares) * 255).round().astype(np.uint8)
@@ -56,7 +59,7 @@ def _eight_bits(values: np.ndarray, white: float, inverted: bool) -> np.ndarray:
 
 
 def _in_srgb(picture: Image.Image, profile: bytes | None, gamma: float | None) -> Image.Image:
-    """RGB, with the colour profile applied, or PNG's gamma."""
+    """Convert to sRGB: apply the colour profile, or the gamma of a PNG file."""
     if picture.mode == "P":
         picture = picture.convert("RGB")
     if profile:

@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: what a machine has says nothing in a container."""
+"""Count the CPUs that this process may use; in a container they may be fewer than the machine has."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path("/")  # tests have one of their own
+ROOT = Path("/")  # tests use another root
 
 
 def usable_cpus(root: Path = ROOT) -> int:
-    """The CPUs that the process may run on, or fewer if its control group (v1 or v2) has a smaller quota."""
+    """Return the number of CPUs that the process may run on, or its quota in the control group (v1 or v2) if less."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([cpus, *(math.ceil(quota) for quota in _quotas(root))]))
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """CPU time per time of the process's control groups and all above them."""
-    groups = _lines(root / "proc/self/cgroup")  # "4:cpu,cpuacct:/docker/7f", of version 2 "0::/docker/7f"
+    """Yield the CPU quotas, in CPUs, of the process's control groups and all groups above them."""
+    groups = _lines(root / "proc/self/cgroup")  # "4:cpu,cpuacct:/docker/7f", in version 2 "0::/docker/7f"
     for number, controllers, path in (line.split(":", 2) for line in groups if line.count(":") >= 2):
         if number == "0" and not controllers:
             mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]

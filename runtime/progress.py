@@ -1,11 +1,11 @@
-"""The type that work reports its progress to, and the progress bar of the commands."""
+"""The type of progress callbacks, and the progress bar of the commands."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[str, float, int], None]  # the stage of the work, how much of it is done, how much there is
+Progress = Callable[[str, float, int], None]  # called with the stage of the work, the amount done, the total amount
 
 
 def silent(stage: str, done: float, total: int) -> None:
@@ -13,7 +13,7 @@ def silent(stage: str, done: float, total: int) -> None:
 
 
 def counter(progress: Progress, stage: str, total: int) -> Callable[..., None]:
-    """Return a function that adds its argument, 1 by default, to what is done of this stage and reports the sum."""
+    """Return a function that adds its argument, by default 1, to the amount done in this stage, and reports it."""
     done = 0.0
     progress(stage, done, total)
 
@@ -29,7 +29,7 @@ def counter(progress: Progress, stage: str, total: int) -> Callable[..., None]:
 def progress_bar(unit: str | None = None) -> Iterator[Progress]:
     """Show a bar on stderr that disappears when the work is done; show nothing where stderr is no terminal.
 
-    With `unit` the bar also says how many of them are done and how many a second.
+    With `unit`, such as "images", the bar also shows how many are done and how many per second.
     """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, ProgressColumn, Task

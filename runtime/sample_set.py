@@ -1,4 +1,4 @@
-"""python -m runtime.sample_set: the pictures that FID and IS are computed from."""
+"""python -m runtime.sample_set: draw the images that FID and IS are computed from."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def main(
 
 
 def _part(text: str) -> tuple[int, int]:
-    """The value of --shard, "2/8"."""
+    """Parse the value of --shard, such as "2/8", into (2, 8)."""
     found = re.fullmatch("([0-9]{1,7})/([0-9]{1,7})", text)
     shard, shards = map(int, found.groups()) if found else (0, 0)
     if not 1 <= shard <= shards:

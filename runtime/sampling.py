@@ -1,4 +1,4 @@
-"""The settings of a generation with their defaults, and how they change from scale to scale."""
+"""The sampling settings of a generation, their defaults, and how they change from scale to scale."""
 
 from __future__ import annotations
 
@@ -10,27 +10,32 @@ from .errors import SettingsError
 from .limits import shown
 
 if TYPE_CHECKING:
-    import numpy as np  # --help should not wait for it
+    import numpy as np  # not imported at run time, so that --help does not wait for it
 
-BATCH = 8  # pictures drawn together
-TOP_K = 900  # unless another is asked for; a smaller vocabulary keeps all its tokens
+BATCH = 8  # images drawn together
+TOP_K = 900  # default of top_k; with a smaller vocabulary all tokens are kept
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: guidance strength, then two filters (0 switches either filter off)."""
+    """How tokens are drawn: guidance strength, then the filters top-k and top-p (0 switches a filter off)."""
 
     cfg: float = 4.0
-    top_k: int | None = None  # None: TOP_K, as far as the vocabulary goes; `fitted` puts the number in
+    top_k: int | None = None  # None: TOP_K or the size of a smaller vocabulary; `fitted` sets the number
     top_p: float = 0.95
-    smooth: bool = False  # a mixture of codes in place of a token's, the published demo's "more smooth"
+    smooth: bool = False  # mix codes instead of drawing one token, as "more smooth" in the published demo
+
+    @staticmethod
+    def default_top_k(vocab_size: int) -> int:
+        """Return the default `top_k` of a vocabulary."""
+        return min(TOP_K, vocab_size)
 
     def fitted(self, vocab_size: int) -> Sampling:
         """Return these settings for a vocabulary, with a number as `top_k`.
 
-        Raises SettingsError for a value outside its range, also for a `top_k` asked for beyond the vocabulary.
+        Raises SettingsError for a value outside its range, also for a `top_k` larger than the vocabulary.
         """
-        fitted = replace(self, top_k=min(TOP_K, vocab_size) if self.top_k is None else self.top_k)
+        fitted = replace(self, top_k=self.default_top_k(vocab_size) if self.top_k is None else self.top_k)
         fitted.check(vocab_size)
         return fitted
 
@@ -41,7 +46,7 @@ class Sampling:
         return self.top_k
 
     def check(self, vocab_size: int) -> None:
-        """Raises SettingsError for a value outside its range."""
+        """Raise SettingsError for a value outside its range."""
         if self.cfg not in limits.CFG:
             raise SettingsError(f"cfg: expected {limits.CFG}, found {shown(self.cfg)}")
         if self.top_k not in limits.Integers(0, vocab_size):
@@ -51,15 +56,18 @@ class Sampling:
             raise SettingsError(f"top_p: expected {expected}, found {shown(self.top_p)}")
 
     def guidance(self, scale: int, scales: int) -> float:
-        """Guidance t, growing from 0 to `cfg`; logits become (1 + t) * conditional - t * unconditional."""
+        """Return the guidance t of a scale, which grows linearly from 0 to `cfg`.
+
+        The logits become (1 + t) * conditional - t * unconditional.
+        """
         return self.cfg * scale / (scales - 1)
 
     def sharpness(self, scale: int, scales: int) -> float:
-        """What smooth sampling multiplies the logits by."""
+        """Return the factor of a scale by which smooth sampling multiplies the logits."""
         return 1 + scale / (scales - 1)
 
     def temperature(self, scale: int, scales: int) -> float:
-        """Of the softmax over noised logits that smooth sampling mixes codes with."""
+        """Return the temperature of a scale: smooth sampling mixes codes by a softmax over logits with noise."""
         return max(0.27 * (1 - 0.95 * scale / (scales - 1)), 0.005)
 
 
@@ -72,4 +80,4 @@ def guided(logits: np.ndarray, guidance: float) -> np.ndarray:
     return result
 
 
-EVALUATION = Sampling(cfg=1.5, top_p=0.96)  # of the published FID
+EVALUATION = Sampling(cfg=1.5, top_p=0.96)  # the settings of the published FID

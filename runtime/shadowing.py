@@ -1,4 +1,4 @@
-"""Find a file of somebody else's that Python takes for a package of VAR Edge.
+"""Find a file of another project that Python imports instead of a package of VAR Edge.
 
 Standard library only: `var_edge` loads this file by its path, because `runtime` itself may be what is shadowed.
 """
@@ -15,7 +15,7 @@ PACKAGES = ("runtime", "export", "calibration")
 
 
 def shadowing() -> str | None:
-    """Return one line about the first package that is shadowed, None if all three are VAR Edge's."""
+    """Return one line about the first package that another file shadows, None if there is none."""
     for name in PACKAGES:
         file = found(name)
         if file is not None and file != HOME / name / "__init__.py":
@@ -27,7 +27,7 @@ def shadowing() -> str | None:
 
 
 def found(name: str) -> Path | None:
-    """Return the file that `import name` runs, or ran; None if there is none."""
+    """Return the file that `import name` runs, or has run; None if there is none."""
     loaded = sys.modules.get(name)
     spec: ModuleSpec | None = getattr(loaded, "__spec__", None) if loaded else importlib.util.find_spec(name)
     origin = spec.origin if spec else getattr(loaded, "__file__", None)

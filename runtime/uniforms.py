@@ -1,4 +1,4 @@
-"""The random numbers of a picture: one uniform per token, the same on every machine and in every language."""
+"""The random numbers of an image: one uniform per token, the same on every machine and in every language."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .limits import Integers, shown
 
 
 def uniforms(seed: int, counts: Sequence[int]) -> list[np.ndarray]:
-    """The uniforms in [0, 1) of the picture `seed`, scale after scale: `counts[k]` float32 each.
+    """Return the uniforms in [0, 1) of the image with this seed: for each scale k, `counts[k]` float32.
 
-    They are the uint32 words of the Philox4x64-10 counter generator with key `seed`, the low word of each 64
-    bits first, shifted right by 8 and multiplied by 2**-24. Spelt out, because numpy promises to keep a bit
-    generator's stream, but not what `Generator.random` makes of it.
+    They are the uint32 words of the Philox4x64-10 counter generator with key `seed`, the low word of each 64 bits
+    first, shifted right by 8 and multiplied by 2**-24. The code does this itself, because numpy guarantees the stream
+    of a bit generator, but not how `Generator.random` converts it.
     """
     total = sum(counts)
     raw = np.random.Philox(key=seed).random_raw((total + 1) // 2)  # uint64
@@ -25,10 +25,11 @@ def uniforms(seed: int, counts: Sequence[int]) -> list[np.ndarray]:
 
 
 def gumbel_noise(seed: int, counts: Sequence[int], vocab_size: int) -> list[np.ndarray]:
-    """Gumbel noise of the picture `seed` for smooth sampling, scale after scale: (counts[k], V) float32 each.
+    """Return the Gumbel noise of the image with this seed: for each scale k, (counts[k], V) float32.
 
-    -log(-log(u)) in float64, u = (w + 1/2) * 2**-24 of the 24-bit numbers w that `uniforms` is made of, but with the
-    second word of the generator's key 1. It is drawn here, not in the graph: no two engines have the same generator.
+    Smooth sampling uses it. The noise is -log(-log(u)) in float64 with u = (w + 1/2) * 2**-24. The 24-bit numbers w
+    are made as in `uniforms`, but the second word of the generator's key is 1. The noise is drawn here and not in the
+    graph, because no two engines have the same generator.
     """
     total = sum(counts) * vocab_size
     raw = np.random.Philox(key=np.array([seed, 1], np.uint64)).random_raw((total + 1) // 2)  # uint64
@@ -39,6 +40,6 @@ def gumbel_noise(seed: int, counts: Sequence[int], vocab_size: int) -> list[np.n
 
 
 def check_seed(seed: int, pictures: int) -> None:
-    """Raises SettingsError unless `seed`, `seed` + 1 … one for each picture fit into 64 bits."""
+    """Raise SettingsError unless the seeds of all images, `seed`, `seed` + 1 …, fit into 64 bits."""
     if seed not in Integers(0, 2**64 - pictures):
         raise SettingsError(f"seed: expected 0 to 2**64 - {pictures} for {pictures} picture(s), found {shown(seed)}")

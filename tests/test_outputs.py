@@ -109,11 +109,11 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(place: Path, c
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((*EDIT, "--out", "photo.png"), "photo.png: is what the command reads"),
+        ((*EDIT, "--out", "photo.png"), "photo.png: the command reads this file"),
         ((*GENERATE, "--out", "a.png", "--preview-dir", "a.png"), "two outputs have this name"),
         ((*GENERATE, "--out", "BUNDLE/../a.png", "--preview-dir", "a.png"), "two outputs have this name"),
-        ((*BENCH, "--json", "BUNDLE/manifest.json"), "manifest.json: is what the command reads"),
-        ((*DIRECTORIES["calibration"], "new", "--calibration", "BUNDLE/manifest.json"), "is what the command reads"),
+        ((*BENCH, "--json", "BUNDLE/manifest.json"), "manifest.json: the command reads this file"),
+        ((*DIRECTORIES["calibration"], "new", "--calibration", "BUNDLE/manifest.json"), "the command reads this file"),
         (
             ("export.engine.__main__", "BUNDLE", "--timing-cache", "photo.png"),
             "expected a name that ends in .timing or .cache",

@@ -1,1 +1,1 @@
-"""The demo model: a small VAR and its VQVAE, trained from nothing on emoji (see docs/demo-model.md)."""
+"""The demo model: a small VAR and its VQVAE, trained from scratch on emoji (see docs/demo-model.md)."""

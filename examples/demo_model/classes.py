@@ -1,7 +1,8 @@
-"""Which emoji make which class: the one table behind the demo model's labels.
+"""The classes of the demo model: the table that maps emoji to labels.
 
-A class is a list of Unicode subcategories (as `emoji-datasource` names them), of single emoji added by short name, and
-of short names taken out again because they look like something else. The order of the table is the label.
+A class has Unicode subcategories (by their names in `emoji-datasource`), single emoji that are added by short name, and
+emoji of the subcategories that are excluded by short name because they look like something else. The position in the
+table is the label.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EmojiClass:
-    """One row: `names` are the synonyms a user may type, `mirror` says whether a flipped picture is still right."""
+    """One class. `names` are the synonyms that a user may type; `mirror` says whether an image may be flipped."""
 
     names: str
     subcategories: tuple[str, ...] = ()
@@ -20,7 +21,7 @@ class EmojiClass:
     mirror: bool = True
 
     def contains(self, subcategory: str, short_name: str) -> bool:
-        """Whether the emoji of this subcategory and short name belongs to the class."""
+        """Return whether the emoji with this subcategory and short name belongs to the class."""
         listed = subcategory in self.subcategories and short_name not in self.without.split()
         return listed or short_name in self.members.split()
 
@@ -136,7 +137,7 @@ CLASSES = (
 
 
 def label_of(subcategory: str, short_name: str) -> int:
-    """The label of an emoji, -1 when it belongs to no class (such emoji train the VQVAE only)."""
+    """Return the label of an emoji, or -1 if it belongs to no class. Emoji of no class train only the VQVAE."""
     for label, row in enumerate(CLASSES):
         if row.contains(subcategory, short_name):
             return label

@@ -1,6 +1,6 @@
-"""A small CNN that names the class of an emoji: how the demo model's pictures are judged.
+"""A small CNN that classifies emoji. It judges the images of the demo model.
 
-python -m examples.demo_model.classifier        # trains it, prints the held-out accuracy
+python -m examples.demo_model.classifier        # trains it and prints the held-out accuracy
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ WEIGHTS = Path(__file__).parent / "weights/classifier.safetensors"
 
 
 class EmojiClassifier(nn.Module):
-    """Pictures (B, 3, 64, 64) in [-1, 1] -> class scores (B, classes)."""
+    """Maps images (B, 3, 64, 64) in [-1, 1] to class scores (B, classes)."""
 
     def __init__(self, num_classes: int = len(CLASSES), widths: tuple[int, ...] = (32, 64, 128, 192)):
         super().__init__()
         stages = [_unit(3, widths[0], stride=2)]  # (B, 32, 32, 32)
         for inside, outside in pairwise(widths):
-            stages += [_unit(inside, outside), _unit(outside, outside, stride=2)]  # half the side
+            stages += [_unit(inside, outside), _unit(outside, outside, stride=2)]  # halves the side
         self.stages = nn.Sequential(*stages)
         self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(widths[-1], num_classes))
 
@@ -68,19 +68,19 @@ def train_classifier(members: EmojiSet, steps: int, device: torch.device, batch:
 
 @torch.no_grad()
 def predict(model: EmojiClassifier, images: torch.Tensor) -> torch.Tensor:
-    """Pictures (B, 3, 64, 64) in [-1, 1] -> labels (B,) int64."""
+    """Return the predicted labels (B,) int64 of images (B, 3, 64, 64) in [-1, 1]."""
     return torch.cat([model(part).argmax(1) for part in images.split(256)])
 
 
 def load_classifier(path: Path = WEIGHTS) -> EmojiClassifier:
-    """The committed classifier (float16 on disk, float32 in memory)."""
+    """Load the committed classifier; the weights are float16 on disk and float32 in memory."""
     model = EmojiClassifier()
     model.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()}, strict=False)
     return model.eval()
 
 
 def save_classifier(model: EmojiClassifier, path: Path = WEIGHTS) -> None:
-    """Write the weights as float16; batch counters are not needed for inference."""
+    """Write the weights as float16, without the batch counters, which inference does not need."""
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.half().contiguous() for k, v in model.state_dict().items() if v.is_floating_point()}
     save_file(state, path)

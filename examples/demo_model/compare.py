@@ -1,4 +1,4 @@
-"""How much of the demo model's pictures an INT8 bundle keeps: the figures of docs/int8.md.
+"""Compare INT8 bundles of the demo model with its FP32 bundle: the figures of docs/int8.md.
 
 python -m examples.demo_model.compare build/var_demo/fp32 build/var_demo/int8 build/var_demo/int8-cpu
 """
@@ -19,48 +19,48 @@ from export.verify.fidelity import Teacher
 from runtime.images import grid, write_png
 from runtime.pipeline import Pipeline
 
-SETTINGS = {"cfg": 5.0, "top_k": 300, "top_p": 0.9}  # those of docs/demo-model.md
+SETTINGS = {"cfg": 5.0, "top_k": 300, "top_p": 0.9}  # as in docs/demo-model.md
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Pictures as the classifier sees them."""
+    """The classifier's view of a set of images."""
 
-    features: np.ndarray  # (N, 192): what its last layer reads
+    features: np.ndarray  # (N, 192): the inputs of its last layer
     accuracy: float
 
 
 @torch.no_grad()
 def judged(classifier: EmojiClassifier, images: np.ndarray, labels: np.ndarray) -> Judged:
-    """images (N, 64, 64, 3) uint8, labels (N,)."""
+    """Classify images (N, 64, 64, 3) uint8, and compare with their labels (N,)."""
     features = torch.cat([classifier.stages(part).mean((2, 3)) for part in as_pictures(images).split(256)])
     found = classifier.head(features).argmax(1).numpy()
     return Judged(features.numpy(), float((found == labels).mean()))
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two sets of features (N, F), as Gaussians (Heusel et al., 2017)."""
+    """Return the Fréchet distance of two sets of features (N, F), taken as Gaussians (Heusel et al., 2017)."""
     mean_a, mean_b, cov_a, cov_b = a.mean(0), b.mean(0), np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    # trace of the root of cov_a cov_b: the roots of its eigenvalues, which are real and at least 0
+    # The trace of the square root of cov_a cov_b is the sum of the roots of its eigenvalues, which are real and >= 0.
     roots = np.sqrt(np.maximum(np.linalg.eigvals(cov_a @ cov_b).real, 0)).sum()
     return float(((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * roots)
 
 
 def draw(bundle: Path, labels: np.ndarray, seed: int) -> np.ndarray:
-    """(N, 64, 64, 3) uint8: picture i of `labels` (N,) has seed + i."""
+    """Draw images (N, 64, 64, 3) uint8 of `labels` (N,); image i has the seed `seed` + i."""
     return Pipeline(bundle).generate(labels.tolist(), seed, **SETTINGS, batch=16).images  # type: ignore[arg-type]
 
 
 @click.command(context_settings={"show_default": True})
 @click.argument("reference", type=click.Path(path_type=Path))
 @click.argument("candidates", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--per-class", default=70, help="Pictures of each class.")
-@click.option("--tokens", default=2000, help="Tokens compared at every scale.")
+@click.option("--per-class", default=70, help="Number of images of each class.")
+@click.option("--tokens", default=2000, help="Number of tokens compared at every scale.")
 @click.option(
-    "--pictures", type=click.Path(path_type=Path), help="PNG: a row for each bundle, equal seeds in a column."
+    "--pictures", type=click.Path(path_type=Path), help="PNG to write: one row per bundle, the same seed in a column."
 )
 def main(reference: Path, candidates: tuple[Path, ...], per_class: int, tokens: int, pictures: Path | None) -> None:
-    """Compare bundles of the demo model with the FP32 bundle REFERENCE, as markdown."""
+    """Compare bundles of the demo model with the FP32 bundle REFERENCE, and print the results as Markdown."""
     classifier, teacher = load_classifier(), Teacher.draw(Pipeline(reference), tokens)
     labels = np.repeat(np.arange(len(CLASSES)), per_class)
     images = {path: draw(path, labels, 0) for path in (reference, *candidates)}
@@ -68,7 +68,7 @@ def main(reference: Path, candidates: tuple[Path, ...], per_class: int, tokens: 
     other = judged(classifier, draw(reference, labels, len(labels)), labels)  # FP32 with other seeds
     own = frechet_distance(base.features, other.features)
     click.echo(
-        f"{len(labels)} pictures a bundle. {reference}: accuracy {base.accuracy:.1%}, with other seeds ", nl=False
+        f"{len(labels)} images per bundle. {reference}: accuracy {base.accuracy:.1%}, with other seeds ", nl=False
     )
     click.echo(f"{other.accuracy:.1%}; Fréchet distance between the two {own:.3f}.\n")
     click.echo(

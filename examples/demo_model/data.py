@@ -1,8 +1,7 @@
-"""The demo model's pictures: emoji rendered from the Noto Color Emoji font, split, cached and augmented.
+"""The demo model's data: render emoji from the Noto Color Emoji font, then cache, split and augment them.
 
-Needs, once, the font (`apt-get install fonts-noto-color-emoji libfribidi0`) and the Unicode categories
-(`npm install --prefix build/demo_model emoji-datasource`). Everything later reads the cache,
-`build/demo_model/emoji.npz`.
+The first run needs the font (`apt-get install fonts-noto-color-emoji libfribidi0`) and the Unicode categories
+(`npm install --prefix build/demo_model emoji-datasource`). Later runs read the cache `build/demo_model/emoji.npz`.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ BUILD = Path("build/demo_model")
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 CATEGORIES = BUILD / "node_modules/emoji-datasource/emoji.json"
 IMAGE_SIZE = 64
-MASTER_SIZE = 128  # renders are kept at twice the size, so that an augmented picture is as sharp as a plain one
-_STRIKE = 109  # the only size of the font's bitmaps
+MASTER_SIZE = 128  # renders are stored at twice the size, so that augmented images are as sharp as plain ones
+_STRIKE = 109  # the only bitmap size in the font
 _HELD_OUT_SHARE = 0.1
-_SPLIT = 45  # with this split no class is without held-out emoji
+_SPLIT = 45  # a split in which every class has held-out emoji
 
 
 @dataclass(frozen=True)
 class EmojiSet:
-    """N rendered emoji, on white."""
+    """N rendered emoji on a white background."""
 
     images: NDArray[np.uint8]  # (N, 3, 128, 128)
     codepoints: NDArray[np.str_]  # (N,), e.g. "1F44B-1F3FB"
-    bases: NDArray[np.str_]  # (N,), the same without skin tone: the unit of the split
-    subcategories: NDArray[np.str_]  # (N,), as Unicode groups them
+    bases: NDArray[np.str_]  # (N,), the code points without skin tone: the unit of the split
+    subcategories: NDArray[np.str_]  # (N,), the subcategories of Unicode
     short_names: NDArray[np.str_]  # (N,)
 
     def __len__(self) -> int:
@@ -47,30 +46,30 @@ class EmojiSet:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """(N,), -1 for an emoji of no class."""
+        """The labels (N,); -1 for an emoji of no class."""
         pairs = zip(self.subcategories.tolist(), self.short_names.tolist(), strict=True)
         return np.array([label_of(subcategory, name) for subcategory, name in pairs], np.int64)
 
     @property
     def mirror(self) -> NDArray[np.bool_]:
-        """(N,), whether a flipped picture is still right."""
+        """Whether each image may be flipped, (N,)."""
         return np.array([label >= 0 and CLASSES[label].mirror for label in self.labels])
 
     def select(self, chosen: NDArray[np.bool_]) -> EmojiSet:
-        """The emoji where `chosen` (N,) is true."""
+        """Return the emoji where `chosen` (N,) is true."""
         return EmojiSet(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
     @property
     def labelled(self) -> EmojiSet:
-        """Only the emoji that belong to a class."""
+        """The emoji that belong to a class."""
         return self.select(self.labels >= 0)
 
 
 def split(emoji: EmojiSet) -> tuple[EmojiSet, EmojiSet]:
-    """Training and held-out emoji: a tenth of each subcategory, by a hash of the codepoints.
+    """Return training and held-out emoji. A tenth of each subcategory is held out, by a hash of the code points.
 
-    The unit is the base emoji, so that all skin tones of one gesture fall on one side; the classes have no say, so that
-    they can change without a held-out emoji becoming a trained one.
+    The unit is the base emoji, so that all skin tones of a gesture are on the same side. The split does not depend on
+    the classes, so that they can change without moving a held-out emoji into the training set.
     """
     groups = defaultdict(set)
     for subcategory, base in zip(emoji.subcategories.tolist(), emoji.bases.tolist(), strict=True):
@@ -84,10 +83,10 @@ def split(emoji: EmojiSet) -> tuple[EmojiSet, EmojiSet]:
 
 
 def load_emoji(cache: Path = BUILD / "emoji.npz") -> EmojiSet:
-    """Read the cached pictures, rendering them first when there is no cache.
+    """Read the emoji from the cache; render and cache them first if there is no cache.
 
     Raises:
-        FileNotFoundError: no cache, and the font or the category table is missing.
+        FileNotFoundError: there is no cache, and the font or the category table is missing.
     """
     if cache.exists():
         with np.load(cache) as stored:
@@ -101,7 +100,7 @@ def load_emoji(cache: Path = BUILD / "emoji.npz") -> EmojiSet:
 
 
 def render_all(font: Path = FONT, categories: Path = CATEGORIES) -> EmojiSet:
-    """Render every emoji of the font with its skin tones; pictures equal to an earlier one are left out."""
+    """Render every emoji of the font with all its skin tones, without images that are equal to an earlier one."""
     from PIL import ImageFont
 
     for path, remedy in (
@@ -110,7 +109,7 @@ def render_all(font: Path = FONT, categories: Path = CATEGORIES) -> EmojiSet:
     ):
         if not path.exists():
             raise FileNotFoundError(f"{path}: not found; run {remedy}")
-    # Raqm joins the codepoints of a sequence (skin tones, flags, families) into one glyph
+    # Raqm joins the code points of a sequence (skin tones, flags, families) into one glyph.
     typeface = ImageFont.truetype(str(font), _STRIKE, layout_engine=ImageFont.Layout.RAQM)
     images, names = [], []
     seen: set[bytes] = set()
@@ -127,7 +126,7 @@ def render_all(font: Path = FONT, categories: Path = CATEGORIES) -> EmojiSet:
 
 
 def _render(unified: str, typeface) -> NDArray[np.uint8] | None:  # -> (3, 128, 128)
-    """One emoji on white, None when the font lacks it."""
+    """Render one emoji on white; return None if the font lacks it."""
     from PIL import Image, ImageDraw
 
     text = "".join(chr(int(code, 16)) for code in unified.split("-"))
@@ -142,7 +141,7 @@ def _render(unified: str, typeface) -> NDArray[np.uint8] | None:  # -> (3, 128, 
 
 
 def plain(masters: torch.Tensor) -> torch.Tensor:
-    """Masters (B, 3, 128, 128) uint8 -> pictures (B, 3, 64, 64) f32 in [-1, 1], not augmented."""
+    """Resize masters (B, 3, 128, 128) uint8 to images (B, 3, 64, 64) f32 in [-1, 1], without augmentation."""
     return F.avg_pool2d(masters.float() / 127.5 - 1, MASTER_SIZE // IMAGE_SIZE)
 
 
@@ -152,13 +151,13 @@ def augment(
     generator: torch.Generator,
     recolour: float = 0.0,
 ) -> torch.Tensor:
-    """Random flips, scale 0.85-1.05, shifts, small turns, hue and brightness; the background stays white.
+    """Flip, scale (0.85-1.05), shift, rotate and recolour images at random; the background stays white.
 
     Args:
         masters: (B, 3, 128, 128) uint8.
-        mirror: (B,) bool, which pictures may be flipped.
+        mirror: (B,) bool, which images may be flipped.
         generator: a CPU generator, the only source of randomness.
-        recolour: share of pictures whose hue turns by any angle instead of a small one.
+        recolour: share of the images whose hue is rotated by any angle instead of a small one.
 
     Returns:
         (B, 3, 64, 64) f32 in [-1, 1].
@@ -177,7 +176,7 @@ def augment(
     hue = torch.where(uniform(0, 1) < recolour, any_angle, small)
     colour = _hue_matrix(hue) * uniform(0.9, 1.1).view(batch, 1, 1)  # (B, 3, 3)
 
-    ink = 1 - masters.float() / 255  # (B, 3, 128, 128): white is no ink, so zero padding and linear maps keep it white
+    ink = 1 - masters.float() / 255  # (B, 3, 128, 128): white is 0, so zero padding and linear maps keep it white
     grid = F.affine_grid(theta.to(ink.device), list(ink.shape), align_corners=False)
     ink = F.avg_pool2d(F.grid_sample(ink, grid, align_corners=False), MASTER_SIZE // IMAGE_SIZE)
     ink = torch.einsum("bij,bjhw->bihw", colour.to(ink.device), ink)
@@ -185,7 +184,7 @@ def augment(
 
 
 def _hue_matrix(angle: torch.Tensor) -> torch.Tensor:
-    """Rotations (B, 3, 3) of RGB about the grey axis by `angle` (B,) radians (Rodrigues' formula)."""
+    """Return rotations (B, 3, 3) of RGB about the grey axis by `angle` (B,) radians (Rodrigues' formula)."""
     third, root = 1 / 3, math.sqrt(1 / 3)
     cross = torch.tensor([[0.0, -root, root], [root, 0.0, -root], [-root, root, 0.0]])
     cosine, sine = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)

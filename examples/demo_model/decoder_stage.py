@@ -1,4 +1,4 @@
-"""Last training of the VQVAE: the decoder alone, on tokens that no longer change, for the least squared error."""
+"""The last training stage of the VQVAE: only the decoder, on fixed tokens, to minimise the squared error."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from export.model.vqvae import VQVAE
 
 
 class DecoderStage(Stage):
-    """A trained VQVAE of which only `post_quant_conv` and `decoder` go on learning.
+    """A trained VQVAE of which only `post_quant_conv` and `decoder` are trained further.
 
-    Its tokens stay what they are, so a transformer that was trained on them stays right.
+    Its tokens do not change, so a transformer that was trained on them remains valid.
     """
 
     def __init__(self, vqvae: VQVAE):
@@ -25,14 +25,14 @@ class DecoderStage(Stage):
         self.vqvae.decoder.requires_grad_(True)
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Mean squared error of pictures (B, 3, H, W) in [-1, 1] after encoding and decoding."""
+        """Return the mean squared error of images (B, 3, H, W) in [-1, 1] after encoding and decoding."""
         decoded = self._decoded(images)
         loss = F.mse_loss(decoded, images)
         return loss, {"psnr": psnr(decoded.detach(), images).mean().item()}
 
     @torch.no_grad()
     def validate(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Mean PSNR in dB."""
+        """Return the mean PSNR in dB after encoding and decoding."""
         decoded = torch.cat([self._decoded(part) for part in images.split(64)])
         return {"psnr": psnr(decoded, images).mean().item()}
 

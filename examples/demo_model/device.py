@@ -1,4 +1,4 @@
-"""Where training runs, and in which precision."""
+"""Choose the device and the precision of the training."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one."""
+    """Return the device called `name`; "auto" is the GPU if there is one, else the CPU."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def autocast(device: torch.device, enabled: bool | None = None) -> torch.autocast:
-    """bfloat16 autocast, by default wherever the hardware multiplies bfloat16 faster than float32."""
+    """Return bfloat16 autocast, by default enabled if the hardware multiplies bfloat16 faster than float32."""
     if enabled is None:
         enabled = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

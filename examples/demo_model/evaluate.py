@@ -1,4 +1,4 @@
-"""How good the demo model is, measured on the exported bundle: the figures of docs/demo-model.md.
+"""Measure the quality of the demo model on its exported bundle: the figures of docs/demo-model.md.
 
 python -m examples.demo_model.evaluate --bundle build/var_demo/fp32
 """
@@ -29,31 +29,31 @@ Settings = dict[str, float]  # cfg, top_k, top_p
 
 
 def as_bytes(pictures: Tensor) -> np.ndarray:
-    """(N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8."""
+    """Convert images (N, 3, H, W) in [-1, 1] to (N, H, W, 3) uint8."""
     return ((pictures * 0.5 + 0.5) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def as_pictures(images: np.ndarray) -> Tensor:
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) in [-1, 1]."""
+    """Convert images (N, H, W, 3) uint8 to (N, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def reconstruct(pipeline: Pipeline, images: np.ndarray) -> np.ndarray:
-    """Pictures (N, H, W, 3) uint8, encoded to tokens and decoded again: every token is kept, none is drawn."""
+    """Encode images (N, H, W, 3) uint8 to tokens and decode them again: every token is kept, none is drawn."""
     tokens = pipeline.encode(images)
     keep = [np.ones_like(scale, bool) for scale in tokens]
     return pipeline.generate([pipeline.manifest.model.num_classes] * len(images), keep=keep, kept_tokens=tokens).images
 
 
 def reconstruction_psnr(pipeline: Pipeline, held_out: EmojiSet) -> np.ndarray:
-    """(N,) in dB, of held-out renders against their reconstructions."""
+    """Return the PSNR (N,) in dB between held-out renders and their reconstructions."""
     images = as_bytes(plain(torch.from_numpy(held_out.images)))
     error = (reconstruct(pipeline, images).astype(float) - images) / 255
     return -10 * np.log10(np.maximum((error**2).mean((1, 2, 3)), 1e-10))
 
 
 def real_accuracy(classifier: EmojiClassifier, held_out: EmojiSet) -> float:
-    """Share of labelled held-out renders that the classifier names."""
+    """Return the share of labelled held-out renders that the classifier recognises."""
     labels = torch.from_numpy(held_out.labelled.labels)
     return (predict(classifier, plain(torch.from_numpy(held_out.labelled.images))) == labels).float().mean().item()
 
@@ -61,7 +61,10 @@ def real_accuracy(classifier: EmojiClassifier, held_out: EmojiSet) -> float:
 def recognised(
     pipeline: Pipeline, classifier: EmojiClassifier, per_class: int, settings: Settings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Share of each class's generated pictures that the classifier names so, (classes,), and those pictures."""
+    """Generate images of every class.
+
+    Returns the share of each class's images that the classifier recognises, (classes,), and the images.
+    """
     labels = [label for label in range(len(CLASSES)) for _ in range(per_class)]
     images = pipeline.generate(labels, **settings).images  # type: ignore[arg-type]
     hits = predict(classifier, as_pictures(images)).numpy() == np.array(labels)
@@ -69,7 +72,7 @@ def recognised(
 
 
 def agreement(pipeline: Pipeline, pictures: int, settings: Settings) -> Parting:
-    """Draw `pictures` pictures with PyTorch and with the runtime, and return where they part."""
+    """Draw that many images with PyTorch and with the runtime, and return where they start to differ."""
     recipe = Recipe.load(RECIPE)
     labels = [i % recipe.num_classes for i in range(pictures)]
     counts = [scale.tokens for scale in recipe.scales]
@@ -84,13 +87,15 @@ def agreement(pipeline: Pipeline, pictures: int, settings: Settings) -> Parting:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--bundle", type=click.Path(path_type=Path), default=Path("build/var_demo/fp32"))
-@click.option("--per-class", default=32, help="Pictures to generate of each class.")
+@click.option("--per-class", default=32, help="Number of images to generate of each class.")
 @click.option("--cfg", default=4.0)
 @click.option("--top-k", default=900)
 @click.option("--top-p", default=0.95)
-@click.option("--pictures", type=click.Path(path_type=Path), help="PNG of generated pictures, one class a row.")
+@click.option(
+    "--pictures", type=click.Path(path_type=Path), help="PNG of the generated images to write, one class per row."
+)
 def main(bundle: Path, per_class: int, pictures: Path | None, **settings: float) -> None:
-    """Print the demo model's figures as a markdown table."""
+    """Measure the demo model and print the figures as Markdown tables."""
     pipeline, classifier = Pipeline(bundle), load_classifier()
     _, held_out = split(load_emoji())
     psnr = reconstruction_psnr(pipeline, held_out)

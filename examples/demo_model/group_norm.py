@@ -1,4 +1,4 @@
-"""GroupNorm whose backward pass is fast on the CPU in channels_last: PyTorch's own took half of each training step."""
+"""GroupNorm with a fast backward pass for channels_last on the CPU. PyTorch's own took half of each training step."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class _GroupNorm(torch.autograd.Function):
             return value.repeat_interleave(per_group, 1).view(batch, channels, 1, 1).to(x.dtype)
 
         normal = torch.addcmul(spread(-mean * rstd), x, spread(rstd))  # (B, C, H, W)
-        sum_dy = dy.sum((2, 3)).float()  # (B, C), each picture's share of the gradient of bias and weight
-        sum_dyn = (dy * normal).sum((2, 3)).float()
-        # dx = rstd (gamma dy - mean(gamma dy) - normal mean(gamma dy normal)), the means over a group
+        sum_dy = dy.sum((2, 3)).float()  # (B, C), each image's part of the gradient of the bias
+        sum_dyn = (dy * normal).sum((2, 3)).float()  # (B, C), the same for the weight
+        # dx = rstd (gamma dy - mean(gamma dy) - normal mean(gamma dy normal)), with means over a group
         gamma, size = weight.float(), per_group * height * width
         offset = (gamma * sum_dy).view(batch, -1, per_group).sum(2) / -size * rstd  # (B, groups)
         slope = (gamma * sum_dyn).view(batch, -1, per_group).sum(2) / -size * rstd
@@ -45,7 +45,7 @@ class FastGroupNorm(nn.GroupNorm):
 
 
 def use_fast_group_norm(model: nn.Module) -> None:
-    """Switch every GroupNorm of `model`, parameters untouched."""
+    """Turn every GroupNorm of `model` into FastGroupNorm, with the same parameters."""
     for module in model.modules():
         if type(module) is nn.GroupNorm:
             module.__class__ = FastGroupNorm

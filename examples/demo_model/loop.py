@@ -1,4 +1,4 @@
-"""The training loop both stages share: AdamW, cosine schedule, weight average, checkpoints that resume exactly."""
+"""The training loop of all stages: AdamW, cosine schedule, averaged weights, checkpoints that resume exactly."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-Batch = tuple[Tensor, ...]  # what a stage's `loss` takes; the last one is the labels (B,)
+Batch = tuple[Tensor, ...]  # the arguments of a stage's `loss`; the last one is the labels (B,)
 _WARMUP = 0.03  # share of the budget
 _AVERAGE_DECAY = 0.998
 
 
 class Stage(nn.Module, ABC):
-    """What is trained: a model and its loss. Buffers and parameters together are its state."""
+    """A model to train, with its loss. Its state is its parameters and buffers."""
 
     @abstractmethod
     def loss(self, *batch: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch, and figures for the progress line."""
+        """Return the loss of a batch, and figures for the progress line."""
 
     def maintain(self, average: Stage, step: int) -> None:
-        """Upkeep after an optimizer step; a jump in the weights must be copied into `average`."""
+        """Do maintenance after an optimizer step; a jump in the weights must be copied into `average`."""
 
     @abstractmethod
     def validate(self, *batch: Tensor) -> dict[str, float]:
-        """Figures on held-out pictures, shown with every checkpoint."""
+        """Return figures on held-out images, which are logged with every checkpoint."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: a number of steps, or of minutes (then the schedule follows the clock)."""
+    """How long to train: a number of steps, or a number of minutes, with a schedule that follows the clock."""
 
     steps: int | None = None
     minutes: float | None = None
 
     def used(self, step: int, seconds: float) -> float:
-        """Share of the budget spent, 1 at its end."""
+        """Return the share of the budget that is spent, 1 at the end."""
         return step / self.steps if self.steps is not None else seconds / 60 / (self.minutes or 1.0)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Optimizer and bookkeeping of a run."""
+    """The settings of optimizer, log and checkpoints."""
 
     learning_rate: float
     weight_decay: float
@@ -65,9 +65,9 @@ def train(
     checkpoint: Path,
     log: Callable[[str], None] = print,
 ) -> Stage:
-    """Train `stage` until the budget is spent, going on from `checkpoint` where it exists.
+    """Train `stage` until the budget is spent. If `checkpoint` exists, the training resumes from it.
 
-    Each step seeds torch with its own number, so a resumed run draws what an uninterrupted one would have drawn.
+    Each step seeds torch with its number, so a resumed run draws the same batches as an uninterrupted one.
 
     Returns:
         The stage with averaged weights.
@@ -126,14 +126,14 @@ def train(
 
 
 def _schedule(used: float) -> float:
-    """Linear warm-up, then a cosine down to 2 %."""
+    """Return the factor of the learning rate: a linear warm-up, then a cosine down to 2 %."""
     if used < _WARMUP:
         return (used + 1e-3) / _WARMUP
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (used - _WARMUP) / (1 - _WARMUP)))
 
 
 def _update_average(average: nn.Module, stage: nn.Module, step: int) -> None:
-    decay = min(_AVERAGE_DECAY, (1 + step) / (10 + step))  # follows closely while the weights still move fast
+    decay = min(_AVERAGE_DECAY, (1 + step) / (10 + step))  # small at first, while the weights still change fast
     ours, theirs = list(average.parameters()), [p.detach() for p in stage.parameters()]
     torch._foreach_lerp_(ours, theirs, 1 - decay)
     for mine, other in zip(average.buffers(), stage.buffers(), strict=True):

@@ -1,4 +1,4 @@
-"""Random batches of emoji in which skin tones do not crowd out everything else."""
+"""Draw random batches of emoji, in which emoji with many skin tones are not more frequent than others."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from examples.demo_model.data import EmojiSet
 
 
 class Sampler:
-    """Draws emoji with replacement; all skin tones of one emoji together count as one.
+    """Draws emoji with replacement. All skin tones of an emoji together count as one emoji.
 
-    `power` balances the classes: a class of n emoji is drawn in proportion to n ** power, so 0 draws every class
-    equally often and 1 every emoji.
+    `power` balances the classes: the frequency of a class with n emoji is proportional to n ** power. With 0 all
+    classes are equally frequent, with 1 all emoji are.
     """
 
     def __init__(self, emoji: EmojiSet, device: torch.device, power: float):
@@ -26,7 +26,7 @@ class Sampler:
         self.weights = torch.from_numpy(weights * members[emoji.labels + 1] ** (power - 1))
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Masters (batch, 3, 128, 128) uint8, labels (batch,) and mirror flags (batch,)."""
+        """Return masters (batch, 3, 128, 128) uint8, labels (batch,) and mirror flags (batch,)."""
         chosen = torch.multinomial(self.weights, batch, replacement=True, generator=generator)
         on_device = chosen.to(self.masters.device)
         return self.masters[on_device], self.labels[on_device], self.mirror[chosen]

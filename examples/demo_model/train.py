@@ -1,4 +1,4 @@
-"""Train the demo model, one stage after the other; a stage that was stopped goes on where it was.
+"""Train the demo model stage by stage. A stage that was interrupted resumes when its command is run again.
 
 python -m examples.demo_model.train vqvae --minutes 42
 python -m examples.demo_model.train var --minutes 33
@@ -31,14 +31,14 @@ from export.model.vqvae import VQVAE
 from runtime.bundle.classes import CLASS_LISTS
 
 RECIPE = "var_demo"
-WEIGHTS = RECIPES / "demo"  # part of the package: --model var_demo works wherever it is installed
+WEIGHTS = RECIPES / "demo"  # part of the package, so that --model var_demo works in every installation
 CLASS_FILE = CLASS_LISTS / "emoji.txt"
 
 PictureStage = TypeVar("PictureStage", VQVAEStage, DecoderStage)
 
 
 def pictures_and_labels(emoji: EmojiSet, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The emoji, not augmented: pictures (N, 3, 64, 64) and labels (N,)."""
+    """Return the emoji without augmentation: images (N, 3, 64, 64) and labels (N,)."""
     return plain(torch.from_numpy(emoji.images)).to(device), torch.from_numpy(emoji.labels).to(device)
 
 
@@ -51,7 +51,7 @@ def train_vqvae(
     batch: int = 24,
     seed: int = 0,
 ) -> VQVAEStage:
-    """Train the VQVAE on every emoji that is not held out, a third of them recoloured."""
+    """Train the VQVAE on every emoji that is not held out; 30 % of the images are recoloured."""
     torch.manual_seed(seed)
     settings = Settings(learning_rate=1e-3, weight_decay=0.01, seed=seed)
     return _train_on_pictures(VQVAEStage(recipe), emoji, 0.3, batch, budget, settings, checkpoint, device)
@@ -66,7 +66,7 @@ def train_decoder(
     batch: int = 24,
     seed: int = 0,
 ) -> DecoderStage:
-    """Go on training the decoder of a trained VQVAE, on emoji hardly recoloured."""
+    """Train the decoder of a trained VQVAE further; 10 % of the images are recoloured."""
     torch.manual_seed(seed)
     settings = Settings(learning_rate=4e-4, weight_decay=0.01, seed=seed)
     return _train_on_pictures(DecoderStage(vqvae), emoji, 0.1, batch, budget, settings, checkpoint, device)
@@ -82,7 +82,7 @@ def _train_on_pictures(
     checkpoint: Path,
     device: torch.device,
 ) -> PictureStage:
-    """Train on augmented emoji of all classes and none; `recolour` is the share that changes its hue at will."""
+    """Train on all augmented emoji, also those of no class; `recolour` is the share that may get any hue."""
     trained, held_out = split(emoji)
     sampler = Sampler(trained, device, power=1)
 
@@ -105,7 +105,7 @@ def train_var(
     batch: int = 64,
     seed: int = 0,
 ) -> VARStage:
-    """Train the transformer on the tokens of augmented emoji, encoded as they are drawn."""
+    """Train the transformer on the tokens of augmented emoji, which are encoded batch by batch."""
     torch.manual_seed(seed)
     vqvae = vqvae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     trained, held_out = (part.labelled for part in split(emoji))
@@ -123,7 +123,7 @@ def train_var(
 
 @torch.no_grad()
 def tokenise(vqvae: VQVAE, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Pictures (B, 3, 64, 64) -> tokens (B, T) and what predicts them, (T - 1, B, Z)."""
+    """Return the tokens (B, T) of images (B, 3, 64, 64), and the features (T - 1, B, Z) that predict them."""
     with autocast(pictures.device):
         features = vqvae.features(pictures.contiguous(memory_format=torch.channels_last))
     tokens = vqvae.quantize.tokenize(features.float())
@@ -131,7 +131,7 @@ def tokenise(vqvae: VQVAE, pictures: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def load_vqvae(recipe: Recipe, checkpoint: Path) -> VQVAE:
-    """The averaged VQVAE of a checkpoint of the first stage, rounded to float16 as it will be stored."""
+    """Load the averaged VQVAE from a checkpoint of the first stage, rounded to float16 as `pack` stores it."""
     if not checkpoint.exists():
         raise click.ClickException(f"{checkpoint}: not found; train the VQVAE first")
     stage = VQVAEStage(recipe)
@@ -147,11 +147,13 @@ def pack(model: nn.Module, path: Path) -> None:
 
 def _stage_options(command: Callable) -> Callable:
     for option in (
-        click.option("--minutes", type=float, help="train this long, schedule included"),
-        click.option("--steps", type=int, help="train this many steps, schedule included"),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda"),
+        click.option("--minutes", type=float, help="Minutes to train; the schedule ends with them."),
+        click.option("--steps", type=int, help="Number of steps to train; the schedule ends with them."),
+        click.option("--device", default="auto", show_default=True, help="Device to train on: auto, cpu or cuda."),
         click.option("--seed", default=0, show_default=True),
-        click.option("--folder", type=click.Path(path_type=Path), default=BUILD, show_default=True, help="checkpoints"),
+        click.option(
+            "--folder", type=click.Path(path_type=Path), default=BUILD, show_default=True, help="Folder of checkpoints."
+        ),
     ):
         command = option(command)
     return command
@@ -159,7 +161,7 @@ def _stage_options(command: Callable) -> Callable:
 
 def _budget(steps: int | None, minutes: float | None) -> Budget:
     if (steps is None) == (minutes is None):
-        raise click.UsageError("give either --steps or --minutes")
+        raise click.UsageError("Expected one of '--steps' and '--minutes'.")
     return Budget(steps, minutes)
 
 
@@ -171,7 +173,7 @@ def main() -> None:
 @main.command("vqvae")
 @_stage_options
 def vqvae_command(steps: int | None, minutes: float | None, device: str, seed: int, folder: Path) -> None:
-    """Train the VQVAE; continues from FOLDER/vqvae.pt where that exists."""
+    """Train the VQVAE. If FOLDER/vqvae.pt exists, the training resumes from it."""
     where = pick_device(device)
     recipe = Recipe.load(RECIPE)
     train_vqvae(recipe, load_emoji(), _budget(steps, minutes), folder / "vqvae.pt", where, seed=seed)
@@ -180,7 +182,7 @@ def vqvae_command(steps: int | None, minutes: float | None, device: str, seed: i
 @main.command("decoder")
 @_stage_options
 def decoder_command(steps: int | None, minutes: float | None, device: str, seed: int, folder: Path) -> None:
-    """Fine-tune the decoder of FOLDER/vqvae.pt; its tokens stay the same, so `var` may come before or after."""
+    """Fine-tune the decoder of FOLDER/vqvae.pt. Its tokens do not change, so `var` may run before or after."""
     vqvae = load_vqvae(Recipe.load(RECIPE), folder / "vqvae.pt")
     train_decoder(vqvae, load_emoji(), _budget(steps, minutes), folder / "decoder.pt", pick_device(device), seed=seed)
 
@@ -188,14 +190,16 @@ def decoder_command(steps: int | None, minutes: float | None, device: str, seed:
 @main.command("var")
 @_stage_options
 def var_command(steps: int | None, minutes: float | None, device: str, seed: int, folder: Path) -> None:
-    """Train the transformer; continues from FOLDER/var.pt where that exists."""
+    """Train the transformer. If FOLDER/var.pt exists, the training resumes from it."""
     recipe = Recipe.load(RECIPE)
     vqvae = load_vqvae(recipe, folder / "vqvae.pt")
     train_var(recipe, vqvae, load_emoji(), _budget(steps, minutes), folder / "var.pt", pick_device(device), seed=seed)
 
 
 @main.command("pack")
-@click.option("--folder", type=click.Path(path_type=Path), default=BUILD, show_default=True, help="checkpoints")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=BUILD, show_default=True, help="Folder of checkpoints."
+)
 def pack_command(folder: Path) -> None:
     """Write the averaged weights as float16 safetensors, and the class names."""
     recipe = Recipe.load(RECIPE)

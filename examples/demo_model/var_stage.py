@@ -1,4 +1,4 @@
-"""Training of the VAR transformer: all scales in one pass, each seeing the true picture of the scales before it."""
+"""Train the VAR transformer: all scales in one pass, each conditioned on the true tokens of the earlier scales."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from export.checkpoint.recipe import Recipe
 from export.model.quantizer import Quantizer
 from export.model.transformer import VAR
 
-_LABEL_DROPOUT = 0.1  # these learn the unconditional half of guidance
+_LABEL_DROPOUT = 0.1  # share of images without label, which train the unconditional half of guidance
 _INPUT_DROPOUT = 0.1
 
 
 class VARStage(Stage):
-    """The transformer with fresh weights and the mask of its scales."""
+    """The transformer with initial weights, and the attention mask over its scales."""
 
     def __init__(self, recipe: Recipe):
         super().__init__()
@@ -27,11 +27,11 @@ class VARStage(Stage):
         self.var = VAR(recipe)
         initialise(self.var)
         level = torch.cat([torch.full((scale.tokens,), k) for k, scale in enumerate(recipe.scales)])  # (T,)
-        unseen = level[:, None] < level[None, :]  # (T, T): a token sees its own scale and all before
+        unseen = level[:, None] < level[None, :]  # (T, T): a token sees its own scale and all earlier ones
         self.register_buffer("mask", torch.zeros(unseen.shape).masked_fill(unseen, -math.inf), persistent=False)
 
     def loss(self, tokens: Tensor, features: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy of tokens (B, T), given `teacher_features` (T - 1, B, Z) and labels (B,)."""
+        """Return the cross-entropy of tokens (B, T), given `teacher_features` (T - 1, B, Z) and labels (B,)."""
         dropped = torch.rand(labels.shape, device=labels.device) < _LABEL_DROPOUT
         logits = self._logits(features, labels.masked_fill(dropped, self.recipe.num_classes))
         surprise = _cross_entropy(logits, tokens)
@@ -44,13 +44,13 @@ class VARStage(Stage):
 
     @torch.no_grad()
     def validate(self, tokens: Tensor, features: Tensor, labels: Tensor) -> dict[str, float]:
-        """Cross-entropy and accuracy on pictures that were not trained on."""
+        """Return cross-entropy and accuracy on held-out images."""
         logits = self._logits(features, labels)
         correct = (logits.argmax(-1) == tokens.T).float().mean().item()
         return {"loss": _cross_entropy(logits, tokens).mean().item(), "accuracy": correct}
 
     def _logits(self, features: Tensor, labels: Tensor) -> Tensor:
-        """features (T - 1, B, Z), labels (B,) -> logits (T, B, V) f32 of all scales at once."""
+        """Return the logits (T, B, V) f32 of all scales for features (T - 1, B, Z) and labels (B,)."""
         with torch.device(labels.device), autocast(labels.device):
             modulation, head_modulation, first = self.var.condition(labels)
             later = self.var.embed(features, self.var.positions()[1:])  # (T - 1, B, C)
@@ -61,13 +61,19 @@ class VARStage(Stage):
 
 
 def _cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
-    """logits (T, B, V), tokens (B, T) -> (T, B). Flat, because over a strided axis it takes longer than the model."""
+    """Return the cross-entropy (T, B) of logits (T, B, V) and tokens (B, T).
+
+    The arrays are flattened, because over a strided axis the loss takes longer than the model.
+    """
     return F.cross_entropy(logits.flatten(0, 1), tokens.T.flatten(), reduction="none").view(logits.shape[:2])
 
 
 @torch.no_grad()
 def teacher_features(quantizer: Quantizer, tokens: list[Tensor]) -> Tensor:
-    """Tokens (B, p²) of every scale -> what all scales but the first are embedded from, (T - 1, B, Z)."""
+    """Return the features (T - 1, B, Z) that the inputs of all scales but the first are embedded from.
+
+    `tokens` are (B, p²) for every scale.
+    """
     f_hat, inputs = torch.zeros(()), []
     for k, chosen in enumerate(tokens[:-1]):
         f_hat = f_hat.to(chosen.device) + quantizer.contribution(k, quantizer.lookup(chosen))
@@ -77,7 +83,7 @@ def teacher_features(quantizer: Quantizer, tokens: list[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def initialise(var: VAR) -> None:
-    """Weights of an ordinary pre-norm transformer, with AdaLN at the identity."""
+    """Initialise the weights like those of an ordinary pre-norm transformer, with AdaLN near the identity."""
     width, depth = var.recipe.width, var.recipe.depth
     for module in var.modules():
         if isinstance(module, nn.Linear | nn.Embedding):

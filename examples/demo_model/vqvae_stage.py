@@ -1,4 +1,4 @@
-"""Training of the VQVAE: multi-scale residual quantisation, straight-through (Tian et al., 2024, section 3.2)."""
+"""Train the VQVAE by multi-scale residual quantisation, straight-through (Tian et al., 2024, section 3.2)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from export.model.vqvae import VQVAE
 
 _COMMITMENT = 0.25
 _EDGE_WEIGHT = 0.5
-_DEAD_BELOW = 0.03  # mean uses per batch
+_DEAD_BELOW = 0.03  # a code with fewer mean uses per batch is dead
 _USAGE_DECAY = 0.98
 _REVIVE_EVERY = 50  # steps
 
 
 class VQVAEStage(Stage):
-    """The VQVAE, how often each code is used, and candidates to replace the unused ones."""
+    """The VQVAE, the usage of each code, and candidates that replace unused codes."""
 
     def __init__(self, recipe: Recipe):
         super().__init__()
@@ -32,7 +32,7 @@ class VQVAEStage(Stage):
         self.register_buffer("candidates", torch.zeros(recipe.vocab_size, recipe.code_size))
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Reconstruction (L1, L2, edges) plus quantisation loss."""
+        """Return the reconstruction loss (L1, L2, edges) plus the quantisation loss."""
         images = images.contiguous(memory_format=torch.channels_last)
         with autocast(images.device):
             features = self.vqvae.features(images)  # (B, Z, P, P)
@@ -52,7 +52,7 @@ class VQVAEStage(Stage):
 
     @torch.no_grad()
     def _count(self, tokens: Tensor, residuals: Tensor) -> None:
-        """tokens (B T,), residuals (B T, Z): update the statistics that `maintain` revives codes from."""
+        """Update the statistics that `maintain` uses, from tokens (B T,) and residuals (B T, Z)."""
         uses = torch.bincount(tokens, minlength=len(self.usage)).float()
         self.usage.lerp_(uses, 1 - _USAGE_DECAY)
         drawn = torch.randint(len(residuals), (len(self.usage),)).to(residuals.device)
@@ -60,39 +60,39 @@ class VQVAEStage(Stage):
 
     @torch.no_grad()
     def maintain(self, average: Stage, step: int) -> None:
-        """Move codes that are hardly used onto residuals of the last batch; at first that is all of them."""
+        """Replace codes that are hardly used by residuals of the last batch; after the first step, all codes."""
         if step % _REVIVE_EVERY and step != 1:
             return
         dead = self.usage < _DEAD_BELOW if step > 1 else torch.ones_like(self.usage, dtype=torch.bool)
         assert isinstance(average, VQVAEStage)
         for stage in (self, average):
             stage.vqvae.quantize.embedding.weight[dead] = self.candidates[dead]
-            stage.usage[dead] = 2 * _DEAD_BELOW  # time to be found before the next round
+            stage.usage[dead] = 2 * _DEAD_BELOW  # gives them time to be used before the next check
 
     @torch.no_grad()
     def validate(self, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Mean PSNR of the pictures after encoding to tokens and decoding, in dB."""
+        """Return the mean PSNR in dB of images after encoding to tokens and decoding."""
         with autocast(images.device):
             decoded = torch.cat([self.vqvae.decode_tokens(self.vqvae.encode(part)) for part in images.split(64)])
         return {"psnr": psnr(decoded.float(), images).mean().item()}
 
 
 def psnr(decoded: Tensor, images: Tensor) -> Tensor:
-    """PSNR (B,) in dB of pictures (B, 3, H, W) in [-1, 1]; the decoded ones are clamped first."""
+    """Return the PSNR (B,) in dB of images (B, 3, H, W) in [-1, 1]; `decoded` is clamped first."""
     error = ((decoded.clamp(-1, 1) - images) / 2).square().mean((1, 2, 3))
     return -10 * torch.log10(error.clamp_min(1e-10))
 
 
 def quantise(quantizer: Quantizer, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`Quantizer.tokenize` made trainable.
+    """Tokenize features like `Quantizer.tokenize`, with gradients.
 
     Args:
-        quantizer: gets its gradient from the distance of every partial sum to the features.
+        quantizer: its gradient comes from the distance of every partial sum to the features.
         features: (B, Z, P, P) f32.
 
     Returns:
-        f_hat (B, Z, P, P) whose gradient goes straight through to `features`, the quantisation loss (),
-        the tokens (B T,) of all scales and what each of them stands for (B T, Z).
+        f_hat (B, Z, P, P), whose gradient passes straight through to `features`; the quantisation loss ();
+        the tokens (B T,) of all scales; and the residual that each token replaces (B T, Z).
     """
     recipe, target = quantizer.recipe, features.detach()
     f_hat, loss = torch.zeros_like(features), features.new_zeros(())
@@ -109,6 +109,6 @@ def quantise(quantizer: Quantizer, features: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _edge_loss(decoded: Tensor, images: Tensor) -> Tensor:
-    """L1 between the finite differences of two pictures (B, 3, H, W): outlines matter more than flat areas."""
+    """Return the L1 distance of the finite differences of two images (B, 3, H, W), which gives outlines more weight."""
     error = decoded - images
     return error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()

@@ -56,8 +56,12 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
         `step_constants`. The weights are still those of the bundle's weight file. Raises BundleError.
         """
         self.restore_graph(name, reopen=False)
+        try:
+            self._sessions[name] = self._open(name, graph, content)
+        except BundleError:
+            self.restore_graph(name)
+            raise
         self._replaced[name] = _Replacement(graph, dict(step_constants or {}))
-        self._sessions[name] = self._open(name, graph, content)
 
     def restore_graph(self, name: str, reopen: bool = True) -> None:
         """Undo `replace_graph`. Only one of the two graphs is in memory at a time. Raises BundleError."""

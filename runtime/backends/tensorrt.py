@@ -133,6 +133,8 @@ class TensorRTBackend(WiredBackend["_Batch"]):
     def _load(self, name: str) -> LoadedEngine:
         graph = self.manifest.graphs[name]
         path = self._folder / graph.file
+        if name not in self._record.engines:
+            raise BundleError(f"{self._folder}: no engine {name}; run make engine again")
         return LoadedEngine(self._trt, self._runtime, self._log, path, graph, self._record.engines[name])
 
 

@@ -1,1 +1,1 @@
-"""Measurements of a bundle on this machine: time, memory, energy, and PyTorch beside them."""
+"""Measure time, memory and energy of a bundle on this machine, and compare with PyTorch or the C++ runtime."""

@@ -80,7 +80,7 @@ def main(
 
 
 def _checked(bundle: Path, json_file: Path | None, plot_file: Path | None) -> Manifest:
-    """The bundle's. Raises before the work what would be raised in its course, or when it is done."""
+    """Return the manifest of the bundle. Check bundle and outputs before the work, so that it does not fail later."""
     manifest = Manifest.load(bundle, verify=False)
     for file, suffix in ((json_file, ".json"), (plot_file, ".png")):
         if file:

@@ -1,4 +1,4 @@
-"""The whole measurement, in an order in which no part disturbs the next."""
+"""The whole benchmark, in an order in which no part disturbs the next."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .measure import load, measure_batch, memory_while_drawing
 from .report import SCHEMA_VERSION, BundleFacts, Floor, JetsonFacts, Report, Settings
 from .work import decoder_flop, transformer_flop
 
-Checkpoints = tuple[Path | None, Path | None]  # of VAR and VQVAE, where they are not to be looked for
+Checkpoints = tuple[Path | None, Path | None]  # files of VAR and VQVAE; None: found from the bundle's manifest
 
 
 def check_libraries(plot: bool, pytorch: bool) -> None:
-    """Raises SettingsError if what is asked for needs a library that is not installed. Imports none."""
+    """Raise SettingsError if a requested feature needs a library that is not installed. Nothing is imported."""
     if plot:
         require("--plot", "matplotlib")
     if pytorch:
@@ -43,14 +43,14 @@ def benchmark(
     jetson: Jetson | None = None,
     progress: Progress = silent,
 ) -> Report:
-    """Measures a bundle. `checkpoints` are for comparing with PyTorch. Raises VarEdgeError."""
+    """Measure a bundle and return the report. `checkpoints` are used to compare with PyTorch. Raises VarEdgeError."""
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     host, before = machine(), jetson.state() if jetson else None
     threads = settings.threads or usable_cpus()
     rate = gemm_rate(threads)
     pipeline, loaded = load(bundle, settings)
     progress("first runs", 0, 1)
-    # While PyTorch is not yet in this process.
+    # Memory is measured before PyTorch is loaded into this process.
     held = {batch: memory_while_drawing(pipeline, settings, batch) for batch in settings.batches}
     rivals, left_out = _rivals(bundle, pipeline, settings, threads, checkpoints, progress)
     batches = []
@@ -62,7 +62,7 @@ def benchmark(
     return Report(
         schema_version=SCHEMA_VERSION,
         date=date,
-        command=shlex.join(["python", "-m", "runtime.bench", *sys.argv[1:]]),
+        command=shlex.join(["python", "-m", "runtime.bench", *_arguments()]),
         bundle=_bundle_facts(bundle, Manifest.load(bundle, verify=False)),
         settings=settings,
         backend=pipeline.backend.name,
@@ -79,7 +79,7 @@ def benchmark(
 def _rivals(
     bundle: Path, pipeline: Pipeline, settings: Settings, threads: int, checkpoints: Checkpoints, progress: Progress
 ) -> tuple[dict[str, Draw], dict[str, str]]:
-    """What to compare with, ready to run, and what is left out, with the reason."""
+    """Return the rivals by name, ready to run, and those that cannot run, with the reason."""
     if settings.compare is None:
         return {}, {}
     label = pipeline.classes.label(settings.label)
@@ -91,11 +91,20 @@ def _rivals(
     return _plugin(settings.compare)(pipeline.manifest, label, settings, threads, checkpoints)
 
 
+def _arguments() -> list[str]:
+    """Return the arguments of this run: those behind `bench` or its module where var-edge runs it."""
+    return sys.argv[2:] if sys.argv[1:2] in (["bench"], ["runtime.bench"]) else sys.argv[1:]
+
+
 def _plugin(name: str) -> Callable[..., tuple[dict[str, Draw], dict[str, str]]]:
-    """What a package above this one offers to compare with, under `var_edge.rivals` of the installed project."""
+    """Return the function that makes the rivals called `name`.
+
+    The packages that depend on `runtime` register it as an entry point of the group `var_edge.rivals`.
+    """
     found = [entry for entry in entry_points(group="var_edge.rivals") if entry.name == name]
     if not found:
-        raise SettingsError(f"--compare {name}: this installation does not know it; run make setup")
+        advice = "install var-edge[export] again, or run make setup in a checkout"
+        raise SettingsError(f"--compare {name}: not part of this installation; {advice}")
     return cast(Callable[..., tuple[dict[str, Draw], dict[str, str]]], found[0].load())
 
 

@@ -1,4 +1,4 @@
-"""The C++ runtime as a rival: the program that its tests draw with, in a process of its own."""
+"""The C++ runtime as a rival: it runs the program of the C++ tests in a separate process."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ NAME = "C++"
 
 
 def cpp_rival(bundle: Path, manifest: Manifest, label: int, settings: Settings, threads: int) -> dict[str, Draw]:
-    """The C++ runtime with the same bundle and as many threads. Raises SettingsError if it is not built."""
+    """Return the C++ runtime as a rival, with this bundle and number of threads.
+
+    Raises SettingsError if it is not built.
+    """
     if not PROGRAM.is_file():
-        raise SettingsError(f"--compare cpp: there is no {PROGRAM}; make cpp builds it")
+        raise SettingsError(f"--compare cpp: {PROGRAM} is not built; run make cpp")
     command = [str(PROGRAM), str(bundle), "-", "1", str(threads)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     model, drawing = manifest.model, f"{settings.seed} {settings.cfg!r} {settings.top_k} {settings.top_p!r}"

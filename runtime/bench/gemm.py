@@ -1,4 +1,4 @@
-"""python -m runtime.bench.gemm: this machine's rate of float32 matrix products, with numpy."""
+"""python -m runtime.bench.gemm: measure this machine's rate of float32 matrix products with numpy."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
 
 
 def gemm_rate(threads: int) -> float:
-    """FLOP/s of the best of a few products. In a process of its own: numpy takes its threads when it is imported."""
+    """Return the FLOP/s of the fastest of several matrix products.
+
+    They run in a separate process, because numpy fixes its number of threads when it is imported.
+    """
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
     command = [sys.executable, "-m", __name__]
     return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
 
 def best_rate() -> float:
-    """FLOP/s here and now."""
+    """Measure the FLOP/s in this process."""
     import numpy as np
 
     best = 0.0

@@ -1,4 +1,4 @@
-"""What a Jetson says about itself without root: power mode, clocks, temperatures, and the power of its rails."""
+"""Read the state of a Jetson without root: power mode, clocks, temperatures, and the power of its rails."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from types import TracebackType
 ROOT = Path("/")
 INTERVAL = 0.05  # seconds between two readings of the rails
 GPU = re.compile(r"gpu|g[abmpv]\d+b")  # devfreq devices: 17000000.gpu, 17000000.ga10b, 17000000.gv11b, gpu-gpc-0
-BOARD_RAILS = ("VDD_IN", "VIN", "POM_5V_IN")  # the rail that feeds the whole module, as far as it has such a sensor
+BOARD_RAILS = ("VDD_IN", "VIN", "POM_5V_IN")  # names of the rail that feeds the whole module, if it has that sensor
 
 
 @dataclass(frozen=True)
 class State:
-    """A moment. Clocks in Hz, temperatures in °C; what needs root and was not readable is missing."""
+    """The state at one moment: clocks in Hz, temperatures in °C. Values that only root can read may be missing."""
 
     power_mode: str | None
     clocks: dict[str, int]
@@ -26,7 +26,7 @@ class State:
 
 @dataclass(frozen=True)
 class Rail:
-    """One channel of a power monitor."""
+    """One channel of a power monitor: the files with its voltage and current."""
 
     name: str
     voltage: Path  # mV
@@ -38,7 +38,7 @@ class Rail:
 
 @dataclass(frozen=True)
 class Jetson:
-    """A module and its power rails, read below `root`."""
+    """A Jetson module and its power rails, read from the files below `root`."""
 
     root: Path
     model: str
@@ -46,7 +46,7 @@ class Jetson:
 
     @classmethod
     def find(cls, root: Path = ROOT) -> Jetson | None:
-        """This machine, or None if it is no Jetson."""
+        """Return this machine, or None if it is not a Jetson."""
         compatible = _read(root / "proc/device-tree/compatible") or ""
         if "nvidia,tegra" not in compatible:
             return None
@@ -62,7 +62,7 @@ class Jetson:
         return State(self._power_mode(), self._clocks(), self._temperatures())
 
     def _power_mode(self) -> str | None:
-        """The mode that nvpmodel noted, under the name that its configuration gives it."""
+        """Return the current mode of nvpmodel, by its name in the configuration of nvpmodel."""
         found = re.search(r"pmode:(\d+)", _read(self.root / "var/lib/nvpmodel/status") or "")
         if not found:
             return None
@@ -72,7 +72,7 @@ class Jetson:
         return name[1] if name else f"mode {number}"
 
     def _clocks(self) -> dict[str, int]:
-        """The fastest CPU, the GPU, the memory controller."""
+        """Return the clocks of the fastest CPU, the GPU and the memory controller in Hz."""
         system = self.root / "sys"
         cpus = [
             int(text) * 1000  # kHz
@@ -95,12 +95,12 @@ class Jetson:
 
 
 class PowerMeter:
-    """Integrates the power of all rails, from a thread, while its `with` block runs.
+    """Integrates the power of all rails in a thread while its `with` block runs.
 
     >>> with PowerMeter(jetson.rails) as meter: ...
     >>> meter.joules  # {"VDD_IN": 61.2, …}
 
-    Leaving the block raises OSError if a rail could not be read any more.
+    The end of the block raises OSError if a rail could not be read.
     """
 
     def __init__(self, rails: tuple[Rail, ...], interval: float = INTERVAL) -> None:
@@ -111,7 +111,7 @@ class PowerMeter:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> PowerMeter:
-        self._latest = time.monotonic(), self._watts()  # here, because the thread may start late
+        self._latest = time.monotonic(), self._watts()  # read here, because the thread may start late
         self._thread.start()
         return self
 
@@ -130,7 +130,7 @@ class PowerMeter:
             self._failure = failure
 
     def _integrate(self) -> None:
-        """Adds a trapezium for every interval; the last one ends when the block does."""
+        """Integrate by the trapezoidal rule; the last interval ends when the block ends."""
         then, before = self._latest
         stopped = False
         while not stopped:
@@ -145,7 +145,7 @@ class PowerMeter:
 
 
 def _rails(root: Path) -> tuple[Rail, ...]:
-    """The labelled channels of every INA3221, which has three."""
+    """Return the labelled channels of every INA3221 power monitor; each has three."""
     monitors = [path for path in sorted(root.glob("sys/class/hwmon/hwmon*")) if _read(path / "name") == "ina3221"]
     rails = []
     for monitor in monitors:
@@ -158,7 +158,7 @@ def _rails(root: Path) -> tuple[Rail, ...]:
 
 
 def _read(path: Path) -> str | None:
-    """The stripped text of a file; None if it is missing, needs root, or its sensor is asleep."""
+    """Return the stripped text of a file; None if it is missing, needs root, or its sensor is off."""
     try:
         return path.read_text().strip()
     except OSError:

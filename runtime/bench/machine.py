@@ -1,4 +1,4 @@
-"""The machine a number was measured on."""
+"""Describe the machine that a benchmark ran on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path("/")
 LIBRARIES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "numpy", "torch")
 
-# The kernel's names of what speeds up matrix products, and the names in use.
+# Instruction sets that speed up matrix products: name in the kernel -> usual name.
 INSTRUCTION_SETS = {
     "fma": "fma",
     "avx2": "avx2",
@@ -33,7 +33,7 @@ INSTRUCTION_SETS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """Processor, memory and software. `cores` are the physical ones this process may use."""
+    """Processor, memory and software. `cores` counts the physical cores that this process may use."""
 
     cpu: str
     cores: int
@@ -46,7 +46,7 @@ class Machine:
 
 
 def machine(root: Path = ROOT) -> Machine:
-    """This machine, from the files below `root` where the system has them."""
+    """Return this machine, described from the files below `root` if the system has them."""
     info = _fields(root / "proc/cpuinfo")
     flags = info.get("flags", info.get("Features", "")).split()  # x86, ARM
     total = _fields(root / "proc/meminfo").get("MemTotal")
@@ -63,14 +63,14 @@ def machine(root: Path = ROOT) -> Machine:
 
 
 def physical_cores(root: Path = ROOT) -> int:
-    """Cores this process may use, two threads of one core counted once."""
+    """Return the number of physical cores that this process may use; two threads of one core count once."""
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     siblings = (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list" for cpu in cpus)
     return len({path.read_text() if path.is_file() else str(path) for path in siblings})
 
 
 def _fields(path: Path) -> dict[str, str]:
-    """`name : value` lines, the first of each name; nothing where the file is missing."""
+    """Return the values in `name : value` lines, the first of each name; none if the file is missing."""
     lines = path.read_text().splitlines() if path.is_file() else []
     pairs = [line.split(":", 1) for line in lines if ":" in line]
     return {name.strip(): value.strip() for name, value in reversed(pairs)}

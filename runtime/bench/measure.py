@@ -1,4 +1,4 @@
-"""Times, memory and energy of the runtime, and the times of its rivals."""
+"""Measure time, memory and energy of the runtime, and the time of its rivals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Stage = tuple[str, int | None]  # graph, scale
 
 @dataclass(frozen=True)
 class Run:
-    """One run: the whole, the parts that graphs had in it, and what each rail spent."""
+    """One run: seconds of the whole run and of each graph in it, joules of each rail."""
 
     seconds: float
     stages: dict[Stage, float]
@@ -34,7 +34,10 @@ class Run:
 
 
 def load(bundle: Path, settings: Settings) -> tuple[Pipeline, Load]:
-    """Loads the bundle and draws a first picture. Hashing comes first, so it also brings the files into memory."""
+    """Load the bundle and draw a first image; return the pipeline and the times.
+
+    The hashes are checked first, so the later steps find the files in the page cache.
+    """
     hashing = None
     if settings.verify:
         start = time.perf_counter()
@@ -49,7 +52,7 @@ def load(bundle: Path, settings: Settings) -> tuple[Pipeline, Load]:
 
 
 def draw(pipeline: Pipeline, settings: Settings, batch: int, on_stage: OnStage | None = None) -> Maps:
-    """Draws `batch` pictures together; their tokens."""
+    """Draw `batch` images together and return their tokens."""
     s = settings
     sampling = Sampling(s.cfg, s.top_k, s.top_p)
     result = pipeline.generate([s.label] * batch, s.seed, batch=batch, on_stage=on_stage, sampling=sampling)
@@ -57,7 +60,7 @@ def draw(pipeline: Pipeline, settings: Settings, batch: int, on_stage: OnStage |
 
 
 def memory_while_drawing(pipeline: Pipeline, settings: Settings, batch: int) -> Memory | None:
-    """The most that a run holds between two of its graphs."""
+    """Return the most memory that a run holds, measured between its graphs."""
     held: list[Memory] = []
 
     def on_stage(graph: str, scale: int | None, seconds: float) -> None:
@@ -77,7 +80,7 @@ def measure_batch(
     jetson: Jetson | None,
     on_round: Callable[[], None],
 ) -> BatchTimes:
-    """Times `settings.runs` rounds after one that is not timed. `on_round` hears of each."""
+    """Time `settings.runs` rounds after one round that is not timed. `on_round` is called after each round."""
     tokens = draw(pipeline, settings, batch)
     others = [RivalRuns(name, rival, batch) for name, rival in rivals.items()]
     on_round()

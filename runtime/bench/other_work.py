@@ -1,4 +1,4 @@
-"""Whether a measurement had the machine to itself."""
+"""Measure how busy other processes kept the machine during a benchmark."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ STAT = Path("/proc/stat")
 
 
 class OtherWork:
-    """From when it is made: how many CPUs other processes, or the host of a virtual machine, keep busy."""
+    """Measures, from its creation on, how many CPUs other processes or the host of a virtual machine keep busy."""
 
     def __init__(self, stat: Path = STAT) -> None:
         self._stat = stat
         self._began, self._before = time.monotonic(), self._seconds()
 
     def cpus(self) -> float | None:
-        """The average until now; None on a system that does not tell."""
+        """Return the average number of busy CPUs until now; None on a system without /proc/stat."""
         after = self._seconds()
         if self._before is None or after is None:
             return None
         return max(0.0, after - self._before) / (time.monotonic() - self._began)
 
     def _seconds(self) -> float | None:
-        """CPU seconds since the system started, less this process's."""
+        """Return the CPU seconds of all other processes since the system started; None without the file."""
         if not self._stat.is_file():
             return None
         user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, self._stat.read_text().split()[1:9])

@@ -1,4 +1,4 @@
-"""A report as a picture: where the seconds of a picture go, one bar for each kind of run."""
+"""Plot a report: where the time of an image goes, with one bar for each kind of run."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ COLOUR_MAPS = {
     "condition": "Purples",
     "transformer": "Blues",
     "bridge": "Oranges",
-    "step": "Blues",  # both in one, where an engine records them together
+    "step": "Blues",  # transformer and bridge together, if an engine records them as one CUDA graph
     "decoder": "Greens",
 }
 OUTSIDE, RIVAL = "#999999", "#d4d4d4"
-LABELLED = 0.03  # share of the axis from which a segment has room for text
+LABELLED = 0.03  # share of the axis above which a segment has room for text
 
-Segment = tuple[float, str, str]  # seconds per picture, colour, text
+Segment = tuple[float, str, str]  # seconds per image, colour, text
 
 
 class Bar(NamedTuple):
-    """A kind of run: median seconds per picture of the whole, then of its parts."""
+    """One kind of run: its median seconds per image, and those of its parts."""
 
     name: str
     whole: float
@@ -36,7 +36,7 @@ class Bar(NamedTuple):
 
 
 def write_plot(path: Path, report: Report) -> None:
-    """Writes a PNG: stacked seconds per picture, by graph and, from pale to dark, by scale."""
+    """Write a PNG of seconds per image, stacked by graph (colour) and scale (from pale to dark)."""
     from matplotlib.figure import Figure
 
     bars = list(_bars(report))
@@ -63,7 +63,7 @@ def _bars(report: Report) -> Iterator[Bar]:
 
 
 def _runtime(times: BatchTimes) -> list[Segment]:
-    """Graph by graph, each from the first scale to the last."""
+    """Return the segments graph by graph, each graph from the first scale to the last."""
     last = max(stage.scale or 0 for stage in times.stages)
     segments = []
     for graph in COLOUR_MAPS:
@@ -76,7 +76,7 @@ def _runtime(times: BatchTimes) -> list[Segment]:
 
 
 def _colour(graph: str, shade: float) -> str:
-    """A graph's colour, pale for shade 0, dark for 1."""
+    """Return the colour of a graph, from pale (shade 0) to dark (shade 1)."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -84,7 +84,7 @@ def _colour(graph: str, shade: float) -> str:
 
 
 def _stack(axes: Axes, x: int, bar: Bar, room: float) -> None:
-    """One bar, with text in segments higher than `room` and the whole on top."""
+    """Draw one bar, with text in segments higher than `room` and the total time on top."""
     bottom = 0.0
     for height, colour, text in bar.segments:
         axes.bar(x, height, bottom=bottom, color=colour, edgecolor="white", linewidth=0.3)

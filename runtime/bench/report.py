@@ -1,4 +1,4 @@
-"""What a benchmark found: the document that `--json` writes. docs/benchmarks/README.md is its schema."""
+"""The results of a benchmark, which `--json` writes. docs/benchmarks/README.md describes the fields."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class BundleFacts:
-    """Which bundle it was. Bytes of all weights, and of those that drawing loads."""
+    """The measured bundle, with the bytes of its weight file and of the weights that drawing loads."""
 
     directory: str
     name: str
@@ -32,7 +32,7 @@ class BundleFacts:
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for. `threads` None: as many as the process may use."""
+    """The options of the benchmark. `threads` None means as many as the process may use."""
 
     backend: str
     threads: int | None
@@ -49,7 +49,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Load:
-    """From nothing to the first picture, in seconds; hashing is None where it was left out."""
+    """The seconds from the start to the first image. `hashing` is None if it was skipped."""
 
     hashing: float | None
     pipeline: float
@@ -59,7 +59,7 @@ class Load:
 
 @dataclass(frozen=True)
 class StageTime:
-    """Median of one graph's time in a run, in seconds. `scale` is None outside the scale loop."""
+    """The median seconds of one graph in a run. `scale` is None outside the scale loop."""
 
     graph: str
     scale: int | None
@@ -68,7 +68,7 @@ class StageTime:
 
 @dataclass(frozen=True)
 class Energy:
-    """Joules per picture of every rail; `board` is the rail that feeds all others, if one does."""
+    """Joules per image of every rail. `board` is the rail that feeds all others, None if there is none."""
 
     board: str | None
     joules_per_picture: dict[str, float]
@@ -76,36 +76,36 @@ class Energy:
 
 @dataclass(frozen=True)
 class Rival:
-    """Another way to draw the same pictures, timed in turns with the runtime."""
+    """Another way to draw the same images. Its runs alternate with those of the runtime."""
 
     name: str
     seconds: Summary
-    ratio: Ratio  # its time over the runtime's
-    differing_pictures: int  # of the batch: those with at least one other token
+    ratio: Ratio  # its time divided by the runtime's
+    differing_pictures: int  # images of the batch that differ in at least one token
 
 
 @dataclass(frozen=True)
 class BatchTimes:
-    """Warm runs that draw `batch` pictures together, those of rivals between them."""
+    """The results of warm runs that draw `batch` images together, in alternation with the rivals."""
 
     batch: int
     seconds: Summary
     pictures_per_second: float  # at the median
     stages: tuple[StageTime, ...]
-    outside_graphs: float  # median of the seconds that no graph accounts for
-    other_cpus: float | None  # CPUs that other processes kept busy meanwhile
-    memory: Memory | None  # the most seen between two graphs, and the peak of the process so far
+    outside_graphs: float  # median seconds spent outside all graphs
+    other_cpus: float | None  # number of CPUs that other processes kept busy meanwhile
+    memory: Memory | None  # the most measured between two graphs, and the peak of the process so far
     energy: Energy | None
     rivals: tuple[Rival, ...]
 
     def spent(self, graph: str, scale: int | None = None) -> float:
-        """Seconds in a graph, at one scale or at all of them."""
+        """Return the seconds in a graph at one scale, or at all scales together."""
         return sum(time.seconds for time in self.stages if time.graph == graph and scale in (None, time.scale))
 
 
 @dataclass(frozen=True)
 class Floor:
-    """The least time for a picture's float32 matrix products and convolutions at this CPU's rate."""
+    """The least time for the float32 matrix products and convolutions of an image at this CPU's rate."""
 
     flop_per_second: float
     transformer_flop: int
@@ -115,7 +115,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class JetsonFacts:
-    """The module, before the first and after the last run."""
+    """The Jetson module, and its state before the first and after the last run."""
 
     model: str
     before: State
@@ -124,7 +124,7 @@ class JetsonFacts:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything."""
+    """All results of a benchmark."""
 
     schema_version: int
     date: str
@@ -138,10 +138,10 @@ class Report:
     batches: tuple[BatchTimes, ...]
     floor: Floor
     jetson: JetsonFacts | None
-    left_out: dict[str, str]  # rival that could not be measured -> why
+    left_out: dict[str, str]  # rivals that could not be measured, with the reason
 
 
 def write_json(path: Path, report: Report) -> None:
-    """Writes the report, whole or not at all."""
+    """Write the report as JSON, atomically."""
     with atomic_file(path) as file:
         file.write((json.dumps(dataclasses.asdict(report), indent=1, ensure_ascii=False) + "\n").encode())

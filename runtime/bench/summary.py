@@ -1,4 +1,4 @@
-"""Several timings in a few numbers."""
+"""Statistics of repeated timings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Summary:
-    """Timings in seconds, in the order they were taken, and their statistics."""
+    """Statistics of timings in seconds, and the timings in the order they were measured."""
 
     median: float
     min: float
@@ -26,10 +26,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times longer one kind of run took than another, timed in turns."""
+    """How many times longer one kind of run took than another. Each round has one run of both kinds."""
 
     of_medians: float
-    min: float  # this and the next over the rounds: what happens to the machine hits both runs of a round
+    min: float  # min and max are over the rounds, because other load on the machine slows both runs of a round
     max: float
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A report on the terminal."""
+"""Print a report on the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .report import BatchTimes, JetsonFacts, Report
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Prints the report, to standard output unless told otherwise."""
+    """Print the report to `console`, by default to standard output."""
     console = console or Console()
     parts = [_facts(report), _latency(report), _resources(report), _graphs(report.batches), _scales(report.batches)]
     if report.settings.compare:
@@ -22,7 +22,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 
 def seconds(value: float) -> str:
-    """With its unit, in three digits."""
+    """Return a time with three digits and its unit, such as "1.25 ms"."""
     factor, unit = (1, "s") if value >= 1 else (1e3, "ms") if value >= 1e-3 else (1e6, "µs")
     scaled = value * factor
     return f"{scaled:.0f} {unit}" if scaled >= 100 else f"{scaled:.3g} {unit}"
@@ -90,7 +90,7 @@ def _scales(batches: tuple[BatchTimes, ...]) -> RenderableType:
 
 
 def _per_batch(title: str, first: str, batches: tuple[BatchTimes, ...], columns: tuple[str, ...]) -> Table:
-    """A table with these columns for each batch size."""
+    """Return an empty table with these columns for each batch size."""
     table = _table(title, first)
     _numbers(table, *(f"{name}\nbatch {times.batch}" for times in batches for name in columns))
     return table
@@ -118,7 +118,7 @@ def _jetson(jetson: JetsonFacts | None) -> str:
 
 
 def _energy(times: BatchTimes) -> list[str]:
-    """What the board took, or what each rail took where none feeds the whole board."""
+    """Return the energy of the board, or of each rail if no rail feeds the whole board."""
     joules = times.energy.joules_per_picture if times.energy else {}
     if times.energy and times.energy.board:
         joules = {times.energy.board: joules[times.energy.board]}

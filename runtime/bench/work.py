@@ -1,4 +1,4 @@
-"""The work in a picture: FLOP of its matrix products and convolutions, from the manifest's sizes."""
+"""Count the work of an image: the FLOP of its matrix products and convolutions, from the sizes in the manifest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ..bundle.manifest import Model
 
 
 def transformer_flop(model: Model) -> int:
-    """FLOP of all scales for one picture, with and without label."""
+    """Return the transformer's FLOP at all scales for one image: a pass with the label and one without."""
     width, offset, flop = model.width, 0, 0
     for side in model.patch_nums:
         tokens = side * side
@@ -18,7 +18,7 @@ def transformer_flop(model: Model) -> int:
 
 
 def decoder_flop(model: Model) -> int:
-    """FLOP of the decoder for one picture."""
+    """Return the decoder's FLOP for one image."""
     widths = [model.ch * multiplier for multiplier in model.ch_mult]
     side, channels, last = model.grid, widths[-1], len(widths) - 1
     flop = _convolution(side, model.code_size, model.code_size) + _convolution(side, model.code_size, channels)
@@ -44,5 +44,5 @@ def _residual(side: int, channels_in: int, channels_out: int) -> int:
 
 
 def _attention(side: int, channels: int) -> int:
-    """Over the pixels of a map: qkv and projection, scores, weighted sum."""
+    """Return the FLOP of attention over the pixels of a map: qkv and projection, scores, weighted sum."""
     return 4 * _convolution(side, channels, channels, 1) + 4 * side**4 * channels

@@ -1,1 +1,1 @@
-"""What a bundle is: its manifest, its weight file, its classes and its engine records, read strictly."""
+"""The bundle format: strict readers of the manifest, the weight file, the class names and the engine records."""

@@ -1,4 +1,4 @@
-"""Class names: what a user types instead of a label."""
+"""Class names, which a user may give instead of labels."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ..limits import shown
 from .manifest import Manifest
 
 NO_CLASS = "none"
-CLASS_LISTS = Path(__file__).parent / "class_lists"  # by name, for recipes of well-known classes
+CLASS_LISTS = Path(__file__).parent / "class_lists"  # lists that a recipe may refer to by name
 
 
 @dataclass(frozen=True)
 class ClassNames:
-    """The classes of a model: `names[label]` are the label's names, the usual one first; empty if unknown."""
+    """The classes of a model. `names[label]` holds the names of a label, the usual one first; empty without names."""
 
     num_classes: int
     names: tuple[tuple[str, ...], ...] = ()
 
     @classmethod
     def load(cls, bundle: Path, manifest: Manifest) -> ClassNames:
-        """From the bundle's text file, see `read`. Raises BundleError."""
+        """Return the classes in the bundle's text file, see `read`. Raises BundleError."""
         num_classes = manifest.model.num_classes
         if manifest.classes is None:
             return cls(num_classes)
@@ -35,7 +35,7 @@ class ClassNames:
 
     @classmethod
     def read(cls, path: Path, num_classes: int) -> ClassNames:
-        """From a text file: one class a line, synonyms separated by ", ". Raises BundleError."""
+        """Read a text file with one class per line and synonyms separated by ", ". Raises BundleError."""
         lines = [line.removesuffix("\r") for line in read_text(path).removesuffix("\n").split("\n")]
         if len(lines) != num_classes:
             raise BundleError(f"{path}: expected {num_classes} lines, one for each class, found {len(lines)}")
@@ -47,19 +47,22 @@ class ClassNames:
         return cls(num_classes, names)
 
     def listing(self) -> str:
-        """One line a class: its label and its names. A line, or a name in it, may be given as a label."""
+        """Return one line per class: its label and its names. `label` accepts the whole line and each name in it."""
         if not self.names:
             return f"no class names; labels are 0 to {self.num_classes - 1}"
         return "\n".join(f"{label:4} {'; '.join(names)}".rstrip() for label, names in enumerate(self._printed))
 
     def labels(self, wanted: int | str | Sequence[int | str]) -> list[int]:
-        """The label of each entry, or of the only one: see `label`. Raises SettingsError."""
+        """Return the label of each entry, or of a single one; see `label`. Raises SettingsError."""
         if isinstance(wanted, str) or not isinstance(wanted, Iterable):
             wanted = [wanted]
         return [self.label(entry) for entry in wanted]
 
     def listed(self, groups: Sequence[str]) -> list[int]:
-        """The labels of texts that may be lists, "207,980". A name with a comma in it is one. Raises SettingsError."""
+        """Return the labels in texts that may be lists such as "207,980". A name may contain commas.
+
+        Raises SettingsError.
+        """
         found = []
         for group in groups:
             parts = group.split(",")
@@ -72,10 +75,10 @@ class ClassNames:
         return found
 
     def label(self, wanted: int | str) -> int:
-        """The label for a number, a name, or the beginning of a name; `num_classes` and "none" mean "no class".
+        """Return the label for a number, a name, or the beginning of a name; `num_classes` and "none" mean "no class".
 
-        Upper and lower case are the same. A beginning must fit one class only, and so must a name; all names of a
-        class together, as they are listed, are a name too. Raises SettingsError, with what may have been meant.
+        Case is ignored. A name, or its beginning, must fit one class only. All names of a class together, as `listing`
+        prints them, count as a name too. Raises SettingsError, which suggests similar names.
         """
         if isinstance(wanted, str) and not (wanted.isascii() and wanted.isdecimal()):
             return self._find(wanted)
@@ -105,7 +108,7 @@ class ClassNames:
 
     @cached_property
     def _known(self) -> dict[str, set[int]]:
-        """Name -> the labels that have it."""
+        """All names, each with the labels that have it."""
         known: dict[str, set[int]] = {}
         for label, names in enumerate(self.names):
             for name in names:
@@ -114,7 +117,7 @@ class ClassNames:
 
     @cached_property
     def _printed(self) -> list[list[str]]:
-        """The names as they are listed: those of two classes with the label behind them, "crane (134)"."""
+        """The names by label, as `listing` prints them: a name of several classes includes the label: "crane (134)"."""
         return [
             [f"{name} ({label})" if len(self._known[_key(name)]) > 1 else name for name in names]
             for label, names in enumerate(self.names)
@@ -122,7 +125,7 @@ class ClassNames:
 
     @cached_property
     def _exact(self) -> dict[str, set[int]]:
-        """What means a class as it stands: names, and what is listed of it."""
+        """All texts that stand for a class without completion: its names, and its line in `listing`."""
         exact = dict(self._known)
         for label, (names, printed) in enumerate(zip(self.names, self._printed, strict=True)):
             line = "; ".join(printed)
@@ -132,7 +135,7 @@ class ClassNames:
 
     @cached_property
     def _most_parts(self) -> int:
-        """Of a text in `_exact`, if it is cut at its commas."""
+        """The largest number of parts that a text in `_exact` has when it is split at commas."""
         return 1 + max((text.count(",") for text in self._exact), default=0)
 
     def _numbered(self, labels: list[int], limit: int = 5) -> str:

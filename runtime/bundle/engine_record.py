@@ -1,4 +1,4 @@
-"""`engine.json`: what the engines of a directory were built from, with what, and for which device."""
+"""`engine.json`: from which bundle, with which TensorRT and for which device the engines of a directory were built."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from .schema import load
 
 SCHEMA_VERSION = 2
 FILE_NAME = "engine.json"
-FOLDER = "engines"  # in a bundle: one directory of engines for each kind of device
+FOLDER = "engines"  # in a bundle; it has one directory of engines for each kind of device
 FLAVOURS = ("tensorrt", "tensorrt_rtx")  # names of the Python modules
 
 
 @dataclass(frozen=True)
 class Built:
-    """What an engine runs on: it fits no other version and no other GPU."""
+    """The TensorRT and the GPU that an engine was built for. It runs on no other unless it says it is compatible."""
 
     flavour: str  # one of FLAVOURS
     version: str  # of TensorRT
-    compute_capabilities: tuple[str, ...]  # "8.6"
-    gpu: str | None  # its name; None if built ahead of time, without one
+    compute_capabilities: tuple[str, ...]  # such as "8.6"
+    gpu: str | None  # name; None if it was built ahead of time, without a GPU
     hardware_compatible: bool  # with later GPUs of the same kind
     version_compatible: bool  # with later TensorRT of the same major version
 
     @property
     def tag(self) -> str:
-        """Name of its directory, `tensorrt_rtx-1.7.1.116-sm86`."""
+        """The name of the directory of these engines, such as `tensorrt_rtx-1.7.1.116-sm86`."""
         return "-".join((self.flavour, self.version, *(f"sm{c.replace('.', '')}" for c in self.compute_capabilities)))
 
 
 @dataclass(frozen=True)
 class Engine:
-    """One plan. A profile maps every input to its fixed shape."""
+    """One engine file. A profile gives the fixed shape of every input by name."""
 
     file: str
     source_sha256: str  # of the ONNX file
     profiles: tuple[dict[str, tuple[int, ...]], ...]
     build_seconds: float
-    weight_bytes: int  # of the graph, as the weight file holds them
-    layers: dict[str, int]  # "gemm Half": how many, all profiles together; empty if the builder did not say
-    int8_planned: int  # products that the graph has in INT8
-    int8_built: tuple[int, ...]  # products that read INT8 in each profile; empty if the builder did not say
+    weight_bytes: int  # of the graph's weights, as they are stored in the weight file
+    layers: dict[str, int]  # count by kind such as "gemm Half", over all profiles; empty if the builder did not say
+    int8_planned: int  # matrix products that are INT8 in the graph
+    int8_built: tuple[int, ...]  # matrix products with INT8 inputs in each profile; empty if the builder did not say
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class EngineRecord:
 
     @classmethod
     def load(cls, folder: Path) -> EngineRecord:
-        """The record in `folder`. Raises BundleError."""
+        """Read and check the record in `folder`. Raises BundleError."""
         absent = f"{folder}: no {FILE_NAME}, so no engines; make engine builds them"
         path = folder / FILE_NAME
         record = load(cls, path, SCHEMA_VERSION, absent, "run make engine again")
@@ -90,19 +90,19 @@ class EngineRecord:
         return record
 
     def write(self, folder: Path) -> None:
-        """Writes `engine.json` into `folder`."""
+        """Write `engine.json` into `folder`, atomically."""
         with atomic_file(folder / FILE_NAME) as file:
             file.write((json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
 
     def fits(self, manifest: Manifest) -> bool:
-        """Whether the engines were built from the bundle with this manifest."""
+        """Return whether the engines were built from the bundle with this manifest."""
         return self.weights_sha256 == manifest.files[WEIGHTS].sha256 and all(
             name in manifest.graphs and engine.source_sha256 == manifest.files[manifest.graphs[name].file].sha256
             for name, engine in self.engines.items()
         )
 
     def profile(self, batch: int, scale: int, scales: int) -> int:
-        """Index of the transformer's and bridge's profile for a batch size and a scale."""
+        """Return the index of the profile of transformer and bridge for a batch size and a scale."""
         return self.batches.index(batch) * scales + scale
 
 
@@ -123,9 +123,9 @@ def _are_capabilities(texts: tuple[str, ...]) -> bool:
 
 
 def profiles(graph: str, manifest: Manifest, batches: tuple[int, ...]) -> tuple[dict[str, tuple[int, ...]], ...]:
-    """The fixed shapes of a graph's inputs, one profile after the other: batch by batch, within it scale by scale.
+    """Return the profiles of a graph: the fixed shape of each input for every batch size and, within it, every scale.
 
-    The decoder and the encoder take one picture at a time: several fill a device no better and need more memory.
+    Decoder and encoder take one image at a time: several images would not use the GPU better and need more memory.
     """
     if graph in (DECODER, ENCODER):
         sizes = [{"B": 1}]
@@ -141,7 +141,10 @@ def profiles(graph: str, manifest: Manifest, batches: tuple[int, ...]) -> tuple[
 
 
 def scale_sizes(scales: tuple[Scale, ...], k: int, batch: int) -> dict[str, int]:
-    """What the symbolic axes are at scale k. The last scale has no next one: it computes the input of scale 1 again."""
+    """Return the sizes of the symbolic axes at scale k.
+
+    The last scale has no next scale; there the bridge computes the input of scale 1 again, and it is not used.
+    """
     following = scales[(k + 1) % len(scales) or 1]
     scale = scales[k]
     return {"B": batch, "2B": 2 * batch, "L": scale.tokens, "S": scale.offset, "L_next": following.tokens}

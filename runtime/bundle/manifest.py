@@ -1,4 +1,4 @@
-"""The manifest: what a bundle says about itself. This is its schema, for exporter and runtime alike."""
+"""The schema of `manifest.json`, which describes a bundle. Exporter and runtime both use it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SYMBOLS = ("B", "2B", "L", "L_next", "S")
 
 @dataclass(frozen=True)
 class Model:
-    """The recipe's values, under the names the recipe gives them."""
+    """The values of the recipe, under the names that the recipe uses."""
 
     name: str
     depth: int
@@ -51,30 +51,30 @@ class Model:
 
     @property
     def grid(self) -> int:
-        """Side P of the last token map, and of f_hat."""
+        """The side P of the last token map and of f_hat."""
         return self.patch_nums[-1]
 
     @property
     def tokens(self) -> int:
-        """Tokens T of all scales together."""
+        """The number T of tokens of all scales together."""
         return sum(side * side for side in self.patch_nums)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One token map. `upsample` and `downsample` name matrices in the weight file."""
+    """One scale: a token map. `upsample` and `downsample` are names of matrices in the weight file."""
 
     side: int
     tokens: int
     offset: int
     phi: int
-    upsample: str  # its codes to the last grid
-    downsample: str | None  # f_hat to its input; none at the first scale
+    upsample: str  # resizes the codes of this scale to the last grid
+    downsample: str | None  # resizes f_hat to the input of this scale; None at the first scale
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of a graph; a string in the shape is a size that changes from call to call."""
+    """An input or output of a graph. A string in the shape is a symbolic size, which changes from call to call."""
 
     name: str
     dtype: str
@@ -92,7 +92,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class File:
-    """Size in bytes and hexadecimal SHA-256."""
+    """The size in bytes and the hexadecimal SHA-256 of a file."""
 
     size: int
     sha256: str
@@ -104,7 +104,7 @@ class File:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the bundle came from."""
+    """The origin of a bundle: time, checkpoints, versions of the tools, options."""
 
     created: str
     source: dict[str, Any]
@@ -121,22 +121,22 @@ class Manifest:
     precision: Precision
     classes: str | None
     scales: tuple[Scale, ...]
-    step_constants: tuple[str, ...]  # inputs of the transformer: at scale k row k of the equally named weight
+    step_constants: tuple[str, ...]  # inputs of the transformer; at scale k, row k of the weight of the same name
     graphs: dict[str, Graph]
     files: dict[str, File]
     provenance: Provenance
 
     @property
     def runtime_tensors(self) -> set[str]:
-        """Tensors of the weight file that no graph names: the runtime hands them to the graphs."""
+        """The names of tensors in the weight file that no graph loads: the runtime passes them as inputs."""
         resizes = {name for scale in self.scales for name in (scale.upsample, scale.downsample)}
         return {name for name in resizes if name is not None} | set(self.step_constants)
 
     @classmethod
     def load(cls, bundle: Path, verify: bool = True) -> Manifest:
-        """The manifest of the directory `bundle`, after checking it and the files it lists.
+        """Read the manifest of the directory `bundle`, and check it and the files it lists.
 
-        Without `verify` the files' sizes are still checked, their SHA-256 is not. Raises BundleError.
+        Without `verify` only the sizes of the files are checked, not their SHA-256. Raises BundleError.
         """
         path = bundle / FILE_NAME
         recover(bundle)
@@ -147,7 +147,7 @@ class Manifest:
         return manifest
 
     def write(self, bundle: Path) -> None:
-        """Writes `manifest.json` into `bundle`. Raises BundleError if it contradicts itself."""
+        """Check the manifest and write it into `bundle`, atomically. Raises BundleError if it contradicts itself."""
         path = bundle / FILE_NAME
         self.check(str(path))
         with atomic_file(path) as file:
@@ -157,14 +157,14 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
 
     def check(self, where: str) -> None:
-        """Raises BundleError unless the values fit each other; `where` begins the message."""
+        """Raise BundleError unless the values are in range and fit each other. The message starts with `where`."""
         self._check_model(where)
         self._check_scales(where)
         self._check_names(where)
         self._check_provenance(where)
 
     def check_files(self, bundle: Path, verify: bool = True) -> None:
-        """Raises BundleError unless every file is there, with its size and, if `verify`, its SHA-256."""
+        """Raise BundleError unless every file exists with its size and, if `verify`, its SHA-256."""
         for name, expected in self.files.items():
             path = bundle / name
             if not os.path.isfile(path):
@@ -232,7 +232,7 @@ class Manifest:
                     _expect(known, place, f"{limits.SIZE} or {', '.join(SYMBOLS)} in its shape", size)
 
     def _check_provenance(self, where: str) -> None:
-        """What is read again later: the weights' origin, and the plan of an INT8 bundle."""
+        """Check the parts that other commands read later: the origin of the weights, and the plan of an INT8 bundle."""
         source, plan = self.provenance.source, self.provenance.options.get("plan", {})
         for key in ("var_checkpoint", "vae_checkpoint"):
             found = source.get(key, {})
@@ -253,7 +253,7 @@ class Manifest:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether this names a file in the folder at hand, and cannot lead out of it."""
+    """Return whether the name is that of a file directly in a folder, and cannot lead out of it."""
     return limits.name_fault(name) is None and name not in (".", "..") and not {"/", "\\"} & set(name)
 
 

@@ -1,6 +1,6 @@
-"""The names of a bundle's graphs and of their tensors, each said once; `export.graphs.definitions` gives the shapes.
+"""The names of a bundle's graphs and of their tensors, each defined once. `export.graphs.definitions` has the shapes.
 
-The C++ runtime repeats those that it binds, in `src/backends/wiring.cpp`.
+The C++ runtime repeats those that it uses where it uses them, most in `src/backends/wiring.cpp`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ STEP_PREFIX = f"{TRANSFORMER}_"  # begins the name of every static step
 # condition
 LABELS = "labels"
 MODULATION, HEAD_MODULATION = "modulation", "head_modulation"
-X = "x"  # the transformer's input; of the first scale
+X = "x"  # the transformer's input; here that of the first scale
 # transformer, which also has `modulation_of`, `past` and `new`
 LOGITS = "logits"
 CACHE_PREFIXES = ("past_", "new_")
 # bridges
-UNIFORMS, NOISE = "uniforms", "noise"  # what the plain one and the smooth one draw with
-SHARPNESS, TEMPERATURE = "sharpness", "temperature"  # of smooth sampling
+UNIFORMS, NOISE = "uniforms", "noise"  # random numbers of the plain and of the smooth bridge
+SHARPNESS, TEMPERATURE = "sharpness", "temperature"  # smooth bridge only
 GUIDANCE, TOP_K, TOP_P = "guidance", "top_k", "top_p"
 KEEP, KEPT_TOKENS = "keep", "kept_tokens"
 UPSAMPLE, DOWNSAMPLE, PHI, NEXT_POSITIONS = "upsample", "downsample", "phi", "next_positions"
@@ -61,5 +61,5 @@ def caches(depth: int) -> list[tuple[str, int]]:
 
 
 def channel_scaling(output: str) -> str:
-    """Return the name in the weight file of what an INT8 bundle multiplies an output of `condition` by."""
+    """Return the weight file's name of the factors by which an INT8 bundle multiplies an output of `condition`."""
     return f"{output}.smoothing"

@@ -1,4 +1,4 @@
-"""What a bundle computes in."""
+"""The number formats that a bundle computes in."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from enum import Enum
 
 
 class Precision(str, Enum):
-    """The precision of a bundle; as text it is what its manifest says."""
+    """The precision of a bundle. Its value is the text in the manifest."""
 
     FP32 = "fp32"
     FP16 = "fp16"
     INT8_TRT = "int8 for trt"
     INT8_CPU = "int8 for cpu"
-    FP16_SIMULATED = "fp16 simulated"  # FP32 that rounds as FP16 hardware does: for checking on a CPU
+    FP16_SIMULATED = "fp16 simulated"  # FP32 that rounds like FP16 hardware, for checks on a CPU
     INT8_TRT_SIMULATED = "int8 for trt simulated"
 
     def __str__(self) -> str:
@@ -23,17 +23,17 @@ class Precision(str, Enum):
 
     @property
     def kind(self) -> str:
-        """fp32, fp16 or int8: what its tolerances depend on."""
+        """The kind of the precision, fp32, fp16 or int8, which selects the tolerances."""
         return self.value.split()[0]
 
     @property
     def target(self) -> str | None:
-        """Who INT8 is for, "trt" or "cpu"; None for others."""
+        """The target of an INT8 bundle, "trt" or "cpu"; None for other precisions."""
         return {Precision.INT8_CPU: "cpu"}.get(self, "trt") if self.kind == "int8" else None
 
     @property
     def has_fp16(self) -> bool:
-        """Whether tensors are FP16, which ONNX Runtime's CPU computes in FP32."""
+        """Whether tensors are FP16. ONNX Runtime computes FP16 in FP32 on the CPU."""
         return self in (Precision.FP16, Precision.INT8_TRT)
 
     @property
@@ -42,10 +42,10 @@ class Precision(str, Enum):
 
     @property
     def simulated(self) -> Precision:
-        """What the simulated twin of a bundle with FP16 says."""
+        """The precision of the simulated twin of a bundle with FP16."""
         return Precision(f"{self.value} simulated")
 
     @classmethod
     def int8(cls, target: str) -> Precision:
-        """INT8 for "trt" or "cpu"."""
+        """Return the INT8 precision for the target "trt" or "cpu"."""
         return cls(f"int8 for {target}")

@@ -1,4 +1,4 @@
-"""JSON into frozen dataclasses, refusing what they do not declare."""
+"""Parse JSON into frozen dataclasses, and refuse everything that they do not declare."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ T = TypeVar("T")
 
 
 def load(kind: type[T], path: Path, schema_version: int, absent: str, advice: str, most: int = limits.JSON_BYTES) -> T:
-    """The JSON file at `path` as a `kind` of this schema version. Raises BundleError, `absent` if there is no file."""
+    """Read the JSON file at `path` as a `kind` of this schema version, of at most `most` bytes.
+
+    Raises BundleError; its message is `absent` if there is no file, and ends with `advice` for another version.
+    """
     if not os.path.lexists(path):
         raise BundleError(absent)
     document = read_json(path, most)
@@ -29,11 +32,12 @@ def load(kind: type[T], path: Path, schema_version: int, absent: str, advice: st
 
 
 def parse(kind: type[T], value: Any, where: str) -> T:
-    """Parsed JSON as a `kind`.
+    """Convert parsed JSON to a `kind`.
 
-    That is a dataclass, Enum of strings, int, float, str, bool, Any, a union of these, tuple[X, ...] or dict[str, X].
+    A kind is a dataclass, an Enum of strings, int, float, str, bool, Any, a union of these, tuple[X, ...] or
+    dict[str, X].
 
-    Raises BundleError, naming the place as `where.key[2]`, for an unknown key, a missing key or a wrong type.
+    Raises BundleError for an unknown key, a missing key or a wrong type; the message gives the place as `where.key[2]`.
     """
     if dataclasses.is_dataclass(kind):
         return _parse_dataclass(kind, value, where)
@@ -52,7 +56,7 @@ def parse(kind: type[T], value: Any, where: str) -> T:
     if origin is dict and isinstance(value, dict):
         return {key: parse(args[1], item, f"{where}.{key:.60}") for key, item in value.items()}  # type: ignore[return-value]
     allowed = args if origin in (Union, types.UnionType) else (kind,)
-    if kind is Any or type(value) in allowed:  # not isinstance: true is no integer
+    if kind is Any or type(value) in allowed:  # not isinstance: a bool is not accepted as an integer
         result: T = value
         return result
     if float in allowed and type(value) is int:
@@ -61,7 +65,10 @@ def parse(kind: type[T], value: Any, where: str) -> T:
 
 
 def _is_plain(kind: Any, values: Any) -> bool:
-    """Whether a long list needs no look at each entry: it is of one type, and all its entries are."""
+    """Return whether a list can be taken as it is: any type is allowed, or all its entries have the one type asked for.
+
+    This avoids a call of `parse` for each entry of a long list.
+    """
     return kind is Any or (get_origin(kind) is tuple and set(map(type, values)) <= {get_args(kind)[0]})
 
 

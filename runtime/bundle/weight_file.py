@@ -1,4 +1,4 @@
-"""The weight file of a bundle: what it holds, and which tensors a graph takes from it."""
+"""Read the weight file of a bundle: its header, its tensors, and which of them a graph uses."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .names import REQUIRED_GRAPHS
 if TYPE_CHECKING:
     import numpy as np
 
-DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}  # of numpy
+DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}  # safetensors -> numpy
 
 
 def loaded_weights(bundle: Path, manifest: Manifest) -> int:
-    """Bytes of the tensors that drawing loads: all but the encoder's, each counted once; engines count whole.
+    """Return the bytes of all weights that drawing loads: everything but the encoder, each tensor counted once.
 
-    Raises BundleError.
+    An engine counts with its file size. Raises BundleError.
     """
     files = [manifest.graphs[name].file for name in REQUIRED_GRAPHS]
     graphs = [file for file in files if file.endswith(".onnx")]
@@ -34,7 +34,10 @@ def loaded_weights(bundle: Path, manifest: Manifest) -> int:
 
 
 def weight_bytes(bundle: Path, graphs: Iterable[str], others: Iterable[str] = ()) -> int:
-    """Bytes of the tensors that these ONNX files of the bundle use, and of `others`, each once. Raises BundleError."""
+    """Return the bytes of the tensors that these ONNX files use, and of the tensors named in `others`, each once.
+
+    Raises BundleError.
+    """
     texts, wanted = [read_bytes(bundle / graph, limits.GRAPH_BYTES) for graph in graphs], set(others)
     header = read_header(bundle / WEIGHTS)
     return sum(
@@ -45,7 +48,7 @@ def weight_bytes(bundle: Path, graphs: Iterable[str], others: Iterable[str] = ()
 
 
 def mapped_weights(bundle: Path, graph: bytes) -> dict[str, np.ndarray]:
-    """The tensors that an ONNX file uses, mapped into memory and not read. Raises BundleError."""
+    """Return the tensors that an ONNX file uses, memory-mapped and not yet read. Raises BundleError."""
     import numpy as np
 
     header = read_header(bundle / WEIGHTS)
@@ -60,7 +63,7 @@ def mapped_weights(bundle: Path, graph: bytes) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor of a safetensors file is, in bytes behind the header, and what it is."""
+    """The dtype and shape of a tensor in a safetensors file, and its bytes, counted from the end of the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -73,13 +76,19 @@ BITS |= {"U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64}
 
 
 def read_header(path: Path, error: Kind = BundleError) -> dict[str, Stored]:
-    """The tensors of a safetensors file, in the order of their data, which has no gap. Raises `error`."""
+    """Read and check the header of a safetensors file.
+
+    Returns the tensors by name in the order of their data, which has no gaps. Raises `error`.
+    """
     with open_file(path, error=error) as file:
         size = file.seek(0, 2)
         file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(limits.HEADER_BYTES, size - 8):
-            raise error(f"{path}: no safetensors file: its header is longer than the file or {limits.HEADER_BYTES}")
+            raise error(
+                f"{path}: not a safetensors file: its header is longer than the file"
+                f" or than {limits.HEADER_BYTES} bytes"
+            )
         document = parse_json(file.read(length), f"{path}: header", error)
     if not isinstance(document, dict):
         raise error(f"{path}: header: expected an object, found {shown(document)}")
@@ -105,7 +114,7 @@ def read_header(path: Path, error: Kind = BundleError) -> dict[str, Stored]:
 
 @contextmanager
 def open_weights(bundle: Path) -> Iterator[Any]:
-    """The weight file of a bundle, opened by safetensors after its header was checked here. Raises BundleError."""
+    """Check the header of a bundle's weight file, then open the file with safetensors. Raises BundleError."""
     from safetensors import safe_open
 
     read_header(bundle / WEIGHTS)
@@ -114,7 +123,7 @@ def open_weights(bundle: Path) -> Iterator[Any]:
 
 
 def _stored(name: str, entry: Any) -> Stored:
-    """Raises ValueError."""
+    """Parse one entry of the header. Raises ValueError with the reason."""
     if fault := limits.name_fault(name):
         raise ValueError(fault)
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
@@ -137,9 +146,9 @@ def _is_size(value: object) -> bool:
 
 
 def _names(graph: bytes, tensor: str) -> bool:
-    """Whether an ONNX file has an initializer of this name: TensorProto's field 8, its length, its text."""
+    """Return whether an ONNX file has an initializer of this name: TensorProto's field 8, the length, the text."""
     text = tensor.encode()
     length, size = b"", len(text)
-    while size > 127:  # protobuf writes numbers in groups of seven bits, low ones first
+    while size > 127:  # protobuf writes integers in groups of seven bits, lowest first
         length, size = length + bytes([size & 127 | 128]), size >> 7
     return b"\x42" + length + bytes([size]) + text in graph

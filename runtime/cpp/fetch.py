@@ -1,10 +1,10 @@
-"""What the C++ build needs, from package registries, into one folder: JSON and ONNX Runtime, its headers and library.
+"""Fetch what the C++ build needs into one folder: nlohmann_json, and ONNX Runtime's headers and library.
 
     python runtime/cpp/fetch.py FOLDER [--arm64]
 
-Headers come from the npm package com.github.asus4.onnxruntime, which carries ONNX Runtime's official ones; libraries
-from onnxruntime's wheels, the one installed here for this machine and an aarch64 one with --arm64. What is there
-already is left alone.
+The headers are ONNX Runtime's official ones, from the npm package com.github.asus4.onnxruntime. The library for this
+machine comes from the installed wheel of onnxruntime; with --arm64, the one for aarch64 is taken from its wheel.
+Folders that exist already are not changed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            fetch(Path(scratch), folder).rename(target)  # whole or not there
+            fetch(Path(scratch), folder).rename(target)  # atomic
 
 
 def json(scratch: Path, folder: Path) -> Path:

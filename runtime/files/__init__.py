@@ -1,1 +1,1 @@
-"""The file system: bounded reading, atomic writing, and what a command may write where."""
+"""The file system: bounded reading, atomic writing, and checks of where a command may write."""

@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, whatever ends the process; and fingerprints of files."""
+"""Write files and directories atomically, whatever ends the process; and hash files."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .bounded import open_file
 from .outputs import Kind, check_directory, followed
 from .unfinished import aside_of, beside, is_temporary, remove, sweep, undone_at_the_end, written_by_others
 
-AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: fcntl.h, fs.h
-NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)  # what kernels and file systems without it answer
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # from Linux's fcntl.h and fs.h
+NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)  # the kernel or the file system cannot exchange names
 
 
 @contextmanager
 def atomic_file(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
-    """A binary file that appears at `path` when the block ends, and never if it fails. Links are followed.
+    """Open a binary file that appears at `path` when the block ends, and never if it fails. Links are followed.
 
-    Without `replace` a file that is there by then stays, and this one is dropped.
+    With `replace=False`, a file that exists at `path` by then stays, and the new one is deleted.
     """
     path = followed(path)
     with _naming(path), beside(path, Path.touch) as made:
@@ -43,10 +43,10 @@ def atomic_file(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_directory(path: Path, kind: Kind, *sources: Path) -> Iterator[Path]:
-    """An empty directory to fill, which becomes `path` when the block ends and vanishes if it fails.
+    """Make an empty directory to fill. It becomes `path` when the block ends, and is deleted if the block fails.
 
-    What `kind` does not own of the directory that it replaces is kept. Links are followed. Raises SettingsError if
-    `path` is none of what `check_directory` allows, or if another run is writing it; OSError.
+    Files in an existing directory at `path` that `kind` does not own are kept. Links are followed. Raises SettingsError
+    if `check_directory` does not allow `path` or if another run is writing it, OSError.
     """
     check_directory(path, kind, *sources)
     path = followed(path)
@@ -63,7 +63,10 @@ def atomic_directory(path: Path, kind: Kind, *sources: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_directory(neighbour: Path) -> Iterator[Path]:
-    """An empty directory on the disk of `neighbour`, if that can be written, until the block ends."""
+    """Make an empty directory that exists until the block ends.
+
+    It is beside `neighbour`, on the same disk, or in the system's temporary folder if that place is not writable.
+    """
     neighbour = followed(neighbour)
     parent = neighbour.parent if os.access(neighbour.parent, os.W_OK) else Path(gettempdir())
     sweep(parent)
@@ -72,7 +75,7 @@ def scratch_directory(neighbour: Path) -> Iterator[Path]:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content. Raises BundleError if it cannot be read."""
+    """Return the hexadecimal SHA-256 of a file. Raises BundleError if it cannot be read."""
     digest = hashlib.sha256()
     with open_file(path) as file:
         while block := file.read(1 << 20):
@@ -82,7 +85,7 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Gives errors of the system the name of what was being written, where they lack it: "No space left on device"."""
+    """Add `path` to errors of the system that name no file, such as "No space left on device"."""
     try:
         yield
     except OSError as error:
@@ -92,25 +95,25 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _add(path: Path, made: Path) -> None:
-    """Gives `made` the name `path` unless that is taken."""
+    """Give `made` the name `path`, unless a file with that name exists."""
     try:
         os.link(made, path)
     except FileExistsError:
         pass
-    except OSError:  # a file system without hard links: here two that come at once still replace each other
+    except OSError:  # a file system without hard links; here two simultaneous runs can still replace each other's file
         made.replace(path)
 
 
 def _keep_others(old: Path, new: Path, kind: Kind) -> None:
-    """Links the files that `kind` does not own into `new`; the old directory stays as it is. Raises SettingsError."""
+    """Link the files that `kind` does not own into `new`; the old directory stays unchanged. Raises SettingsError."""
     owned = kind.owned(old)
     for entry in old.iterdir():
         if is_temporary(entry.name) or (owned is not None and entry.name in owned):
             continue
         if owned is None:
-            raise SettingsError(f"{old}: {entry.name} appeared there meanwhile; give another directory")
+            raise SettingsError(f"{old}: {entry.name} appeared in it meanwhile; give another directory")
         if os.path.lexists(new / entry.name):
-            raise SettingsError(f"{entry}: would be replaced by {kind.what}, which did not write it; move it away")
+            raise SettingsError(f"{entry}: a file of yours, which {kind.what} would overwrite; move it away")
         if entry.is_dir() and not entry.is_symlink():
             shutil.copytree(entry, new / entry.name, symlinks=True, copy_function=_link, ignore=_temporaries)
         else:
@@ -118,7 +121,7 @@ def _keep_others(old: Path, new: Path, kind: Kind) -> None:
 
 
 def _link(source: str | Path, target: str | Path) -> None:
-    """A second name for the same file, or a copy where the file system knows no hard links."""
+    """Make a hard link, or a copy on a file system without hard links."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
@@ -130,7 +133,7 @@ def _temporaries(_: str, names: list[str]) -> list[str]:
 
 
 def _sync(folder: Path) -> None:
-    """Writes everything in `folder` to the disk, so that a power cut after its renaming loses nothing."""
+    """Flush everything in `folder` to the disk, so that a power cut after the rename loses nothing."""
     for place, _, names in os.walk(folder):
         for path in (Path(place), *(Path(place, name) for name in names)):
             if path.is_dir() or (path.is_file() and not path.is_symlink()):
@@ -142,11 +145,14 @@ def _sync(folder: Path) -> None:
 
 
 def _replace(path: Path, made: Path) -> None:
-    """Puts `made` at `path`. What was there is at `made` afterwards, or gone; a kill finds one of them at `path`."""
+    """Move the directory `made` to `path`. An old directory is afterwards at `made`, or deleted.
+
+    If the process is killed, one of the two is at `path`, or `recover` puts it back.
+    """
     if path.is_dir():
         shutil.copymode(path, made)
     try:
-        made.rename(path)  # nothing is there, or an empty directory
+        made.rename(path)  # works if `path` does not exist or is an empty directory
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
@@ -155,7 +161,7 @@ def _replace(path: Path, made: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swaps two names in one step; False where the system cannot. Raises OSError."""
+    """Swap two names atomically; return False if the system cannot do that. Raises OSError."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
     if renameat2 is None:
         return False
@@ -168,7 +174,10 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _replace_in_two_steps(path: Path, made: Path) -> None:
-    """For systems that cannot exchange. A kill between the steps leaves the old directory aside: see `recover`."""
+    """Replace `path` on systems that cannot exchange names.
+
+    A kill between the two steps leaves the old directory under the name `aside_of(path)`; `recover` puts it back.
+    """
     aside, lock = aside_of(path), locks.take(path)
 
     def put_back() -> None:

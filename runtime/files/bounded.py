@@ -1,4 +1,7 @@
-"""The only way in for files: regular files of bounded size, and documents of bounded depth, counts and numbers."""
+"""Read files within limits: regular files of bounded size, documents of bounded depth, counts and numbers.
+
+All files that come from outside are read through this module.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,16 @@ from .. import limits
 from ..errors import BundleError, VarEdgeError
 from ..limits import shown
 
-MANY_DIGITS = re.compile(rb"\d{19}")  # may be more than 64 bits
+MANY_DIGITS = re.compile(rb"\d{19}")  # an integer that may need more than 64 bits
 
-Kind = type[VarEdgeError]  # what is raised: BundleError unless the caller names another
+Kind = type[VarEdgeError]  # the class of the error to raise
 
 
 def open_file(path: Path, most: int | None = None, error: Kind = BundleError) -> BufferedReader:
-    """The regular file at `path`, open for reading. Raises `error`, also for one of more than `most` bytes.
+    """Open the regular file at `path` for reading. Raises `error`, also if it has more than `most` bytes.
 
-    Opened without waiting, because a FIFO without a writer would wait for ever, and looked at only then: a name can
-    change its meaning between a look and an opening.
+    The file is opened without blocking, because a FIFO without a writer would block for ever. Its type is checked
+    after it is open, because another file could take the name between a check and the opening.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -48,49 +51,50 @@ def open_file(path: Path, most: int | None = None, error: Kind = BundleError) ->
 
 
 def read_bytes(path: Path, most: int, error: Kind = BundleError) -> bytes:
-    """The file's content. Raises `error`, also for more than `most` bytes."""
+    """Return the content of a file. Raises `error`, also if it has more than `most` bytes."""
     with open_file(path, most, error) as file:
         try:
             data = file.read(most + 1)
         except OSError as reason:
             raise error(f"{path}: cannot be read: {reason.strerror}") from None
-    if len(data) > most:  # it grew, or does not say its size, like files under /proc
+    if len(data) > most:  # the file grew, or reports no size, like files in /proc
         raise error(f"{path}: expected at most {most} bytes, found more")
     return data
 
 
 def read_text(path: Path, most: int = limits.TEXT_BYTES, error: Kind = BundleError) -> str:
-    """The file's content as text: UTF-8 without byte order mark and without NUL. Raises `error`."""
+    """Return the content of a text file: UTF-8 without byte order mark and without NUL. Raises `error`."""
     return _text(read_bytes(path, most, error), str(path), error)
 
 
 def read_json(path: Path, most: int = limits.JSON_BYTES, error: Kind = BundleError) -> Any:
-    """The JSON file at `path`, see `parse_json`. Raises `error`."""
+    """Read the JSON file at `path`, see `parse_json`. Raises `error`."""
     return parse_json(read_bytes(path, most, error), str(path), error)
 
 
 def parse_json(data: bytes, where: str, error: Kind = BundleError) -> Any:
-    """One JSON document: no key twice, no text behind it, finite numbers of 64 bits, no half of a surrogate pair.
+    """Parse one JSON document.
 
-    Raises `error`, whose message begins with `where`.
+    It must have no duplicate keys, no text after its end, only finite numbers, only integers of 64 bits, and no
+    unpaired surrogates. Raises `error`; the message starts with `where`.
     """
     for mark, most in limits.JSON_COUNTS.items():
         if (count := data.count(mark.encode())) > most:
-            raise error(f"{where}: expected at most {most} times {mark}, found {count}")
+            raise error(f"{where}: expected at most {most} '{mark}' characters, found {count}")
     text = _text(data, where, error)
-    integer = _integer if MANY_DIGITS.search(data) else None  # without it three times as fast
+    integer = _integer if MANY_DIGITS.search(data) else None  # without `_integer` parsing is three times as fast
     try:
         document = json.loads(text, object_pairs_hook=_object, parse_int=integer, parse_constant=_no_constant)
     except RecursionError:
         raise error(f"{where}: nested more than {limits.JSON_DEPTH} deep") from None
     except ValueError as reason:
-        raise error(f"{where}: no valid JSON: {reason}") from None
+        raise error(f"{where}: not valid JSON: {reason}") from None
     _check_values(document, where, error)
     return document
 
 
 def read_toml(path: Path, error: Kind = BundleError) -> dict[str, Any]:
-    """The TOML file at `path`. Raises `error`."""
+    """Read the TOML file at `path`. Raises `error`."""
     try:
         import tomllib
     except ModuleNotFoundError:  # Python 3.10
@@ -103,7 +107,7 @@ def read_toml(path: Path, error: Kind = BundleError) -> dict[str, Any]:
         values = tomllib.loads(text)
     except RecursionError:
         raise error(f"{path}: nested more than {limits.JSON_DEPTH} deep") from None
-    except ValueError as reason:  # also of a number with too many digits
+    except ValueError as reason:  # also raised for a number with too many digits
         raise error(f"{path}: not a TOML file: {reason}") from None
     _check_values(values, str(path), error)
     result: dict[str, Any] = values
@@ -126,22 +130,22 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {shown(twice)} is there twice")
+        raise ValueError(f"duplicate key {shown(twice)}")
     return found
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 20 or (value := int(digits)) not in limits.INTEGER:  # int() of many digits takes long
+    if len(digits) > 20 or (value := int(digits)) not in limits.INTEGER:  # int() is slow for many digits
         raise ValueError("an integer of more than 64 bits")
     return value
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _check_values(document: Any, where: str, error: Kind) -> None:
-    """Depth, and what only the finished values show. TOML's parser checks no number at all."""
+    """Check the depth, the numbers and the texts of a parsed document. The TOML parser checks no numbers."""
     level: list[Any] = [[document]]
     for _ in range(limits.JSON_DEPTH + 1):
         inner: list[Any] = []
@@ -153,7 +157,7 @@ def _check_values(document: Any, where: str, error: Kind) -> None:
             if min(integers) not in limits.INTEGER or max(integers) not in limits.INTEGER:
                 raise error(f"{where}: holds an integer of more than 64 bits")
             if str in kinds and not all(map(_is_text, group)):
-                raise error(f"{where}: holds half of a surrogate pair")
+                raise error(f"{where}: holds an unpaired surrogate")
             if list in kinds or dict in kinds:
                 inner += (value for value in group if type(value) is list)
                 inner += (part for value in group if type(value) is dict for part in (value.keys(), value.values()))

@@ -1,4 +1,4 @@
-"""Advisory locks that tell a live run from a dead one: the system releases them when their process ends."""
+"""Advisory locks that show whether a run is alive: the system releases them when the process ends."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks
+except ImportError:  # Windows has no fcntl
     fcntl = None  # type: ignore[assignment]
 
 
 def take(path: Path) -> int | None:
-    """Locks the file or directory at `path`, also under a later name, until what it returns is released.
+    """Lock the file or directory at `path`, and return the lock for `release`. A rename keeps the lock.
 
-    Returns None where there are no locks. Raises BlockingIOError if another run holds it, FileNotFoundError if it is
-    gone.
+    Returns None where locks do not exist. Raises BlockingIOError if another run holds the lock, FileNotFoundError if
+    the file does not exist any more.
     """
     if fcntl is None:
         return None
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except PermissionError:
-        return None  # of another user
+        return None  # the file belongs to another user
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(descriptor), os.lstat(path)):  # replaced before it was locked
@@ -37,6 +37,6 @@ def take(path: Path) -> int | None:
 
 
 def release(lock: int | None) -> None:
-    """Gives a lock back."""
+    """Release a lock of `take`."""
     if lock is not None:
         os.close(lock)

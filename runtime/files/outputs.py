@@ -1,4 +1,4 @@
-"""What may be written where: one check for every command, asked before its work."""
+"""Check where a command may write. Every command calls these checks before it starts its work."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ OF_REPORTS = re.compile(r"report\.json|report\.html|benchmarks\.md|bench-.*\.jso
 
 @dataclass(frozen=True)
 class Kind:
-    """What a command writes into a directory."""
+    """A kind of output directory."""
 
-    what: str
-    owned: Callable[[Path], set[str] | None]  # names of its files in a directory; None for a directory of another kind
+    what: str  # its name in messages
+    owned: Callable[[Path], set[str] | None]  # returns its files in a directory; None for a directory of another kind
 
 
 def check_directory(path: Path, kind: Kind, *sources: Path) -> None:
-    """Raises SettingsError unless `path` is new, empty or of this kind, and can be replaced. Ask before long work.
+    """Raise SettingsError unless `path` is new, empty or of this kind, and can be replaced. Call it before long work.
 
-    It may not be the current directory, nor one of `sources`, nor hold one of these.
+    `path` must not be or contain the current directory or one of `sources`.
     """
     with _in_one_line(path):
         real = _checked(path, kind, sources)
         if os.path.ismount(real):
             raise SettingsError(f"{path}: a disk is mounted there, so it cannot be replaced; give a folder inside it")
         parent = next(parent for parent in real.parents if parent.exists())
-        for name in real.relative_to(parent).parts:  # of folders to make, too
+        for name in real.relative_to(parent).parts:  # also the names of the folders to make
             _check_place(parent / name)
 
 
 def check_folder(path: Path, kind: Kind, *sources: Path) -> None:
-    """The same for a directory that is filled, not replaced. The folder that it lies in must be there."""
+    """Make the same checks for a directory that is filled, not replaced. Its parent folder must exist."""
     with _in_one_line(path):
         real = _checked(path, kind, sources)
         if not real.parent.is_dir():
@@ -51,9 +51,9 @@ def check_folder(path: Path, kind: Kind, *sources: Path) -> None:
 
 
 def check_target(path: Path, *suffixes: str, sources: tuple[Path, ...] = ()) -> None:
-    """Raises SettingsError unless `path` has one of these suffixes and can be written. Ask before long work.
+    """Raise SettingsError unless `path` has one of these suffixes and can be written. Call it before long work.
 
-    It may be neither a file out of `sources` nor part of a bundle among them.
+    `path` must be neither one of the files in `sources` nor part of a bundle in `sources`.
     """
     if path.suffix.lower() not in suffixes:
         raise SettingsError(f"{path}: expected a name that ends in {' or '.join(suffixes)}")
@@ -63,15 +63,15 @@ def check_target(path: Path, *suffixes: str, sources: tuple[Path, ...] = ()) -> 
         if not real.parent.is_dir():
             raise SettingsError(f"{path}: there is no folder {path.parent}; make it first")
         if real.exists() and not real.is_file():
-            raise SettingsError(f"{path}: cannot be written: is a {'folder' if real.is_dir() else 'device'}")
+            raise SettingsError(f"{path}: cannot be written: it is a {'folder' if real.is_dir() else 'device'}")
         for source in map(followed, sources):
             if real == source or (real.parent == source and real.name in (BUNDLE.owned(source) or ())):
-                raise SettingsError(f"{path}: is what the command reads; give another name")
+                raise SettingsError(f"{path}: the command reads this file; give another name")
         _check_place(real)
 
 
 def check_apart(*paths: Path | None) -> None:
-    """Raises SettingsError if two outputs would be written to the same place."""
+    """Raise SettingsError if two outputs have the same path."""
     seen: dict[Path, Path] = {}
     for path in filter(None, paths):
         if seen.setdefault(followed(path), path) is not path:
@@ -79,19 +79,22 @@ def check_apart(*paths: Path | None) -> None:
 
 
 def followed(path: Path) -> Path:
-    """The absolute path with every symbolic link followed."""
+    """Return the absolute path with every symbolic link followed."""
     return Path(os.path.realpath(path))
 
 
 def _checked(path: Path, kind: Kind, sources: tuple[Path, ...]) -> Path:
-    """`path` with links followed. Raises SettingsError, OSError."""
+    """Check that `path` may become a directory of this kind, and return it with links followed.
+
+    Raises SettingsError, OSError.
+    """
     _check_link(path)
     real, here = followed(path), Path.cwd()
     if real == here or real in here.parents:
         raise SettingsError(f"{path}: is or holds the current directory; give another directory")
     for source in map(followed, sources):
         if real == source or real in source.parents:
-            raise SettingsError(f"{path}: is or holds {source}, which it is made from; give another directory")
+            raise SettingsError(f"{path}: is or holds {source}, which the command reads; give another directory")
     recover(real)
     with suppress(FileNotFoundError, NotADirectoryError):
         if not stat.S_ISDIR(real.stat().st_mode):
@@ -105,11 +108,11 @@ def _checked(path: Path, kind: Kind, sources: tuple[Path, ...]) -> Path:
 
 def _check_link(path: Path) -> None:
     if path.is_symlink() and not os.path.exists(path):
-        raise SettingsError(f"{path}: a link to {os.readlink(path)}, where nothing is; make that or remove the link")
+        raise SettingsError(f"{path}: a broken link to {os.readlink(path)}; create its target or remove the link")
 
 
 def _check_place(real: Path) -> None:
-    """Raises OSError unless a file of this name can be made; removes what dead runs left beside it."""
+    """Remove what killed runs left beside `real`, and raise OSError unless a file of this name can be made."""
     sweep(real.parent)
     with beside(real, Path.touch):
         pass
@@ -125,7 +128,7 @@ def _in_one_line(path: Path) -> Iterator[None]:
 
 
 def record(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is none."""
+    """Return the JSON object in a file; an empty one if the file holds none."""
     with suppress(BundleError):
         document = read_json(path)
         return document if isinstance(document, dict) else {}
@@ -133,7 +136,7 @@ def record(path: Path) -> dict[str, Any]:
 
 
 def _bundle_files(folder: Path, wanted: Callable[[Path, str], bool]) -> set[str] | None:
-    """The files of a bundle, of whatever version, if its precision is `wanted`."""
+    """Return the files of a bundle of any version if `wanted` accepts its folder and precision, else None."""
     found = record(folder / "manifest.json")
     files, precision = found.get("files"), found.get("precision")
     ours = {"schema_version", "graphs", "provenance"} <= found.keys()
@@ -158,7 +161,7 @@ def _sets(folder: Path) -> set[str] | None:
 
 
 def previews(*beside: Path | None) -> Kind:
-    """Pictures after each scale, alone or with these other outputs of the same command."""
+    """Return the kind of a folder with one image per scale, maybe with other outputs (`beside`) of the same command."""
 
     def owned(folder: Path) -> set[str] | None:
         known = {path.name for path in map(followed, filter(None, beside)) if path.parent == folder}

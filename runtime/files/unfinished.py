@@ -1,4 +1,7 @@
-"""What is half written: hidden beside its target, gone when its run fails, swept by the next run if it was killed."""
+"""Unfinished output: it is hidden beside its target and removed if the run fails.
+
+If a run was killed, the next run removes what it left.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +17,34 @@ from pathlib import Path
 from ..errors import SettingsError
 from . import locks
 
-# Random, because process numbers repeat in containers; with an ending that no user gives to a file.
+# Names contain a random part, because process IDs repeat in containers, and a suffix that users do not give to files.
 SUFFIX = ".var-edge"
 NAME = re.compile(r"\.(.+)\.([0-9a-f]{8}|lock)\.var-edge", re.DOTALL)
 
-_unfinished: list[Callable[[], None]] = []  # how to undo what is being written, for a process that must end at once
+_unfinished: list[Callable[[], None]] = []  # functions that undo the current writes, if the process must end at once
 
 
 def remove_unfinished() -> None:
-    """Leaves nothing half written behind. Only for a process that ends now."""
+    """Remove all unfinished output. Only for a process that ends now."""
     while _unfinished:
         _unfinished.pop()()
 
 
 @contextmanager
 def undone_at_the_end(undo: Callable[[], None]) -> Iterator[None]:
-    """Calls `undo` when the block ends, however it ends: also by an error or a signal."""
+    """Call `undo` when the block ends, also after an error or a signal."""
     _unfinished.append(undo)
     try:
         yield
     finally:
         undo()
-        with suppress(ValueError):  # the process ends, and has undone it
+        with suppress(ValueError):  # remove_unfinished has called it already
             _unfinished.remove(undo)
 
 
 @contextmanager
 def beside(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
-    """A new hidden file or directory, made by `make`, beside `path`. It is removed at the end unless it was renamed."""
+    """Make a hidden file or directory beside `path` with `make`. It is removed at the end unless it was renamed."""
     made = path.with_name(f".{path.name}.{secrets.token_hex(4)}{SUFFIX}")
     with undone_at_the_end(partial(remove, made)):
         lock = _made(made, make)
@@ -53,7 +56,10 @@ def beside(path: Path, make: Callable[[Path], object]) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(path: Path, advice: str) -> Iterator[None]:
-    """Lets no other run write `path` until the block ends. Raises SettingsError, with `advice`, if one does already."""
+    """Keep other runs from writing `path` until the block ends.
+
+    Raises SettingsError, which ends with `advice`, if another run is writing it already.
+    """
     path = Path(os.path.realpath(path))
     file = path.with_name(f".{path.name}.lock{SUFFIX}")
     try:
@@ -68,7 +74,7 @@ def exclusive(path: Path, advice: str) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what runs that were killed left in `folder`. What a live run is writing there stays."""
+    """Remove what killed runs left in `folder`, but not what a live run is writing."""
     for path in _temporaries(folder):
         with suppress(OSError):
             lock = locks.take(path)
@@ -78,25 +84,25 @@ def sweep(folder: Path) -> None:
 
 
 def written_by_others(path: Path, mine: Path) -> bool:
-    """Whether something other than `mine` is about to become `path`. Sweep its folder first."""
+    """Return whether an output other than `mine` is about to become `path`. Call `sweep` on its folder first."""
     targets = {found: NAME.fullmatch(found.name) for found in _temporaries(path.parent)}
     return any(found != mine and match and match[1] == path.name for found, match in targets.items())
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name was made by this project, to be renamed or removed later."""
+    """Return whether this is the name of unfinished output, which is renamed or removed later."""
     return name.startswith(".") and name.endswith(SUFFIX)
 
 
 def aside_of(path: Path) -> Path:
-    """Where a directory waits, on systems that cannot exchange two names, while another takes its place."""
+    """Return where an old directory is kept while a new one takes its place, if the system cannot exchange names."""
     return path.with_name(f".{path.name}.aside{SUFFIX}")
 
 
 def recover(path: Path) -> None:
-    """Puts back, or removes, what a run left aside that was killed between two renames. Links are followed."""
-    with suppress(OSError, ValueError):  # ValueError: a name with a NUL; "/" has no name
-        path = Path(os.path.realpath(path))  # "." has none
+    """Put back, or remove, the old directory of a run that was killed between its two renames. Links are followed."""
+    with suppress(OSError, ValueError):  # ValueError: a name with NUL, or "/", which has no name
+        path = Path(os.path.realpath(path))  # because "." has no name either
         aside = aside_of(path)
         lock = locks.take(aside)
         try:
@@ -108,7 +114,7 @@ def recover(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link or a directory; nothing there is fine, and so is a directory that cannot be emptied."""
+    """Remove a file, a link or a directory. A missing path, or a directory that cannot be emptied, is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -116,15 +122,15 @@ def remove(path: Path) -> None:
 
 
 def _made(path: Path, make: Callable[[Path], object], wait: bool = True) -> int | None:
-    """The lock of what was made. Raises BlockingIOError unless `wait`, OSError."""
+    """Make `path` and return its lock. Raises BlockingIOError if it is locked and not `wait`, OSError."""
     while True:
-        with suppress(FileExistsError):  # still being swept
+        with suppress(FileExistsError):  # another run is still removing it
             make(path)
         try:
             return locks.take(path)
         except FileNotFoundError:
-            continue  # swept away before it was locked
-        except BlockingIOError:  # being swept
+            continue  # another run removed it before it was locked
+        except BlockingIOError:  # another run is removing it
             if not wait:
                 raise
 

@@ -1,7 +1,7 @@
-"""python -m tests.fuzz --inputs 100000: damaged files for every reader. Each is read, or refused in one line.
+"""python -m tests.fuzz --inputs 100000: give damaged files to every reader, which must read or refuse each in one line.
 
-An input may take two seconds of processor time and 500 MB. The first that takes more, or raises anything else, ends
-the run: it is kept in `build/crash`, with the traceback.
+An input may take two seconds of processor time and 500 MB. The first input that takes more, or raises another error,
+ends the run; it is saved in `build/crash` with the traceback.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ MEMORY = Path("/proc/self/statm")
 
 
 class TooSlow(BaseException):
-    """Passes through `except Exception`."""
+    """Raised when an input takes too long. Not an Exception, so that `except Exception` in a reader lets it pass."""
 
 
 def one_input(reader: Reader, path: Path, data: bytes) -> bool:
-    """Whether it was read. Raises what a reader must not raise, AssertionError for a message that is not one line."""
+    """Return whether the input was read. Raises every error that a reader must not raise.
+
+    AssertionError means a message that is not one line.
+    """
     path.write_bytes(data)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
@@ -42,7 +45,7 @@ def one_input(reader: Reader, path: Path, data: bytes) -> bool:
         assert text and len(text) <= LENGTH and not UNPRINTABLE.search(text), text
         return False
     except MemoryError:
-        if reader.name != "picture":  # one of 89 megapixels may take more: the command says "out of memory"
+        if reader.name != "picture":  # an image of 89 megapixels may need more; the command then says "out of memory"
             raise
         return False
     finally:
@@ -50,7 +53,7 @@ def one_input(reader: Reader, path: Path, data: bytes) -> bool:
 
 
 def fuzz(reader: Reader, folder: Path, inputs: int, seed: int) -> str:
-    """Reads that many damaged files; returns a line about them. Raises as `one_input`."""
+    """Read that many damaged files, and return a line with the counts. Raises what `one_input` raises."""
     random, path, read, slowest = Random(f"{seed} {reader.name}"), folder / reader.name, 0, 0.0
     for seed_file in reader.seeds:
         path.write_bytes(seed_file)
@@ -63,7 +66,7 @@ def fuzz(reader: Reader, folder: Path, inputs: int, seed: int) -> str:
 
 
 def limited() -> None:
-    """From now on this process ends an input that takes too long, and gets no more than so much more memory."""
+    """From now on, stop an input that takes too long, and limit how much more memory this process gets."""
 
     def too_slow(number: int, frame: FrameType | None) -> None:
         raise TooSlow

@@ -1,4 +1,4 @@
-"""Damaged files out of good ones, the same for the same random generator."""
+"""Damage good files at random; the same random generator gives the same files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PIECES += [b"\\ud800", b"-", b"\r\n", b"\x1b[2J", b"\xff" * 8, b"a." * 200, b"0x
 
 
 def mutated(data: bytes, others: list[bytes], random: Random) -> bytes:
-    """`data` damaged in one to four places."""
+    """Return `data` damaged in one to four places."""
     for _ in range(random.choice((1, 1, 2, 4))):
         data = random.choice((_flip, _cut, _repeat, _insert, _splice, _value, _value))(data, others, random)
     return data[: 1 << 20]
@@ -58,7 +58,7 @@ def _splice(data: bytes, others: list[bytes], random: Random) -> bytes:
 
 
 def _value(data: bytes, others: list[bytes], random: Random) -> bytes:
-    """A value of a JSON document replaced; behind the eight bytes of its length too, as safetensors has it."""
+    """Replace a value of a JSON document, also if it follows eight bytes with its length, as in safetensors."""
     skipped = 0 if data[:1] in b"{[" else 8
     try:
         document, end = json.JSONDecoder().raw_decode(data[skipped:].decode("latin-1"))

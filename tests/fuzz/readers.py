@@ -1,4 +1,4 @@
-"""Every reader of files in Python that needs no torch, each with good files to start from."""
+"""All Python readers of files that need no torch, each with good files to damage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.runtime.toy import write_bundle
 
 @dataclass(frozen=True)
 class Reader:
-    """`read` gets a file called `name` that holds a damaged one of `seeds`."""
+    """A reader to test: `read` gets a file called `name`, which holds a damaged copy of one of `seeds`."""
 
     name: str
     seeds: list[bytes]
@@ -37,7 +37,7 @@ class Reader:
 
 
 def readers(folder: Path) -> list[Reader]:
-    """All of them; `folder` is new, and keeps a bundle that some of them need."""
+    """Return all readers. `folder` must be new; it holds a bundle that some readers need."""
     bundle = folder / "bundle"
     write_bundle(bundle)
     classes = ClassNames.read(bundle / "classes.txt", 5)
@@ -110,7 +110,7 @@ def _pictures() -> list[bytes]:
         file = io.BytesIO()
         try:
             (colours if mode in ("LAB", "PA") else colours.convert("L")).convert(mode).save(file, name)
-        except (ValueError, KeyError, OSError):  # a mode that this Pillow does not write
+        except (ValueError, KeyError, OSError):  # a mode that this Pillow cannot write
             continue
         found.append(file.getvalue())
     return found

@@ -1,4 +1,4 @@
-"""Whatever a file holds, its reader reads it or refuses it in one line: a short run of python -m tests.fuzz."""
+"""A reader reads any file or refuses it in one line: a short run of python -m tests.fuzz."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INPUTS = 3000
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory and processor time are those of Linux")
 def test_damaged_files_are_read_or_refused() -> None:
-    """In a process of its own, whose memory and time are limited."""
+    """Run in a separate process with limited memory and time."""
     result = subprocess.run(
         [sys.executable, "-m", "tests.fuzz", "--inputs", str(INPUTS), "--seed", "1"], capture_output=True, text=True
     )

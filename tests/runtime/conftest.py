@@ -7,7 +7,7 @@ from tests.runtime.toy import write_bundle
 
 @pytest.fixture(scope="session")
 def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that draws in a millisecond. Shared: a test that alters it works on a copy."""
+    """A bundle that draws in a millisecond. All tests share it: one that changes it must use `own_bundle`."""
     folder = tmp_path_factory.mktemp("toy") / "bundle"
     write_bundle(folder)
     return folder
@@ -15,6 +15,6 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_bundle(tmp_path: Path) -> Path:
-    """The same, to alter."""
+    """A copy of the toy bundle, which the test may change."""
     write_bundle(tmp_path / "bundle")
     return tmp_path / "bundle"

@@ -1,7 +1,7 @@
-"""A GPU for tests: the driver's calls recorded and carried out in the host's memory, and engines that are ONNX files.
+"""A fake GPU for tests. It records the calls of the driver and executes them in host memory; engines are ONNX files.
 
-Strict where a real one is: it refuses what a driver or TensorRT would refuse, so what passes here binds, orders and
-records its work rightly. What it cannot show is listed in docs/gpu-status.md.
+It refuses what a real driver or TensorRT refuses, so a backend that passes here binds, orders and records its work
+correctly. docs/gpu-status.md lists what it cannot show.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ BUILT = Built("tensorrt_rtx", "1.7.0", ("8.6",), None, False, False)
 
 
 class FakeCuda:
-    """The interface of `runtime.backends.cuda.Cuda`. `calls` are the names of all calls in order."""
+    """Has the interface of `runtime.backends.cuda.Cuda`. `calls` lists the names of all calls in order."""
 
     def __init__(self, gpu: Gpu = GPU) -> None:
         self.gpu, self.stream = gpu, STREAM
         self.calls: list[str] = []
-        self.launched: list[list[str]] = []  # what each launched graph consists of
+        self.launched: list[list[str]] = []  # the calls in each launched graph
         self._memory: dict[int, np.ndarray] = {}
         self._recording: list[tuple[str, Callable[[], None]]] | None = None
         self._ticks = 0
@@ -94,7 +94,7 @@ class FakeCuda:
         return float(end - start)
 
     def queue(self, name: str, work: Callable[[], None]) -> None:
-        """Runs the work, or keeps it for the graph that is being recorded."""
+        """Run the work, or add it to the graph that is being recorded."""
         if self._recording is None:
             self.calls.append(name)
             work()
@@ -107,14 +107,14 @@ class FakeCuda:
 
 
 def at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """The array of these sizes at an address of the fake device."""
+    """Return the array with this shape at an address of the fake device."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     buffer = (np.ctypeslib.ctypes.c_uint8 * size).from_address(address)
     return np.frombuffer(buffer, dtype).reshape(shape)
 
 
 def fake_tensorrt(cuda: FakeCuda, version: str = "1.7.0") -> Any:
-    """A module with what the backend uses of TensorRT, its engines running on `cuda`."""
+    """Return a module with the parts of TensorRT that the backend uses; its engines run on `cuda`."""
 
     class Base:
         pass
@@ -178,7 +178,7 @@ class FakeEngine:
 
 
 class FakeRuntimeConfig:
-    """TensorRT for RTX: by default it allocates itself and compiles kernels in the background."""
+    """TensorRT for RTX: by default it allocates scratch memory itself and compiles kernels in the background."""
 
     allocation, dynamic_shapes_kernel_specialization_strategy = "static", "lazy"
 
@@ -235,7 +235,7 @@ class FakeContext:
 
 
 def write_engines(bundle: Path, batches: tuple[int, ...] = (1,), built: Built = BUILT) -> Path:
-    """A directory of fake engines in the bundle, as the engine builder lays it out."""
+    """Write a directory of fake engines into the bundle, with the layout of the engine builder."""
     source = Manifest.load(bundle)
     folder = bundle / engine_record.FOLDER / built.tag
     folder.mkdir(parents=True)
@@ -262,7 +262,7 @@ def write_engines(bundle: Path, batches: tuple[int, ...] = (1,), built: Built = 
 
 
 def rewrite_manifest(folder: Path, manifest: Manifest) -> None:
-    """The manifest with the files as they are now."""
+    """Update the sizes and hashes in the manifest to the current files."""
     (folder / "manifest.json").unlink(missing_ok=True)
     files = {path.name: File.of(path) for path in sorted(folder.iterdir()) if path.is_file()}
     Manifest(**{**vars(manifest), "files": files}).write(folder)

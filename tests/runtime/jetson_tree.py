@@ -1,4 +1,4 @@
-"""Files as a Jetson Orin Nano shows them, below a folder."""
+"""Write a tree of system files like those of a Jetson Orin Nano."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ CHANNELS = {1: ("VDD_IN", 5000, 1200), 2: ("VDD_CPU_GPU_CV", 5000, 400), 3: ("NC
 
 
 def write_jetson(root: Path) -> Path:
-    """Writes the tree and returns its root."""
+    """Write the tree and return its root."""
     files = {
         "proc/device-tree/compatible": "nvidia,p3768-0000+p3767-0005\0nvidia,p3767-0005\0nvidia,tegra234\0",
         "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
@@ -21,7 +21,7 @@ def write_jetson(root: Path) -> Path:
         "sys/class/thermal/thermal_zone0/temp": "48500\n",
         "sys/class/thermal/thermal_zone1/type": "gpu-thermal\n",
         "sys/class/thermal/thermal_zone1/temp": "47000\n",
-        "sys/class/thermal/thermal_zone2/type": "cv0-thermal\n",  # whose temp cannot be read while it is off
+        "sys/class/thermal/thermal_zone2/type": "cv0-thermal\n",  # its temp cannot be read while it is off
         "sys/class/hwmon/hwmon0/name": "pwmfan\n",
         "sys/class/hwmon/hwmon0/in1_label": "not a rail\n",
         "sys/class/hwmon/hwmon1/name": "ina3221\n",

@@ -1,4 +1,4 @@
-"""python -m runtime.bench on the toy bundle: what it prints and writes, and one clear line for every mistake."""
+"""python -m runtime.bench on the toy bundle: its output and files, and one clear line for every mistake."""
 
 import json
 import subprocess
@@ -86,7 +86,7 @@ def test_schema_names_every_key(toy_bundle: Path, tmp_path: Path) -> None:
 
 
 def _keys(value: object) -> set[str]:
-    """Names of all fields, of dataclasses within dataclasses."""
+    """Return the names of all fields, also those of nested dataclasses."""
     if isinstance(value, tuple):
         return set().union(*map(_keys, value))
     fields = getattr(value, "__dataclass_fields__", {})

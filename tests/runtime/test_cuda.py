@@ -1,4 +1,4 @@
-"""What the CUDA wrapper says when the driver refuses. The driver's answers are made up here, its calls are not made."""
+"""The messages of the CUDA wrapper when the driver refuses. The driver is replaced by made-up answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROPERTIES = SimpleNamespace(name=b"Orin\0", major=8, minor=7, totalGlobalMem=8_
 
 
 def driver(**answers: Any) -> SimpleNamespace:
-    """cuda-python's functions: each returns a status and values."""
+    """Return a fake of cuda-python's functions, each of which returns a status and values."""
     known = {
         "cudaGetDeviceCount": (0, 1),
         "cudaGetDeviceProperties": (0, PROPERTIES),
@@ -91,7 +91,7 @@ def test_slices_of_device_arrays_are_those_of_numpy() -> None:
 
 @pytest.mark.skipif(gpu() is not None, reason="this machine has a GPU: make gpu-check makes these calls for real")
 def test_cuda_python_takes_every_call() -> None:
-    """Without a driver each call is refused by CUDA; one with wrong arguments would be a TypeError before that."""
+    """Without a driver CUDA refuses every call, but a call with wrong arguments raises TypeError before that."""
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python has no package for this machine")
     cuda, host = object.__new__(Cuda), np.zeros(8, np.uint8)
     cuda._runtime, cuda.stream = runtime, 7

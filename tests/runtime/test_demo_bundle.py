@@ -1,4 +1,4 @@
-"""The runtime on a really exported bundle."""
+"""The runtime on an exported bundle of the demo model."""
 
 import subprocess
 import sys
@@ -66,7 +66,7 @@ def test_encoder_gives_tokens_of_every_scale(pipeline: Pipeline, drawn: Result) 
 
 
 def test_graphs_work_in_the_arrays_they_were_given(pipeline: Pipeline) -> None:
-    """Keys and values stay where they are from picture to picture, and no row of them is left unwritten."""
+    """Keys and values stay in the same arrays from image to image, and every row of them is written."""
 
     def caches() -> dict[str, np.ndarray]:
         tensors = pipeline.backend._batch.wiring.steps[-1][0].tensors  # type: ignore[attr-defined]
@@ -82,7 +82,7 @@ def test_graphs_work_in_the_arrays_they_were_given(pipeline: Pipeline) -> None:
 
 
 def test_memory_does_not_grow_with_pictures(demo_bundle: Path) -> None:
-    """An application that draws for weeks must not run out of memory. In a process that does nothing else."""
+    """An application that draws for weeks must not run out of memory. Measured in a process that does nothing else."""
     code = """
 import sys
 from runtime.memory import memory
@@ -95,4 +95,4 @@ for seed in range(200):
 print(max(resident[10:]) - resident[9])
 """
     result = subprocess.run([sys.executable, "-c", code, str(demo_bundle)], capture_output=True, text=True, check=True)
-    assert int(result.stdout) < 1e6  # less than one of 200 pictures' arrays, were each kept
+    assert int(result.stdout) < 1e6  # less than if the arrays of each of the 200 images were kept

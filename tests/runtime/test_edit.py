@@ -1,4 +1,4 @@
-"""Editing keeps what it is told to keep, as the published demo does, of any picture that users have."""
+"""Editing keeps the part it is asked to keep, as the published demo does, for every kind of image that users have."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_edits_are_those_of_pytorch(
 
 @pytest.mark.parametrize("sides", GRIDS)
 def test_masks_are_pytorch_s_bilinear_resize(sides: tuple[int, ...]) -> None:
-    """Bit for bit, or cells that a box covers by exactly a half are drawn here and kept there."""
+    """The masks are equal bit for bit; else cells that a box covers by exactly a half would differ from PyTorch."""
     draw, size = np.random.default_rng(0), sides[-1]
     for _ in range(400):
         (top, bottom), (left, right) = (np.sort(draw.choice(size + 1, 2, replace=False)) for _ in range(2))
@@ -225,7 +225,7 @@ def psnr(first: np.ndarray, second: np.ndarray) -> float:
 def test_the_figures_keep_what_they_show_as_kept(
     demo_bundle: Path, name: str, label: str, box: Box, mode: str, cfg: float, seed: int
 ) -> None:
-    """It is as near to the given picture as the VQVAE alone brings it, within a decibel; the rest is not."""
+    """The kept part is as close to the given image as the VQVAE's reconstruction, within 1 dB; the rest is not."""
     pipeline = Pipeline(demo_bundle)
     picture = read_picture(IMAGES / f"{name}.png", 64)
     reconstructed = pipeline.edit(picture, (0.0, 0.0, 1.0, 1.0), "outpaint").images[0]
@@ -292,9 +292,9 @@ def write_good(path: Path) -> None:
             write_text,
             ["--box", "0,0,1,1"],
             1,
-            "photo.png: cannot be read as a picture (no picture format); give a PNG",
+            "photo.png: cannot be read as an image (unknown format); give a PNG",
         ),
-        (write_half, ["--box", "0,0,1,1"], 1, "photo.png: cannot be read as a picture"),
+        (write_half, ["--box", "0,0,1,1"], 1, "photo.png: cannot be read as an image"),
         (write_small, ["--box", "0,0,1,1"], 1, "expected 8 or more pixels on each side, found 64 x 7"),
         (lambda path: None, ["--box", "0,0,1,1"], 1, "photo.png: there is no such file"),
         (write_good, ["--box", "0,0,1"], 1, "box: expected four numbers such as 0.25,0.25,0.75,0.75, found '0,0,1'"),

@@ -1,4 +1,4 @@
-"""`import var_edge`, and folders that hold a runtime.py or an export.py of somebody else."""
+"""`import var_edge` works, also in folders that hold another project's runtime.py or export.py."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An application's, which has modules of these names."""
+    """The folder of an application that has modules with these names."""
     for name in ("runtime", "export"):
         (tmp_path / f"{name}.py").write_text(f"MINE = '{name}'\n")
     return tmp_path
 
 
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """In this folder, as where the project is installed."""
+    """Run Python in this folder, as if the project was installed."""
     start = f"import sys; sys.path.append({str(ROOT)!r}); import runpy\n"
     if arguments[0] == "-m":  # the folder comes first, as Python has it
         code = f"sys.argv = ['-m', *sys.argv[2:]]; runpy.run_module({arguments[1]!r}, run_name='__main__')"

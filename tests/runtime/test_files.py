@@ -1,4 +1,4 @@
-"""Files and directories are whole or not there, whoever else writes and whenever a run is killed."""
+"""Files and directories are written atomically, whoever else writes and whenever a run is killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from runtime.files.outputs import Kind, check_directory, check_target
 from runtime.files.unfinished import exclusive, sweep
 
 THINGS = Kind("things", lambda folder: {"thing"} if (folder / "thing").is_file() else None)
-DEAD = ".things.0123abcd.var-edge"  # as a run that was killed leaves it
+DEAD = ".things.0123abcd.var-edge"  # left by a killed run
 
 
 def names(folder: Path) -> list[str]:
@@ -34,7 +34,7 @@ def write(path: Path, text: str) -> None:
 
 
 def run(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """A process with atomic_directory, … at hand, which says "ready" when it waits to be killed."""
+    """Start a process that runs `code` with atomic_directory etc. at hand; it prints "ready" and waits for a kill."""
     head = """
 import signal, sys, time
 from pathlib import Path
@@ -101,7 +101,7 @@ def test_a_file_that_would_replace_the_users_is_refused(tmp_path: Path) -> None:
     write(path, "old")
     (path / "notes").write_text("mine")
     with (
-        pytest.raises(SettingsError, match="notes: would be replaced by things"),
+        pytest.raises(SettingsError, match="notes: a file of yours, which things would overwrite"),
         atomic_directory(path, THINGS) as new,
     ):
         (new / "notes").write_text("ours")
@@ -255,8 +255,8 @@ def test_a_full_disk_is_said_with_the_file(tmp_path: Path) -> None:
         ("photos", "expected a new or empty folder or things, found 'holiday.jpg'"),
         ("file", "expected a folder, found a file"),
         ("file/out", "cannot be written: Not a directory"),
-        ("dangling", "a link to nowhere, where nothing is"),
-        ("loop", "a link to loop, where nothing is"),
+        ("dangling", "a broken link to nowhere"),
+        ("loop", "a broken link to loop"),
         ("n" * 300, "cannot be written: File name too long"),
         ("n" * 250, "cannot be written: File name too long"),
         ("new/" + "n" * 300 + "/out", "cannot be written: File name too long"),
@@ -294,11 +294,11 @@ def test_targets_are_refused_before_the_work(tmp_path: Path) -> None:
     for path, message in [
         (tmp_path / "picture.jpg", "ends in .png"),
         (tmp_path / "missing" / "picture.png", "there is no folder"),
-        (tmp_path / "folder.png", "cannot be written: is a folder"),
-        (tmp_path / "fifo.png", "cannot be written: is a device"),
-        (tmp_path / "dangling.png", "where nothing is"),
+        (tmp_path / "folder.png", "cannot be written: it is a folder"),
+        (tmp_path / "fifo.png", "cannot be written: it is a device"),
+        (tmp_path / "dangling.png", "a broken link to"),
         (tmp_path / ("n" * 300 + ".png"), "cannot be written: File name too long"),
-        (tmp_path / "source.png", "is what the command reads"),
+        (tmp_path / "source.png", "the command reads this file"),
     ]:
         with pytest.raises(SettingsError, match=message):
             check_target(path, ".png", sources=(tmp_path / "source.png",))
@@ -306,7 +306,7 @@ def test_targets_are_refused_before_the_work(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
 def test_kills_at_random_moments(tmp_path: Path) -> None:
-    """The mechanism alone, many times; python -m tests.kill_test kills the commands themselves."""
+    """This kills only the mechanism, many times; python -m tests.kill_test kills the commands themselves."""
     path, draw = tmp_path / "things", random.Random(0)
     write(path, "0" * 1000)
     (path / "mine").mkdir()

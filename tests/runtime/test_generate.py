@@ -1,4 +1,4 @@
-"""The command: its files, its one line, and one clear line for every mistake."""
+"""python -m runtime.generate: its files, its one line of output, and one clear line for every mistake."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Pictures on disk: every value kept, and every one of them on the sheet."""
+"""Image files: no pixel value changes, and every image is on the sheet."""
 
 import zlib
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_every_mode_that_pillow_writes_looks_the_same(mode: str, suffix: str, tm
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (GREY.astype(np.int32), "do not say which one is white"),
+        (GREY.astype(np.int32), "do not define which value is white"),
         (GREY.astype(np.float32), "expected values of 0 to 1, found 0 to 254"),
         (GREY.astype(np.float32) / -255, "expected values of 0 to 1, found -0.996"),
         (np.full((4, 4), np.nan, np.float32), "found nan to nan"),
@@ -113,12 +113,12 @@ def test_colour_profiles_and_gamma_are_applied(tmp_path: Path) -> None:
     picture.info["gamma"] = 1.0  # linear light
     assert np.abs(np.asarray(on_paper(picture, "white"))[0, 0].astype(int) - [218, 132, 132]).max() <= 1
     path = saved(tmp_path / "broken.png", picture, icc_profile=b"no profile")
-    with pytest.raises(SettingsError, match="cannot be read as a picture"):
+    with pytest.raises(SettingsError, match="cannot be read as an image"):
         open_picture(path)
 
 
 def test_other_formats_start_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow would run Ghostscript from PATH on this."""
+    """Pillow would run Ghostscript from PATH for this file."""
     ghostscript = tmp_path / "gs"
     ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
     ghostscript.chmod(0o755)
@@ -128,7 +128,7 @@ def test_other_formats_start_no_program(tmp_path: Path, monkeypatch: pytest.Monk
     )
     Image.new("RGB", (8, 8)).save(tmp_path / "x.ppm")
     for name in ("x.png", "x.ppm"):
-        with pytest.raises(SettingsError, match="no picture format"):
+        with pytest.raises(SettingsError, match="unknown format"):
             read_picture(tmp_path / name, 8)
     assert not (tmp_path / "ran").exists()
 

@@ -1,4 +1,4 @@
-"""The Jetson reader on files as a Jetson shows them."""
+"""The reader of a Jetson's state, on files like those of a Jetson."""
 
 import time
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_state(jetson: Jetson) -> None:
     assert jetson.model == "NVIDIA Jetson Orin Nano Developer Kit"
     state = jetson.state()
     assert state.power_mode == "7W"
-    assert state.clocks == {"cpu": 1_510_400_000, "gpu": 624_750_000}  # the memory's needs root
+    assert state.clocks == {"cpu": 1_510_400_000, "gpu": 624_750_000}  # the memory clock needs root
     assert state.temperatures == {"cpu-thermal": 48.5, "gpu-thermal": 47.0}
 
 
@@ -73,7 +73,7 @@ def test_power_that_changes(root: Path, jetson: Jetson) -> None:
         (root / "later").write_text("12000")
         (root / "later").replace(root / "sys/class/hwmon/hwmon1/curr1_input")  # never empty, as the kernel's is not
         time.sleep(0.1)
-    # Bounds that hold on a machine too busy to read between the first and the last moment.
+    # These bounds also hold on a machine that is too busy to read between the start and the end.
     assert 9 * 0.2 < meter.joules["VDD_IN"] < 60 * (time.monotonic() - start)
 
 

@@ -31,12 +31,12 @@ PYTHON_ALONE = {
     ),
     *("RUNS", "TESTED_TOKENS"),
 }
-# What the types of C++ hold by themselves: int64_t, uint64_t, and a top_k that is compared with the vocabulary.
+# Limits that C++ needs no constant for: the ranges of int64_t and uint64_t, and top_k, which is at most the vocabulary.
 TYPES = {"INTEGER", "SEED", "TOP_K"}
 
 
 def python_limits() -> dict[str, object]:
-    """Every limit by its name in limits.hpp."""
+    """Return every Python limit by its name in limits.hpp."""
     found: dict[str, object] = {
         name: value for name, value in vars(limits).items() if name.isupper() and name not in ("MODEL", "LISTS")
     }
@@ -48,7 +48,7 @@ def python_limits() -> dict[str, object]:
 
 
 def cpp_limits() -> dict[str, object]:
-    """Every constant of limits.hpp; fails on one that is written in a way this does not know."""
+    """Return every constant in limits.hpp; fail on a constant in a form that this function does not know."""
     text = re.sub(r"//.*", "", (SOURCE / "limits.hpp").read_text()).replace("INT32_MAX", "2**31 - 1").replace("'", "’")
     text = re.sub(r"(?<=\d)’(?=\d)", "", text)
     found: dict[str, object] = {}
@@ -87,7 +87,7 @@ def test_python_and_cpp_read_the_same_versions() -> None:
 
 
 def documented() -> dict[str, str]:
-    """Key -> limit, of the tables under "Limits" of docs/manifest.md."""
+    """Return key -> limit from the tables under "Limits" in docs/manifest.md."""
     text = (ROOT / "docs" / "manifest.md").read_text().split("## Limits")[1]
     rows = re.findall(r"^\| ([^|]+) \| (.+) \|$", text, re.MULTILINE)
     return {key.replace("`", ""): limit for key, limit in rows}

@@ -1,4 +1,4 @@
-"""A bundle is either understood completely or refused, with a message that names the place."""
+"""A bundle is either understood completely or refused with a message that names the faulty place."""
 
 import json
 from collections.abc import Callable

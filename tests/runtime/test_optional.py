@@ -1,4 +1,4 @@
-"""What is optional is looked for before the work, and the right thing to install is named."""
+"""Commands look for optional packages before the work, and name the package to install."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import runtime.bench.__main__
 from runtime.optional import INSTALL, advice, require
 
 ROOT = Path(__file__).parents[2]
-BASE = {"numpy", "onnxruntime", "safetensors", "PIL", "click", "rich"}  # what pip install . brings
+BASE = {"numpy", "onnxruntime", "safetensors", "PIL", "click", "rich"}  # the packages that pip install . installs
 OWN = {"runtime", "export", "calibration", "var_edge"}
 
 
 @pytest.fixture
 def absent(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Names of modules that are as if not installed."""
+    """A set for a test to fill: modules named in it count as not installed."""
     names: set[str] = set()
     monkeypatch.setattr("runtime.optional.find_spec", lambda name: None if name in names else find_spec(name))
     return names

@@ -1,4 +1,4 @@
-"""Every option of every command has a range, and a wrong value is one line before any work."""
+"""Every option of every command has a range, and a wrong value gives one line of error before any work."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ TEXTS = {
 
 
 def one_line(result: Result, code: int) -> str:
-    """The message, after checking that it is all there is."""
+    """Return the message, after checking that the output has nothing else."""
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
     assert result.exit_code == code, result.output
     assert result.output.endswith("\n") and result.output.startswith("Error: ")

@@ -1,4 +1,4 @@
-"""The scale loop on toy graphs: right rows, right order, nothing stale, whatever the batch."""
+"""The scale loop on toy graphs: correct rows, correct order and no stale data for every batch size."""
 
 import subprocess
 import sys
@@ -117,7 +117,7 @@ def test_logits_are_guided(pipeline: Pipeline) -> None:
 
 
 def test_keys_and_values_are_written_behind_the_past(pipeline: Pipeline) -> None:
-    # What the last scale reads is what all earlier ones wrote.
+    # The last scale reads what all earlier scales wrote.
     runs: list[StageRun] = []
 
     def observe(run: StageRun) -> None:
@@ -138,7 +138,7 @@ def test_keys_and_values_are_written_behind_the_past(pipeline: Pipeline) -> None
 
 
 def test_an_observer_sees_every_run_in_order(pipeline: Pipeline) -> None:
-    """Each with its scale and what it read and wrote, and it changes no picture."""
+    """The observer gets each run with its scale, inputs and outputs, and does not change any image."""
     runs: list[tuple[str, int | None]] = []
     drawn: dict[int, np.ndarray] = {}
     images: list[np.ndarray] = []
@@ -161,21 +161,21 @@ def test_an_observer_sees_every_run_in_order(pipeline: Pipeline) -> None:
     assert all(np.array_equal(drawn[k], maps) for k, maps in enumerate(result.tokens))
     assert np.array_equal(np.concatenate(images), result.images)
     assert_equal(pipeline.generate([1, 2], **SETTINGS), result)
-    assert len(runs) == 9  # not asked any more
+    assert len(runs) == 9  # no observer in the second call
 
 
 def test_settings_travel_as_one_object(pipeline: Pipeline) -> None:
     first = pipeline.generate([1], seed=7, sampling=Sampling(2.0, 3, 0.5))
     assert_equal(pipeline.generate([1], **SETTINGS), first)
-    assert_equal(pipeline.generate([1], sampling=Sampling()), pipeline.generate([1]))  # top_k of a small vocabulary
-    with pytest.raises(SettingsError, match="sampling: expected it alone"):
+    assert_equal(pipeline.generate([1], sampling=Sampling()), pipeline.generate([1]))  # a small vocabulary
+    with pytest.raises(SettingsError, match="sampling: expected no cfg"):
         pipeline.generate([1], cfg=2.0, sampling=Sampling())
     with pytest.raises(SettingsError, match=r"top_k: expected 0 .* to 64, found 65"):
         pipeline.generate([1], sampling=Sampling(top_k=65))
 
 
 def test_a_graph_is_replaced_and_restored(toy_bundle: Path) -> None:
-    """For tools: another graph in place of the bundle's, with an output and an input by scale that the bundle lacks."""
+    """Tools may replace a graph by one with more outputs, and with more inputs, which have a value for each scale."""
     manifest = Manifest.load(toy_bundle)
     backend = OnnxRuntimeBackend(toy_bundle, manifest)
     pipeline = Pipeline(toy_bundle, backend)
@@ -214,7 +214,7 @@ def test_a_graph_is_replaced_and_restored(toy_bundle: Path) -> None:
         ({"labels": []}, "labels: expected at least one"),
         ({"labels": [6]}, "label: expected 0 to 5"),
         ({"labels": ["cranes"]}, "did you mean 2"),
-        ({"labels": [3.7]}, "label: expected 0 to 5 .* found 3.7"),  # not the picture of another label
+        ({"labels": [3.7]}, "label: expected 0 to 5 .* found 3.7"),  # else the image of another label would be drawn
         ({"labels": [float("nan")]}, "label: expected 0 to 5"),
         ({"labels": None}, "label: expected 0 to 5"),
         ({"top_k": 2.5}, "top_k: expected 0 .* to 64, found 2.5"),
@@ -230,7 +230,7 @@ def test_a_graph_is_replaced_and_restored(toy_bundle: Path) -> None:
         ({"batch": 0}, "batch: expected 1 to 1024"),
         ({"seed": -1}, "seed: expected 0"),
         ({"seed": 2**64 - 1, "labels": [1, 2]}, "seed: expected 0"),
-        ({"seed": [1, 2]}, r"seed: expected one, or 1 for 1 picture\(s\), found 2"),
+        ({"seed": [1, 2]}, r"seed: expected one seed, or 1 for 1 image\(s\), found 2"),
         ({"seed": [-1]}, "seed: expected 0"),
         ({"keep": []}, "keep, kept_tokens: expected both or neither"),
         ({"keep": [], "kept_tokens": []}, "keep: expected 3 arrays"),
@@ -327,7 +327,7 @@ def test_a_graph_that_fails_is_one_line(toy_bundle: Path) -> None:
 def test_the_device_needs_neither_torch_nor_onnx() -> None:
     code = "import sys, runtime.pipeline, runtime.dump, runtime.evaluation_set; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "onnxruntime" not in loaded.split()  # loaded by the backend that needs it
+    assert "onnxruntime" not in loaded.split()  # only the backend that needs it imports it
     assert not {"torch", "onnx", "onnxscript"} & set(loaded.split())
 
 
@@ -347,4 +347,4 @@ def test_stage_times_name_every_graph_and_sum_to_about_the_whole(pipeline: Pipel
     assert 0 < sum(spent) < whole
     heard.clear()
     assert_equal(pipeline.generate([1, 2, 3], batch=2, **SETTINGS), result)
-    assert not heard  # a hook is for one call
+    assert not heard  # hooks are not kept for later calls

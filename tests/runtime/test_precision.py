@@ -1,4 +1,4 @@
-"""The one place that knows what the text of a manifest's precision means."""
+"""The type Precision, which alone defines the meaning of the manifest's text for the precision."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ QUOTAS = {
 
 
 def write_quota(case: str, root: Path) -> int:
-    """Writes what the kernel would say under `root`; returns the CPUs of 64 that are left."""
+    """Write the kernel's files under `root`, and return how many of 64 CPUs the quota leaves."""
     groups, files, expected = QUOTAS[case]
     for name, text in {**files, **({} if groups is None else {"proc/self/cgroup": groups})}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def test_quota(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot bind a process to CPUs")
 def test_affinity(toy_bundle: Path) -> None:
-    """120 lines of ONNX Runtime's came from threads on CPUs that the process may not use."""
+    """ONNX Runtime printed 120 lines of errors for threads on CPUs that the process may not use."""
     code = (
         "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from runtime import Pipeline; from runtime.processors import usable_cpus\n"

@@ -1,4 +1,4 @@
-"""An evaluation set is the same bytes however it was drawn: a FID must not depend on a power cut."""
+"""An evaluation set has the same bytes however it was drawn: a FID must not depend on a power cut."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from runtime.sample_set import main
 from runtime.sampling import Sampling
 from tests.runtime.fake_gpu import rewrite_manifest
 
-SMALL = ["--per-class", 6, "--batch", 4, "--top-k", 5]  # 5 classes: batches reach from one class into the next
+SMALL = ["--per-class", 6, "--batch", 4, "--top-k", 5]  # 5 classes: some batches span two classes
 
 
 def sample_set(*arguments: object) -> Result:
@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn without a break."""
+    """A set that was drawn without an interruption."""
     out = tmp_path_factory.mktemp("whole") / "set"
     result = sample_set("--bundle", toy_bundle, "--out", out, *SMALL)
     assert result.exit_code == 0, result.output
@@ -71,12 +71,12 @@ def test_samples_are_what_the_fid_toolkit_reads(whole: Path) -> None:
 
 @pytest.mark.parametrize(("classes", "per_class"), [(200, 50), (29, 50), (10, 15)])
 def test_every_tenth_of_the_samples_is_scored_like_the_whole(whole: Path, classes: int, per_class: int) -> None:
-    """The usual evaluator takes the Inception Score of successive tenths, in the order of the file."""
+    """The usual evaluator computes the Inception Score of successive tenths, in the order of the file."""
     settings = json.loads((whole / SETTINGS).read_text()) | {"classes": tuple(range(classes)), "per_class": per_class}
     wanted = EvaluationSet(**settings)
 
     def score(order: Sequence[Picture]) -> float:
-        """Of a judge who gives every picture's class three quarters."""
+        """Return the score by a classifier that gives every image's own class a probability of 3/4."""
         p = np.full((len(order), classes), 0.25 / classes)
         p[np.arange(len(order)), [picture.label for picture in order]] += 0.75
         parts = np.array_split(p, 10)
@@ -105,7 +105,7 @@ def test_shards_together_are_the_whole(toy_bundle: Path, whole: Path, tmp_path: 
 
 
 def test_killed_and_started_again(toy_bundle: Path, tmp_path: Path) -> None:
-    """At any moment: between files, while one is written, while samples.npz is."""
+    """A run may be killed at any moment: between files, while it writes one, while it writes samples.npz."""
     settings = ["--bundle", toy_bundle, "--per-class", 120, "--batch", 3, "--top-k", 5, "--out"]
     assert sample_set(*settings, tmp_path / "unbroken").exit_code == 0
     command = [sys.executable, "-m", "runtime.sample_set", *map(str, settings), str(tmp_path / "broken")]
@@ -123,7 +123,7 @@ def test_killed_and_started_again(toy_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_what_was_half_written_is_cleared_away(toy_bundle: Path, whole: Path, tmp_path: Path) -> None:
-    """What a kill while each kind of file is written leaves behind."""
+    """A kill leaves an unfinished file of each kind; the next run removes it."""
     out = tmp_path / "set"
     sample_set("--bundle", toy_bundle, "--out", out, *SMALL)
     (out / SAMPLES).unlink()
@@ -131,14 +131,14 @@ def test_what_was_half_written_is_cleared_away(toy_bundle: Path, whole: Path, tm
     for name in (SAMPLES, SETTINGS, "0002_00003.png"):
         (out / f".{name}.0123abcd.var-edge").write_bytes(b"half")
     result = sample_set("--bundle", toy_bundle, "--out", out, *SMALL)
-    assert ": 4 of 30 picture(s) drawn" in result.output  # the batch that the missing one belongs to
+    assert ": 4 of 30 picture(s) drawn" in result.output  # the batch of the missing image
     assert contents(out) == contents(whole)
 
 
 def test_what_does_not_change_the_bytes_is_not_part_of_a_set(
     toy_bundle: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Threads, the backend's choice said aloud, engines that appear between two shards and cannot be used."""
+    """Not part: threads, naming the default backend, unusable engines that appear between two shards."""
     out = tmp_path / "set"
     arguments = ["--bundle", toy_bundle, "--out", out, *SMALL, "--shard"]
     assert sample_set(*arguments, "1/3").exit_code == 0
@@ -175,7 +175,7 @@ def test_of_two_sets_begun_at_once_one_is_refused(
     first, second = (EvaluationSet.of(pipeline, [1], 1, seed, Sampling(1.5, 5, 0.96)) for seed in (0, 1))
     first.claim(out)
     settings = (out / SETTINGS).read_bytes()
-    monkeypatch.setattr(Path, "exists", lambda path: path.name != SETTINGS and os.path.exists(path))  # looked too early
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != SETTINGS and os.path.exists(path))  # as if too early
     with pytest.raises(SettingsError, match="another set: seed: expected 1, found 0"):
         second.claim(out)
     first.claim(out)
@@ -183,7 +183,7 @@ def test_of_two_sets_begun_at_once_one_is_refused(
 
 
 def test_two_runs_share_a_set(toy_bundle: Path, tmp_path: Path) -> None:
-    """Neither removes what the other is writing, and both end well."""
+    """Neither run removes what the other is writing, and both succeed."""
     settings = ["--bundle", toy_bundle, "--per-class", 60, "--batch", 3, "--top-k", 5, "--out"]
     assert sample_set(*settings, tmp_path / "alone").exit_code == 0
     command = [sys.executable, "-m", "runtime.sample_set", *map(str, settings), str(tmp_path / "shared")]
@@ -218,7 +218,7 @@ def test_published_settings_are_the_default(toy_bundle: Path, demo_bundle: Path)
     wanted = EvaluationSet.of(Pipeline(demo_bundle))
     assert (wanted.cfg, wanted.top_k, wanted.top_p, wanted.per_class) == (1.5, 900, 0.96, 50)
     assert len(wanted.pictures) == 29 * 50
-    assert EvaluationSet.of(Pipeline(toy_bundle)).top_k == 64  # all of a smaller vocabulary
+    assert EvaluationSet.of(Pipeline(toy_bundle)).top_k == 64  # all tokens of a smaller vocabulary
 
 
 @pytest.mark.parametrize(

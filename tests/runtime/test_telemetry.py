@@ -1,4 +1,4 @@
-"""Nothing leaves the device: no identifier is made, no event kept, no connection tried."""
+"""Nothing leaves the device: no identifier is created, no event is stored, no connection is attempted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMPORT = re.compile(r"^\s*(import onnxruntime|from onnxruntime[\w.]* import)", r
 
 
 def generate(bundle: Path, home: Path, *before: str) -> None:
-    """Draws a picture as a user whose home is this folder."""
+    """Draw an image as a user whose home is this folder."""
     named = {name: str(home) for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "TMPDIR")}
     kept = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     command = [sys.executable, "-m", "runtime.generate", "--bundle", str(bundle), "--label", "1"]
@@ -51,7 +51,7 @@ def test_no_connection_is_tried(own_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_onnxruntime_is_imported_at_one_place() -> None:
-    """An import elsewhere could come first, before telemetry is off."""
+    """An import elsewhere could run first, while telemetry is still on."""
     folders = ("runtime", "export", "calibration", "examples")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py") if IMPORT.search(file.read_text())]
     assert files == [ROOT / "runtime/backends/ort.py"]

@@ -1,4 +1,4 @@
-"""The TensorRT backend's host side, on a fake GPU: bindings, profiles, offsets, recording, launching, refusing."""
+"""The host side of the TensorRT backend on a fake GPU: bindings, profiles, offsets, recording, launches, refusals."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def use(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, version: str = "1.7.0")
 @pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_pictures_are_those_of_onnx_runtime(demo: Path, batch: int) -> None:
-    """Every address, offset and profile is right, or some token would differ."""
+    """If an address, offset or profile was wrong, some token would differ."""
     expected = Pipeline(demo, "onnxruntime").generate(LABELS, **SETTINGS)
     pipeline = Pipeline(demo, "tensorrt")
     for _ in range(2):
@@ -81,7 +81,7 @@ def test_encoding_and_keeping(demo: Path) -> None:
 
 
 def test_one_graph_for_each_stage_and_nothing_else_for_a_picture(demo: Path, cuda: FakeCuda) -> None:
-    """Allocations, waits and single calls between the stages would cost more than small scales take."""
+    """Allocations, waits and single calls between the stages would take longer than the small scales."""
     pipeline = Pipeline(demo, "tensorrt")
     pipeline.generate([1, 2], **SETTINGS)
     cuda.calls.clear()
@@ -92,7 +92,7 @@ def test_one_graph_for_each_stage_and_nothing_else_for_a_picture(demo: Path, cud
     assert cuda.launched == [["upload", "zero", "condition 1"], *steps, ["decoder 0", "decoder 0"]]
     drawing = cuda.calls[: cuda.calls.index("download")]
     assert drawing == ["synchronize", *["launch"] * (scales + 2)]
-    # Pictures and whether they are finite, then the tokens of each scale.
+    # Images and whether they are finite, then the tokens of each scale.
     downloads = ["download", "download", "synchronize", *["download", "synchronize"] * scales]
     assert cuda.calls[len(drawing) :] == downloads
 
@@ -118,7 +118,7 @@ def test_previews_and_stops_fit_between_the_stages(demo: Path) -> None:
 
 @pytest.mark.usefixtures("cuda")
 def test_an_observer_sees_what_it_sees_on_a_cpu(demo: Path) -> None:
-    """Inputs too, which the graph of a whole scale would have overwritten."""
+    """This includes inputs that the CUDA graph of a whole scale would have overwritten."""
     seen: dict[str, list[StageRun]] = {"onnxruntime": [], "tensorrt": []}
     for name, runs in seen.items():
 
@@ -137,7 +137,7 @@ def test_an_observer_sees_what_it_sees_on_a_cpu(demo: Path) -> None:
 
 @pytest.mark.usefixtures("cuda")
 def test_the_manifest_is_that_of_the_engines(demo: Path) -> None:
-    """As in C++: a pipeline and its backend do not speak of different graphs."""
+    """As in C++, a pipeline and its backend describe the same graphs."""
     pipeline = Pipeline(demo, "tensorrt")
     assert isinstance(pipeline.backend, backend_module.TensorRTBackend)
     assert pipeline.manifest is pipeline.backend.manifest
@@ -167,7 +167,7 @@ def test_a_directory_of_engines_is_a_bundle_of_its_own(own_bundle: Path, tmp_pat
 
 @pytest.mark.usefixtures("cuda")
 def test_engines_can_be_measured(demo: Path, tmp_path: Path) -> None:
-    """make bench shows every stage of theirs, in its tables and in its plot."""
+    """make bench shows every stage of engines, in its tables and in its plot."""
     (folder,) = (demo / "engines").iterdir()
     settings = Settings("tensorrt", None, (1, 2), 2, "3", 0, 4.0, 20, 0.9, False, None)
     report = benchmark(folder, settings)
@@ -192,7 +192,7 @@ def test_engines_of_another_machine(
     write_engines(own_bundle)
     with pytest.raises(BundleError, match=message):
         Pipeline(own_bundle, "tensorrt")
-    assert "engines not used: " in Pipeline(own_bundle).backend.name  # auto says why it draws with another
+    assert "engines not used: " in Pipeline(own_bundle).backend.name  # auto says why it uses another backend
 
 
 def test_engines_that_promise_to_run_elsewhere(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""One Pipeline, many callers: calls take turns, and what could not end or would show another picture is refused."""
+"""Threads share one Pipeline: their calls run in turn; calls that would block for ever or mix images are refused."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from runtime import Pipeline, SettingsError
 from runtime.pipeline import ScaleView
 
 SETTINGS = {"cfg": 2.0, "top_k": 3, "top_p": 0.5}
-INSIDE = "called from its own on_scale or on_stage"
+INSIDE = "called from its own on_scale, on_stage or observe"
 
 
 def draw(pipeline: Pipeline, seed: int) -> np.ndarray:
-    """A picture; the batch size changes from seed to seed, and with it all arrays."""
+    """Draw an image; the batch size, and so all arrays, change from seed to seed."""
     return pipeline.generate([seed % 5] * (1 + seed % 3), seed, **SETTINGS).images
 
 
@@ -63,7 +63,7 @@ def test_a_call_from_a_callback_is_refused(call: Callable[[Pipeline], object], h
     expected = draw(pipeline, 3)
     with pytest.raises(SettingsError, match=INSIDE):
         pipeline.generate([1], **SETTINGS, **{hook: lambda *_: call(pipeline)})
-    np.testing.assert_array_equal(draw(pipeline, 3), expected)  # and the next call has its turn
+    np.testing.assert_array_equal(draw(pipeline, 3), expected)  # and the next call works
 
 
 def test_another_pipeline_may_draw_in_a_callback_but_not_call_back(pipeline: Pipeline, toy_bundle: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_callback_that_raises_ends_the_turn(pipeline: Pipeline) -> None:
 
 
 def test_a_callback_may_start_what_comes_after_it(pipeline: Pipeline) -> None:
-    """A thread that is not waited for has its turn when the picture is done."""
+    """A thread that the callback does not wait for runs its call when the image is done."""
     expected, threads, found = draw(pipeline, 4), [], []
 
     def begin(view: ScaleView) -> None:
@@ -120,7 +120,7 @@ def test_another_process_loads_its_own(pipeline: Pipeline) -> None:
     for duplicate in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="load the bundle in each process"):
             duplicate(pipeline)
-    pipeline._process += 1  # as a forked child finds it
+    pipeline._process += 1  # as in a forked child
     with pytest.raises(SettingsError, match="load the bundle in each process"):
         draw(pipeline, 1)
 

@@ -1,4 +1,4 @@
-"""The random numbers are a contract: another stream would draw other pictures for the same seed."""
+"""The random numbers are a contract: another stream would draw other images for the same seed."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_equal_to_numpy_s_generator(seed: int, sides: tuple[int, ...]) -> None:
 
 
 def test_known_values() -> None:
-    # Written down, so that a change in numpy's stream is noticed, which the test above would follow.
+    # Fixed values detect a change in numpy's stream; the test above would follow such a change.
     assert (uniforms(0, [4])[0] * 2**24).tolist() == [582872, 193722, 10266821, 4052523]
 
 

@@ -1,6 +1,6 @@
-"""A bundle of toy graphs, and the same sums in numpy without any buffer.
+"""A bundle of toy graphs, and the same computation in numpy without any buffers.
 
-The graphs mix everything the loop passes around (labels, earlier keys and values in their order, f_hat,
+The graphs mix everything that the loop passes between stages (labels, earlier keys and values in their order, f_hat,
 uniforms, settings, constants), so a wrong row, a stale array or a missed input changes the tokens.
 """
 
@@ -134,7 +134,7 @@ CONSTANTS = {
 
 
 def write_bundle(folder: Path) -> Manifest:
-    """Writes the toy bundle and returns its manifest."""
+    """Write the toy bundle and return its manifest."""
     folder.mkdir(parents=True)
     tensors = resize_matrices()
     save_file(tensors, folder / WEIGHTS)
@@ -169,7 +169,7 @@ def resize_matrices() -> dict[str, np.ndarray]:
 
 
 def reference(label: int, seed: int, cfg: float, filters: float) -> tuple[list[np.ndarray], np.ndarray]:
-    """One picture: its token maps (p*p,), and the picture (6, 6, 3) uint8. `filters` is top_k * top_p."""
+    """Return the token maps (p*p,) of one image, and the image (6, 6, 3) uint8. `filters` is top_k * top_p."""
     matrices, draws = resize_matrices(), uniforms(seed, [p * p for p in SIDES])
     x = np.sin(np.array([[label, NUM_CLASSES]], np.float32))  # (L, 2): every channel is the same
     past: list[np.ndarray] = [np.empty((0, 2), np.float32)] * 4  # (S, 2) each

@@ -30,7 +30,8 @@
  *
  * Errors
  *   A function returns a status, and var_edge_last_error explains it in one line. Every function may return
- *   VAR_EDGE_BAD_ARGUMENT and VAR_EDGE_OUT_OF_MEMORY; other statuses are listed at each function. No function throws,
+ *   VAR_EDGE_BAD_ARGUMENT and VAR_EDGE_OUT_OF_MEMORY; VAR_EDGE_FAILED is for everything unforeseen. Other statuses are
+ *   listed at each function. No function throws,
  *   exits or prints. After an error the handle can be used again, and the content of output buffers is undefined.
  *
  * Threads
@@ -52,7 +53,7 @@
  *
  * What is drawn
  *   The same directory, label, seed and settings give the same tokens as the Python runtime. A picture drawn in a batch
- *   has exactly the tokens it has alone; its pixels differ by at most 1/255.
+ *   has exactly the tokens it has alone; its pixels differ by at most 1/255. Tests assert this in FP32 on a CPU.
  */
 #ifndef VAR_EDGE_H
 #define VAR_EDGE_H
@@ -180,7 +181,7 @@ typedef struct var_edge_memory_use {
     size_t struct_size;
     uint64_t weights; /* size of the files that are loaded. The engine may keep a second, packed copy of some weights:
                        * plan for up to twice this size. */
-    uint64_t batch;   /* exact size of the buffers of a batch. They are kept until a batch of another size is drawn. */
+    uint64_t batch;   /* exact size of a batch's buffers, which are kept until another size or kind is drawn. */
     uint64_t noise;   /* random numbers while a batch is drawn: B * T floats, or B * T * V with smooth sampling */
 } var_edge_memory_use;
 

@@ -94,6 +94,7 @@ class OnnxRuntimeBackend final : public WiredBackend {
   public:
     explicit OnnxRuntimeBackend(std::shared_ptr<Loaded> loaded)
         : WiredBackend(loaded->manifest), loaded_(std::move(loaded)) {}
+    ~OnnxRuntimeBackend() override { batch_.reset(); }  // its bindings, before the sessions they are of
 
     std::string name() const override { return loaded_->name; }
     std::unique_ptr<Backend> share() const override { return std::make_unique<OnnxRuntimeBackend>(loaded_); }

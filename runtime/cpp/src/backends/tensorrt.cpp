@@ -1,4 +1,4 @@
-// TensorRT: everything stays on the GPU, and each stage is one CUDA graph, recorded once and launched from then on.
+// TensorRT: everything stays on the GPU, and each step is one CUDA graph, recorded once and launched from then on.
 // Twin of runtime/backends/tensorrt.py.
 #include <algorithm>
 #include <climits>

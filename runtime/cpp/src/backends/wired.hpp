@@ -66,7 +66,7 @@ class WiredBackend : public Backend {
         on_stage(stage, scale, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
 
-    std::unique_ptr<Batch> batch_;  // an engine's destructor may have to free it first
+    std::unique_ptr<Batch> batch_;  // every derived destructor frees it first: it uses what that holds
 
   private:
     std::shared_ptr<const Manifest> manifest_;

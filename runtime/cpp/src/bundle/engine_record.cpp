@@ -37,7 +37,10 @@ bool are_numbers(const std::string& text, std::size_t digits) {
 }
 
 // Whether a text is a compute capability, "8.6".
-bool is_capability(const std::string& text) { return are_numbers(text, 3) && text.find('.') + 2 == text.size(); }
+bool is_capability(const std::string& text) {
+    const std::size_t dot = text.find('.');
+    return dot != std::string::npos && dot + 2 == text.size() && are_numbers(text, 3);
+}
 
 Built parse_built(const Strict& s) {
     s.with({"flavour", "version", "compute_capabilities", "gpu", "hardware_compatible", "version_compatible"});

@@ -102,7 +102,7 @@ std::map<std::string, StoredTensor> parse_weight_header(const std::string& text,
 
 WeightFile::WeightFile(const std::filesystem::path& path) : path_(path.string()), file_(path) {
     std::array<std::uint8_t, 8> raw{};
-    const std::string problem = path_ + ": no safetensors file; export the bundle again";
+    const std::string problem = path_ + ": not a safetensors file; export the bundle again";
     if (file_.read_some(raw.data(), raw.size(), 0) != raw.size()) throw bad_bundle(problem);
     std::uint64_t length = 0;
     for (int i = 7; i >= 0; --i) length = length << 8 | raw[std::size_t(i)];

@@ -50,18 +50,18 @@ class Builder final : public nlohmann::json_sax<json> {
         return text.find_first_of(".eE") == text.npos ? refuse(LARGE) : place(value);
     }
     bool string(std::string& value) override { return place(std::move(value)); }
-    bool binary(json::binary_t&) override { return refuse("no valid JSON"); }
+    bool binary(json::binary_t&) override { return refuse("not valid JSON"); }
     bool start_object(std::size_t) override { return open(json::object()); }
     bool start_array(std::size_t) override { return open(json::array()); }
     bool end_object() override { return close(); }
     bool end_array() override { return close(); }
     bool key(std::string& name) override {
-        if (open_.back()->contains(name)) return refuse("key " + excerpt(name) + " is there twice");
+        if (open_.back()->contains(name)) return refuse("duplicate key " + excerpt(name));
         key_ = std::move(name);
         return true;
     }
     bool parse_error(std::size_t position, const std::string&, const json::exception&) override {
-        return refuse("no valid JSON at byte " + std::to_string(position));
+        return refuse("not valid JSON at byte " + std::to_string(position));
     }
 
   private:
@@ -163,8 +163,8 @@ json parse_json(const std::string& text, const std::string& where) {
     for (const auto& [mark, most] : limits::JSON_COUNTS) {
         const auto found = std::count(text.begin(), text.end(), mark);
         if (found > most) {
-            throw bad_bundle(where + ": expected at most " + std::to_string(most) + " times " + mark + ", found " +
-                             std::to_string(found));
+            throw bad_bundle(where + ": expected at most " + std::to_string(most) + " '" + mark +
+                             "' characters, found " + std::to_string(found));
         }
     }
     check_text(text, where);
