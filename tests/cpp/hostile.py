@@ -13,6 +13,7 @@ from typing import Any
 
 from runtime.bundle import engine_record
 from runtime.bundle.manifest import FILE_NAME, WEIGHTS
+from runtime.bundle.precision import Precision
 
 CLASSES = "classes.txt"
 RECORD = {
@@ -171,6 +172,7 @@ MANIFESTS = _cases(
     True,
     {
         "as it is": bytes,
+        **{f"precision {precision}": _at("precision", value=precision.value) for precision in Precision},
         "spaces behind": lambda data: data + b" \n\t\r",
         "minus zero": _at("provenance", "options", "x", value=-0),
         "largest integer": _at("provenance", "options", "x", value=2**63 - 1),
@@ -442,6 +444,7 @@ ENGINE_RECORDS = _cases(
         "a version of ten digits": _at("built", "version", value="1234567890"),
         "no capability": _at("built", "compute_capabilities", value=[]),
         "a capability without a dot": _at("built", "compute_capabilities", value=["87"]),
+        "a capability of one digit": _at("built", "compute_capabilities", value=["8"]),
         "a capability of three numbers": _at("built", "compute_capabilities", value=["8.6.1"]),
         "a capability of 1,000": _at("built", "compute_capabilities", value=["1000.1"]),
         "a capability with a letter": _at("built", "compute_capabilities", value=["9.a"]),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from export.bundle import export_bundle
 from export.checkpoint.recipe import Recipe
-from export.checkpoint.weights import UNUSED_BUFFERS, empty_models
+from export.checkpoint.weights import UNUSED_BUFFERS, empty_models, formula_weights
 from runtime.errors import SettingsError
 from tests.conftest import DATA
 
@@ -95,3 +96,10 @@ def test_names_that_no_file_can_have_are_files_that_are_not_there(tmp_path: Path
         Recipe.load(str(path))
     path.write_text(f'checkpoints = "{"9" * 5000}"\nhub = "{"a" * 5000}"\n{text}')
     Recipe.load(str(path))
+
+
+def test_a_precision_that_is_none_is_refused_before_the_work(tmp_path: Path) -> None:
+    recipe = Recipe.load(str(DATA / "tiny.toml"))
+    with pytest.raises(SettingsError, match="precision: expected fp32 or fp16, found 'int8 for trt'"):
+        export_bundle(recipe, formula_weights(recipe, 0), tmp_path / "bundle", "int8 for trt")
+    assert not (tmp_path / "bundle").exists()

@@ -258,6 +258,17 @@ def test_a_record_that_cannot_be_read(own_bundle: Path) -> None:
 
 
 @pytest.mark.usefixtures("cuda")
+def test_an_engine_that_is_not_there(own_bundle: Path) -> None:
+    """With "auto" it ended in a KeyError, where ONNX Runtime could have drawn."""
+    folder = write_engines(own_bundle)
+    manifest, record = Manifest.load(folder), EngineRecord.load(folder)
+    replace(record, engines={name: engine for name, engine in record.engines.items() if name != "bridge"}).write(folder)
+    rewrite_manifest(folder, manifest)
+    with pytest.raises(BundleError, match="no engine bridge; run make engine again"):
+        Pipeline(own_bundle, "tensorrt")
+
+
+@pytest.mark.usefixtures("cuda")
 def test_no_engines(own_bundle: Path) -> None:
     with pytest.raises(BundleError, match="no engines in engines/; make engine builds them"):
         Pipeline(own_bundle, "tensorrt")
