@@ -12,6 +12,7 @@ from export.model import sampler
 from export.model.reference import draw, probabilities
 from export.verify.draws import BLOCK, Parting, allowed
 from export.verify.tolerances import misses
+from runtime.bundle.precision import Precision
 from runtime.pipeline import Pipeline
 from runtime.sampling import Sampling
 from tests.export.agreement import draws
@@ -103,7 +104,7 @@ def test_a_fault_of_the_logits_does_not_explain_itself(tiny_bundle: Path) -> Non
     parting = Parting(altered, wrong, draws(pipeline, 2, 3), sampling)
     pipeline.generate([1, 2], 3, **settings, on_scale=parting)  # type: ignore[arg-type]
     found = {"relative": parting.error.relative, "explained": 1.0}
-    assert misses("fp32", "generation", found)[0].startswith("relative")
+    assert misses(Precision.FP32, "generation", found)[0].startswith("relative")
 
 
 def test_parting_tells_a_rounding_from_a_fault(tiny_bundle: Path) -> None:
