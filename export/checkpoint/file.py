@@ -71,9 +71,11 @@ def read_checkpoint(path: Path) -> CheckpointFile:
         root = _open(path)
         tensors, settings = _flattened(root)
         parts = {kind: [Part(where, found) for where, found in _models(tensors, mark)] for kind, mark in MARKS.items()}
-    except (CheckpointError, OSError):
+    except CheckpointError:
         raise
     except Exception as error:  # readers raise errors of any type on a damaged file
+        if isinstance(error, OSError) and error.filename is not None:
+            raise  # it cannot be opened, which is not what a place outside of the file is
         text = re.sub(r"[^ -~]", "?", (str(error).splitlines() or [""])[0])
         raise CheckpointError(
             f"{path}: not a readable checkpoint: truncated or of another kind ({type(error).__name__}: {text:.100});"

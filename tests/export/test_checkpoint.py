@@ -367,3 +367,15 @@ def test_what_cannot_be_read_must_be_given(recipe: Recipe, states: tuple[State, 
     (tmp_path / "mine.toml").write_text(recipe_text(var, vae))
     with pytest.raises(VarEdgeError, match="patch_nums: expected"):
         Recipe.load(str(tmp_path / "mine.toml"))
+
+
+def test_a_zip_whose_entries_lie_before_the_file_is_damaged(tmp_path: Path) -> None:
+    """Reading at a negative place ended in "Invalid argument", without the file's name."""
+    path = tmp_path / "damaged.pth"
+    torch.save({"word_embed.weight": torch.zeros(2)}, path)
+    data = bytearray(path.read_bytes())
+    start = data.rindex(b"PK\6\6") + 48  # where the zip64 end record says that the directory begins
+    data[start : start + 8] = (int.from_bytes(data[start : start + 8], "little") + 10**6).to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"damaged\.pth: .*truncated or of another kind"):
+        read_checkpoint(path)

@@ -1,4 +1,4 @@
-"""All Python readers of files that need no torch, each with good files to damage."""
+"""All Python readers of files, each with good files to damage."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from pathlib import Path
 
 import click
 import numpy as np
+import safetensors.torch
+import torch
 from PIL import Image
 
 from calibration.record import Calibration
 from calibration.sensitivity import Sensitivity
 from export.checkpoint.recipe import RECIPES, Recipe
+from export.checkpoint.recipe_text import recipe_text
+from export.checkpoint.weights import empty_models
 from runtime.bundle.classes import ClassNames
 from runtime.bundle.engine_record import Built, Engine, EngineRecord
 from runtime.bundle.manifest import FILE_NAME, WEIGHTS, Manifest
@@ -82,6 +86,7 @@ def readers(folder: Path) -> list[Reader]:
         Reader("recipe.toml", [path.read_bytes() for path in RECIPES.glob("*.toml")], lambda p: Recipe.load(str(p))),
         Reader("classes.txt", [(bundle / "classes.txt").read_bytes()], lambda path: ClassNames.read(path, 5)),
         Reader(WEIGHTS, [weights, weights[:4000]], read_header),
+        Reader("checkpoint.pth", _checkpoints(), lambda path: recipe_text(path, path)),
         Reader("labels", [b"tench, Tinca tinca", b"0,4", b"golden retriever", b"1,8"], of_text),
         Reader("picture", _pictures(), lambda path: read_picture(path, 16)),
     ]
@@ -96,6 +101,23 @@ def _calibration() -> bytes:
     settings = {"seed": 0, "cfg": 4.0, "top_k": 900, "top_p": 0.95, "smoothing": "adaln", "alpha": 0.5}
     rest = {"smoothing": {"transformer: head": [0.5, 1.5]}, "histograms": {"transformer: head input": [histogram]}}
     return _json({"schema_version": 1, "bundle": {"a": "b"}, "settings": settings, "pictures": [[0, 8]], **rest})
+
+
+def _checkpoints() -> list[bytes]:
+    """Return one checkpoint in every format: a trainer's, with small tensors under all names of the demo model."""
+    models = empty_models(Recipe.load("var_demo"))
+    var, vae = (
+        {name: torch.ones([min(size, 2) for size in tensor.shape]) for name, tensor in model.state_dict().items()}
+        for model in models
+    )
+    trainer = {"var_wo_ddp": var, "vae_local": vae, "var_opt": {"state": {0: torch.zeros(2)}}}
+    saved = {"epoch": 3, "trainer": trainer, "args": {"depth": 6, "pn": "1_2_3", "ch": 32, "vqvae": {"v": 8}}}
+    found = []
+    for zipped in (True, False):
+        file = io.BytesIO()
+        torch.save(saved, file, _use_new_zipfile_serialization=zipped)
+        found.append(file.getvalue())
+    return [*found, safetensors.torch.save({**var, **{f"vae.{name}": tensor for name, tensor in vae.items()}})]
 
 
 def _pictures() -> list[bytes]:
