@@ -37,6 +37,9 @@ def test_the_default_top_k_fits_a_small_vocabulary(toy_bundle: Path, tmp_path: P
     expected = Pipeline(toy_bundle).generate(1, top_k=V).images[0]  # all of it
     assert np.array_equal(np.asarray(Image.open(out)), expected)
     assert np.array_equal(Pipeline(toy_bundle).generate(1).images[0], expected)
+    asked = generate("--bundle", toy_bundle, "--label", "1", "--top-k", "900", "--out", out)  # the default's number
+    assert asked.exit_code == 1
+    assert f"top_k: expected 0 (all) to {V}, found 900" in asked.output
 
 
 def test_dump_holds_the_whole_generation(toy_bundle: Path, tmp_path: Path) -> None:
