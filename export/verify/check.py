@@ -10,7 +10,7 @@ import numpy as np
 
 from export.verify.draws import Parting, allowed
 from export.verify.metrics import Difference, LogitDifference, PictureDifference, Share
-from export.verify.recording import Batch, Latest, Recording, Reference, generate, smoothly
+from export.verify.recording import Batch, Recording, Reference, generate, smoothly
 from export.verify.tolerances import limits, misses
 from runtime.backends.base import StageRun
 from runtime.backends.ort_session import Session
@@ -135,20 +135,23 @@ def led(
     known: Recording, pipeline: Pipeline, sampling: Sampling, scaling: ChannelScaling, measured: Measured
 ) -> np.ndarray:
     """Generate images, teacher-forced with the reference's tokens; add errors to `measured` and return the images."""
-    draws, latest = known.draws(), Latest()
+    draws = known.draws()
+    found: dict[str, np.ndarray] = {}  # of the scale: what its bridge wrote, and what was recorded of its transformer
 
     def observe(run: StageRun) -> None:
-        latest(run)
         for name, expected in known.condition.items() if run.graph == CONDITION else ():
-            undone = latest.outputs[CONDITION][name].astype(np.float64) / scaling.get(name, 1.0)
+            undone = run.outputs[name].astype(np.float64) / scaling.get(name, 1.0)
             _at(measured, "condition", None, _Worst).add(name, expected, undone)
+        if run.scale is not None:
+            wanted = run.outputs if run.graph == BRIDGE else known.outputs[run.scale][TRANSFORMER]
+            found.update({name: run.outputs[name] for name in wanted})
 
     def on_scale(view: ScaleView) -> None:
         k, logits = view.index, view.logits()
-        expected, found = known.outputs[k][BRIDGE], latest.outputs[BRIDGE]
+        expected = known.outputs[k][BRIDGE]
         _at(measured, "transformer", k, lambda: LogitDifference(view.side)).add(known.logits[k], logits)
         for name, values in known.outputs[k][TRANSFORMER].items():
-            _at(measured, "keys and values", k, _Worst).add(name, values, latest.outputs[TRANSFORMER][name])
+            _at(measured, "keys and values", k, _Worst).add(name, values, found[name])
         bridge = _at(measured, "bridge", k, _Bridge)
         for name in (F_HAT_OUT, X_NEXT):
             if name in expected:

@@ -166,16 +166,6 @@ def generate(
     )
 
 
-class Latest:
-    """An observer that keeps the outputs of the latest run of each graph."""
-
-    def __init__(self) -> None:
-        self.outputs: Outputs = {}
-
-    def __call__(self, run: StageRun) -> None:
-        self.outputs[run.graph] = dict(run.outputs)
-
-
 class _Enough(Exception):
     """Ends a generation when the scale that is wanted has run."""
 

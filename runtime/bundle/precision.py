@@ -29,7 +29,7 @@ class Precision(str, Enum):
     @property
     def target(self) -> str | None:
         """The target of an INT8 bundle, "trt" or "cpu"; None for other precisions."""
-        return {Precision.INT8_CPU: "cpu"}.get(self, "trt") if self.kind == "int8" else None
+        return self.value.split()[2] if self.kind == "int8" else None  # "int8 for TARGET"
 
     @property
     def has_fp16(self) -> bool:
