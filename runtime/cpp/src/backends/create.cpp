@@ -45,8 +45,7 @@ std::unique_ptr<Backend> create_backend(var_edge_backend wanted, const std::file
     switch (wanted) {
         case VAR_EDGE_TENSORRT: return tensorrt(bundle, manifest, options);
         case VAR_EDGE_ONNXRUNTIME:
-        case VAR_EDGE_ONNXRUNTIME_CUDA:
-        case VAR_EDGE_ONNXRUNTIME_TENSORRT: return onnxruntime(wanted, bundle, manifest, options);
+        case VAR_EDGE_ONNXRUNTIME_CUDA: return onnxruntime(wanted, bundle, manifest, options);
         case VAR_EDGE_AUTO: break;
         default: throw bad_argument("backend: expected one of var_edge_backend, found " + std::to_string(int(wanted)));
     }
