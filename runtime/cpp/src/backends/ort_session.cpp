@@ -90,9 +90,9 @@ Session::Session(const std::filesystem::path& bundle, const GraphSpec& graph, co
     try {
         session_ = Ort::Session(environment(), path_.c_str(), options);
     } catch (const Ort::Exception& error) {
-        // Without a GPU or a driver, the provider fails only here, and its error has no status of its own.
-        const bool provider_fails = provider && std::string_view(error.what()).find("CUDA failure") != std::string::npos;
-        throw engine_error(provider_fails ? VAR_EDGE_UNSUPPORTED : VAR_EDGE_BAD_BUNDLE,
+        // Without a GPU or a driver the provider fails only here, and only the text says that it is not the graph.
+        const bool no_gpu = std::string_view(error.what()).find("CUDA failure") != std::string_view::npos;
+        throw engine_error(no_gpu ? VAR_EDGE_UNSUPPORTED : VAR_EDGE_BAD_BUNDLE,
                            path_ + ": ONNX Runtime " + Ort::GetVersionString() + " cannot load it", error);
     }
     const Ort::AllocatorWithDefaultOptions allocator;
@@ -113,7 +113,11 @@ void Session::check(const Stage& stage) const {
 
 Bound Session::bind(const Stage& stage) {
     check(stage);
-    return {session_, path_, stage, provider_};
+    try {
+        return {session_, path_, stage, provider_};
+    } catch (const Ort::Exception& error) {  // it copies constants to the GPU
+        throw engine_error(VAR_EDGE_FAILED, path_ + ": ONNX Runtime cannot bind it", error);
+    }
 }
 
 // A sequence or an optional has no element type to ask for.
