@@ -1,0 +1,2 @@
+// Where FindTensorRT.cmake looks for TensorRT's headers.
+#include "NvInferRuntime.h"
