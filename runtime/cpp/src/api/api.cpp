@@ -86,8 +86,9 @@ void required(const void* pointer, const char* name) {
 BackendOptions backend_options(const var_edge_options& asked) {
     BackendOptions chosen;
     if (asked.backend == VAR_EDGE_ONNXRUNTIME_TENSORRT) {
-        throw unsupported("backend: VAR_EDGE_ONNXRUNTIME_TENSORRT is no longer supported; use VAR_EDGE_TENSORRT with the"
-                          " engines that make engine builds, or VAR_EDGE_ONNXRUNTIME_CUDA");
+        throw unsupported(
+            "backend: VAR_EDGE_ONNXRUNTIME_TENSORRT is no longer supported; use VAR_EDGE_TENSORRT with the"
+            " engines that make engine builds, or VAR_EDGE_ONNXRUNTIME_CUDA");
     }
     if (asked.threads && !limits::THREADS.holds(asked.threads)) {
         throw bad_argument("threads: expected 0 (all) to " + number(limits::THREADS.most) + ", found " +

@@ -161,9 +161,7 @@ std::pair<std::uint8_t*, Array> DeviceArrays::shared(std::size_t size) {
     return {pinned_.back().get(), empty({std::int64_t(size)}, Dtype::uint8)};
 }
 
-void DeviceArrays::upload(std::uint8_t* target, const void* host, std::size_t size) {
-    cuda_->copy(target, host, size);
-}
+void DeviceArrays::upload(std::uint8_t* target, const void* host, std::size_t size) { cuda_->copy(target, host, size); }
 
 void DeviceArrays::fetch(void* target, const std::uint8_t* source, std::size_t size) {
     cuda_->copy(target, source, size);

@@ -49,9 +49,9 @@ Array CudaArrays::empty(Shape shape, Dtype dtype) {
     try {
         memory_.push_back(device_.GetAllocation(size));
     } catch (const Ort::Exception& error) {
-        throw out_of_memory("GPU memory: " + std::to_string(size) +
-                            " bytes are needed; draw fewer pictures at once (batch 1) or close other programs: " +
-                            error.what());
+        throw out_of_memory(
+            "GPU memory: " + std::to_string(size) +
+            " bytes are needed; draw fewer pictures at once (batch 1) or close other programs: " + error.what());
     }
     array.data = static_cast<std::uint8_t*>(memory_.back().get());
     return array;

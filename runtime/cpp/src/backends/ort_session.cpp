@@ -60,7 +60,8 @@ Bound::Bound(Ort::Session& session, const std::string& path, const Stage& stage,
     const auto host = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     for (const auto* tensors : {&stage.inputs, &stage.outputs}) {
         for (const auto& [name, array] : *tensors) {
-            const auto* memory = array.place == Place::device ? static_cast<const OrtMemoryInfo*>(provider->memory()) : host;
+            const auto* memory =
+                array.place == Place::device ? static_cast<const OrtMemoryInfo*>(provider->memory()) : host;
             values_.push_back(Ort::Value::CreateTensor(memory, array.data, array.bytes(), array.shape.data(),
                                                        array.shape.size(), element_type(array.dtype)));
             if (tensors == &stage.outputs) binding_.BindOutput(name.c_str(), values_.back());

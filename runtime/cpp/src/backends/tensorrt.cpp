@@ -1,5 +1,5 @@
-// TensorRT: everything stays on the GPU, and a whole picture is one CUDA graph, recorded once and launched from then on.
-// Twin of runtime/backends/tensorrt.py.
+// TensorRT: everything stays on the GPU, and a whole picture is one CUDA graph, recorded once and launched from then
+// on. Twin of runtime/backends/tensorrt.py.
 #include <algorithm>
 #include <climits>
 #include <cstdio>

@@ -157,7 +157,7 @@ Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const s
     const std::vector<Scale>& scales = manifest.scales;
     const std::int64_t rows = scales.back().tokens, columns = 2 * size;
     for (const Scale& scale : scales) counts_.push_back(scale.tokens);
-    logits = arrays.empty({rows, columns, model.vocab_size}, Dtype::float32);  // (L, 2B, V)
+    logits = arrays.empty({rows, columns, model.vocab_size}, Dtype::float32);       // (L, 2B, V)
     const Shape f_hat_shape = {size, model.code_size, model.grid(), model.grid()};  // (B, Z, P, P)
     for (Array& f_hat : f_hat_) f_hat = arrays.empty(f_hat_shape, Dtype::float32);
     const std::vector<std::uint8_t> zeros(f_hat_[0].data ? f_hat_[0].bytes() : 0);
@@ -200,10 +200,10 @@ Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const s
                                  {"f_hat", k ? f_hat_after(k - 1) : f_hat_before}};
         const std::int64_t next = scale_sizes(scales, k, size).at("L_next");
         const Tensors following = {{"f_hat_out", f_hat_after(k)}, {"x_next", x.rows(0, next)}};
-        steps.emplace_back(Stage{"transformer", joined({&input, &by_block, &past, &constants[k].transformer}), made},
-                           Stage{smooth ? SMOOTH_BRIDGE : "bridge",
-                                 joined({&drawing, &settings.stages(k + 1), &constants[k].bridge}),
-                                 joined({&results.stages(k), &following})});
+        steps.emplace_back(
+            Stage{"transformer", joined({&input, &by_block, &past, &constants[k].transformer}), made},
+            Stage{smooth ? SMOOTH_BRIDGE : "bridge", joined({&drawing, &settings.stages(k + 1), &constants[k].bridge}),
+                  joined({&results.stages(k), &following})});
     }
 }
 
