@@ -16,7 +16,8 @@ FEATURES = (
     *("busy", "scramble", "fork", "cancel", "values", "structs", "labels", "seeds", "stop", "stop_between"),
     *("stages", "scales", "progress", "memory", "log", "provider", "share", "version"),
 )
-THREADED = ("busy", "scramble", "stop", "stop_between", "share", "cancel")  # what the thread sanitizer may say something about
+# What the thread sanitizer may say something about.
+THREADED = ("busy", "scramble", "stop", "stop_between", "share", "cancel")
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ std::unique_ptr<Backend> create_backend(var_edge_backend wanted, const std::file
     try {
         return onnxruntime(VAR_EDGE_ONNXRUNTIME_CUDA, bundle, manifest, options);
     } catch (const Error& error) {
-        if (error.status != VAR_EDGE_UNSUPPORTED) throw;
+        if (!is_another_choice(error)) throw;
         options.log(0, one_line(std::string("GPU not used: ") + error.what()));
     }
     return onnxruntime(VAR_EDGE_ONNXRUNTIME, bundle, manifest, options);
