@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from export.engine.build_log import counted, has_other_products, int8_products
 from export.engine.builder import Builder, Options, load_tensorrt
+from export.engine.kernels import Kernels, count
 from export.engine.report import REPORT, inspected, report
 from runtime.backends.cuda import gpu
 from runtime.backends.wiring import ALIGNMENT
@@ -102,6 +103,7 @@ def build_engines(
     builder = Builder(trt, built, options, timing_cache)
     with atomic_directory(out, ENGINES, bundle) as folder:
         engines = {}
+        kernels: dict[str, Kernels] = {}
         for name, planned in plan.engines.items():
             start = time.perf_counter()
             data = builder.build(bundle / source.graphs[name].file, planned.profiles, progress)
@@ -109,6 +111,7 @@ def build_engines(
             weights = weight_bytes(bundle, [source.graphs[name].file])
             seconds = round(time.perf_counter() - start, 3)
             layers = counted(builder.log.lines)
+            kernels[name] = count(builder.log.lines, len(planned.profiles))
             products = int8_products(builder.log.lines, len(planned.profiles)) if layers else ()
             # If all products read INT8, TensorRT may have merged some: fewer is then no fault.
             if products and min(products) < planned.int8_planned and has_other_products(layers):
@@ -122,7 +125,7 @@ def build_engines(
         _copy_constants(bundle, source, folder)
         record = replace(plan, engines=engines, peak_bytes=_peak_bytes(), created=_now())
         record.write(folder)
-        text = report(record, folder) + "".join(inspected(bundle / source.graphs[name].file) for name in engines)
+        text = report(record, kernels, folder) + "".join(inspected(bundle / source.graphs[name].file) for name in engines)
         (folder / REPORT).write_text(text, encoding="utf-8")
         _engine_manifest(source, record, folder).write(folder)
     return out, True
