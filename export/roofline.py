@@ -223,8 +223,9 @@ PAGE = """\
 python -m export.roofline {names} > docs/benchmarks/limits.md     # writes this page
 ```
 
-Computed from the sizes of a model and the published peaks of a GPU; nothing here is measured. No engine can be faster
-than the lower number of a range. The command also takes the directory of a bundle.
+Computed from the sizes of a model and the published peaks of a GPU; nothing here is measured. An engine that reads
+weights, keys and values from memory cannot be faster than the lower number of a range. What today's engines move
+besides is in [Kernels](engines.md#kernels). The command also takes the directory of a bundle.
 
 ## The work of an image
 
