@@ -6,7 +6,7 @@ written once and read once. The letters are those of docs/how-it-works.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -216,54 +216,63 @@ def _attention(side: int, channels: int) -> Iterator[_Layer]:
     yield _Layer(side, channels, channels, kernel=1, added=True, kept=True)
 
 
-def page(models: list[Model]) -> str:
+PAGE = """\
+# What bounds the speed
+
+```sh
+python -m export.roofline {names} > docs/benchmarks/limits.md     # writes this page
+```
+
+Computed from the sizes of a model and the published peaks of a GPU; nothing here is measured. An engine that reads
+weights, keys and values from memory cannot be faster than the lower number of a range. What today's engines move
+besides is in [Kernels](engines.md#kernels). The command also takes the directory of a bundle.
+
+## The work of an image
+
+Each scale reads the weights, reads keys and values of all scales so far, and writes its own. Activations are the
+tensors between two kernels, fused as [the engines](engines.md) are; a large L2 cache keeps many of them out of memory.
+INT8 is the [default plan](../int8.md), where `fc2` and the condition take two products.
+
+| model | precision | batch | weights | keys, values | activations | decoder, all bytes | transformer | decoder |
+|---|---|---|---|---|---|---|---|---|
+{work}
+
+## The least time of an image
+
+For each stage the longer of two: its bytes at the peak bandwidth, its products at the peak rate. The range is from all
+activations in caches to all in memory. *Products* is the part of the lower number that waits for products.
+
+| device | model | precision | batch 1, ms per image | products | batch 8, ms per image | products |
+|---|---|---|---|---|---|---|
+{times}
+
+The head is a product in FP32, which no tensor core computes. Activations cost time only where their bytes take longer
+than the products.
+
+## The devices
+
+Dense peaks, without sparsity.
+
+| device | memory | FP32 | FP16 | INT8 |
+|---|---|---|---|---|
+{devices}
+
+Sources:
+
+{sources}
+"""
+
+
+def page(models: Sequence[Model]) -> str:
     """Return docs/benchmarks/limits.md."""
-    names = " ".join(model.name for model in models)
-    lines = [
-        "# What bounds the speed",
-        "",
-        "```sh",
-        f"python -m export.roofline {names} > docs/benchmarks/limits.md     # writes this page",
-        "```",
-        "",
-        "Computed from the sizes of a model and the published peaks of a GPU; nothing here is measured. No engine can be",
-        "faster than the lower number of a range. The command also takes the directory of a bundle.",
-        "",
-        "## The work of an image",
-        "",
-        "Each scale reads the weights, reads keys and values of all scales so far, and writes its own. Activations are the",
-        "tensors between two kernels, fused as [the engines](engines.md) are; a large L2 cache keeps many of them out of",
-        "memory. INT8 is the [default plan](../int8.md), where `fc2` and the condition take two products.",
-        "",
-        "| model | precision | batch | weights | keys, values | activations | decoder, all bytes | transformer | decoder |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(_work_row(model, kind, batch) for model in models for kind in (FP16, INT8) for batch in BATCHES),
-        "",
-        "## The least time of an image",
-        "",
-        "For each stage the longer of two: its bytes at the peak bandwidth, its products at the peak rate. The range is from",
-        "all activations in caches to all in memory. *Products* is the part of the lower number that waits for products.",
-        "",
-        "| device | model | precision | batch 1, ms per image | products | batch 8, ms per image | products |",
-        "|---|---|---|---|---|---|---|",
-        *(_time_row(device, model, kind) for device in DEVICES for model in models for kind in (FP16, INT8)),
-        "",
-        "The head is a product in FP32, which no tensor core computes. Activations can only cost time where their bytes take",
-        "longer than the products.",
-        "",
-        "## The devices",
-        "",
-        "Dense peaks, without sparsity.",
-        "",
-        "| device | memory | FP32 | FP16 | INT8 |",
-        "|---|---|---|---|---|",
-        *(_device_row(device) for device in DEVICES),
-        "",
-        "Sources:",
-        "",
-        *(f"- {device.name}: {device.source}" for device in DEVICES),
-    ]
-    return "\n".join([*lines, ""])
+    kinds = [(model, precision) for model in models for precision in (FP16, INT8)]
+    return PAGE.format(
+        names=" ".join(model.name for model in models),
+        work="\n".join(_work_row(*kind, batch) for kind in kinds for batch in BATCHES),
+        times="\n".join(_time_row(device, *kind) for device in DEVICES for kind in kinds),
+        devices="\n".join(_device_row(device) for device in DEVICES),
+        sources="\n".join(f"- {device.name}: {device.source}" for device in DEVICES),
+    )
 
 
 def _work_row(model: Model, precision: str, batch: int) -> str:

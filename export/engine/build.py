@@ -152,9 +152,8 @@ def build_engines(
         _copy_constants(bundle, source, folder)
         record = replace(plan, engines=engines, peak_bytes=_peak_bytes(), created=_now())
         record.write(folder)
-        text = report(record, kernels, folder) + "".join(
-            inspected(bundle / source.graphs[name].file) for name in engines
-        )
+        text = report(record, kernels, folder)
+        text += "".join(inspected(bundle / source.graphs[name].file) for name in engines)
         (folder / REPORT).write_text(text, encoding="utf-8")
         _engine_manifest(source, record, folder).write(folder)
     return out, True

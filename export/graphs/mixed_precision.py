@@ -21,8 +21,8 @@ FOLLOWING = ("Gelu",)  # elementwise after a product; its result is the operand 
 MOVEMENT = ("Reshape", "Transpose", "Split", "Concat", "Slice", "Gather", "Squeeze", "Unsqueeze", "Resize")
 # Guidance, filtering and the draw have to tell 4096 values apart, and are little work.
 FLOAT32_GRAPHS = (BRIDGE, SMOOTH_BRIDGE)
-# The residuals of other graphs decide tokens. The published demo computes those of the decoder in FP16 too: its autocast
-# adds the FP16 results of convolutions. Norms read them in FP16 and compute their statistics in FP32.
+# The residuals of other graphs decide tokens. Those of the decoder are a quarter of its memory traffic in FP32. The
+# published demo adds them in FP16 too, under autocast. Norms read them in FP16; their statistics stay FP32.
 HALF_RESIDUALS = (DECODER,)
 FLOAT32_WEIGHTS = (
     "head.",  # guidance multiplies the rounding of logits by up to 1 + 2t
