@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from export.engine.build_log import counted, int8_fault, int8_products
 from export.engine.builder import Builder, Options, load_tensorrt
+from export.engine.kernels import Kernels, count
 from export.engine.report import REPORT, inspected, report
 from runtime.backends.cuda import Gpu, gpu, gpu_or_reason
 from runtime.backends.wiring import ALIGNMENT
@@ -134,6 +135,7 @@ def build_engines(
     builder = Builder(trt, built, options, timing_cache)
     with atomic_directory(out, ENGINES, bundle) as folder:
         engines = {}
+        kernels: dict[str, Kernels] = {}
         for name, planned in plan.engines.items():
             start = time.perf_counter()
             data = builder.build(bundle / source.graphs[name].file, planned.profiles, progress)
@@ -141,6 +143,7 @@ def build_engines(
             weights = weight_bytes(bundle, [source.graphs[name].file])
             seconds = round(time.perf_counter() - start, 3)
             measured = replace(planned, build_seconds=seconds, weight_bytes=weights)
+            kernels[name] = count(builder.log.lines, len(planned.profiles))
             if note := builder.foreign_cache():
                 warn(note)
             engines[name] = _with_layers(measured, builder, data)
@@ -149,7 +152,9 @@ def build_engines(
         _copy_constants(bundle, source, folder)
         record = replace(plan, engines=engines, peak_bytes=_peak_bytes(), created=_now())
         record.write(folder)
-        text = report(record, folder) + "".join(inspected(bundle / source.graphs[name].file) for name in engines)
+        text = report(record, kernels, folder) + "".join(
+            inspected(bundle / source.graphs[name].file) for name in engines
+        )
         (folder / REPORT).write_text(text, encoding="utf-8")
         _engine_manifest(source, record, folder).write(folder)
     return out, True

@@ -59,12 +59,13 @@ def _datatypes(tensors: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _layer(name: str, kind: str, datatypes: list[str]) -> Layer:
-    profile = PROFILE.search(name)
-    return Layer(
-        _kind(name, kind),
-        _dtype(datatypes[0]) if datatypes else "none",
-        int(profile[1] or profile[2]) if profile else 0,
-    )
+    return Layer(_kind(name, kind), _dtype(datatypes[0]) if datatypes else "none", profile_of(name))
+
+
+def profile_of(layer: str) -> int:
+    """Return the profile of the layer with this name."""
+    found = PROFILE.search(layer)
+    return int(found[1] or found[2]) if found else 0
 
 
 def _kind(name: str, kind: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..bundle.manifest import WEIGHTS, Graph
 from ..bundle.weight_file import mapped_weights
-from ..errors import BundleError, SettingsError, VarEdgeError
+from ..errors import BundleError, OutOfMemoryError, SettingsError, VarEdgeError, tells_out_of_memory
 from .arrays import Array, DeviceArray
 from .ort import onnxruntime as ort
 
@@ -46,7 +46,7 @@ class Session:
     """A graph of a bundle, ready to run on the CPU or on `device`. If given, `content` replaces the graph's file.
 
     Raises BundleError if the graph cannot be loaded or its inputs or outputs differ from `graph`, SettingsError if
-    ONNX Runtime cannot use the device.
+    ONNX Runtime cannot use the device, OutOfMemoryError.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class Session:
                 options.add_external_initializers(list(weights), values)
             self._session = ort.InferenceSession(content or self._path, options, providers=providers, enable_fallback=0)
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            reason = f"ONNX Runtime {ort.__version__} cannot load it: {_one_line(error)}"
-            raise BundleError(f"{self._path}: {reason}") from None
+            reason = f"{self._path}: ONNX Runtime {ort.__version__} cannot load it: {_one_line(error)}"
+            raise (OutOfMemoryError if tells_out_of_memory(reason) else BundleError)(reason) from None
         if device and (used := self._session.get_providers()[0]) != CUDA:
             raise SettingsError(_fallback_reason(used))
         self._inputs = {tensor.name: ORT_TYPES.get(tensor.type) for tensor in self._session.get_inputs()}
@@ -104,14 +104,20 @@ class Session:
         try:
             return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
         except RuntimeError as error:
-            raise VarEdgeError(f"{self._path}: ONNX Runtime failed: {_one_line(error)}") from None
+            raise self._failed(error) from None
 
     def _run(self, binding: ort.IOBinding, values: list[ort.OrtValue]) -> None:
         # This call must hold `values`: ONNX Runtime before 1.30 does not keep the bound arrays alive.
         try:
             self._session.run_with_iobinding(binding)
         except RuntimeError as error:
-            raise VarEdgeError(f"{self._path}: ONNX Runtime failed: {_one_line(error)}") from None
+            raise self._failed(error) from None
+
+    def _failed(self, error: Exception) -> VarEdgeError:
+        reason = f"{self._path}: ONNX Runtime failed: {_one_line(error)}"
+        if tells_out_of_memory(reason):
+            return OutOfMemoryError(f"{reason}; draw fewer pictures at once (--batch 1)")
+        return VarEdgeError(reason)
 
     def _agree(self, other: str, expected: Mapping[str, str], found: Mapping[str, str | None]) -> None:
         if differing := sorted(dict(expected.items() ^ found.items())):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,11 +22,11 @@ from export.verify.recording import Reference
 from export.verify.report import Entry, Report
 from export.verify.run import bundle_reference, verified
 from runtime import Pipeline, SettingsError
-from runtime.backends import tensorrt as backend_module
-from runtime.backends.cuda import gpu
+from runtime.backends.cuda import Gpu, gpu
 from runtime.bundle.engine_record import EngineRecord
 from runtime.bundle.manifest import Manifest
-from tests.runtime.fake_gpu import BUILT, GPU, FakeCuda, fake_tensorrt, write_engines
+from tests.runtime.fake_gpu import FakeGpu, use
+from tests.runtime.fake_tensorrt import BUILT, write_engines
 
 
 @pytest.mark.skipif(gpu() is not None, reason="this machine has a GPU: run make gpu-check itself")
@@ -58,7 +59,8 @@ class Machine:
         monkeypatch.setattr(module, "load_tensorrt", lambda flavour: None)
         monkeypatch.setattr(module, "target", lambda trt, flavour, *_: replace(BUILT, flavour=flavour))
         monkeypatch.setattr(module, "find_spec", lambda name: name)
-        monkeypatch.setattr(module.subprocess, "run", self.run)
+        # Not the function in the module `subprocess` itself, which other libraries call.
+        monkeypatch.setattr(module, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": self.run}))
         monkeypatch.setattr(module, "Pipeline", lambda *_, **__: None)
         monkeypatch.setattr(module, "verified", self.verified)
         monkeypatch.setattr(module, "bundle_reference", lambda *_: reference)
@@ -95,7 +97,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, reference: Reference) -> Machine:
 def check(demo_bundle: Path, fp16_demo_bundle: Path, tmp_path: Path) -> tuple[Report, str, Any]:
     """Return the result, benchmarks.md and report.json."""
     bundle = shutil.copytree(fp16_demo_bundle, tmp_path / "fp16", ignore=shutil.ignore_patterns("engines"))
-    result = module.gpu_check(GPU, demo_bundle, [bundle], tmp_path / "report", 2, lambda stage, done, total: None)
+    result = module.gpu_check(
+        Gpu("Fake RTX", "8.6", 1 << 30), demo_bundle, [bundle], tmp_path / "report", 2, lambda stage, done, total: None
+    )
     assert (tmp_path / "report" / "report.html").stat().st_size > 1000
     document = json.loads((tmp_path / "report" / "report.json").read_text())
     return result, (tmp_path / "report" / "benchmarks.md").read_text(), document
@@ -214,9 +218,8 @@ def test_engines_are_verified(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They run through the TensorRT backend, on a fake driver that computes with ONNX Runtime."""
-    cuda = FakeCuda()
-    monkeypatch.setattr(backend_module, "Cuda", lambda: cuda)
-    monkeypatch.setattr(backend_module, "load_tensorrt", lambda flavour: fake_tensorrt(cuda))
+    use(monkeypatch, FakeGpu())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bundle = tmp_path / "bundle"
     shutil.copytree(fp16_demo_bundle, bundle)
     write_engines(bundle, batches)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from runtime import Pipeline, SettingsError
+from runtime import OutOfMemoryError, Pipeline, SettingsError
 from runtime.backends import cuda as cuda_module
 from runtime.backends import ort_session
 from runtime.backends.ort import onnxruntime as real
 from runtime.backends.ort_session import Device, Session
 from runtime.bundle.manifest import Manifest
-from tests.runtime.fake_gpu import FakeCuda
+from tests.runtime.fake_gpu import FakeGpu
 
 COMPLAINT = "Failed to load libcudnn.so.9: cannot open shared object file"
 REASON = (
@@ -54,7 +54,7 @@ class OnnxRuntime:
 def ort(monkeypatch: pytest.MonkeyPatch) -> Iterator[OnnxRuntime]:
     fake = OnnxRuntime()
     monkeypatch.setattr(ort_session, "ort", fake)
-    monkeypatch.setattr(cuda_module, "Cuda", FakeCuda)
+    monkeypatch.setattr(cuda_module, "_bindings", FakeGpu)
     ort_session._preload.cache_clear()
     yield fake
     ort_session._preload.cache_clear()
@@ -98,3 +98,14 @@ def test_tf32_is_off_and_a_failing_provider_is_an_error(demo_bundle: Path, ort: 
     assert provider == "CUDAExecutionProvider"
     assert options == {"device_id": "0", "user_compute_stream": "7", "use_tf32": "0"}
     assert others == {"enable_fallback": 0}
+
+
+def test_memory_that_runs_out_is_no_reason_to_use_the_cpu(
+    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch, ort: OnnxRuntime
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+
+    monkeypatch.setattr(ort, "InferenceSession", refuse, raising=False)
+    with pytest.raises(OutOfMemoryError, match="cannot load it: CUDA failure 2: out of memory"):
+        Pipeline(demo_bundle, "auto")
