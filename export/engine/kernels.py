@@ -29,14 +29,17 @@ class Kernels:
 def count(log: Iterable[tuple[str, str]], profiles: int) -> Kernels:
     """Count the kernels of each profile in the (severity, text) of a build with detailed verbosity.
 
-    A layer of the log is one launch. All counts are 0 if the log lists no layers.
+    A layer of the log is one launch. All counts are 0 if the log lists no layers, or more parts than profiles: then
+    TensorRT numbers parts of the graph, and not profiles.
     """
-    layers: list[list[str]] = [[] for _ in range(profiles)]
+    layers: dict[int, list[str]] = {i: [] for i in range(profiles)}
     for _, text in log:
         for layer in LAYER.finditer(text):
             line = text[layer.start() :].partition("\n")[0]
-            layers[profile_of(layer["name"])].append(line)
-    return Kernels(tuple(map(len, layers)), tuple(map(_of_a_block, layers)))
+            layers.setdefault(0 if profiles == 1 else profile_of(layer["name"]), []).append(line)
+    if len(layers) > profiles:
+        return Kernels((0,) * profiles, (0,) * profiles)
+    return Kernels(tuple(map(len, layers.values())), tuple(map(_of_a_block, layers.values())))
 
 
 def _of_a_block(layers: Sequence[str]) -> int:

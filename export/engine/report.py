@@ -36,7 +36,7 @@ def report(record: EngineRecord, kernels: Mapping[str, Kernels], folder: Path) -
         lines.append(f"| {name} | {len(engine.profiles)} | {cells} | {_int8(engine)} |")
     layers = table({name: engine.layers for name, engine in record.engines.items()})
     lines += ["", "Layers by the dtype of their first input, all profiles together:", "", layers]
-    if any(any(counted.profiles) for counted in kernels.values()):  # else the builder did not list them
+    if all(any(counted.profiles) for counted in kernels.values()):  # else the builder did not list them
         lines += ["", kernel_counts.table(kernels, record)]
     return "\n".join([*lines, ""])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from export.engine.build_log import Layer, counted, inspected, int8_fault, int8_products, logged
+from export.engine.kernels import count
 from runtime.bundle.engine_record import Engine
 
 SAMPLES = Path(__file__).parents[1] / "data" / "engine_layers"
@@ -50,6 +51,15 @@ def test_layers_that_do_not_tell_their_profile_are_no_answer() -> None:
     assert int8_products([layer for layer in layers if layer.profile == 0], profiles=2) == ()
     assert int8_products(layers, profiles=3) == ()
     assert int8_products(layers, profiles=1) == (2,)  # with one profile, a number is that of a part of the graph
+
+
+def test_kernels_of_parts_are_not_those_of_profiles() -> None:
+    """TensorRT 10 may number the parts of a graph: this ended the build with an IndexError."""
+    log = [("VERBOSE", (SAMPLES / "tensorrt10.log").read_text())]
+    assert count(log, profiles=2).profiles == (4, 3)
+    assert count(log, profiles=1).profiles == (7,)
+    more = [("VERBOSE", log[0][1].replace("_myl1_", "_myl5_").replace(" [profile 1]_", "_"))]
+    assert count(more, profiles=2).profiles == (0, 0)
 
 
 def test_an_engine_that_does_not_show_its_layers_is_no_pass() -> None:

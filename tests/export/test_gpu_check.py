@@ -194,6 +194,7 @@ def test_int8_that_nothing_shows_fails(
 ) -> None:
     monkeypatch.setattr(module, "int8_fault", lambda name, engine: f"{name}: cannot tell" if name == "bridge" else None)
     result, benchmarks, _ = check(demo_bundle, fp16_demo_bundle, tmp_path)
+    assert not result.passed
     assert [entry.status for entry in result.entries] == ["passed", "FAILED"] * 2
     assert result.entries[1].reason == "FAILED: bridge: cannot tell"
     assert "FAILED: bridge: cannot tell" in benchmarks
