@@ -34,6 +34,15 @@ def test_the_command_makes_a_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
     assert (tmp_path / "p.png").is_file()
 
 
+def test_row_scales_need_no_images(tiny_bundle: Path, tmp_path: Path) -> None:
+    out, file = tmp_path / "out", tmp_path / "c.json"
+    result = run(str(tiny_bundle), "--out", str(out), "--scales", "row", "--calibration", str(file))
+    assert result.returncode == 0, result.stderr
+    assert "3 int8-row, 3 int8x2-row" in result.stdout
+    assert not file.exists()
+    assert Manifest.load(out).provenance.options["calibration"]["smoothing"] == "none"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -44,6 +53,10 @@ def test_the_command_makes_a_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
         (["--images", "8", "--budget", "1e-9"], "two digits for every layer still cost a KL of"),
         (["--weights-only", "--budget", "0.1"], "--weights-only has no activations to plan for"),
         (["--images", "8", "--merge", "absent.json"], "absent.json: there is no calibration"),
+        (["--scales", "row", "--images", "8"], "--images 8: no layer of the plan has calibrated ranges"),
+        (["--weights-only", "--images", "8"], "--images 8: no layer of the plan has calibrated ranges"),
+        (["--scales", "token"], "'token' is not one of 'row', 'scale', 'mixed'"),
+        (["--images", "8", "--set", "conv1=int8-row"], "conv1 is a convolution, which has no rows"),
     ],
 )
 def test_bad_input_is_one_line(tiny_bundle: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
