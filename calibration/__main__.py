@@ -26,9 +26,9 @@ from runtime.sampling import TOP_K, Sampling
 @click.option(
     "--scales",
     type=click.Choice(["row", "scale", "mixed"]),
-    default="mixed",
     help="Where the scales of INT8 activations come from: each row itself (row; draws no images, and the decoder's "
-    "convolutions stay float), measured ranges (scale), or each row and measured ranges in the decoder (mixed).",
+    "convolutions stay float), measured ranges (scale), or each row and measured ranges in the decoder (mixed).  "
+    "[default: row, with --target cpu mixed]",
 )
 @click.option(
     "--images",
@@ -84,7 +84,7 @@ def main(
     bundle: Path,
     out: Path,
     target: str,
-    scales: str,
+    scales: str | None,
     images: int | None,
     method: str,
     budget: float | None,
@@ -112,8 +112,10 @@ def main(
         require("--budget", "matplotlib")  # for the map of what it measured
 
     from calibration.make import Request, make_int8
+    from calibration.plan import DEFAULT_SCALES
     from calibration.record import Settings
 
+    scales = scales or DEFAULT_SCALES[target]
     scaled = channel_scaling or ("none" if scales == "row" else "adaln")
     settings = Settings(seed, Sampling.cfg, TOP_K, Sampling.top_p, scaled, alpha)
     request = Request(target, scales, method, images, first, settings, budget, kinds, weights_only, tuple(sizes), merge)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from calibration.bundle import quantize_bundle
 from calibration.collect import check_source, collect
-from calibration.plan import MIXED, Plan, default_plan, images_needed, with_overrides
+from calibration.plan import ROW, Plan, default_plan, images_needed, with_overrides
 from calibration.ranges import CalibrationError
 from calibration.record import FILE_NAME, Calibration, Settings, fingerprint
 from calibration.sensitivity import FILE_NAME as SENSITIVITY
@@ -31,7 +31,7 @@ class Request:
     """The user's options; see `python -m calibration --help`."""
 
     target: str = "trt"
-    scales: str = MIXED
+    scales: str = ROW
     method: str = "mse"
     images: int | None = None  # None: as many as the plan needs
     first: int = 0
@@ -102,7 +102,7 @@ def _calibrated(
         if request.images is not None or others:
             option = "--merge" if others else f"--images {request.images}"
             raise CalibrationError(
-                f"{option}: no layer of the plan has calibrated ranges, so no image is drawn; leave it out"
+                f"{option}: no layer has calibrated ranges, so no image is drawn; leave it out or give --scales mixed"
             )
         manifest = Manifest.load(bundle, verify=False)
         check_source(bundle, manifest)

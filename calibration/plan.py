@@ -25,7 +25,8 @@ TWO_TO_ONE_DIGIT = {two: one for one, two in ONE_TO_TWO_DIGITS.items()}
 SCALE = "scale"  # calibrated ranges, one for each scale of the model
 ROW = "row"  # each row itself. A convolution has no rows and stays float: no images are needed
 MIXED = "mixed"  # each row itself, and calibrated ranges in convolutions
-SCALES = (ROW, SCALE, MIXED)
+# By target. Around an INT8 decoder trt is FP16 and cpu FP32, where it is a third of the time (docs/benchmarks/cpu.md).
+DEFAULT_SCALES = {"trt": ROW, "cpu": MIXED}
 
 Plan = Mapping[str, str]  # site key -> kind
 

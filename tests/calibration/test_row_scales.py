@@ -159,7 +159,7 @@ def test_a_plan_mixes_scales(demo_bundle: Path, calibration_file: Path, tmp_path
     overrides = (("fc2", INT8),)
     for target, inputs in (("trt", 2), ("cpu", 2)):  # scales and zero points
         out = tmp_path / target
-        make_int8(demo_bundle, out, Request(target, images=32, overrides=overrides), calibration_file)
+        make_int8(demo_bundle, out, Request(target, MIXED, images=32, overrides=overrides), calibration_file)
         manifest = Manifest.load(out)
         assert len(manifest.step_constants) == inputs * manifest.model.depth
         graph = onnx.load(out / manifest.graphs[TRANSFORMER].file, load_external_data=False).graph
