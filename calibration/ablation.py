@@ -56,15 +56,21 @@ def rows(
         Row("+ channels scaled into AdaLN", everything, scaled, whole, "mse"),
         Row("+ head, attention, first and last convolution float", high, scaled, whole, "mse"),
         Row("+ condition in two digits", digits, scaled, whole, "mse"),
-        Row("+ fc2 in two digits (the default plan of --scales scale)", static, scaled, whole, "mse"),
+        Row("+ fc2 in two digits (--scales scale)", static, scaled, whole, "mse"),
         Row(
-            "+ activations with a scale for each row (the default plan)",
+            "+ activations with a scale for each row (--scales mixed)",
             default_plan(sites, MIXED),
             scaled,
             whole,
             "mse",
         ),
-        Row("  without images: --scales row", default_plan(sites, ROW), without_images, whole, "mse"),
+        Row(
+            "  without images, channel scaling and INT8 in the decoder (--scales row)",
+            default_plan(sites, ROW),
+            without_images,
+            whole,
+            "mse",
+        ),
     ]
     return (
         [*found, Row("+ the most sensitive layers in two digits", planned, scaled, whole, "mse")] if planned else found
