@@ -33,3 +33,7 @@ class NumericError(VarEdgeError):
 
 class SettingsError(VarEdgeError):
     """The caller gave a value that cannot be used."""
+
+
+class OutOfMemoryError(VarEdgeError):
+    """The memory of the GPU does not suffice; fewer images at once need less."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -98,6 +98,8 @@ class Pipeline:
     threads; with None the backend chooses. `verify=False` skips the SHA-256 of the bundle's files. With `finite=False`
     results that contain NaN or infinity are returned instead of raising NumericError, and such tokens are -1; tools use
     it to find where NaN begins. Raises BundleError if the bundle is damaged, SettingsError.
+
+    `close` releases the memory, on a GPU too; so does the end of a `with` block and the garbage collector.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Pipeline:
         path = Path(bundle)
         self._finite = finite
         self._lock, self._current, self._process = threading.Lock(), object(), os.getpid()
+        self._closed = False
         self.bundle = path
         self.manifest = Manifest.load(path, verify)
         self.classes = ClassNames.load(path, self.manifest)
@@ -227,15 +230,31 @@ class Pipeline:
         self._check_finite(tokens >= 0, "features of the encoder")
         return np.split(tokens, ends[:-1], axis=1)
 
+    def close(self) -> None:
+        """Wait for the calls of other threads, then release the memory. Later calls raise SettingsError."""
+        if self._closed:
+            return
+        with self._take_turn():
+            self._closed = True
+            self.backend.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @contextmanager
     def _take_turn(self) -> Iterator[None]:
-        """Wait for the calls of other threads. Raises SettingsError where this would wait for ever."""
+        """Wait for the calls of other threads. Raises SettingsError where this would be for ever, and after `close`."""
         if os.getpid() != self._process:
             raise SettingsError("pipeline: loaded before this process was forked; load the bundle in each process")
         if self._current in _calls.get():
             inside = "called from its own on_scale, on_stage or observe"
             raise SettingsError(f"pipeline: {inside}; call it after generate returned")
         with self._lock:
+            if self._closed:
+                raise SettingsError("pipeline: closed; load the bundle again")
             self._current = object()
             outer = _calls.set((*_calls.get(), self._current))
             try:
@@ -269,11 +288,14 @@ class Pipeline:
         scales = self.manifest.scales
         rows = slice(pictures.start, pictures.stop)
         counts = [scale.tokens for scale in scales]
+        draws: list[Iterable[np.ndarray]]
         if sampling.smooth:
             draws = [gumbel_noise(seeds[i], counts, self.manifest.model.vocab_size) for i in pictures]
         else:
             draws = [uniforms(seeds[i], counts) for i in pictures]
-        self.backend.begin(labels[rows], sampling, hooks.on_stage, hooks.observe)
+        # The noise of smooth sampling is large: it is made for one scale while the backend draws the scale before.
+        whole = hooks.on_scale is None and not sampling.smooth
+        self.backend.begin(labels[rows], sampling, hooks.on_stage, hooks.observe, whole)
         for k, (scale, *draw) in enumerate(zip(scales, *draws, strict=True)):
             keep, kept_tokens = (None, None) if kept is None else (part[k][rows] for part in kept)
             self.backend.step(k, np.stack(draw), keep, kept_tokens)

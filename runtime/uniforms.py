@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -24,19 +24,22 @@ def uniforms(seed: int, counts: Sequence[int]) -> list[np.ndarray]:
     return np.split(values, np.cumsum(counts)[:-1])
 
 
-def gumbel_noise(seed: int, counts: Sequence[int], vocab_size: int) -> list[np.ndarray]:
-    """Return the Gumbel noise of the image with this seed: for each scale k, (counts[k], V) float32.
+def gumbel_noise(seed: int, counts: Sequence[int], vocab_size: int) -> Iterator[np.ndarray]:
+    """Yield the Gumbel noise of the image with this seed: for each scale k, (counts[k], V) float32.
 
     Smooth sampling uses it. The noise is -log(-log(u)) in float64 with u = (w + 1/2) * 2**-24. The 24-bit numbers w
     are made as in `uniforms`, but the second word of the generator's key is 1. The noise is drawn here and not in the
-    graph, because no two engines have the same generator.
+    graph, because no two engines have the same generator. It is made when it is asked for, so a GPU draws meanwhile.
     """
-    total = sum(counts) * vocab_size
-    raw = np.random.Philox(key=np.array([seed, 1], np.uint64)).random_raw((total + 1) // 2)  # uint64
-    words = raw.astype("<u8").view("<u4")[:total]
-    noise = -np.log(-np.log(((words >> 8) + 0.5) * 2**-24))
-    shaped = noise.astype(np.float32).reshape(-1, vocab_size)
-    return np.split(shaped, np.cumsum(counts)[:-1])
+    generator = np.random.Philox(key=np.array([seed, 1], np.uint64))
+    words = np.empty(0, "<u4")
+    for count in counts:
+        size = count * vocab_size
+        raw = generator.random_raw((size - len(words) + 1) // 2)  # uint64
+        words = np.concatenate([words, raw.astype("<u8").view("<u4")])
+        noise = -np.log(-np.log(((words[:size] >> 8) + 0.5) * 2**-24))
+        words = words[size:]
+        yield noise.astype(np.float32).reshape(count, vocab_size)
 
 
 def check_seed(seed: int, pictures: int) -> None:

@@ -43,7 +43,12 @@ class PyTorchBackend:
 
     @torch.inference_mode()
     def begin(
-        self, labels: np.ndarray, sampling: Sampling, on_stage: OnStage | None = None, observe: Observe | None = None
+        self,
+        labels: np.ndarray,
+        sampling: Sampling,
+        on_stage: OnStage | None = None,
+        observe: Observe | None = None,
+        whole: bool = False,
     ) -> None:
         recipe, count = self.var.recipe, len(labels)
         self._sampling, self._observe = sampling, observe
@@ -136,6 +141,8 @@ class PyTorchBackend:
 
     def finite(self) -> np.ndarray:
         return self._finite
+
+    def close(self) -> None: ...
 
     @torch.inference_mode()
     def encode(self, images: np.ndarray) -> np.ndarray:

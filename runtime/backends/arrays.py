@@ -7,11 +7,14 @@ both.
 from __future__ import annotations
 
 import math
+import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from ..errors import VarEdgeError
 from .cuda import Cuda
 
 
@@ -54,17 +57,29 @@ class Arrays(Protocol):
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array: ...
 
-    def staged(self, size: int) -> tuple[np.ndarray, Array]:
-        """Return two blocks of `size` bytes: the host writes the first, the stages read the second after `upload`."""
+    def shared(self, size: int) -> tuple[np.ndarray, Array]:
+        """Return two blocks of `size` bytes, set to 0, one for the host and one for the stages.
+
+        `upload` copies from the first to the second, `fetch` in the other direction.
+        """
 
     def upload(self, target: Array, host: np.ndarray) -> None:
         """Queue a copy of `host` to `target`; every stage that is queued later reads the new values."""
+
+    def fetch(self, host: np.ndarray, source: Array) -> None:
+        """Queue a copy of `source` to `host`, which holds the values after `wait`."""
+
+    def wait(self) -> None:
+        """Wait for everything that was queued."""
 
     def download(self, source: Array) -> np.ndarray:
         """Wait for the stages queued so far, and return an independent copy of `source`."""
 
     def clear(self, array: Array) -> None:
         """Queue setting `array` to 0."""
+
+    def free(self) -> None:
+        """Release the memory now; the arrays must not be used afterwards."""
 
 
 class HostArrays:
@@ -73,13 +88,18 @@ class HostArrays:
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.zeros(shape, dtype)
 
-    def staged(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def shared(self, size: int) -> tuple[np.ndarray, np.ndarray]:
         block = np.zeros(size, np.uint8)
         return block, block
 
     def upload(self, target: np.ndarray, host: np.ndarray) -> None:
-        if target is not host:
-            target[...] = host
+        _copy(target, host)
+
+    def fetch(self, host: np.ndarray, source: np.ndarray) -> None:
+        _copy(host, source)
+
+    def wait(self) -> None:
+        pass  # a stage has run when the call that runs it returns
 
     def download(self, source: np.ndarray) -> np.ndarray:
         result: np.ndarray = source.copy()
@@ -88,14 +108,23 @@ class HostArrays:
     def clear(self, array: np.ndarray) -> None:
         array.fill(0)
 
+    def free(self) -> None:
+        pass  # the garbage collector does it
+
+
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
+    if target.ctypes.data != source.ctypes.data:  # not both halves of a shared block
+        target[...] = source
+
 
 class DeviceArrays:
-    """Allocates arrays in GPU memory; `free` releases all of them."""
+    """Allocates arrays in GPU memory, which is freed with this object if not before."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self._addresses: list[int] = []
         self._pinned: list[np.ndarray] = []
+        self._finalizer = weakref.finalize(self, _free, cuda, self._addresses, self._pinned)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
         kind = np.dtype(dtype)
@@ -103,29 +132,36 @@ class DeviceArrays:
         self._addresses.append(address)
         return DeviceArray(address, shape, kind)
 
-    def staged(self, size: int) -> tuple[np.ndarray, DeviceArray]:
-        return self.pinned(size), self.zeros((size,), np.uint8)
-
-    def pinned(self, size: int) -> np.ndarray:
-        """Return (size,) uint8 of pinned host memory, which the GPU reads and writes without the CPU."""
+    def shared(self, size: int) -> tuple[np.ndarray, DeviceArray]:
         self._pinned.append(self._cuda.pinned(size))
-        return self._pinned[-1]
+        return self._pinned[-1], self.zeros((size,), np.uint8)
 
     def upload(self, target: DeviceArray, host: np.ndarray) -> None:
         self._cuda.upload(target.address, host)
 
+    def fetch(self, host: np.ndarray, source: DeviceArray) -> None:
+        self._cuda.download(host, source.address)
+
+    def wait(self) -> None:
+        self._cuda.synchronize()
+
     def download(self, source: DeviceArray) -> np.ndarray:
         host = np.empty(source.shape, source.dtype)
-        self._cuda.download(host, source.address)
-        self._cuda.synchronize()
+        self.fetch(host, source)
+        self.wait()
         return host
 
     def clear(self, array: DeviceArray) -> None:
         self._cuda.zero(array.address, array.nbytes)
 
     def free(self) -> None:
-        self._cuda.synchronize()
-        while self._addresses:
-            self._cuda.free(self._addresses.pop())
-        while self._pinned:
-            self._cuda.unpin(self._pinned.pop())
+        self._finalizer()
+
+
+def _free(cuda: Cuda, addresses: list[int], pinned: list[np.ndarray]) -> None:
+    with suppress(VarEdgeError):  # after an error of the device every call fails, and there is nothing left to free
+        cuda.synchronize()
+        while addresses:
+            cuda.free(addresses.pop())
+        while pinned:
+            cuda.unpin(pinned.pop())

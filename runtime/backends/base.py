@@ -41,12 +41,19 @@ class Backend(Protocol):
     batches: tuple[int, ...] | None  # the batch sizes it supports, including 1; None: any
 
     def begin(
-        self, labels: np.ndarray, sampling: Sampling, on_stage: OnStage | None = None, observe: Observe | None = None
+        self,
+        labels: np.ndarray,
+        sampling: Sampling,
+        on_stage: OnStage | None = None,
+        observe: Observe | None = None,
+        whole: bool = False,
     ) -> None:
         """Start a batch for `labels` (B,) int64, drawn with `sampling`.
 
         Until the next `begin`, `on_stage` gets the time of each run of a stage, at the latest when `decode` returns,
-        and `observe` gets each run as it ends. Raises BundleError if smooth sampling needs a graph that is missing.
+        and `observe` gets each run as it ends. `whole` promises that all scales are stepped and that nothing is asked
+        for before `decode`, so that a backend may start the whole image at once there. Raises BundleError if smooth
+        sampling needs a graph that is missing, OutOfMemoryError.
         """
 
     def step(
@@ -78,3 +85,6 @@ class Backend(Protocol):
 
         Raises BundleError if the bundle has no encoder.
         """
+
+    def close(self) -> None:
+        """Release memory and other resources. The backend cannot be used afterwards."""

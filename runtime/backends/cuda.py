@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import importlib
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SettingsError, VarEdgeError
+from ..errors import OutOfMemoryError, SettingsError, VarEdgeError
 from ..optional import INSTALL
 
 NO_DEVICE, INSUFFICIENT_DRIVER, OUT_OF_MEMORY = 100, 35, 2  # cudaError_t
@@ -53,18 +55,27 @@ class Cuda:
         name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
         self.gpu = Gpu(name.rstrip("\0"), f"{properties.major}.{properties.minor}", int(properties.totalGlobalMem))
         self._call("cudaSetDevice", 0)
-        self.stream = int(self._call("cudaStreamCreate"))
+        # A non-blocking stream keeps clear of the legacy default stream. What other threads queue there would otherwise
+        # spoil a recording.
+        flag = self._runtime.cudaStreamNonBlocking
+        self.stream = int(self._call("cudaStreamCreateWithFlags", flag))
+        self._events: list[Any] = []  # all that were created
+        self._unused: list[Any] = []  # those that `mark` can use again
+        weakref.finalize(self, _destroy_stream, self._runtime, self.stream, self._events)
 
     def malloc(self, size: int) -> int:
-        """Allocate `size` bytes on the device, aligned to 256 and set to 0, and return their address."""
+        """Allocate `size` bytes on the device, aligned to 256 and set to 0, and return their address.
+
+        Raises OutOfMemoryError.
+        """
         status, address = self._runtime.cudaMalloc(max(size, 1))
         if int(status) == OUT_OF_MEMORY:
             free, total = self._call("cudaMemGetInfo")
-            raise VarEdgeError(
+            raise OutOfMemoryError(
                 f"GPU memory: {size / 1e6:.0f} MB are needed, {free / 1e6:.0f} of {total / 1e6:.0f} MB are free;"
                 " draw fewer pictures at once (--batch 1) or close other programs"
             )
-        self._check(status)
+        self._check(status, "cudaMalloc")
         self.zero(int(address), size)
         return int(address)
 
@@ -72,9 +83,11 @@ class Cuda:
         self._call("cudaFree", address)
 
     def pinned(self, size: int) -> np.ndarray:
-        """Return (size,) uint8 of pinned host memory, which the device reads and writes without the CPU."""
+        """Return (size,) uint8 of pinned host memory, set to 0, which the device reads and writes without the CPU."""
         address = int(self._call("cudaMallocHost", max(size, 1)))
-        return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (size,))
+        host = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (size,))
+        host.fill(0)  # it would be uploaded as labels and tokens before the first image
+        return host
 
     def unpin(self, host: np.ndarray) -> None:
         self._call("cudaFreeHost", host.ctypes.data)
@@ -95,37 +108,46 @@ class Cuda:
     def synchronize(self) -> None:
         self._call("cudaStreamSynchronize", self.stream)
 
-    @contextmanager
-    def capturing(self) -> Iterator[list[Any]]:
-        """Record the work that the block queues, without running it.
-
-        Yields a list; when the block has ended, the recorded graph is its only item.
-        """
+    def recorded(self, queue: Callable[[], None]) -> Recording:
+        """Record the work that `queue` queues, without running it."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        graphs: list[Any] = []
-        self._call("cudaStreamBeginCapture", self.stream, mode)
-        yield graphs
-        graph = self._call("cudaStreamEndCapture", self.stream)
-        graphs.append(self._call("cudaGraphInstantiate", graph, 0))
-        self._call("cudaGraphDestroy", graph)
-
-    def launch(self, graph: Any) -> None:
-        self._call("cudaGraphLaunch", graph, self.stream)
+        with _no_collection():
+            self._call("cudaStreamBeginCapture", self.stream, mode)
+            try:
+                queue()
+            except BaseException:
+                # The capture must end, or the stream stays unusable.
+                status, graph = self._runtime.cudaStreamEndCapture(self.stream)
+                if int(status) == 0:
+                    self._runtime.cudaGraphDestroy(graph)
+                raise
+            graph = self._call("cudaStreamEndCapture", self.stream)
+        try:
+            return Recording(self, self._call("cudaGraphInstantiate", graph, 0))
+        finally:
+            self._call("cudaGraphDestroy", graph)
 
     def discard(self, graph: Any) -> None:
-        self._call("cudaGraphExecDestroy", graph)
+        """Destroy a graph when the stream no longer runs it."""
+        self._runtime.cudaStreamSynchronize(self.stream)
+        self._runtime.cudaGraphExecDestroy(graph)
+
+    def launch(self, recording: Recording) -> None:
+        self._call("cudaGraphLaunch", recording.graph, self.stream)
 
     def mark(self) -> Any:
         """Record an event after the work that is queued now, and return it."""
-        event = self._call("cudaEventCreate")
+        if not self._unused:
+            self._unused.append(self._call("cudaEventCreate"))
+            self._events += self._unused
+        event = self._unused.pop()
         self._call("cudaEventRecord", event, self.stream)
         return event
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Return the seconds between two marks that the stream has passed, and destroy both."""
+        """Return the seconds between two marks that the stream has passed. They cannot be used again."""
         milliseconds = float(self._call("cudaEventElapsedTime", start, end))
-        for event in (start, end):
-            self._call("cudaEventDestroy", event)
+        self._unused += start, end
         return milliseconds / 1000
 
     def _call(self, name: str, *arguments: Any) -> Any:
@@ -135,6 +157,8 @@ class Cuda:
         return results[0] if len(results) == 1 else tuple(results)
 
     def _check(self, status: Any, name: str = "") -> None:
+        if int(status) == OUT_OF_MEMORY:
+            raise OutOfMemoryError(f"CUDA: {name}: out of memory; draw fewer pictures at once (--batch 1)")
         if int(status) != 0:
             _, text = self._runtime.cudaGetErrorString(status)
             reason = text.decode() if isinstance(text, bytes) else str(text)
@@ -147,6 +171,32 @@ class Cuda:
         _, runtime = self._runtime.cudaRuntimeGetVersion()
         needed = _dotted(runtime)
         return f"the NVIDIA driver knows CUDA {_dotted(driver)}, cuda-python needs {needed}; update the driver"
+
+
+class Recording:
+    """Work that was recorded as a CUDA graph. The graph is destroyed with this object."""
+
+    def __init__(self, cuda: Cuda, graph: Any) -> None:
+        self.graph = graph
+        weakref.finalize(self, cuda.discard, graph)
+
+
+def _destroy_stream(runtime: ModuleType, stream: int, events: list[Any]) -> None:
+    for event in events:
+        runtime.cudaEventDestroy(event)
+    runtime.cudaStreamDestroy(stream)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from freeing GPU memory meanwhile, which would spoil a recording of this thread."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _dotted(version: int) -> str:

@@ -39,8 +39,7 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
         self._sessions = {name: self._open(name) for name in REQUIRED_GRAPHS}
         self._constants = scale_constants(bundle, manifest, self._arrays())
 
-    def _prepare(self, size: int, smooth: bool) -> _Batch:
-        arrays = self._arrays()
+    def _new_batch(self, arrays: Arrays, size: int, smooth: bool) -> _Batch:
         if smooth and SMOOTH_BRIDGE not in self._sessions:  # loaded only if smooth sampling is used
             self._sessions[SMOOTH_BRIDGE] = self._open(SMOOTH_BRIDGE)
         wiring = Wiring(size, self.manifest, self._constants, arrays, smooth)
@@ -65,23 +64,31 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
 
     def restore_graph(self, name: str, reopen: bool = True) -> None:
         """Undo `replace_graph`. Only one of the two graphs is in memory at a time. Raises BundleError."""
-        self._forget_batch()
+        self._free_batches()
         self._replaced.pop(name, None)
         self._sessions.pop(name, None)
         if reopen:
             self._sessions[name] = self._open(name)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        arrays, side, tokens = self._arrays(), self.manifest.model.image_size, self.manifest.model.tokens
-        image, found = arrays.zeros((1, side, side, 3), np.uint8), arrays.zeros((1, tokens), np.int32)
-        run = self._encoder.bind({IMAGE: image}, {TOKENS: found})
-        results = []
-        for i in range(len(images)):
-            arrays.upload(image, np.ascontiguousarray(images[i : i + 1]))
-            run()
-            results.append(arrays.download(found))
-        _free(arrays)
+        encoder, arrays = self._encoder, self._arrays()
+        side, tokens = self.manifest.model.image_size, self.manifest.model.tokens
+        try:
+            image, found = arrays.zeros((1, side, side, 3), np.uint8), arrays.zeros((1, tokens), np.int32)
+            run = encoder.bind({IMAGE: image}, {TOKENS: found})
+            results = []
+            for i in range(len(images)):
+                arrays.upload(image, np.ascontiguousarray(images[i : i + 1]))
+                run()
+                results.append(arrays.download(found))
+        finally:
+            arrays.free()
         return np.concatenate(results)
+
+    def close(self) -> None:
+        super().close()
+        self._sessions.clear()
+        self.__dict__.pop("_encoder", None)
 
     @cached_property
     def _encoder(self) -> Session:
@@ -155,28 +162,29 @@ class _Batch:
         self._steps = from_largest[::-1]
         self._decoders = [[bound(stage) for stage in wiring.decoders(k)] for k in range(2)]  # one list per f_hat buffer
 
-    def begin(self, labels: np.ndarray, on_stage: OnStage | None, ran: Ran | None) -> None:
+    def prepare(self, whole: bool) -> None:
+        pass  # the stages are bound already, and ONNX Runtime runs them one by one in any case
+
+    def begin(self, on_stage: OnStage | None, ran: Ran | None, whole: bool) -> None:
         self.latest = -1
         self._on_stage, self._ran = on_stage, ran
-        self.wiring.set_labels(labels)
-        self.wiring.start()
+        self.wiring.upload_labels()
+        self.wiring.clear_f_hat()
         self._run([self._condition])
 
     def step(self, k: int) -> None:
-        self.wiring.settings[k].upload()
+        self.wiring.upload_scale(k)
         for run in self._steps[k]:
             self._run([run])
         self.latest = k
 
-    def decode(self) -> np.ndarray:
+    def decode(self) -> None:
         self._run(self._decoders[self.latest % 2])
-        return self.arrays.download(self.wiring.images)
-
-    def finite(self) -> np.ndarray:
-        return self.arrays.download(self.wiring.finite)[:, 0]
+        self.wiring.results.fetch()
+        self.arrays.wait()
 
     def free(self) -> None:
-        _free(self.arrays)
+        self.arrays.free()
 
     def _run(self, runs: Sequence[Run]) -> None:
         """Run these stages of one graph, then report each run to `_ran` and their total time to `_on_stage`."""
@@ -187,8 +195,3 @@ class _Batch:
                 self._ran(stage)
         if self._on_stage:
             self._on_stage(stage.graph, stage.scale, time.perf_counter() - start)
-
-
-def _free(arrays: Arrays) -> None:
-    if isinstance(arrays, DeviceArrays):
-        arrays.free()

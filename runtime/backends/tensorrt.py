@@ -1,10 +1,10 @@
-"""The TensorRT backend. All data stays on the GPU. Each step is one CUDA graph, recorded once and then launched."""
+"""The TensorRT backend. All data stays on the GPU. A whole image is one CUDA graph, recorded once and then launched."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,12 +16,13 @@ from ..bundle.engine_record import EngineRecord
 from ..bundle.manifest import Manifest
 from ..bundle.names import CONDITION, DECODER, ENCODER, IMAGE, REQUIRED_GRAPHS, SMOOTH_BRIDGE, TOKENS
 from ..errors import BundleError, SettingsError
-from .arrays import DeviceArray, DeviceArrays
+from .arrays import Arrays, DeviceArray, DeviceArrays
 from .base import OnStage
-from .cuda import Cuda, Gpu
+from .cuda import Cuda, Gpu, Recording
+from .kernel_cache import KernelCache
 from .trt_engine import LoadedEngine, Log, load_tensorrt
 from .wired import Ran, WiredBackend
-from .wiring import ScaleConstants, Stage, Wiring, scale_constants
+from .wiring import Stage, Wiring, scale_constants
 
 
 def find_engines(bundle: Path, manifest: Manifest, gpu: Gpu, verify: bool) -> tuple[Path, Manifest, EngineRecord]:
@@ -80,6 +81,8 @@ def _number(capability: str) -> tuple[int, ...]:
 class TensorRTBackend(WiredBackend["_Batch"]):
     """A `Backend` that runs the engines of a bundle on the first GPU."""
 
+    keeps_batches = True  # recording takes longer than drawing
+
     def __init__(self, bundle: Path, manifest: Manifest, verify: bool = True) -> None:
         self._cuda = Cuda()
         self._folder, manifest, self._record = find_engines(bundle, manifest, self._cuda.gpu, verify)
@@ -92,22 +95,33 @@ class TensorRTBackend(WiredBackend["_Batch"]):
         self._runtime = self._trt.Runtime(self._log.logger)
         if built.version_compatible:
             self._runtime.engine_host_code_allowed = True
+        self._kernels = KernelCache(built.tag)
         self._engines = {name: self._load(name) for name in REQUIRED_GRAPHS}
-        self._own_arrays = arrays = DeviceArrays(self._cuda)
+        self._own_arrays = arrays = self._arrays()
         # The stages run in order on one stream, so they can share scratch memory.
         scratch = arrays.zeros((max(engine.scratch_bytes() for engine in self._engines.values()),), np.uint8)
         for engine in self._engines.values():
             engine.use(scratch, self._cuda.stream)
         self._constants = scale_constants(self._folder, self.manifest, arrays)
 
-    def _prepare(self, size: int, smooth: bool) -> _Batch:
+    def _arrays(self) -> DeviceArrays:
+        return DeviceArrays(self._cuda)
+
+    def _new_batch(self, arrays: Arrays, size: int, smooth: bool) -> _Batch:
         if size not in self._record.batches:
             sizes = ", ".join(map(str, self._record.batches))
             raise SettingsError(f"batch: these engines draw {sizes} pictures at once, not {size}")
         if smooth and SMOOTH_BRIDGE not in self._engines:  # loaded only if smooth sampling is used
-            engine = self._engines[SMOOTH_BRIDGE] = self._load(SMOOTH_BRIDGE)
+            engine = self._load(SMOOTH_BRIDGE)
             engine.use(self._own_arrays.zeros((engine.scratch_bytes(),), np.uint8), self._cuda.stream)
-        return _Batch(size, smooth, self._cuda, self._engines, self._record, self.manifest, self._constants)
+            self._engines[SMOOTH_BRIDGE] = engine
+        wiring = Wiring(size, self.manifest, self._constants, arrays, smooth)
+        return _Batch(wiring, arrays, self._cuda, self._engines, self._record)
+
+    def _prepare(self, wanted: tuple[int, bool], whole: bool) -> _Batch:
+        batch = super()._prepare(wanted, whole)
+        self._kernels.save()  # those that were compiled for this batch
+        return batch
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         arrays, engine, image, found = self._encoder
@@ -118,16 +132,28 @@ class TensorRTBackend(WiredBackend["_Batch"]):
             results.append(arrays.download(found))
         return np.concatenate(results)
 
+    def close(self) -> None:
+        super().close()
+        if encoder := self.__dict__.pop("_encoder", None):
+            encoder[0].free()
+        self._engines.clear()
+        self._own_arrays.free()
+
     @cached_property
     def _encoder(self) -> tuple[DeviceArrays, LoadedEngine, DeviceArray, DeviceArray]:
         """The encoder's arrays, engine, image and tokens. Loaded on first use, because only editing needs them."""
         if ENCODER not in self._record.engines:
             advice = "make onnx exports the bundle with one, then run make engine"
             raise BundleError(f"{self._folder}: no encoder engine, which editing needs; {advice}")
-        arrays, engine, side = DeviceArrays(self._cuda), self._load(ENCODER), self.manifest.model.image_size
-        image = arrays.zeros((1, side, side, 3), np.uint8)
-        found = arrays.zeros((1, self.manifest.model.tokens), np.int32)
-        engine.use(arrays.zeros((engine.scratch_bytes(),), np.uint8), self._cuda.stream)
+        arrays, side = self._arrays(), self.manifest.model.image_size
+        try:
+            engine = self._load(ENCODER)
+            image = arrays.zeros((1, side, side, 3), np.uint8)
+            found = arrays.zeros((1, self.manifest.model.tokens), np.int32)
+            engine.use(arrays.zeros((engine.scratch_bytes(),), np.uint8), self._cuda.stream)
+        except BaseException:
+            arrays.free()
+            raise
         return arrays, engine, image, found
 
     def _load(self, name: str) -> LoadedEngine:
@@ -135,107 +161,105 @@ class TensorRTBackend(WiredBackend["_Batch"]):
         path = self._folder / graph.file
         if name not in self._record.engines:
             raise BundleError(f"{self._folder}: no engine {name}; run make engine again")
-        return LoadedEngine(self._trt, self._runtime, self._log, path, graph, self._record.engines[name])
+        record = self._record.engines[name]
+        return LoadedEngine(self._trt, self._runtime, self._log, self._kernels, path, graph, record)
 
 
-@dataclass(frozen=True)
-class _Recording:
-    """A CUDA graph, and the work in it: `prepare`, then the stages with their profiles."""
+@dataclass
+class _Work:
+    """Work for the stream: `before`, the stages with their profiles, `after`."""
 
     runs: Sequence[tuple[Stage, int]]
-    prepare: Callable[[], None]
-    graph: Any
+    before: Sequence[Callable[[], None]] = ()
+    after: Sequence[Callable[[], None]] = ()
+    recording: Recording | None = None
 
 
 class _Batch:
     """The arrays of one batch size, and the CUDA graphs recorded on them.
 
-    There is one graph for the condition, one for transformer and bridge of each scale, and one decoder for each of the
-    two f_hat buffers. A graph holds the upload of the settings and the kernels of the engines. With an observer the
-    same kernels are queued stage by stage instead, because inside the graph of a scale the bridge overwrites the
-    inputs of the transformer before the observer could read them.
+    If nobody listens, a whole image is one graph: the upload of all settings, the kernels of all engines, and the
+    download of the results. Otherwise there is one graph for the condition, one for transformer and bridge of each
+    scale, and one decoder for each of the two f_hat buffers. Graphs are recorded when they are first needed. With an
+    observer the same work is queued stage by stage instead, because inside the graph of a scale the bridge overwrites
+    the inputs of the transformer before the observer could read them.
     """
 
     def __init__(
-        self,
-        size: int,
-        smooth: bool,
-        cuda: Cuda,
-        engines: dict[str, LoadedEngine],
-        record: EngineRecord,
-        manifest: Manifest,
-        constants: list[ScaleConstants],
+        self, wiring: Wiring, arrays: Arrays, cuda: Cuda, engines: dict[str, LoadedEngine], record: EngineRecord
     ) -> None:
+        self.wiring, self.arrays = wiring, arrays
         self._cuda, self._engines = cuda, engines
-        self.arrays = DeviceArrays(cuda)
-        self.wiring = wiring = Wiring(size, manifest, constants, self.arrays, smooth)
         self.latest = -1  # the scale of the latest step
+        self._whole = False
         self._on_stage: OnStage | None = None
         self._ran: Ran | None = None
         self._marks: list[tuple[str, int | None, Any, Any]] = []
-        self._images, self._finite = (self.arrays.pinned(array.nbytes) for array in (wiring.images, wiring.finite))
 
-        scales = len(manifest.scales)
-        self._condition = self._recorded([(wiring.condition, record.batches.index(size))], wiring.start)
-        self._steps = [
-            self._recorded([(stage, record.profile(size, k, scales)) for stage in step], wiring.settings[k].upload)
-            for k, step in enumerate(wiring.steps)
-        ]
-        self._decoders = [self._recorded([(stage, 0) for stage in wiring.decoders(k)]) for k in range(2)]
+        scales = len(wiring.steps)
+        condition = [(wiring.condition, record.batches.index(wiring.size))]
+        steps = [[(stage, record.profile(wiring.size, k, scales)) for stage in wiring.steps[k]] for k in range(scales)]
+        decoders = [[(stage, 0) for stage in wiring.decoders(k)] for k in range(2)]
+        fetch = wiring.results.fetch
+        self._condition = _Work(condition, before=(wiring.upload_labels, wiring.clear_f_hat))
+        self._steps = [_Work(step, before=(partial(wiring.upload_scale, k),)) for k, step in enumerate(steps)]
+        self._decoders = [_Work(decoder, after=(fetch,)) for decoder in decoders]
+        self._parts = (self._condition, *self._steps, *self._decoders)
+        self._image = _Work(
+            [*condition, *(run for step in steps for run in step), *decoders[(scales - 1) % 2]],
+            before=(wiring.settings.upload, wiring.clear_f_hat),
+            after=(fetch,),
+        )
 
-    def begin(self, labels: np.ndarray, on_stage: OnStage | None, ran: Ran | None) -> None:
-        self._cuda.synchronize()  # a stopped run may still read the arrays that are written now
+    def prepare(self, whole: bool) -> None:
+        self._ran = None
+        for work in (self._image,) if whole else self._parts:
+            if work.recording is None:
+                self._queue(work)  # the first run allocates and chooses kernels, which is not allowed in a recording
+                self._cuda.synchronize()
+                work.recording = self._cuda.recorded(partial(self._queue, work))
+
+    def begin(self, on_stage: OnStage | None, ran: Ran | None, whole: bool) -> None:
         self._times()
-        self.latest, self._on_stage, self._ran = -1, on_stage, ran
-        self.wiring.set_labels(labels)
-        self._launch(CONDITION, None, self._condition)
+        self.latest, self._on_stage, self._ran, self._whole = -1, on_stage, ran, whole
+        if not whole:
+            self._launch(CONDITION, None, self._condition)
 
     def step(self, k: int) -> None:
-        self._launch("step", k, self._steps[k])
+        if not self._whole:
+            self._launch("step", k, self._steps[k])
         self.latest = k
 
-    def decode(self) -> np.ndarray:
-        self._launch(DECODER, None, self._decoders[self.latest % 2])
-        self._cuda.download(self._images, self.wiring.images.address)
-        self._cuda.download(self._finite, self.wiring.finite.address)
+    def decode(self) -> None:
+        work = self._image if self._whole else self._decoders[self.latest % 2]
+        self._launch(DECODER, None, work)
         self._cuda.synchronize()
         for stage, scale, seconds in self._times():
             assert self._on_stage
             self._on_stage(stage, scale, seconds)
-        result: np.ndarray = self._images.reshape(self.wiring.images.shape).copy()
-        return result
-
-    def finite(self) -> np.ndarray:
-        result: np.ndarray = self._finite.view(np.bool_).reshape(self.wiring.finite.shape)[:, 0].copy()
-        return result
 
     def free(self) -> None:
-        self._cuda.synchronize()
-        for recording in (self._condition, *self._steps, *self._decoders):
-            self._cuda.discard(recording.graph)
-        self.arrays.free()
+        self.arrays.free()  # waits for what is queued
+        for work in (self._image, *self._parts):
+            work.recording = None
 
-    def _recorded(self, runs: list[tuple[Stage, int]], prepare: Callable[[], None] = lambda: None) -> _Recording:
-        """Record a graph that prepares, then runs the stages with their profiles."""
-        self._queue(runs, prepare)  # the first run allocates and chooses kernels, which is not allowed in a recording
-        self._cuda.synchronize()
-        with self._cuda.capturing() as graphs:
-            self._queue(runs, prepare)
-        return _Recording(runs, prepare, graphs[0])
-
-    def _queue(self, runs: Sequence[tuple[Stage, int]], prepare: Callable[[], None]) -> None:
-        prepare()
-        for stage, profile in runs:
+    def _queue(self, work: _Work) -> None:
+        for prepare in work.before:
+            prepare()
+        for stage, profile in work.runs:
             self._engines[stage.graph].enqueue(profile, stage.tensors)
             if self._ran:
                 self._ran(stage)
+        for finish in work.after:
+            finish()
 
-    def _launch(self, stage: str, scale: int | None, recording: _Recording) -> None:
+    def _launch(self, stage: str, scale: int | None, work: _Work) -> None:
         start = self._cuda.mark() if self._on_stage else None
         if self._ran:
-            self._queue(recording.runs, recording.prepare)
+            self._queue(work)
         else:
-            self._cuda.launch(recording.graph)
+            assert work.recording is not None
+            self._cuda.launch(work.recording)
         if start is not None:
             self._marks.append((stage, scale, start, self._cuda.mark()))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import io
+import mmap
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,12 +13,11 @@ import numpy as np
 
 from ..bundle.engine_record import Engine
 from ..bundle.manifest import Graph
-from ..errors import BundleError, SettingsError, VarEdgeError
+from ..errors import BundleError, OutOfMemoryError, SettingsError, VarEdgeError
 from ..files.bounded import open_file
 from ..optional import INSTALL
 from .arrays import DeviceArray
-
-READ_BYTES = 64 << 20  # an engine is read into host memory in pieces of at most this size
+from .kernel_cache import KernelCache
 
 
 def load_tensorrt(flavour: str) -> ModuleType:
@@ -47,7 +47,20 @@ class Log:
         self.logger = Logger()
 
     def reason(self) -> str:
-        return "; ".join(dict.fromkeys(self.errors)) or "TensorRT gives no reason"
+        """Return what was logged since the last call."""
+        reason = "; ".join(dict.fromkeys(self.errors)) or "TensorRT gives no reason"
+        self.errors.clear()
+        return reason
+
+    def problem(self, what: str) -> VarEdgeError:
+        """Return the error that `what` failed, for the reason that was logged.
+
+        TensorRT's calls only return whether they succeeded: that the memory is full is in the text.
+        """
+        reason = self.reason()
+        if "out of memory" in reason.lower() or "outofmemory" in reason.lower():
+            return OutOfMemoryError(f"{what}: {reason}; draw fewer pictures at once (--batch 1)")
+        return VarEdgeError(f"{what}: {reason}")
 
 
 class LoadedEngine:
@@ -56,13 +69,24 @@ class LoadedEngine:
     Raises BundleError if TensorRT cannot read it or it differs from the manifest or the record.
     """
 
-    def __init__(self, trt: ModuleType, runtime: Any, log: Log, path: Path, graph: Graph, record: Engine) -> None:
-        self._trt, self._log, self._path, self._record = trt, log, path, record
+    def __init__(
+        self,
+        trt: ModuleType,
+        runtime: Any,
+        log: Log,
+        kernels: KernelCache,
+        path: Path,
+        graph: Graph,
+        record: Engine,
+    ) -> None:
+        self._trt, self._log, self._kernels, self._path, self._record = trt, log, kernels, path, record
         self._config: Any = None  # used by TensorRT for RTX only
-        with open_file(path) as file:
-            self._engine = runtime.deserialize_cuda_engine(stream_reader(trt, file))
+        self._engine = runtime.deserialize_cuda_engine(stream_reader(trt, path))
         if self._engine is None:
-            raise BundleError(f"{path}: TensorRT cannot read it: {log.reason()}; run make engine on this machine")
+            error = log.problem(f"{path}: TensorRT cannot read it")
+            if isinstance(error, OutOfMemoryError):
+                raise error
+            raise BundleError(f"{error}; run make engine on this machine")
         self._check(graph)
 
     def scratch_bytes(self) -> int:
@@ -82,21 +106,21 @@ class LoadedEngine:
             expected = self._record.profiles[profile].get(name, array.shape)
             assert array.shape == expected, f"{self._path}: {name}: {array.shape} is bound, not {expected}"
             if not context.set_tensor_address(name, array.address):
-                raise VarEdgeError(f"{self._path}: {name}: TensorRT refuses its address: {self._log.reason()}")
+                raise self._log.problem(f"{self._path}: {name}: TensorRT refuses its address")
         if not context.execute_async_v3(self._stream):
-            raise VarEdgeError(f"{self._path}: TensorRT failed: {self._log.reason()}")
+            raise self._log.problem(f"{self._path}: TensorRT failed")
 
     def _context(self, profile: int) -> Any:
         """Create the context of a profile; TensorRT allows one for each."""
         context = self._new_context()
         if context is None:
-            raise VarEdgeError(f"{self._path}: no execution context: {self._log.reason()}")
+            raise self._log.problem(f"{self._path}: no execution context")
         accepted = context.set_optimization_profile_async(profile, self._stream)
         context.set_device_memory(self._scratch.address, self._scratch.nbytes)
         for name, shape in self._record.profiles[profile].items():
             accepted = context.set_input_shape(name, shape) and accepted
         if not accepted:
-            raise VarEdgeError(f"{self._path}: profile {profile}: TensorRT refuses its shapes: {self._log.reason()}")
+            raise self._log.problem(f"{self._path}: profile {profile}: TensorRT refuses its shapes")
         return context
 
     def _new_context(self) -> Any:
@@ -108,6 +132,7 @@ class LoadedEngine:
         # By default TensorRT for RTX compiles the kernels of a shape in the background and runs slower ones until they
         # are ready. A CUDA graph recorded meanwhile would keep the slower ones for ever.
         self._config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        self._kernels.attach(self._config)
         return self._engine.create_execution_context(runtime_config=self._config)
 
     def _check(self, graph: Graph) -> None:
@@ -135,25 +160,39 @@ class LoadedEngine:
                     raise BundleError(f"{self._path}: profile {i}: {name}: {found_shapes}; run make engine again")
 
 
-def stream_reader(trt: ModuleType, file: io.BufferedReader) -> Any:
-    """Return a reader that gives TensorRT the engine in pieces, so that host memory never holds all of it.
+def stream_reader(trt: ModuleType, path: Path) -> Any:
+    """Return a reader that gives TensorRT the engine file from the page cache, without a copy in host memory.
 
-    TensorRT 10.3 has only the older interface, `IStreamReader`.
+    TensorRT may ask for all weights in one read, and does not promise to ask again after a shorter answer, so each read
+    returns what was asked for. The Python bindings of TensorRT 10.7 and 10.8 copy what `IStreamReaderV2` reads with
+    memcpy, although the target may be in GPU memory; until 10.9 only `IStreamReader` is safe.
     """
-    in_pieces = hasattr(trt, "IStreamReaderV2")  # this interface allows a read to return fewer bytes than asked for
-    base = trt.IStreamReaderV2 if in_pieces else trt.IStreamReader
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b"")
+    old = hasattr(trt, "IStreamReader") and _version(trt) < (10, 9)
+    base = trt.IStreamReader if old else trt.IStreamReaderV2
 
     class Reader(base):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
             base.__init__(self)
+            self.position = 0
 
-        def read(self, size: int, stream: int = 0) -> bytes:
-            return file.read(min(size, READ_BYTES) if in_pieces else size)
+        def read(self, size: int, stream: int = 0) -> memoryview:
+            start = self.position
+            self.position = min(start + size, len(content))
+            return content[start : self.position]
 
         def seek(self, offset: int, where: Any) -> bool:
             positions = trt.SeekPosition
-            whence = {positions.SET: io.SEEK_SET, positions.CUR: io.SEEK_CUR, positions.END: io.SEEK_END}
-            file.seek(offset, whence[where])
+            origin = {positions.SET: 0, positions.CUR: self.position, positions.END: len(content)}[where]
+            if not 0 <= origin + offset <= len(content):
+                return False
+            self.position = origin + offset
             return True
 
     return Reader()
+
+
+def _version(trt: ModuleType) -> tuple[int, ...]:
+    return tuple(int(number) for number in trt.__version__.split(".")[:2])

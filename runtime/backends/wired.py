@@ -9,8 +9,8 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from ..bundle.manifest import Manifest
-from ..bundle.names import SMOOTH_BRIDGE
-from ..errors import BundleError
+from ..bundle.names import DRAWN, FINITE, IMAGE, SMOOTH_BRIDGE, TOKENS
+from ..errors import BundleError, OutOfMemoryError
 from ..sampling import Sampling
 from .arrays import Array, Arrays
 from .base import Observe, OnStage, StageRun
@@ -20,83 +20,146 @@ Ran = Callable[[Stage], None]  # called with each stage as soon as it has run
 
 
 class Batch(Protocol):
-    """The stages of one batch size, ready to run on their arrays."""
+    """The stages of one batch size on their arrays."""
 
     wiring: Wiring
     arrays: Arrays
     latest: int  # the scale of the latest step, -1 before the first
 
-    def begin(self, labels: np.ndarray, on_stage: OnStage | None, ran: Ran | None) -> None: ...
+    def prepare(self, whole: bool) -> None:
+        """Do now what would disturb or delay the drawing, and allocate what it needs."""
+
+    def begin(self, on_stage: OnStage | None, ran: Ran | None, whole: bool) -> None:
+        """Start drawing; `whole` as for `Backend.begin`. The labels of the wiring must not change before."""
 
     def step(self, k: int) -> None: ...
 
-    def decode(self) -> np.ndarray: ...
-
-    def finite(self) -> np.ndarray: ...
+    def decode(self) -> None:
+        """Decode, and bring the results of the wiring to the host."""
 
     def free(self) -> None:
-        """Release the resources that the garbage collector does not."""
+        """Wait for the work that is queued, and release the memory."""
 
 
 B = TypeVar("B", bound=Batch)
 
 
 class WiredBackend(ABC, Generic[B]):
-    """A `Backend` on a `Wiring`. Each engine implements `_prepare`, which sets up a batch size, and `encode`."""
+    """A `Backend` on a `Wiring`. Each engine implements `_new_batch`, which sets up a batch size, and `encode`."""
 
     name: str
     batches: tuple[int, ...] | None
+    keeps_batches = False  # whether the batch sizes drawn so far stay prepared, or only the latest
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest  # the manifest of the graphs that run: with engines, that of the engines
+        self._batches: dict[tuple[int, bool], B] = {}  # by size and smooth sampling
         self._batch: B | None = None
+        self._decoded = False
         self._sampling = Sampling()
 
     @abstractmethod
-    def _prepare(self, size: int, smooth: bool) -> B: ...
+    def _new_batch(self, arrays: Arrays, size: int, smooth: bool) -> B: ...
+
+    @abstractmethod
+    def _arrays(self) -> Arrays: ...
 
     @abstractmethod
     def encode(self, images: np.ndarray) -> np.ndarray: ...
 
     def begin(
-        self, labels: np.ndarray, sampling: Sampling, on_stage: OnStage | None = None, observe: Observe | None = None
+        self,
+        labels: np.ndarray,
+        sampling: Sampling,
+        on_stage: OnStage | None = None,
+        observe: Observe | None = None,
+        whole: bool = False,
     ) -> None:
-        wanted = len(labels), sampling.smooth
-        if self._batch is None or (self._batch.wiring.size, self._batch.wiring.smooth) != wanted:
-            self._forget_batch()  # frees its arrays before new ones are allocated
-            if sampling.smooth and SMOOTH_BRIDGE not in self.manifest.graphs:
-                advice = "make onnx SMOOTH=1 exports the bundle with it"
-                raise BundleError(f"{self.manifest.model.name}: no graph for smooth sampling; {advice}")
-            self._batch = self._prepare(*wanted)
+        self._batch, self._decoded = None, False
+        if sampling.smooth and SMOOTH_BRIDGE not in self.manifest.graphs:
+            advice = "make onnx SMOOTH=1 exports the bundle with it"
+            raise BundleError(f"{self.manifest.model.name}: no graph for smooth sampling; {advice}")
+        whole = whole and on_stage is None and observe is None
         self._sampling = sampling
-        self._batch.begin(labels, on_stage, None if observe is None else _shown(observe, self._batch.arrays))
+        self._batch = batch = self._prepared(len(labels), sampling.smooth, whole)
+        batch.arrays.wait()  # a run that was stopped may still read the settings that are written now
+        batch.wiring.set_labels(labels)
+        batch.begin(on_stage, None if observe is None else _shown(observe, batch.arrays), whole)
 
     def step(
         self, k: int, randoms: np.ndarray, keep: np.ndarray | None = None, kept_tokens: np.ndarray | None = None
     ) -> None:
+        self._decoded = False
         self._begun.wiring.set_scale(k, randoms, self._sampling, keep, kept_tokens)
         self._begun.step(k)
 
     def drawn(self, k: int) -> np.ndarray:
-        return self._begun.arrays.download(self._begun.wiring.drawn[k])
+        return self._result(k, DRAWN)
 
     def tokens(self, k: int) -> np.ndarray:
-        return self._begun.arrays.download(self._begun.wiring.tokens[k])
+        return self._result(k, TOKENS)
 
     def logits(self) -> np.ndarray:
         rows = self.manifest.scales[self._begun.latest].tokens
         return self._begun.arrays.download(self._begun.wiring.logits[:rows])
 
     def decode(self) -> np.ndarray:
-        return self._begun.decode()
+        self._begun.decode()
+        self._decoded = True
+        return self._result(-1, IMAGE)
 
     def finite(self) -> np.ndarray:
-        return self._begun.finite()
+        return self._result(-1, FINITE)[:, 0]
 
-    def _forget_batch(self) -> None:
-        if self._batch:
-            self._batch.free()
+    def close(self) -> None:
+        self._free_batches()
+
+    def _result(self, part: int, name: str) -> np.ndarray:
+        """Return a copy of an array of the wiring's results. After `decode` they are on the host already."""
+        results = self._begun.wiring.results
+        if not self._decoded:
+            return self._begun.arrays.download(results.stages[part][name])
+        copied: np.ndarray = results.host[part][name].copy()
+        return copied
+
+    def _prepared(self, size: int, smooth: bool, whole: bool) -> B:
+        """Return the batch of this size, ready to draw.
+
+        If memory runs out, the other sizes are freed and it is tried again. Raises OutOfMemoryError.
+        """
+        wanted = size, smooth
+        if not self.keeps_batches and wanted not in self._batches:
+            self._free_batches()  # before new arrays are allocated
+        try:
+            return self._prepare(wanted, whole)
+        except OutOfMemoryError:
+            if not self._batches:
+                raise
+            self._free_batches()
+        return self._prepare(wanted, whole)
+
+    def _prepare(self, wanted: tuple[int, bool], whole: bool) -> B:
+        batch, arrays = self._batches.get(wanted), None
+        try:
+            if batch is None:
+                arrays = self._arrays()
+                batch = self._new_batch(arrays, *wanted)
+            batch.prepare(whole)
+        except BaseException:
+            # The traceback of the error would keep the memory for as long as someone looks at it.
+            self._batches.pop(wanted, None)
+            if batch is not None:
+                batch.free()
+            elif arrays is not None:
+                arrays.free()
+            raise
+        self._batches[wanted] = batch
+        return batch
+
+    def _free_batches(self) -> None:
         self._batch = None
+        while self._batches:
+            self._batches.popitem()[1].free()
 
     @property
     def _begun(self) -> B:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +36,46 @@ class Stage:
         return {**self.inputs, **self.outputs}
 
 
-class Staged:
-    """Small inputs that the host sets. They are views into one block, so that one copy uploads all of them."""
+Specs = Mapping[str, tuple[tuple[int, ...], Any]]  # shape and dtype by name
 
-    def __init__(self, arrays: Arrays, specs: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
-        """Allocate the block; `specs` gives shape and dtype of each input by name."""
-        spans, end = {}, 0
-        for name, (shape, dtype) in specs.items():
-            size = math.prod(shape) * np.dtype(dtype).itemsize
-            spans[name] = slice(end, end + size)
-            end += -(-size // ALIGNMENT) * ALIGNMENT
+
+class SharedBlock:
+    """Small arrays that the host sets or reads, in one block of memory, so that one copy moves several of them.
+
+    They are in parts, such as one for each scale. `host[i]` and `stages[i]` are the arrays of part i by name.
+    """
+
+    def __init__(self, arrays: Arrays, parts: Sequence[Specs]) -> None:
+        """Allocate the block."""
+        spans: list[dict[str, slice]] = []
+        ends = [0]
+        for part in parts:
+            spans.append({})
+            end = ends[-1]
+            for name, (shape, dtype) in part.items():
+                size = math.prod(shape) * np.dtype(dtype).itemsize
+                spans[-1][name] = slice(end, end + size)
+                end += -(-size // ALIGNMENT) * ALIGNMENT
+            ends.append(end)
         self._arrays = arrays
-        self.host_block, self.block = arrays.staged(end)
+        self._parts = [slice(start, end) for start, end in pairwise(ends)]
+        self._host, self._stages = arrays.shared(ends[-1])
         self.host, self.stages = (
-            {name: block[spans[name]].view(dtype).reshape(shape) for name, (shape, dtype) in specs.items()}
-            for block in (self.host_block, self.block)
+            [
+                {name: block[span[name]].view(dtype).reshape(shape) for name, (shape, dtype) in part.items()}
+                for part, span in zip(parts, spans, strict=True)
+            ]
+            for block in (self._host, self._stages)
         )
 
-    def upload(self) -> None:
-        self._arrays.upload(self.block, self.host_block)
+    def upload(self, part: int | None = None) -> None:
+        """Queue the copy of one part, or of all, from the host to the stages."""
+        span = slice(None) if part is None else self._parts[part]
+        self._arrays.upload(self._stages[span], self._host[span])
+
+    def fetch(self) -> None:
+        """Queue the copy of all parts to the host; they are there after `wait` of the arrays."""
+        self._arrays.fetch(self._host, self._stages)
 
 
 @dataclass(frozen=True)
@@ -78,28 +100,37 @@ class Wiring:
         rows, columns = scales[-1].tokens, 2 * size
         self.size, self.smooth = size, smooth
         self._arrays, self._scales = arrays, len(scales)
-        self.labels = Staged(arrays, {names.LABELS: ((size,), np.int64)})
-        self.settings = [
-            Staged(
-                arrays,
+        self.settings = SharedBlock(  # the labels, then what each scale is drawn with
+            arrays,
+            [
+                {names.LABELS: ((size,), np.int64)},
+                *(
+                    {
+                        **_drawing(smooth, size, scale.tokens, model.vocab_size),
+                        names.GUIDANCE: ((1,), np.float32),
+                        names.TOP_K: ((1,), np.int64),
+                        names.TOP_P: ((1,), np.float32),
+                        names.KEEP: ((size, scale.tokens), np.bool_),
+                        names.KEPT_TOKENS: ((size, scale.tokens), np.int32),
+                    }
+                    for scale in scales
+                ),
+            ],
+        )
+        self.results = SharedBlock(  # the tokens of each scale, then the images
+            arrays,
+            [
+                *({name: ((size, scale.tokens), np.int32) for name in (names.DRAWN, names.TOKENS)} for scale in scales),
                 {
-                    **_drawing(smooth, size, scale.tokens, model.vocab_size),
-                    names.GUIDANCE: ((1,), np.float32),
-                    names.TOP_K: ((1,), np.int64),
-                    names.TOP_P: ((1,), np.float32),
-                    names.KEEP: ((size, scale.tokens), np.bool_),
-                    names.KEPT_TOKENS: ((size, scale.tokens), np.int32),
+                    names.IMAGE: ((size, model.image_size, model.image_size, 3), np.uint8),
+                    names.FINITE: ((size, ALIGNMENT), np.bool_),  # image i has the first element of row i
                 },
-            )
-            for scale in scales
-        ]
-        self.drawn, self.tokens = ([arrays.zeros((size, s.tokens), np.int32) for s in scales] for _ in range(2))
+            ],
+        )
         self.logits = arrays.zeros((rows, columns, model.vocab_size), np.float32)  # (L, 2B, V)
         # Two buffers in alternation: a graph may write an output before it has read all of its input.
         f_hat_shape = (size, model.code_size, model.grid, model.grid)  # (B, Z, P, P)
         self._f_hat = [arrays.zeros(f_hat_shape, np.float32) for _ in range(2)]
-        self.images = arrays.zeros((size, model.image_size, model.image_size, 3), np.uint8)
-        self.finite = arrays.zeros((size, ALIGNMENT), np.bool_)  # image i has the first element of row i
 
         x = arrays.zeros((rows, columns, model.width), np.float32)  # (L, 2B, C)
         modulation = arrays.zeros((model.depth, 6, columns, model.width), np.float32)
@@ -111,7 +142,7 @@ class Wiring:
         cache_shape = (model.tokens, columns, model.heads, model.width // model.heads)  # (T, 2B, H, 64)
         caches = {cache: arrays.zeros(cache_shape, dtypes[names.past(*cache)]) for cache in names.caches(model.depth)}
         first = {names.MODULATION: modulation, **head_modulation, names.X: x[: scales[0].tokens]}
-        self.condition = Stage(names.CONDITION, None, self.labels.stages, first)
+        self.condition = Stage(names.CONDITION, None, self.settings.stages[0], first)
         self.steps = []
         for k, scale in enumerate(scales):
             start, end = scale.offset, scale.offset + scale.tokens
@@ -120,8 +151,7 @@ class Wiring:
             new = {names.new(*cache): array[start:end] for cache, array in caches.items()}
             f_hat = {names.F_HAT: self._f_hat[k % 2]}
             results = {
-                names.DRAWN: self.drawn[k],
-                names.TOKENS: self.tokens[k],
+                **self.results.stages[k],
                 names.F_HAT_OUT: self.f_hat_after(k),
                 names.X_NEXT: x[: scale_sizes(scales, k, size)["L_next"]],
             }
@@ -136,26 +166,21 @@ class Wiring:
                     Stage(
                         names.SMOOTH_BRIDGE if smooth else names.BRIDGE,
                         k,
-                        {names.LOGITS: logits, **f_hat, **self.settings[k].stages, **constants[k].bridge},
+                        {names.LOGITS: logits, **f_hat, **self.settings.stages[k + 1], **constants[k].bridge},
                         results,
                     ),
                 )
             )
 
     def set_labels(self, labels: np.ndarray) -> None:
-        """Write the labels (B,) on the host; `start` uploads them."""
-        self.labels.host[names.LABELS][:] = labels
-
-    def start(self) -> None:
-        """Queue the upload of the labels, and set f_hat to 0."""
-        self.labels.upload()
-        self._arrays.clear(self._f_hat[0])
+        """Write the labels (B,) on the host."""
+        self.settings.host[0][names.LABELS][:] = labels
 
     def set_scale(
         self, k: int, randoms: np.ndarray, sampling: Sampling, keep: np.ndarray | None, kept_tokens: np.ndarray | None
     ) -> None:
-        """Write the settings and random numbers of scale k on the host; `settings[k].upload` uploads them."""
-        host = self.settings[k].host
+        """Write the settings and random numbers of scale k on the host."""
+        host = self.settings.host[k + 1]
         host[names.NOISE if self.smooth else names.UNIFORMS][:] = randoms
         host[names.GUIDANCE][:] = sampling.guidance(k, self._scales)
         if self.smooth:
@@ -164,6 +189,16 @@ class Wiring:
         host[names.TOP_K][:], host[names.TOP_P][:] = sampling.tokens_kept, sampling.top_p
         host[names.KEEP][:] = False if keep is None else keep
         host[names.KEPT_TOKENS][:] = 0 if kept_tokens is None else kept_tokens
+
+    def upload_labels(self) -> None:
+        self.settings.upload(0)
+
+    def upload_scale(self, k: int) -> None:
+        self.settings.upload(k + 1)
+
+    def clear_f_hat(self) -> None:
+        """Queue setting f_hat to 0, as it is before scale 0."""
+        self._arrays.clear(self._f_hat[0])
 
     def f_hat_after(self, k: int) -> Array:
         """Return the array f_hat (B, Z, P, P) that holds the result of scale k."""
@@ -174,14 +209,17 @@ class Wiring:
 
         One run for all would hold the activations of all images at once.
         """
-        f_hat = self.f_hat_after(k)
+        f_hat, results = self.f_hat_after(k), self.results.stages[-1]
         rows = [slice(i, i + 1) for i in range(self.size)]
         return [
             Stage(
                 names.DECODER,
                 None,
                 {names.F_HAT: f_hat[row]},
-                {names.IMAGE: self.images[row], names.FINITE: self.finite[row].reshape((ALIGNMENT,))[:1]},
+                {
+                    names.IMAGE: results[names.IMAGE][row],
+                    names.FINITE: results[names.FINITE][row].reshape((ALIGNMENT,))[:1],
+                },
             )
             for row in rows
         ]

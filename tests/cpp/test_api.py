@@ -13,10 +13,11 @@ from tests.cpp.conftest import SOURCE, Configure, run
 from tests.runtime.toy import write_bundle
 
 FEATURES = (
-    *("busy", "scramble", "fork", "cancel", "values", "structs", "labels", "seeds", "stop", "stages"),
-    *("scales", "progress", "memory", "log", "provider", "share", "version"),
+    *("busy", "scramble", "fork", "cancel", "values", "structs", "labels", "seeds", "stop", "stop_between"),
+    *("stages", "scales", "progress", "memory", "log", "provider", "share", "version"),
 )
-THREADED = ("busy", "scramble", "stop", "share", "cancel")  # what the thread sanitizer may say something about
+# What the thread sanitizer may say something about.
+THREADED = ("busy", "scramble", "stop", "stop_between", "share", "cancel")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +21,25 @@ from tests.cpp.conftest import require, run
 from tests.runtime.test_processors import QUOTAS, write_quota
 from tests.runtime.toy import write_bundle
 
-OK, BAD_BUNDLE, UNSUPPORTED, FAILED, OUT_OF_MEMORY = 0, 2, 3, 4, 5
+OK, BAD_ARGUMENT, BAD_BUNDLE, UNSUPPORTED, FAILED, OUT_OF_MEMORY, STOPPED = range(7)
+AUTO, ONNXRUNTIME, ONNXRUNTIME_CUDA, ONNXRUNTIME_TENSORRT, TENSORRT = range(5)
 
 
 class Live:
     """tests/live.c on a bundle: what it says after creating, and to each request."""
 
-    def __init__(self, release: Path, bundle: Path, *prefix: str, threads: int = 1, **environment: str) -> None:
+    def __init__(
+        self,
+        release: Path,
+        bundle: Path,
+        *prefix: str,
+        threads: int = 1,
+        backend: int = AUTO,
+        provider: Sequence[str] = (),
+        **environment: str,
+    ) -> None:
         self.process = subprocess.Popen(
-            [*prefix, str(release / "tests" / "live"), str(bundle), str(threads)],
+            [*prefix, str(release / "tests" / "live"), str(bundle), str(threads), str(backend), *provider],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -324,7 +334,11 @@ def test_quota(case: str, release: Path, tmp_path: Path) -> None:
         ((OUT_OF_MEMORY, OK, OK), str(OUT_OF_MEMORY)),
         ((FAILED, OK, OK), str(FAILED)),
         ((UNSUPPORTED, OUT_OF_MEMORY, OK), str(OUT_OF_MEMORY)),
-        ((UNSUPPORTED, BAD_BUNDLE, OK), str(BAD_BUNDLE)),
+        ((UNSUPPORTED, BAD_BUNDLE, OK), "CPU"),
+        ((UNSUPPORTED, BAD_BUNDLE, BAD_BUNDLE), str(BAD_BUNDLE)),
+        ((UNSUPPORTED, FAILED, OK), str(FAILED)),
+        ((BAD_ARGUMENT, OK, OK), str(BAD_ARGUMENT)),
+        ((STOPPED, OK, OK), str(STOPPED)),
         ((UNSUPPORTED, UNSUPPORTED, OUT_OF_MEMORY), str(OUT_OF_MEMORY)),
     ],
 )
@@ -336,6 +350,14 @@ def test_auto(ends: tuple[int, int, int], found: str, release: Path, tmp_path: P
     (tmp_path / "engine.json").write_text("{}")  # a directory of engines has nothing else
     alone = "TensorRT" if ends[0] == OK else str(ends[0])
     assert run(release / "tests" / "auto", tmp_path, *map(str, ends)).stdout == alone
+
+
+def test_the_backend_that_is_gone(release: Path, toy: Path) -> None:
+    """Its number stays refused, with what to use, also for a program that sets options of its provider."""
+    for provider in ((), ("trt_fp16_enable", "1")):
+        status, message = Live(release, toy, backend=ONNXRUNTIME_TENSORRT, provider=provider).created
+        assert status == UNSUPPORTED
+        assert "no longer supported; use VAR_EDGE_TENSORRT" in message
 
 
 def test_an_old_onnxruntime(release: Path, toy: Path, tmp_path: Path) -> None:

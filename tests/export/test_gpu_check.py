@@ -14,11 +14,11 @@ from export.verify.artifacts import Artifact
 from export.verify.gpu_check import candidates
 from export.verify.run import bundle_reference, verified
 from runtime import Pipeline
-from runtime.backends import tensorrt as backend_module
 from runtime.backends.cuda import gpu
 from runtime.bundle.engine_record import EngineRecord
 from runtime.bundle.manifest import Manifest
-from tests.runtime.fake_gpu import FakeCuda, fake_tensorrt, write_engines
+from tests.runtime.fake_gpu import FakeGpu, use
+from tests.runtime.fake_tensorrt import write_engines
 
 
 @pytest.mark.skipif(gpu() is not None, reason="this machine has a GPU: run make gpu-check itself")
@@ -51,9 +51,8 @@ def test_engines_are_verified(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """They run through the TensorRT backend, on a fake driver that computes with ONNX Runtime."""
-    cuda = FakeCuda()
-    monkeypatch.setattr(backend_module, "Cuda", lambda: cuda)
-    monkeypatch.setattr(backend_module, "load_tensorrt", lambda flavour: fake_tensorrt(cuda))
+    use(monkeypatch, FakeGpu())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bundle = tmp_path / "bundle"
     shutil.copytree(fp16_demo_bundle, bundle)
     write_engines(bundle, batches)

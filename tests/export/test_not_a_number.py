@@ -22,7 +22,7 @@ from runtime.generate import main as generate
 from runtime.sample_set import main as sample_set
 from runtime.sampling import Sampling
 from tests.conftest import DATA
-from tests.runtime.fake_gpu import rewrite_manifest
+from tests.runtime.fake_tensorrt import rewrite_manifest
 
 TINY = Recipe.load(str(DATA / "tiny.toml"))
 SETTINGS = {"top_k": 0, "top_p": 0.0}

@@ -1,268 +1,312 @@
-"""A fake GPU for tests. It records the calls of the driver and executes them in host memory; engines are ONNX files.
+"""A fake GPU for tests: the functions of cuda-python, on a device in host memory that refuses what a real one refuses.
 
-It refuses what a real driver or TensorRT refuses, so a backend that passes here binds, orders and records its work
-correctly. docs/gpu-status.md lists what it cannot show.
+- Work is queued, and runs when the stream is waited for.
+- New memory is filled with 0xAB. Addresses on the device mean nothing to the host, and every access is checked against
+  the allocations.
+- A recording fails on a copy of pageable memory, on allocation, on waiting, and on work in the default stream of
+  another thread if the recorded stream waits for that one.
+
+docs/gpu-status.md lists what it cannot show.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
+import pytest
 
-from runtime.backends.cuda import Gpu
-from runtime.bundle import engine_record
-from runtime.bundle.engine_record import Built, Engine, EngineRecord
-from runtime.bundle.manifest import WEIGHTS, File, Manifest
-from runtime.bundle.names import GRAPHS
+from runtime.backends import cuda as cuda_module
+from runtime.backends import tensorrt as backend_module
 
-STREAM, SCRATCH = 77, 4096
-GPU = Gpu("Fake RTX", "8.6", 1 << 30)
-BUILT = Built("tensorrt_rtx", "1.7.0", ("8.6",), None, False, False)
+# cudaError_t
+SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, NOT_READY = 0, 1, 2, 600
+CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, CAPTURE_IMPLICIT = 900, 901, 906
+FRESH = 0xAB  # every byte of memory that nobody has written
+ALIGNMENT = 256
+LEGACY_STREAM = 0
+
+Work = tuple[str, Callable[[], None]]
 
 
-class FakeCuda:
-    """Has the interface of `runtime.backends.cuda.Cuda`. `calls` lists the names of all calls in order."""
+@dataclass
+class Stream:
+    blocking: bool
+    queue: list[Work] = field(default_factory=list)
+    recording: list[Work] | None = None
+    spoiled: int = SUCCESS  # why the recording failed
 
-    def __init__(self, gpu: Gpu = GPU) -> None:
-        self.gpu, self.stream = gpu, STREAM
+
+@dataclass
+class Event:
+    ticks: int | None = None
+
+
+class FakeGpu:
+    """The functions and constants of `cuda.bindings.runtime`. `calls` are the names of all functions called.
+
+    `launched` are the names of the work in each launched graph. Set `spoil` to a function that is called while work is
+    being recorded, such as one that does what another thread might do.
+    """
+
+    cudaStreamNonBlocking = 1
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+
+    def __init__(self, name: str = "Fake RTX", capability: str = "8.6", total_bytes: int = 1 << 30) -> None:
+        self.name, self.capability, self.total_bytes = name, capability, total_bytes
         self.calls: list[str] = []
-        self.launched: list[list[str]] = []  # the calls in each launched graph
-        self._memory: dict[int, np.ndarray] = {}
-        self._recording: list[tuple[str, Callable[[], None]]] | None = None
-        self._ticks = 0
+        self.launched: list[list[str]] = []
+        self.spoil: Callable[[], None] = lambda: None
+        self.memory: dict[int, np.ndarray] = {}  # bytes by address
+        self.pinned: dict[int, np.ndarray] = {}
+        self.streams: dict[int, Stream] = {}
+        self.graphs: set[int] = set()  # that can be launched
+        self.events: list[Event] = []
+        self._graph_work: dict[int, list[Work]] = {}
+        self._next_address, self._next_handle, self._ticks = 0x7F00_0000_0000, 100, 0
 
-    def malloc(self, size: int) -> int:
-        self._not_while_recording("malloc")
-        raw = np.zeros(size + 512, np.uint8)
-        address = -(-raw.ctypes.data // 256) * 256
-        self._memory[address] = raw
-        return address
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("cuda") and name[4:5].isupper() and name not in FakeGpu._constants:
+            object.__getattribute__(self, "calls").append(name)
+        return object.__getattribute__(self, name)
 
-    def free(self, address: int) -> None:
-        self._not_while_recording("free")
-        del self._memory[address]
+    _constants = ("cudaMemcpyKind", "cudaStreamCaptureMode", "cudaStreamNonBlocking")
 
-    def pinned(self, size: int) -> np.ndarray:
-        self._not_while_recording("pinned")
-        return np.zeros(size, np.uint8)
+    @property
+    def used(self) -> int:
+        """Bytes allocated on the device."""
+        return sum(map(len, self.memory.values()))
 
-    def unpin(self, host: np.ndarray) -> None:
-        self._not_while_recording("unpin")
+    def at(self, address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Return the array at this address of the device. Fails unless it lies in one allocation."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        for start, held in self.memory.items():
+            if start <= address and address + size <= start + len(held):
+                return held[address - start : address - start + size].view(dtype).reshape(shape)
+        raise AssertionError(f"{size} bytes at {address:#x} of the device are not allocated")
 
-    def upload(self, device: int, host: np.ndarray) -> None:
-        self.queue("upload", lambda: at(device, host.shape, host.dtype).__setitem__(..., host))
-
-    def download(self, host: np.ndarray, device: int) -> None:
-        self.queue("download", lambda: host.__setitem__(..., at(device, host.shape, host.dtype)))
-
-    def zero(self, device: int, size: int) -> None:
-        self.queue("zero", lambda: at(device, (size,), np.uint8).fill(0))
-
-    def synchronize(self) -> None:
-        self._not_while_recording("synchronize")
-
-    @contextmanager
-    def capturing(self) -> Iterator[list[Any]]:
-        self._not_while_recording("capture")
-        graphs: list[Any] = []
-        self._recording = []
-        yield graphs
-        graphs.append(self._recording)
-        self._recording = None
-
-    def launch(self, graph: Any) -> None:
-        self._not_while_recording("launch")
-        self.launched.append([name for name, _ in graph])
-        for _, work in graph:
-            work()
-
-    def discard(self, graph: Any) -> None:
-        self._not_while_recording("discard")
-
-    def mark(self) -> int:
-        self._ticks += 1
-        return self._ticks
-
-    def seconds(self, start: int, end: int) -> float:
-        return float(end - start)
-
-    def queue(self, name: str, work: Callable[[], None]) -> None:
-        """Run the work, or add it to the graph that is being recorded."""
-        if self._recording is None:
-            self.calls.append(name)
-            work()
+    def enqueue(self, name: str, stream: int, work: Callable[[], None]) -> int:
+        """Queue or record this work; return the status."""
+        target = self.streams[stream]
+        if target.recording is None:
+            target.queue.append((name, work))
         else:
-            self._recording.append((name, work))
+            target.recording.append((name, work))
+            self.spoil()
+        return target.spoiled and CAPTURE_INVALIDATED
 
-    def _not_while_recording(self, name: str) -> None:
-        assert self._recording is None, f"{name} would end a stream capture"
-        self.calls.append(name)
+    def is_recording(self, stream: int) -> bool:
+        return self.streams[stream].recording is not None
+
+    def refuse_recording(self, reason: int = CAPTURE_UNSUPPORTED) -> int:
+        """Spoil every recording, because of a call that none allows; return the status of the call."""
+        status = SUCCESS
+        for stream in self.streams.values():
+            if stream.recording is not None:
+                stream.spoiled = status = reason
+        return status
+
+    def use_default_stream(self) -> int:
+        """Do what a copy without a stream does in another thread: it waits for all streams but non-blocking ones."""
+        recorded = [stream for stream in self.streams.values() if stream.recording is not None]
+        for stream in recorded:
+            if stream.blocking:
+                stream.spoiled = CAPTURE_IMPLICIT
+        return CAPTURE_IMPLICIT if any(stream.blocking for stream in recorded) else SUCCESS
+
+    # The functions of cuda-python, in its spelling. Each returns a status and then its results.
+
+    def cudaGetDeviceCount(self) -> tuple[int, int]:
+        return SUCCESS, 1
+
+    def cudaGetDeviceProperties(self, device: int) -> tuple[int, Any]:
+        major, minor = map(int, self.capability.split("."))
+        properties = SimpleNamespace(
+            name=self.name.encode() + b"\0",
+            major=major,
+            minor=minor,
+            totalGlobalMem=self.total_bytes,
+            integrated=0,
+        )
+        return SUCCESS, properties
+
+    def cudaSetDevice(self, device: int) -> tuple[int]:
+        return (SUCCESS,)
+
+    def cudaDriverGetVersion(self) -> tuple[int, int]:
+        return SUCCESS, 13000
+
+    def cudaRuntimeGetVersion(self) -> tuple[int, int]:
+        return SUCCESS, 13000
+
+    def cudaGetErrorString(self, status: int) -> tuple[int, bytes]:
+        return SUCCESS, f"error {int(status)}".encode()
+
+    def cudaMemGetInfo(self) -> tuple[int, int, int]:
+        return SUCCESS, self.total_bytes - self.used, self.total_bytes
+
+    def cudaMalloc(self, size: int) -> tuple[int, int]:
+        if status := self.refuse_recording():
+            return status, 0
+        if self.used + size > self.total_bytes:
+            return OUT_OF_MEMORY, 0
+        address = self._next_address
+        self._next_address += -(-size // ALIGNMENT) * ALIGNMENT + ALIGNMENT  # a gap, in which nothing lies
+        self.memory[address] = np.full(size, FRESH, np.uint8)
+        return SUCCESS, address
+
+    def cudaFree(self, address: int) -> tuple[int]:
+        if status := self.refuse_recording():
+            return (status,)
+        for stream in self.streams:
+            self._run(stream)  # it waits for the device
+        del self.memory[address]
+        return (SUCCESS,)
+
+    def cudaMallocHost(self, size: int) -> tuple[int, int]:
+        if status := self.refuse_recording():
+            return status, 0
+        host = np.full(size, FRESH, np.uint8)
+        self.pinned[host.ctypes.data] = host
+        return SUCCESS, host.ctypes.data
+
+    def cudaFreeHost(self, address: int) -> tuple[int]:
+        if status := self.refuse_recording():
+            return (status,)
+        self.pinned[address].fill(FRESH)
+        del self.pinned[address]
+        return (SUCCESS,)
+
+    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:
+        to_device = kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice
+        host, device = (source, target) if to_device else (target, source)
+        self.at(device, (size,), np.uint8)
+        values: np.ndarray | None = None
+        if not self._is_pinned(host, size):
+            if self.is_recording(stream):
+                return (self.refuse_recording(),)
+            if to_device:
+                values = _host(host, size).copy()  # pageable memory is copied before the call returns
+
+        def copy() -> None:
+            if to_device:
+                self.at(device, (size,), np.uint8)[:] = _host(host, size) if values is None else values
+            else:
+                _host(host, size)[:] = self.at(device, (size,), np.uint8)
+
+        status = self.enqueue("upload" if to_device else "download", stream, copy)
+        if not to_device and not self._is_pinned(host, size):
+            self._run(stream)  # such a download waits
+        return (status,)
+
+    def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> tuple[int]:
+        self.at(address, (size,), np.uint8)
+        return (self.enqueue("zero", stream, lambda: self.at(address, (size,), np.uint8).fill(value)),)
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:
+        return SUCCESS, self._handle(self.streams, Stream(blocking=not flags & self.cudaStreamNonBlocking))
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[int]:
+        self._run(stream)
+        del self.streams[stream]
+        return (SUCCESS,)
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
+        if status := self.refuse_recording():
+            return (status,)
+        self._run(stream)
+        return (SUCCESS,)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:
+        assert mode == self.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        if self.is_recording(stream):
+            return (INVALID_VALUE,)
+        self.streams[stream].recording = []
+        return (SUCCESS,)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[int, Any]:
+        target = self.streams[stream]
+        if target.recording is None:
+            return INVALID_VALUE, None
+        recorded, spoiled = target.recording, target.spoiled
+        target.recording, target.spoiled = None, SUCCESS
+        if spoiled:
+            return CAPTURE_INVALIDATED, None
+        return SUCCESS, self._handle(self._graph_work, recorded)
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[int, int]:
+        ready = self._handle(self._graph_work, self._graph_work[graph])
+        self.graphs.add(ready)
+        return SUCCESS, ready
+
+    def cudaGraphDestroy(self, graph: int) -> tuple[int]:
+        del self._graph_work[graph]
+        return (SUCCESS,)
+
+    def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[int]:
+        if graph not in self.graphs:
+            return (INVALID_VALUE,)
+        if self.is_recording(stream):
+            return (self.refuse_recording(),)
+        work = self._graph_work[graph]
+        self.launched.append([name for name, _ in work])
+        self.streams[stream].queue += work
+        return (SUCCESS,)
+
+    def cudaGraphExecDestroy(self, graph: int) -> tuple[int]:
+        self.graphs.remove(graph)
+        del self._graph_work[graph]
+        return (SUCCESS,)
+
+    def cudaEventCreate(self) -> tuple[int, Event]:
+        self.events.append(Event())
+        return SUCCESS, self.events[-1]
+
+    def cudaEventRecord(self, event: Event, stream: int) -> tuple[int]:
+        def tick() -> None:
+            self._ticks += 1
+            event.ticks = self._ticks
+
+        event.ticks = None
+        return (self.enqueue("event", stream, tick),)
+
+    def cudaEventElapsedTime(self, start: Event, end: Event) -> tuple[int, float]:
+        if start.ticks is None or end.ticks is None:
+            return NOT_READY, 0.0
+        return SUCCESS, float(end.ticks - start.ticks)
+
+    def cudaEventDestroy(self, event: Event) -> tuple[int]:
+        self.events.remove(event)
+        return (SUCCESS,)
+
+    def _run(self, stream: int) -> None:
+        queue = self.streams[stream].queue
+        while queue:
+            queue.pop(0)[1]()
+
+    def _is_pinned(self, host: int, size: int) -> bool:
+        return any(start <= host and host + size <= start + len(held) for start, held in self.pinned.items())
+
+    def _handle(self, table: dict[int, Any], value: Any) -> int:
+        self._next_handle += 1
+        table[self._next_handle] = value
+        return self._next_handle
 
 
-def at(address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Return the array with this shape at an address of the fake device."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    buffer = (np.ctypeslib.ctypes.c_uint8 * size).from_address(address)
-    return np.frombuffer(buffer, dtype).reshape(shape)
+def _host(address: int, size: int) -> np.ndarray:
+    return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
 
 
-def fake_tensorrt(cuda: FakeCuda, version: str = "1.7.0") -> Any:
-    """Return a module with the parts of TensorRT that the backend uses; its engines run on `cuda`."""
+def use(monkeypatch: pytest.MonkeyPatch, gpu: FakeGpu, trt: Any = None) -> FakeGpu:
+    """Make the backends use this GPU, and the TensorRT backend this module, by default the fake TensorRT for RTX."""
+    from tests.runtime.fake_tensorrt import fake_tensorrt
 
-    class Base:
-        pass
-
-    class Runtime:
-        def __init__(self, logger: Any) -> None:
-            self.logger = logger
-
-        def deserialize_cuda_engine(self, reader: Any) -> FakeEngine | None:
-            text = b""
-            while piece := reader.read(7, STREAM):
-                text += piece
-            if not text.startswith(b"{"):
-                self.logger.log("ERROR", "bad magic number")
-                return None
-            return FakeEngine(json.loads(text), cuda)
-
-    return SimpleNamespace(
-        __version__=version,
-        ILogger=type("ILogger", (Base,), {"Severity": SimpleNamespace(INTERNAL_ERROR="INTERNAL_ERROR", ERROR="ERROR")}),
-        IStreamReaderV2=Base,
-        SeekPosition=SimpleNamespace(SET="set", CUR="cur", END="end"),
-        Runtime=Runtime,
-        TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
-        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
-        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
-        nptype=np.dtype,
-    )
-
-
-class FakeEngine:
-    def __init__(self, plan: dict[str, Any], cuda: FakeCuda) -> None:
-        self.plan, self.cuda = plan, cuda
-        self.session = ort.InferenceSession(plan["onnx"], providers=["CPUExecutionProvider"])
-        self.profiles_in_use: set[int] = set()
-        self.num_io_tensors = len(plan["tensors"])
-        self.num_optimization_profiles = len(plan["profiles"])
-
-    def get_tensor_name(self, index: int) -> str:
-        return str(list(self.plan["tensors"])[index])
-
-    def get_tensor_mode(self, name: str) -> str:
-        return str(self.plan["tensors"][name][0])
-
-    def get_tensor_dtype(self, name: str) -> str:
-        return str(self.plan["tensors"][name][1])
-
-    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
-        return [tuple(self.plan["profiles"][profile][name])] * 3
-
-    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
-        return SCRATCH * (profile + 1)
-
-    def create_runtime_config(self) -> FakeRuntimeConfig:
-        return FakeRuntimeConfig()
-
-    def create_execution_context(self, runtime_config: FakeRuntimeConfig) -> FakeContext:
-        assert runtime_config.allocation == "user"
-        assert runtime_config.dynamic_shapes_kernel_specialization_strategy == "eager"
-        return FakeContext(self)
-
-
-class FakeRuntimeConfig:
-    """TensorRT for RTX: by default it allocates scratch memory itself and compiles kernels in the background."""
-
-    allocation, dynamic_shapes_kernel_specialization_strategy = "static", "lazy"
-
-    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
-        self.allocation = strategy
-
-
-class FakeContext:
-    def __init__(self, engine: FakeEngine) -> None:
-        self.engine = engine
-        self.profile: int | None = None
-        self.memory = 0
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.addresses: dict[str, int] = {}
-
-    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
-        assert stream == STREAM
-        if profile in self.engine.profiles_in_use:
-            return False
-        self.engine.profiles_in_use.add(profile)
-        self.profile = profile
-        return True
-
-    def set_device_memory(self, address: int, size: int) -> None:
-        self.memory = size
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        assert self.profile is not None
-        self.shapes[name] = shape
-        return tuple(self.engine.plan["profiles"][self.profile][name]) == shape
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
-        return name in self.engine.plan["tensors"] and address % 256 == 0 and address > 0
-
-    def execute_async_v3(self, stream: int) -> bool:
-        plan, addresses = self.engine.plan, dict(self.addresses)
-        assert stream == STREAM and self.profile is not None
-        assert self.memory >= self.engine.get_device_memory_size_for_profile_v2(self.profile)
-        assert addresses.keys() == plan["tensors"].keys()
-
-        def work() -> None:
-            inputs = {
-                name: at(addresses[name], self.shapes[name], dtype).copy()
-                for name, (mode, dtype) in plan["tensors"].items()
-                if mode == "in"
-            }
-            names = [name for name, (mode, _) in plan["tensors"].items() if mode == "out"]
-            for name, value in zip(names, self.engine.session.run(names, inputs), strict=True):
-                at(addresses[name], value.shape, value.dtype)[...] = value
-
-        self.engine.cuda.queue(f"{plan['graph']} {self.profile}", work)
-        return True
-
-
-def write_engines(bundle: Path, batches: tuple[int, ...] = (1,), built: Built = BUILT) -> Path:
-    """Write a directory of fake engines into the bundle, with the layout of the engine builder."""
-    source = Manifest.load(bundle)
-    folder = bundle / engine_record.FOLDER / built.tag
-    folder.mkdir(parents=True)
-    engines, graphs = {}, {}
-    for name in GRAPHS:
-        if name not in source.graphs:
-            continue
-        graph = source.graphs[name]
-        profiles = engine_record.profiles(name, source, batches)
-        tensors = {t.name: (mode, t.dtype) for mode, ts in (("in", graph.inputs), ("out", graph.outputs)) for t in ts}
-        plan = {"graph": name, "onnx": str(bundle / graph.file), "tensors": tensors, "profiles": profiles}
-        (folder / f"{name}.engine").write_text(json.dumps(plan))
-        digest = source.files[graph.file].sha256
-        engines[name] = Engine(f"{name}.engine", digest, profiles, 1.0, 1, {}, 0, ())
-        graphs[name] = type(graph)(f"{name}.engine", graph.inputs, graph.outputs)
-    (folder / WEIGHTS).write_bytes((bundle / WEIGHTS).read_bytes())
-    if source.classes:
-        (folder / source.classes).write_bytes((bundle / source.classes).read_bytes())
-    EngineRecord(engine_record.SCHEMA_VERSION, built, source.files[WEIGHTS].sha256, batches, {}, engines, 0, "").write(
-        folder
-    )
-    rewrite_manifest(folder, Manifest(**{**vars(source), "graphs": graphs}))
-    return folder
-
-
-def rewrite_manifest(folder: Path, manifest: Manifest) -> None:
-    """Update the sizes and hashes in the manifest to the current files."""
-    (folder / "manifest.json").unlink(missing_ok=True)
-    files = {path.name: File.of(path) for path in sorted(folder.iterdir()) if path.is_file()}
-    Manifest(**{**vars(manifest), "files": files}).write(folder)
+    monkeypatch.setattr(cuda_module, "_bindings", lambda: gpu)
+    module = trt or fake_tensorrt(gpu)
+    monkeypatch.setattr(backend_module, "load_tensorrt", lambda flavour: module)
+    return gpu

@@ -24,7 +24,8 @@ def driver(**answers: Any) -> SimpleNamespace:
         "cudaGetDeviceCount": (0, 1),
         "cudaGetDeviceProperties": (0, PROPERTIES),
         "cudaSetDevice": (0,),
-        "cudaStreamCreate": (0, 5),
+        "cudaStreamCreateWithFlags": (0, 5),
+        "cudaStreamDestroy": (0,),
         "cudaMemGetInfo": (0, (3_000_000, 8_000_000)),
         "cudaMemsetAsync": (0,),
         "cudaMalloc": (0, 512),
@@ -32,7 +33,10 @@ def driver(**answers: Any) -> SimpleNamespace:
         "cudaDriverGetVersion": (0, 12020),
         "cudaRuntimeGetVersion": (0, 13000),
     }
-    return SimpleNamespace(**{name: lambda *_, answer=answer: answer for name, answer in (known | answers).items()})
+    constants = {"cudaStreamNonBlocking": 1}
+    return SimpleNamespace(
+        **constants, **{name: lambda *_, answer=answer: answer for name, answer in (known | answers).items()}
+    )
 
 
 def use(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
@@ -94,7 +98,7 @@ def test_cuda_python_takes_every_call() -> None:
     """Without a driver CUDA refuses every call, but a call with wrong arguments raises TypeError before that."""
     runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python has no package for this machine")
     cuda, host = object.__new__(Cuda), np.zeros(8, np.uint8)
-    cuda._runtime, cuda.stream = runtime, 7
+    cuda._runtime, cuda.stream, cuda._events, cuda._unused = runtime, 7, [], []
     event, graph = runtime.cudaEvent_t(), runtime.cudaGraphExec_t()
     calls: list[Callable[[], Any]] = [
         lambda: cuda.malloc(8),
@@ -105,9 +109,8 @@ def test_cuda_python_takes_every_call() -> None:
         lambda: cuda.download(host, 512),
         lambda: cuda.zero(512, 8),
         lambda: cuda.synchronize(),
-        lambda: cuda.capturing().__enter__(),
-        lambda: cuda.launch(graph),
-        lambda: cuda.discard(graph),
+        lambda: cuda.recorded(lambda: None),
+        lambda: cuda.launch(SimpleNamespace(graph=graph)),  # type: ignore[arg-type]
         lambda: cuda.mark(),
         lambda: cuda.seconds(event, event),
     ]
@@ -116,11 +119,13 @@ def test_cuda_python_takes_every_call() -> None:
         for name, arguments in {
             "cudaGetDeviceProperties": (0,),
             "cudaSetDevice": (0,),
-            "cudaStreamCreate": (),
+            "cudaStreamCreateWithFlags": (runtime.cudaStreamNonBlocking,),
+            "cudaStreamDestroy": (7,),
             "cudaMemGetInfo": (),
             "cudaStreamEndCapture": (7,),
             "cudaGraphInstantiate": (runtime.cudaGraph_t(), 0),
             "cudaGraphDestroy": (runtime.cudaGraph_t(),),
+            "cudaGraphExecDestroy": (graph,),
             "cudaEventRecord": (event, 7),
             "cudaEventDestroy": (event,),
         }.items()

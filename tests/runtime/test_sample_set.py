@@ -25,7 +25,7 @@ from runtime.bundle.manifest import Manifest
 from runtime.evaluation_set import SAMPLES, SETTINGS, EvaluationSet, Picture, kind_of_backend
 from runtime.sample_set import main
 from runtime.sampling import Sampling
-from tests.runtime.fake_gpu import rewrite_manifest
+from tests.runtime.fake_tensorrt import rewrite_manifest
 
 SMALL = ["--per-class", 6, "--batch", 4, "--top-k", 5]  # 5 classes: some batches span two classes
 

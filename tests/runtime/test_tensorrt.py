@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from dataclasses import replace
@@ -11,17 +12,19 @@ import numpy as np
 import pytest
 
 from runtime import BundleError, Pipeline, SettingsError
-from runtime.backends import tensorrt as backend_module
 from runtime.backends.base import StageRun
-from runtime.backends.cuda import Gpu
+from runtime.backends.tensorrt import TensorRTBackend
+from runtime.backends.trt_engine import stream_reader
 from runtime.bench.benchmark import benchmark
 from runtime.bench.plot import write_plot
 from runtime.bench.report import Settings
 from runtime.bench.tables import print_report
-from runtime.bundle.engine_record import FILE_NAME, EngineRecord
+from runtime.bundle.engine_record import FILE_NAME, Built, EngineRecord
 from runtime.bundle.manifest import Manifest
+from runtime.errors import OutOfMemoryError
 from runtime.pipeline import ScaleView
-from tests.runtime.fake_gpu import BUILT, GPU, FakeCuda, fake_tensorrt, rewrite_manifest, write_engines
+from tests.runtime.fake_gpu import FakeGpu, use
+from tests.runtime.fake_tensorrt import BUILT, SERVER, FakeContext, fake_tensorrt, rewrite_manifest, write_engines
 
 SETTINGS = {"seed": 7, "cfg": 2.0, "top_k": 3, "top_p": 0.5}
 LABELS = [0, 1, 5, 3, 4]
@@ -36,18 +39,17 @@ def demo(fp16_demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return bundle
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    return use(monkeypatch, FakeCuda())
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    return use(monkeypatch, FakeGpu())
 
 
-def use(monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, version: str = "1.7.0") -> FakeCuda:
-    monkeypatch.setattr(backend_module, "Cuda", lambda: cuda)
-    monkeypatch.setattr(backend_module, "load_tensorrt", lambda flavour: fake_tensorrt(cuda, version))
-    return cuda
-
-
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_pictures_are_those_of_onnx_runtime(demo: Path, batch: int) -> None:
     """If an address, offset or profile was wrong, some token would differ."""
@@ -59,7 +61,7 @@ def test_pictures_are_those_of_onnx_runtime(demo: Path, batch: int) -> None:
         assert all(np.array_equal(a, b) for a, b in zip(found.tokens, expected.tokens, strict=True))
 
 
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("gpu")
 def test_int8_engines_get_the_scales_of_each_scale(int8_bundles: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(int8_bundles["trt"], tmp_path / "bundle")
     write_engines(tmp_path / "bundle")
@@ -69,7 +71,7 @@ def test_int8_engines_get_the_scales_of_each_scale(int8_bundles: dict[str, Path]
     assert np.array_equal(found.images, expected.images)
 
 
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("gpu")
 def test_encoding_and_keeping(demo: Path) -> None:
     expected, found = Pipeline(demo, "onnxruntime"), Pipeline(demo, "tensorrt")
     tokens = expected.encode(expected.generate([2, 3]).images)
@@ -80,24 +82,185 @@ def test_encoding_and_keeping(demo: Path) -> None:
         assert np.array_equal(a, b)
 
 
-def test_one_graph_for_each_stage_and_nothing_else_for_a_picture(demo: Path, cuda: FakeCuda) -> None:
-    """Allocations, waits and single calls between the stages would take longer than the small scales."""
+def drawn_with(gpu: FakeGpu, pipeline: Pipeline, **settings: object) -> list[str]:
+    """Return the CUDA calls of the second of two equal generations."""
+    for _ in range(2):
+        gpu.calls.clear()
+        gpu.launched.clear()
+        pipeline.generate([3, 4], **SETTINGS, **settings)  # type: ignore[arg-type]
+    return gpu.calls
+
+
+def test_a_whole_picture_is_one_launch(demo: Path, gpu: FakeGpu) -> None:
+    """One upload, the kernels, one download: nothing else may cost time between the small scales."""
     pipeline = Pipeline(demo, "tensorrt")
-    pipeline.generate([1, 2], **SETTINGS)
-    cuda.calls.clear()
-    cuda.launched.clear()
-    pipeline.generate([3, 4], **SETTINGS)
+    calls = drawn_with(gpu, pipeline)
+    scales = len(pipeline.manifest.scales)
+    steps = [kernel for k in range(scales) for kernel in (f"transformer {scales + k}", f"bridge {scales + k}")]
+    assert gpu.launched == [["upload", "zero", "condition 1", *steps, "decoder 0", "decoder 0", "download"]]
+    assert calls == ["cudaStreamSynchronize", "cudaGraphLaunch", "cudaStreamSynchronize"]
+
+
+def test_one_launch_for_each_stage_if_someone_listens(demo: Path, gpu: FakeGpu) -> None:
+    pipeline = Pipeline(demo, "tensorrt")
+    calls = drawn_with(gpu, pipeline, on_scale=lambda view: None)
     scales = len(pipeline.manifest.scales)
     steps = [["upload", f"transformer {scales + k}", f"bridge {scales + k}"] for k in range(scales)]
-    assert cuda.launched == [["upload", "zero", "condition 1"], *steps, ["decoder 0", "decoder 0"]]
-    drawing = cuda.calls[: cuda.calls.index("download")]
-    assert drawing == ["synchronize", *["launch"] * (scales + 2)]
-    # Images and whether they are finite, then the tokens of each scale.
-    downloads = ["download", "download", "synchronize", *["download", "synchronize"] * scales]
-    assert cuda.calls[len(drawing) :] == downloads
+    assert gpu.launched == [["upload", "zero", "condition 1"], *steps, ["decoder 0", "decoder 0", "download"]]
+    assert calls == ["cudaStreamSynchronize", *["cudaGraphLaunch"] * (scales + 2), "cudaStreamSynchronize"]
 
 
-@pytest.mark.usefixtures("cuda")
+def test_every_batch_size_is_recorded_once(demo: Path, gpu: FakeGpu) -> None:
+    """Five images at a time of two: sizes 2, 2, 1, and again for the next five."""
+    pipeline = Pipeline(demo, "tensorrt")
+    pipeline.generate(LABELS, batch=2, **SETTINGS)
+    gpu.calls.clear()
+    pipeline.generate(LABELS, batch=2, **SETTINGS)
+    assert not {"cudaStreamBeginCapture", "cudaMalloc"} & set(gpu.calls)
+
+
+@pytest.mark.parametrize(
+    ("flavour", "version"),
+    [(SERVER, version) for version in ("10.3.0", "10.7.0", "10.8.0", "10.9.0", "10.13.3", "11.4.0")]
+    + [(BUILT, "1.7.0")],
+)
+def test_every_generation_of_tensorrt(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch, flavour: Built, version: str
+) -> None:
+    """10.7 and 10.8 have a reader that crashes; 11 has no older one; TensorRT for RTX makes contexts in another way."""
+    gpu = FakeGpu()
+    use(monkeypatch, gpu, fake_tensorrt(gpu, version, flavour.flavour))
+    write_engines(own_bundle, built=replace(flavour, version=version))
+    expected = Pipeline(own_bundle, "onnxruntime").generate([1, 2], **SETTINGS)
+    assert np.array_equal(Pipeline(own_bundle, "tensorrt").generate([1, 2], **SETTINGS).images, expected.images)
+
+
+def test_an_engine_is_read_without_a_copy(tmp_path: Path, gpu: FakeGpu) -> None:
+    """TensorRT asks for all weights at once, and does not ask again if it gets less."""
+    path, size = tmp_path / "large.engine", 200 << 20
+    with path.open("wb") as file:
+        file.truncate(size)
+    for version, flavour in (("10.3.0", "tensorrt"), ("10.13.0", "tensorrt"), ("1.7.0", "tensorrt_rtx")):
+        reader = stream_reader(fake_tensorrt(gpu, version, flavour), path)
+        answer = reader.read(size)
+        assert isinstance(answer, memoryview)  # of the mapped file
+        assert (len(answer), answer.readonly, len(reader.read(1))) == (size, True, 0)
+
+
+def test_kernels_are_compiled_once_for_all_processes(
+    own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_engines(own_bundle)
+    compiled = []
+    kept = tmp_path / "cache" / "var-edge" / f"{BUILT.tag}.kernels"
+    for _ in range(3):
+        gpu = FakeGpu()
+        trt = fake_tensorrt(gpu)
+        use(monkeypatch, gpu, trt)
+        Pipeline(own_bundle, "tensorrt").generate([1], **SETTINGS)
+        compiled.append(len(trt.compiled))
+        if len(compiled) == 2:
+            kept.write_bytes(b"of another GPU")
+    assert compiled == [8, 0, 8]
+    kept.unlink()
+    kept.mkdir()  # cannot be read or written, which is no error
+    Pipeline(own_bundle, "tensorrt").generate([1], **SETTINGS)
+
+
+def test_what_other_threads_do_spoils_no_recording(demo: Path, gpu: FakeGpu) -> None:
+    """Any library may use the default stream at any time."""
+    gpu.spoil = lambda: gpu.use_default_stream()  # type: ignore[assignment, return-value]
+    assert Pipeline(demo, "tensorrt").generate([3], **SETTINGS).images.any()
+
+
+def test_an_error_inside_a_recording_ends_it(demo: Path, gpu: FakeGpu) -> None:
+    """A stream that is still recorded refuses everything."""
+
+    def fail() -> None:
+        gpu.spoil = lambda: None
+        raise KeyboardInterrupt
+
+    pipeline = Pipeline(demo, "tensorrt")
+    gpu.spoil = fail
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.generate([3], **SETTINGS)
+    expected = Pipeline(demo, "onnxruntime").generate([3], **SETTINGS)
+    assert np.array_equal(pipeline.generate([3], **SETTINGS).images, expected.images)
+
+
+def test_memory_is_freed(demo: Path, gpu: FakeGpu) -> None:
+    """By `close`, at the end of a `with` block, and by the garbage collector."""
+    with Pipeline(demo, "tensorrt") as pipeline:
+        pipeline.encode(pipeline.generate(LABELS, batch=2, **SETTINGS).images[:1])
+        assert gpu.used
+    with pytest.raises(SettingsError, match="pipeline: closed; load the bundle again"):
+        pipeline.generate([1])
+    pipeline.close()
+    assert not gpu.used
+    assert not gpu.pinned
+
+    pipeline = Pipeline(demo, "tensorrt")
+    pipeline.generate([1], on_stage=lambda *_: None, **SETTINGS)
+    del pipeline
+    gc.collect()
+    assert (gpu.used, gpu.pinned, gpu.streams, gpu.graphs, gpu.events) == (0, {}, {}, set(), [])
+
+
+def test_after_out_of_memory_fewer_pictures_can_be_drawn(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the failed attempt had allocated is free again although its error is still being looked at."""
+    gpu = use(monkeypatch, FakeGpu())
+    expected = Pipeline(demo, "onnxruntime").generate([3, 4], **SETTINGS)
+    pipeline = Pipeline(demo, "tensorrt")
+    base = gpu.used
+    pipeline.generate([3], **SETTINGS)
+    one = gpu.used - base
+    pipeline.close()
+
+    pipeline = Pipeline(demo, "tensorrt")
+    gpu.total_bytes = gpu.used + one + one // 2  # enough for one image, not for two
+    with pytest.raises(OutOfMemoryError, match="draw fewer pictures at once") as kept:
+        pipeline.generate([3, 4], **SETTINGS)
+    found = pipeline.generate([3, 4], batch=1, **SETTINGS)
+    assert np.array_equal(found.images, expected.images)
+    assert kept.value
+
+    # With the arrays for one image in memory, those for two do not fit. So the former are freed.
+    gpu.total_bytes = gpu.used - one + 2 * one + one // 2
+    assert np.array_equal(pipeline.generate([3, 4], **SETTINGS).images, expected.images)
+
+
+def test_out_of_memory_inside_tensorrt(demo: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT only says it in its log."""
+    pipeline = Pipeline(demo, "tensorrt")
+    run = FakeContext.execute_async_v3
+
+    def refuse(context: FakeContext, stream: int) -> bool:
+        pipeline.backend._log.logger.log("ERROR", "Error Code 1: Cuda Runtime (out of memory)")  # type: ignore[attr-defined]
+        return False
+
+    monkeypatch.setattr(FakeContext, "execute_async_v3", refuse)
+    with pytest.raises(OutOfMemoryError, match="out of memory\\); draw fewer pictures at once"):
+        pipeline.generate([3, 4], **SETTINGS)
+    monkeypatch.setattr(FakeContext, "execute_async_v3", run)
+    assert pipeline.generate([3, 4], **SETTINGS).images.any()
+
+
+@pytest.mark.usefixtures("gpu")
+def test_smooth_sampling(smooth_demo_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(smooth_demo_bundle, bundle)
+    write_engines(bundle, (1, 2))
+    expected = Pipeline(bundle, "onnxruntime").generate(LABELS, smooth=True, seed=5)
+    pipeline = Pipeline(bundle, "tensorrt")
+    for batch in (1, 2):
+        found = pipeline.generate(LABELS, smooth=True, seed=5, batch=batch)
+        assert np.abs(found.images.astype(int) - expected.images.astype(int)).max() <= 1
+        assert all(map(np.array_equal, found.tokens, expected.tokens))
+    plain = Pipeline(bundle, "onnxruntime").generate([3], **SETTINGS)
+    assert np.array_equal(pipeline.generate([3], **SETTINGS).images, plain.images)
+
+
+@pytest.mark.usefixtures("gpu")
 def test_previews_and_stops_fit_between_the_stages(demo: Path) -> None:
     previews: dict[str, list[np.ndarray]] = {"onnxruntime": [], "tensorrt": []}
     for name, kept in previews.items():
@@ -116,7 +279,7 @@ def test_previews_and_stops_fit_between_the_stages(demo: Path) -> None:
         assert np.array_equal(a, b)
 
 
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("gpu")
 def test_an_observer_sees_what_it_sees_on_a_cpu(demo: Path) -> None:
     """This includes inputs that the CUDA graph of a whole scale would have overwritten."""
     seen: dict[str, list[StageRun]] = {"onnxruntime": [], "tensorrt": []}
@@ -135,16 +298,16 @@ def test_an_observer_sees_what_it_sees_on_a_cpu(demo: Path) -> None:
             assert all(np.array_equal(a[tensor], b[tensor]) for tensor in a)
 
 
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("gpu")
 def test_the_manifest_is_that_of_the_engines(demo: Path) -> None:
     """As in C++, a pipeline and its backend describe the same graphs."""
     pipeline = Pipeline(demo, "tensorrt")
-    assert isinstance(pipeline.backend, backend_module.TensorRTBackend)
+    assert isinstance(pipeline.backend, TensorRTBackend)
     assert pipeline.manifest is pipeline.backend.manifest
     assert {graph.file.rpartition(".")[2] for graph in pipeline.manifest.graphs.values()} == {"engine"}
 
 
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("gpu")
 def test_stages_are_timed_on_the_device(own_bundle: Path) -> None:
     write_engines(own_bundle)
     heard: list[tuple[str, int | None, float]] = []
@@ -153,7 +316,7 @@ def test_stages_are_timed_on_the_device(own_bundle: Path) -> None:
     assert all(seconds > 0 for _, _, seconds in heard)
 
 
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("gpu")
 def test_a_directory_of_engines_is_a_bundle_of_its_own(own_bundle: Path, tmp_path: Path) -> None:
     expected = Pipeline(own_bundle, "onnxruntime").generate([2], **SETTINGS)
     moved = tmp_path / "on the device"
@@ -165,7 +328,7 @@ def test_a_directory_of_engines_is_a_bundle_of_its_own(own_bundle: Path, tmp_pat
         Pipeline(moved, "onnxruntime")
 
 
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("gpu")
 def test_engines_can_be_measured(demo: Path, tmp_path: Path) -> None:
     """make bench shows every stage of engines, in its tables and in its plot."""
     (folder,) = (demo / "engines").iterdir()
@@ -181,14 +344,15 @@ def test_engines_can_be_measured(demo: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("gpu", "version", "message"),
     [
-        (Gpu("Orin", "8.7", 1), "1.7.0", r"built for sm_86, this GPU is Orin, sm_87; run make engine"),
-        (GPU, "1.8.0", r"built with tensorrt_rtx 1\.7\.0, this machine has 1\.8\.0; run make"),
+        (("Orin", "8.7"), "1.7.0", r"built for sm_86, this GPU is Orin, sm_87; run make engine"),
+        (("Fake RTX", "8.6"), "1.8.0", r"built with tensorrt_rtx 1\.7\.0, this machine has 1\.8\.0; run make"),
     ],
 )
 def test_engines_of_another_machine(
-    own_bundle: Path, monkeypatch: pytest.MonkeyPatch, gpu: Gpu, version: str, message: str
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch, gpu: tuple[str, str], version: str, message: str
 ) -> None:
-    use(monkeypatch, FakeCuda(gpu), version)
+    fake = FakeGpu(*gpu)
+    use(monkeypatch, fake, fake_tensorrt(fake, version))
     write_engines(own_bundle)
     with pytest.raises(BundleError, match=message):
         Pipeline(own_bundle, "tensorrt")
@@ -196,12 +360,13 @@ def test_engines_of_another_machine(
 
 
 def test_engines_that_promise_to_run_elsewhere(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, FakeCuda(Gpu("Later", "8.9", 1)), "1.9.0")
+    gpu = FakeGpu("Later", "8.9")
+    use(monkeypatch, gpu, fake_tensorrt(gpu, "1.9.0"))
     write_engines(own_bundle, built=replace(BUILT, hardware_compatible=True, version_compatible=True))
     assert Pipeline(own_bundle, "tensorrt").generate([1], **SETTINGS).images.any()
 
 
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("gpu")
 def test_engines_of_another_bundle(own_bundle: Path) -> None:
     folder = write_engines(own_bundle)
     manifest, record = Manifest.load(folder), EngineRecord.load(folder)
@@ -211,7 +376,7 @@ def test_engines_of_another_bundle(own_bundle: Path) -> None:
         Pipeline(own_bundle, "tensorrt")
 
 
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("gpu")
 def test_damaged_engines(own_bundle: Path) -> None:
     folder = write_engines(own_bundle)
     path, manifest = folder / "bridge.engine", Manifest.load(folder)
@@ -228,7 +393,7 @@ def test_damaged_engines(own_bundle: Path) -> None:
         Pipeline(own_bundle, "tensorrt")
 
 
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -249,7 +414,7 @@ def test_engines_unlike_their_manifest(own_bundle: Path, change: object, message
         Pipeline(own_bundle, "tensorrt")
 
 
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("gpu")
 def test_a_record_that_cannot_be_read(own_bundle: Path) -> None:
     folder = write_engines(own_bundle)
     (folder / FILE_NAME).write_text('{"schema_version": 1}')
@@ -257,7 +422,7 @@ def test_a_record_that_cannot_be_read(own_bundle: Path) -> None:
         Pipeline(own_bundle, "tensorrt")
 
 
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("gpu")
 def test_an_engine_that_is_not_there(own_bundle: Path) -> None:
     """With "auto" it ended in a KeyError, where ONNX Runtime could have drawn."""
     folder = write_engines(own_bundle)
@@ -268,7 +433,7 @@ def test_an_engine_that_is_not_there(own_bundle: Path) -> None:
         Pipeline(own_bundle, "tensorrt")
 
 
-@pytest.mark.usefixtures("cuda")
+@pytest.mark.usefixtures("gpu")
 def test_no_engines(own_bundle: Path) -> None:
     with pytest.raises(BundleError, match="no engines in engines/; make engine builds them"):
         Pipeline(own_bundle, "tensorrt")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from runtime import SettingsError
-from runtime.uniforms import check_seed, uniforms
+from runtime.uniforms import check_seed, gumbel_noise, uniforms
 
 
 @pytest.mark.parametrize("seed", [0, 1, 42, 2**32, 2**63, 2**64 - 1])
@@ -21,6 +21,18 @@ def test_equal_to_numpy_s_generator(seed: int, sides: tuple[int, ...]) -> None:
 def test_known_values() -> None:
     # Fixed values detect a change in numpy's stream; the test above would follow such a change.
     assert (uniforms(0, [4])[0] * 2**24).tolist() == [582872, 193722, 10266821, 4052523]
+
+
+@pytest.mark.parametrize("vocab_size", [4096, 5])
+def test_noise_is_the_same_stream_however_it_is_divided(vocab_size: int) -> None:
+    """Each 64 bits of the generator give two words; with an odd number the second belongs to the next scale."""
+    counts = [1, 4, 9]
+    raw = np.random.Philox(key=np.array([7, 1], np.uint64)).random_raw(sum(counts) * vocab_size // 2 + 1)
+    words = raw.astype("<u8").view("<u4")[: sum(counts) * vocab_size]
+    expected = -np.log(-np.log(((words >> 8) + 0.5) * 2**-24))
+    noise = list(gumbel_noise(7, counts, vocab_size))
+    assert [values.shape for values in noise] == [(count, vocab_size) for count in counts]
+    assert np.array_equal(np.concatenate(noise).ravel(), expected.astype(np.float32))
 
 
 @pytest.mark.parametrize(("seed", "pictures"), [(-1, 1), (2**64, 1), (2**64 - 2, 3)])

@@ -16,7 +16,6 @@ namespace {
 const std::map<std::string, var_edge_backend> BACKENDS = {{"auto", VAR_EDGE_AUTO},
                                                           {"onnxruntime", VAR_EDGE_ONNXRUNTIME},
                                                           {"onnxruntime-cuda", VAR_EDGE_ONNXRUNTIME_CUDA},
-                                                          {"onnxruntime-tensorrt", VAR_EDGE_ONNXRUNTIME_TENSORRT},
                                                           {"tensorrt", VAR_EDGE_TENSORRT}};
 
 template <typename T>

@@ -120,7 +120,8 @@ typedef enum var_edge_backend {
     VAR_EDGE_AUTO = 0, /* TensorRT if there are engines for this machine, else ONNX Runtime: on a GPU if it can */
     VAR_EDGE_ONNXRUNTIME = 1,
     VAR_EDGE_ONNXRUNTIME_CUDA = 2,     /* with its CUDA execution provider */
-    VAR_EDGE_ONNXRUNTIME_TENSORRT = 3, /* with its TensorRT execution provider, which builds engines at the first run */
+    VAR_EDGE_ONNXRUNTIME_TENSORRT = 3, /* no longer supported: var_edge_create returns VAR_EDGE_UNSUPPORTED. Use
+                                        * VAR_EDGE_TENSORRT, which has its engines built once. */
     VAR_EDGE_TENSORRT = 4              /* engines that make engine has built */
 } var_edge_backend;
 
@@ -152,7 +153,8 @@ typedef struct var_edge_options {
     int32_t device; /* number of the GPU; -1: GPU 0. The TensorRT backend takes GPU 0 only: set CUDA_VISIBLE_DEVICES */
     int32_t log_level;                   /* var_edge_log_level from which on `log` receives the engine's own messages */
     const char* const* provider_options; /* options for ONNX Runtime's execution provider: "key", "value", …, NULL; or
-                                          * NULL for none. VAR_EDGE_ONNXRUNTIME_CUDA and _TENSORRT only. */
+                                          * NULL for none. VAR_EDGE_ONNXRUNTIME_CUDA only, where use_tf32 is 0 unless
+                                          * it is set: TF32 changes what is drawn. */
     var_edge_on_progress on_progress;    /* may be NULL */
     void* progress_user;                 /* passed to on_progress */
 } var_edge_options;
@@ -181,7 +183,8 @@ typedef struct var_edge_memory_use {
     size_t struct_size;
     uint64_t weights; /* size of the files that are loaded. The engine may keep a second, packed copy of some weights:
                        * plan for up to twice this size. */
-    uint64_t batch;   /* exact size of a batch's buffers, which are kept until another size or kind is drawn. */
+    uint64_t batch;   /* exact size of a batch's buffers. ONNX Runtime keeps them until another size or kind is drawn,
+                       * TensorRT until memory runs out or the handle is freed. */
     uint64_t noise;   /* random numbers while a batch is drawn: B * T floats, or B * T * V with smooth sampling */
 } var_edge_memory_use;
 
@@ -271,13 +274,14 @@ VAR_EDGE_API void var_edge_default_settings(var_edge_settings* settings);
  * after scale, into tokens (count, T) unless that is NULL. NULL settings mean the defaults. A picture drawn in a batch
  * has exactly the tokens it has alone; its pixels differ by at most 1/255. Returns VAR_EDGE_BAD_BUNDLE if smooth
  * sampling lacks its graph, VAR_EDGE_UNSUPPORTED if images_on_device does not work, VAR_EDGE_FAILED, or
- * VAR_EDGE_STOPPED. */
+ * VAR_EDGE_STOPPED. After VAR_EDGE_OUT_OF_MEMORY a smaller settings.batch may work. */
 VAR_EDGE_API var_edge_status var_edge_generate(var_edge_model* model, const int32_t* labels, int32_t count,
                                                const var_edge_settings* settings, uint8_t* images, int32_t* tokens);
 
 /* Makes the running call of this handle, if there is one, end soon with VAR_EDGE_STOPPED: within a graph with ONNX
- * Runtime, after the current scale with TensorRT. A call that is just finishing may still return VAR_EDGE_OK. The
- * handle can be used again. May be called at any time and from any thread, but not from a signal handler. */
+ * Runtime; with TensorRT after the current scale if the call has on_scale, else after the current batch, which the GPU
+ * then draws without asking back. A call that is just finishing may still return VAR_EDGE_OK. The handle can be used
+ * again. May be called at any time and from any thread, but not from a signal handler. */
 VAR_EDGE_API var_edge_status var_edge_stop(var_edge_model* model);
 
 /* ---- Within on_scale, in its thread -------------------------------------------------------------------------- */

@@ -1,6 +1,6 @@
-/* live DIR [THREADS]: creates a model, then does what each line of standard input says, "generate" or "encode". After
- * creating and after each line it prints the status and the error, so that a test can act in between. The log goes to
- * standard error. */
+/* live DIR [THREADS [BACKEND [KEY VALUE]…]]: creates a model, with options of the execution provider, then does what
+ * each line of standard input says: "generate", "generate N" for N pictures at once, "encode". After creating and after
+ * each line it prints the status and the error, so that a test can act in between. The log goes to standard error. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,24 +19,31 @@ static void note(int level, const char* message, void* user) {
 
 int main(int count, char** arguments) {
     char line[64];
-    const int32_t label = 1;
+    int32_t labels[64];
     var_edge_options options;
     var_edge_model* model = NULL;
     var_edge_info info;
     if (count < 2) return 2;
     var_edge_default_options(&options);
     options.threads = count > 2 ? atoi(arguments[2]) : 0;
+    if (count > 3) options.backend = (var_edge_backend)atoi(arguments[3]);
+    if (count > 4) options.provider_options = (const char* const*)(arguments + 4); /* argv ends with NULL too */
     options.log = note;
     const var_edge_status status = var_edge_create(arguments[1], &options, &model);
     say(status);
     if (status != VAR_EDGE_OK) return 0;
     info.struct_size = sizeof info;
     if (var_edge_query(model, &info) != VAR_EDGE_OK) return 1;
-    uint8_t* image = calloc((size_t)info.image_size * (size_t)info.image_size, 3);
-    int32_t* tokens = calloc((size_t)info.tokens, sizeof *tokens);
+    const size_t most = sizeof labels / sizeof *labels;
+    uint8_t* image = calloc((size_t)info.image_size * (size_t)info.image_size, 3 * most);
+    int32_t* tokens = calloc((size_t)info.tokens, most * sizeof *tokens);
     if (!image || !tokens) return 3; /* not the library's failure */
+    for (size_t i = 0; i < most; ++i) labels[i] = 1;
     while (fgets(line, sizeof line, stdin)) {
-        if (!strcmp(line, "generate\n")) say(var_edge_generate(model, &label, 1, NULL, image, tokens));
+        int pictures = 1;
+        if (!strcmp(line, "generate\n") || (sscanf(line, "generate %d", &pictures) == 1 && pictures <= (int)most)) {
+            say(var_edge_generate(model, labels, pictures, NULL, image, tokens));
+        }
         if (!strcmp(line, "encode\n")) say(var_edge_encode(model, image, 1, tokens));
     }
     var_edge_free(model);

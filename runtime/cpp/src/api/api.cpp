@@ -85,6 +85,11 @@ void required(const void* pointer, const char* name) {
 
 BackendOptions backend_options(const var_edge_options& asked) {
     BackendOptions chosen;
+    if (asked.backend == VAR_EDGE_ONNXRUNTIME_TENSORRT) {
+        throw unsupported(
+            "backend: VAR_EDGE_ONNXRUNTIME_TENSORRT is no longer supported; use VAR_EDGE_TENSORRT with the"
+            " engines that make engine builds, or VAR_EDGE_ONNXRUNTIME_CUDA");
+    }
     if (asked.threads && !limits::THREADS.holds(asked.threads)) {
         throw bad_argument("threads: expected 0 (all) to " + number(limits::THREADS.most) + ", found " +
                            std::to_string(asked.threads));
@@ -93,7 +98,7 @@ BackendOptions backend_options(const var_edge_options& asked) {
     if (asked.log_level < VAR_EDGE_LOG_VERBOSE || asked.log_level > VAR_EDGE_LOG_NONE) {
         throw bad_argument("log_level: expected one of var_edge_log_level, found " + std::to_string(asked.log_level));
     }
-    const bool provider = asked.backend == VAR_EDGE_ONNXRUNTIME_CUDA || asked.backend == VAR_EDGE_ONNXRUNTIME_TENSORRT;
+    const bool provider = asked.backend == VAR_EDGE_ONNXRUNTIME_CUDA;
     for (const char* const* entry = asked.provider_options; entry && *entry; entry += 2) {
         if (!provider) throw bad_argument("provider_options: expected NULL, as this backend has no execution provider");
         if (!entry[1]) {

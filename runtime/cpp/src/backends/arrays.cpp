@@ -29,36 +29,35 @@ Array Array::rows(std::int64_t begin, std::int64_t end) const {
 
 void HostArrays::Free::operator()(std::uint8_t* memory) const { std::free(memory); }
 
-std::uint8_t* HostArrays::allocate(std::size_t size) {
-    const std::size_t rounded = (size + 63) / 64 * 64 + 64;
-    auto* memory = static_cast<std::uint8_t*>(std::aligned_alloc(64, rounded));
-    if (!memory) throw std::bad_alloc();
-    memory_.emplace_back(memory);
-    std::memset(memory, 0, rounded);
-    return memory;
-}
-
-Array HostArrays::zeros(Shape shape, Dtype dtype) {
+Array HostArrays::empty(Shape shape, Dtype dtype) {
     Array array{nullptr, std::move(shape), dtype};
-    array.data = allocate(array.bytes());
+    const std::size_t rounded = (array.bytes() + 63) / 64 * 64 + 64;
+    std::unique_ptr<std::uint8_t[], Free> memory(static_cast<std::uint8_t*>(std::aligned_alloc(64, rounded)));
+    if (!memory) throw std::bad_alloc();
+    std::memset(memory.get(), 0, rounded);
+    array.data = memory.get();
+    memory_.push_back(std::move(memory));
     return array;
 }
 
-std::pair<std::uint8_t*, std::uint8_t*> HostArrays::staged(std::size_t size) {
-    std::uint8_t* block = allocate(size);
-    return {block, block};
+Array HostArrays::constant(Shape shape, Dtype dtype, const void* values) {
+    Array array = empty(std::move(shape), dtype);
+    if (array.bytes()) std::memcpy(array.data, values, array.bytes());
+    array.place = Place::constant;
+    return array;
+}
+
+std::pair<std::uint8_t*, Array> HostArrays::shared(std::size_t size) {
+    const Array block = empty({std::int64_t(size)}, Dtype::uint8);
+    return {block.data, block};
 }
 
 void HostArrays::upload(std::uint8_t* target, const void* host, std::size_t size) {
     if (target != host && size) std::memcpy(target, host, size);
 }
 
-void HostArrays::download(void* host, const Array& source) {
-    if (source.bytes()) std::memcpy(host, source.data, source.bytes());
-}
-
-void HostArrays::clear(const Array& array) {
-    if (array.bytes()) std::memset(array.data, 0, array.bytes());
+void HostArrays::fetch(void* host, const std::uint8_t* source, std::size_t size) {
+    if (host != source && size) std::memcpy(host, source, size);
 }
 
 }  // namespace var_edge_impl

@@ -41,7 +41,9 @@ class Backend {
     // Batch sizes that it can draw, including 1; empty if it can draw all.
     virtual const std::vector<std::int64_t>& batches() const = 0;
 
-    virtual void begin(const std::vector<std::int64_t>& labels, bool smooth) = 0;
+    // Starts a batch. `whole` promises that all scales are stepped and that nothing is asked for before `decode`, so
+    // that a backend may run the whole batch at once there.
+    virtual void begin(const std::vector<std::int64_t>& labels, bool smooth, bool whole) = 0;
     virtual void step(std::size_t k, const Draw& draw, const Sampling& sampling) = 0;
 
     // Copies the tokens of scale k, which has been stepped: (B, L), drawn or kept.

@@ -45,8 +45,7 @@ std::unique_ptr<Backend> create_backend(var_edge_backend wanted, const std::file
     switch (wanted) {
         case VAR_EDGE_TENSORRT: return tensorrt(bundle, manifest, options);
         case VAR_EDGE_ONNXRUNTIME:
-        case VAR_EDGE_ONNXRUNTIME_CUDA:
-        case VAR_EDGE_ONNXRUNTIME_TENSORRT: return onnxruntime(wanted, bundle, manifest, options);
+        case VAR_EDGE_ONNXRUNTIME_CUDA: return onnxruntime(wanted, bundle, manifest, options);
         case VAR_EDGE_AUTO: break;
         default: throw bad_argument("backend: expected one of var_edge_backend, found " + std::to_string(int(wanted)));
     }
@@ -62,7 +61,7 @@ std::unique_ptr<Backend> create_backend(var_edge_backend wanted, const std::file
     try {
         return onnxruntime(VAR_EDGE_ONNXRUNTIME_CUDA, bundle, manifest, options);
     } catch (const Error& error) {
-        if (error.status != VAR_EDGE_UNSUPPORTED) throw;
+        if (!is_another_choice(error)) throw;
         options.log(0, one_line(std::string("GPU not used: ") + error.what()));
     }
     return onnxruntime(VAR_EDGE_ONNXRUNTIME, bundle, manifest, options);

@@ -8,11 +8,14 @@ namespace var_edge_impl {
 
 namespace {
 
+constexpr const char* DRAW_FEWER = "; draw fewer pictures at once (batch 1) or close other programs";
+
 void check(cudaError_t status, const char* call) {
     if (status == cudaSuccess) return;
     cudaGetLastError();  // forget it, or the application finds it after a call of its own
-    const var_edge_status code = status == cudaErrorMemoryAllocation ? VAR_EDGE_OUT_OF_MEMORY : VAR_EDGE_FAILED;
-    throw Error(code, std::string("CUDA: ") + call + ": " + cudaGetErrorString(status));
+    const std::string problem = std::string("CUDA: ") + call + ": " + cudaGetErrorString(status);
+    if (status == cudaErrorMemoryAllocation) throw out_of_memory(problem + DRAW_FEWER);
+    throw failed(problem);
 }
 
 std::string dotted(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
@@ -81,12 +84,9 @@ Error Cuda::memory_error(std::size_t size) const {
     std::size_t free = 0, total = 0;
     check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
     char text[200];
-    std::snprintf(
-        text, sizeof text,
-        "GPU memory: %.0f MB are needed, %.0f of %.0f MB are free; draw fewer pictures at once (batch 1) or close"
-        " other programs",
-        double(size) / 1e6, double(free) / 1e6, double(total) / 1e6);
-    return {VAR_EDGE_OUT_OF_MEMORY, text};
+    std::snprintf(text, sizeof text, "GPU memory: %.0f MB are needed, %.0f of %.0f MB are free", double(size) / 1e6,
+                  double(free) / 1e6, double(total) / 1e6);
+    return out_of_memory(std::string(text) + DRAW_FEWER);
 }
 
 DeviceMemory Cuda::allocate(std::size_t size) const {
@@ -98,7 +98,7 @@ DeviceMemory Cuda::allocate(std::size_t size) const {
     }
     check(status, "cudaMalloc");
     DeviceMemory owned(static_cast<std::uint8_t*>(memory));
-    zero(memory, size);
+    check(cudaMemsetAsync(memory, 0, size, stream_), "cudaMemsetAsync");
     return owned;
 }
 
@@ -110,24 +110,8 @@ PinnedMemory Cuda::pinned(std::size_t size) const {
     return owned;
 }
 
-void Cuda::copy(void* target, const void* source, std::size_t size, cudaMemcpyKind kind) const {
-    check(cudaMemcpyAsync(target, source, size, kind, stream_), "cudaMemcpyAsync");
-}
-
-void Cuda::upload(void* device, const void* host, std::size_t size) const {
-    copy(device, host, size, cudaMemcpyHostToDevice);
-}
-
-void Cuda::download(void* host, const void* device, std::size_t size) const {
-    copy(host, device, size, cudaMemcpyDeviceToHost);
-}
-
-void Cuda::copy(void* target, const void* device, std::size_t size) const {
-    copy(target, device, size, cudaMemcpyDefault);
-}
-
-void Cuda::zero(void* device, std::size_t size) const {
-    check(cudaMemsetAsync(device, 0, size, stream_), "cudaMemsetAsync");
+void Cuda::copy(void* target, const void* source, std::size_t size) const {
+    check(cudaMemcpyAsync(target, source, size, cudaMemcpyDefault, stream_), "cudaMemcpyAsync");
 }
 
 void Cuda::synchronize() const { check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
@@ -158,32 +142,31 @@ void Cuda::launch(const Graph& graph) const { check(cudaGraphLaunch(graph.get(),
 
 DeviceArrays::~DeviceArrays() { cudaStreamSynchronize(cuda_->stream()); }
 
-Array DeviceArrays::zeros(Shape shape, Dtype dtype) {
-    Array array{nullptr, std::move(shape), dtype};
+Array DeviceArrays::empty(Shape shape, Dtype dtype) {
+    Array array{nullptr, std::move(shape), dtype, Place::device};
     memory_.push_back(cuda_->allocate(array.bytes()));
     array.data = memory_.back().get();
     return array;
 }
 
-std::pair<std::uint8_t*, std::uint8_t*> DeviceArrays::staged(std::size_t size) {
-    std::uint8_t* host = pinned(size);
-    return {host, zeros({std::int64_t(size)}, Dtype::uint8).data};
+Array DeviceArrays::constant(Shape shape, Dtype dtype, const void* values) {
+    const Array array = empty(std::move(shape), dtype);
+    upload(array.data, values, array.bytes());
+    wait();  // the caller may free the values
+    return array;
 }
 
-std::uint8_t* DeviceArrays::pinned(std::size_t size) {
+std::pair<std::uint8_t*, Array> DeviceArrays::shared(std::size_t size) {
     pinned_.push_back(cuda_->pinned(size));
-    return pinned_.back().get();
+    return {pinned_.back().get(), empty({std::int64_t(size)}, Dtype::uint8)};
 }
 
-void DeviceArrays::upload(std::uint8_t* target, const void* host, std::size_t size) {
-    cuda_->upload(target, host, size);
+void DeviceArrays::upload(std::uint8_t* target, const void* host, std::size_t size) { cuda_->copy(target, host, size); }
+
+void DeviceArrays::fetch(void* target, const std::uint8_t* source, std::size_t size) {
+    cuda_->copy(target, source, size);
 }
 
-void DeviceArrays::download(void* host, const Array& source) {
-    cuda_->download(host, source.data, source.bytes());
-    cuda_->synchronize();
-}
-
-void DeviceArrays::clear(const Array& array) { cuda_->zero(array.data, array.bytes()); }
+void DeviceArrays::wait() { cuda_->synchronize(); }
 
 }  // namespace var_edge_impl

@@ -63,11 +63,8 @@ class Cuda {
     DeviceMemory allocate(std::size_t size) const;  // aligned to 256, set to 0
     PinnedMemory pinned(std::size_t size) const;    // set to 0
 
-    // These are queued. Memory of the host must stay until `synchronize`.
-    void upload(void* device, const void* host, std::size_t size) const;
-    void download(void* host, const void* device, std::size_t size) const;
-    void copy(void* target, const void* device, std::size_t size) const;  // to any memory that the device reaches
-    void zero(void* device, std::size_t size) const;
+    // Queues a copy between any memory of the host or the device. That of the host must stay until `synchronize`.
+    void copy(void* target, const void* source, std::size_t size) const;
 
     void synchronize() const;
 
@@ -79,8 +76,6 @@ class Cuda {
     Error memory_error(std::size_t size) const;
 
   private:
-    void copy(void* target, const void* source, std::size_t size, cudaMemcpyKind kind) const;
-
     Gpu gpu_;
     cudaStream_t stream_ = nullptr;
     bool own_ = false;
@@ -94,12 +89,12 @@ class DeviceArrays final : public Arrays {
     DeviceArrays(const DeviceArrays&) = delete;
     DeviceArrays& operator=(const DeviceArrays&) = delete;
 
-    Array zeros(Shape shape, Dtype dtype) override;
-    std::pair<std::uint8_t*, std::uint8_t*> staged(std::size_t size) override;
+    Array empty(Shape shape, Dtype dtype) override;  // set to 0: the run before a recording reads it
+    Array constant(Shape shape, Dtype dtype, const void* values) override;
+    std::pair<std::uint8_t*, Array> shared(std::size_t size) override;
     void upload(std::uint8_t* target, const void* host, std::size_t size) override;
-    void download(void* host, const Array& source) override;
-    void clear(const Array& array) override;
-    std::uint8_t* pinned(std::size_t size);
+    void fetch(void* target, const std::uint8_t* source, std::size_t size) override;
+    void wait() override;
 
   private:
     const Cuda* cuda_;

@@ -2,6 +2,7 @@
 // runtime/backends/onnxruntime.py.
 #include <cstring>
 #include <mutex>
+#include <optional>
 
 #include "backends/create.hpp"
 #include "backends/ort_session.hpp"
@@ -23,10 +24,14 @@ class Loaded {
           weights(folder / WEIGHTS),
           verify_(options.verify),
           log_(options.log),
-          options_(session_options(wanted, options, log_)) {
+          options_(session_options(options, log_)) {
         name = "ONNX Runtime " + Ort::GetVersionString();
-        if (wanted == VAR_EDGE_ONNXRUNTIME_CUDA) name += ", CUDA execution provider";
-        if (wanted == VAR_EDGE_ONNXRUNTIME_TENSORRT) name += ", TensorRT execution provider";
+        if (wanted == VAR_EDGE_ONNXRUNTIME_CUDA) {
+            provider_.emplace(options_, options);
+            name += ", CUDA execution provider";
+        } else if (!options.provider.empty()) {
+            throw bad_argument("provider_options: expected NULL, as the CPU has none");
+        }
         for (const auto& [_, graph] : manifest->graphs) {
             const std::string suffix = ".onnx";
             if (graph.file.size() < suffix.size() || graph.file.substr(graph.file.size() - suffix.size()) != suffix) {
@@ -57,6 +62,8 @@ class Loaded {
         check_shapes(true);
     }
 
+    const CudaProvider* provider() const { return provider_ ? &*provider_ : nullptr; }  // null: on the CPU
+
     const std::filesystem::path bundle;
     const std::shared_ptr<const Manifest> manifest;
     const InputFile weights;  // ONNX Runtime maps the file: a change to it changes what is drawn
@@ -64,7 +71,7 @@ class Loaded {
     std::vector<ScaleConstants> constants;
 
   private:
-    Session open(const std::string& graph) const { return {bundle, manifest->graphs.at(graph), options_}; }
+    Session open(const std::string& graph) const { return {bundle, manifest->graphs.at(graph), options_, provider()}; }
 
     // Opens a graph long after the bundle was checked, so it checks again.
     Session open_later(const std::string& graph) const {
@@ -85,6 +92,7 @@ class Loaded {
     const bool verify_;
     Log log_;
     Ort::SessionOptions options_;
+    std::optional<CudaProvider> provider_;
     HostArrays arrays_;
     std::mutex mutex_;
     std::map<std::string, Session> sessions_;
@@ -93,8 +101,8 @@ class Loaded {
 class OnnxRuntimeBackend final : public WiredBackend {
   public:
     explicit OnnxRuntimeBackend(std::shared_ptr<Loaded> loaded)
-        : WiredBackend(loaded->manifest), loaded_(std::move(loaded)) {}
-    ~OnnxRuntimeBackend() override { batch_.reset(); }  // its bindings, before the sessions they are of
+        : WiredBackend(loaded->manifest, false), loaded_(std::move(loaded)) {}
+    ~OnnxRuntimeBackend() override { free_batches(); }  // their bindings, before the sessions they are of
 
     std::string name() const override { return loaded_->name; }
     std::unique_ptr<Backend> share() const override { return std::make_unique<OnnxRuntimeBackend>(loaded_); }
@@ -110,8 +118,8 @@ class OnnxRuntimeBackend final : public WiredBackend {
         loaded_->weights.check_unchanged();
         HostArrays arrays;
         const std::int64_t side = manifest().model.image_size;
-        const Array in = arrays.zeros({1, side, side, 3}, Dtype::uint8),
-                    out = arrays.zeros({1, manifest().model.tokens()}, Dtype::int32);
+        const Array in = arrays.empty({1, side, side, 3}, Dtype::uint8),
+                    out = arrays.empty({1, manifest().model.tokens()}, Dtype::int32);
         std::memcpy(in.data, image, in.bytes());
         Bound encoder = loaded_->session("encoder").bind({"encoder", {{"image", in}}, {{"tokens", out}}});
         timed("encoder", -1, [&] { encoder.run(run_options_); });
@@ -123,35 +131,58 @@ class OnnxRuntimeBackend final : public WiredBackend {
     class BoundBatch final : public Batch {
       public:
         BoundBatch(std::int64_t size, bool smooth, OnnxRuntimeBackend& backend)
-            : Batch(std::make_unique<HostArrays>(), size, smooth, backend.manifest(), backend.loaded_->constants),
+            : Batch(backend.new_arrays(), size, smooth, backend.manifest(), backend.loaded_->constants),
               backend_(backend),
               condition_(bound(wiring.condition)) {
-            for (const auto& [transformer, bridge] : wiring.steps) {
-                steps_.emplace_back(bound(transformer), bound(bridge));
-            }
             for (std::size_t k : {0, 1}) {  // for either f_hat
                 for (const Stage& stage : wiring.decoders(k)) decoders_[k].push_back(bound(stage));
             }
         }
 
-        void begin() override {
+        void prepare(bool whole) override {
+            const bool through_host = !whole && backend_.loaded_->provider();
+            if (!steps_.empty() && through_host == bool(host_logits_)) return;
+            steps_.clear();
+            host_logits_.reset();
+            if (through_host) {
+                host_logits_.emplace();
+                host_logits_->array = host_logits_->arrays.empty(wiring.logits.shape, wiring.logits.dtype);
+            }
+            for (auto [transformer, bridge] : wiring.steps) {
+                Array& logits = transformer.outputs.at("logits");
+                if (through_host) logits = bridge.inputs.at("logits") = host_logits_->array.rows(0, logits.shape[0]);
+                steps_.emplace_back(bound(transformer), bound(bridge));
+            }
+        }
+
+        void begin(bool) override {
             backend_.loaded_->weights.check_unchanged();
-            wiring.start();
+            wiring.upload_labels();
             run(condition_, "condition", -1);
         }
 
         void step(std::size_t k) override {
-            wiring.settings[k].upload();
+            wiring.upload_scale(k);
             run(steps_[k].first, "transformer", std::int64_t(k));
             run(steps_[k].second, wiring.smooth ? SMOOTH_BRIDGE : "bridge", std::int64_t(k));
         }
 
-        void decode(std::uint8_t* images, bool) override {
+        void decode() override {
             for (Bound& decoder : decoders_[std::size_t(latest) % 2]) run(decoder, "decoder", -1);
-            arrays->download(images, wiring.images);
+            wiring.results.fetch();
+            arrays->wait();
         }
 
+        Array logits() const override { return host_logits_ ? host_logits_->array : wiring.logits; }
+
       private:
+        // With a GPU, the logits pass through the host's memory while somebody may ask for them: ONNX Runtime copies
+        // what a graph reads or writes, and nothing else.
+        struct HostLogits {
+            HostArrays arrays;
+            Array array;
+        };
+
         Bound bound(const Stage& stage) { return backend_.loaded_->session(stage.graph).bind(stage); }
 
         void run(Bound& graph, const char* stage, std::int64_t scale) {
@@ -160,11 +191,18 @@ class OnnxRuntimeBackend final : public WiredBackend {
 
         OnnxRuntimeBackend& backend_;
         Bound condition_;
+        std::optional<HostLogits> host_logits_;
         std::vector<std::pair<Bound, Bound>> steps_;
         std::vector<Bound> decoders_[2];
     };
 
-    std::unique_ptr<Batch> prepare(std::int64_t size, bool smooth) override {
+    std::unique_ptr<Arrays> new_arrays() const {
+        const CudaProvider* provider = loaded_->provider();
+        if (!provider) return std::make_unique<HostArrays>();
+        return std::make_unique<CudaArrays>(loaded_->session("transformer").get(), *provider);
+    }
+
+    std::unique_ptr<Batch> new_batch(std::int64_t size, bool smooth) override {
         if (smooth) loaded_->open_smooth();
         return std::make_unique<BoundBatch>(size, smooth, *this);
     }

@@ -2,9 +2,6 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <string>
-
-#include "errors.hpp"
 
 namespace var_edge_impl {
 
@@ -38,6 +35,10 @@ Ort::Env& environment() {
         return Ort::Env(ORT_LOGGING_LEVEL_FATAL, "var_edge");  // errors come back as exceptions
     }();
     return env;
+}
+
+Error engine_error(var_edge_status status, const std::string& what, const Ort::Exception& error) {
+    return {tells_out_of_memory(error.what()) ? VAR_EDGE_OUT_OF_MEMORY : status, what + ": " + error.what()};
 }
 
 }  // namespace var_edge_impl

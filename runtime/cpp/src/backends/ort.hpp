@@ -4,10 +4,17 @@
 #define ORT_API_MANUAL_INIT  // `environment` asks for the API, so that no static constructor has to
 #include <onnxruntime_cxx_api.h>
 
+#include <string>
+
+#include "errors.hpp"
+
 namespace var_edge_impl {
 
 // The process's one environment: ONNX Runtime allows no second one beside it. Throws Error UNSUPPORTED if the library
 // that was loaded is too old. It comes before any other call of ONNX Runtime's.
 Ort::Env& environment();
+
+// Returns an error with what ONNX Runtime said, whose status says so if that is that memory ran out.
+Error engine_error(var_edge_status status, const std::string& what, const Ort::Exception& error);
 
 }  // namespace var_edge_impl

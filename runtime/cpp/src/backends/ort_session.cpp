@@ -1,6 +1,7 @@
 #include "backends/ort_session.hpp"
 
 #include <algorithm>
+#include <string_view>
 
 #include "errors.hpp"
 #include "runtime/processors.hpp"
@@ -16,10 +17,6 @@ ONNXTensorElementDataType element_type(Dtype dtype) {
         ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
         ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,   ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL};
     return types[std::size_t(dtype)];
-}
-
-Error engine_error(var_edge_status status, const std::string& what, const Ort::Exception& error) {
-    return {tells_out_of_memory(error.what()) ? VAR_EDGE_OUT_OF_MEMORY : status, what + ": " + error.what()};
 }
 
 Specs declared(const std::vector<TensorSpec>& tensors) {
@@ -54,34 +51,29 @@ OrtLoggingLevel severity(int level) {
         std::clamp(level + int(ORT_LOGGING_LEVEL_INFO), int(ORT_LOGGING_LEVEL_VERBOSE), int(ORT_LOGGING_LEVEL_FATAL)));
 }
 
-template <typename Options>
-Options provider_options(const BackendOptions& asked, bool use_provider) {
-    Options options;
-    std::unordered_map<std::string, std::string> values;
-    if (use_provider) values.insert(asked.provider.begin(), asked.provider.end());
-    if (asked.device >= 0) values["device_id"] = std::to_string(asked.device);
-    options.Update(values);
-    if (asked.stream) options.UpdateWithValue("user_compute_stream", asked.stream);
-    return options;
-}
-
 }  // namespace
 
-Bound::Bound(Ort::Session& session, const std::string& path, const Stage& stage)
+// With a GPU, ONNX Runtime copies an input that the graph does not read where it lies, and it does so when the input is
+// bound, not when the graph runs. So all but the constants are bound again for every run.
+Bound::Bound(Ort::Session& session, const std::string& path, const Stage& stage, const CudaProvider* provider)
     : session_(&session), path_(path), binding_(session) {
-    const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    const auto host = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     for (const auto* tensors : {&stage.inputs, &stage.outputs}) {
         for (const auto& [name, array] : *tensors) {
+            const auto* memory =
+                array.place == Place::device ? static_cast<const OrtMemoryInfo*>(provider->memory()) : host;
             values_.push_back(Ort::Value::CreateTensor(memory, array.data, array.bytes(), array.shape.data(),
                                                        array.shape.size(), element_type(array.dtype)));
-            if (tensors == &stage.inputs) binding_.BindInput(name.c_str(), values_.back());
-            else binding_.BindOutput(name.c_str(), values_.back());
+            if (tensors == &stage.outputs) binding_.BindOutput(name.c_str(), values_.back());
+            else if (provider && array.place != Place::constant) copied_.emplace_back(name, values_.size() - 1);
+            else binding_.BindInput(name.c_str(), values_.back());
         }
     }
 }
 
 void Bound::run(const Ort::RunOptions& options) {
     try {
+        for (const auto& [name, value] : copied_) binding_.BindInput(name.c_str(), values_[value]);
         session_->Run(options, binding_);
     } catch (const Ort::Exception& error) {
         throw engine_error(VAR_EDGE_FAILED, path_ + ": ONNX Runtime failed", error);
@@ -93,13 +85,16 @@ bool Session::Spec::fits(const Spec& other) const {
     return type == other.type && std::equal(shape.begin(), shape.end(), other.shape.begin(), other.shape.end(), agree);
 }
 
-Session::Session(const std::filesystem::path& bundle, const GraphSpec& graph, const Ort::SessionOptions& options)
-    : path_((bundle / graph.file).string()) {
+Session::Session(const std::filesystem::path& bundle, const GraphSpec& graph, const Ort::SessionOptions& options,
+                 const CudaProvider* provider)
+    : path_((bundle / graph.file).string()), provider_(provider) {
     try {
         session_ = Ort::Session(environment(), path_.c_str(), options);
     } catch (const Ort::Exception& error) {
-        throw engine_error(VAR_EDGE_BAD_BUNDLE, path_ + ": ONNX Runtime " + Ort::GetVersionString() + " cannot load it",
-                           error);
+        // Without a GPU or a driver the provider fails only here, and only the text says that it is not the graph.
+        const bool no_gpu = std::string_view(error.what()).find("CUDA failure") != std::string_view::npos;
+        throw engine_error(no_gpu ? VAR_EDGE_UNSUPPORTED : VAR_EDGE_BAD_BUNDLE,
+                           path_ + ": ONNX Runtime " + Ort::GetVersionString() + " cannot load it", error);
     }
     const Ort::AllocatorWithDefaultOptions allocator;
     for (std::size_t i = 0; i < session_.GetInputCount(); ++i) {
@@ -119,7 +114,11 @@ void Session::check(const Stage& stage) const {
 
 Bound Session::bind(const Stage& stage) {
     check(stage);
-    return {session_, path_, stage};
+    try {
+        return {session_, path_, stage, provider_};
+    } catch (const Ort::Exception& error) {  // it copies constants to the GPU
+        throw engine_error(VAR_EDGE_FAILED, path_ + ": ONNX Runtime cannot bind it", error);
+    }
 }
 
 // A sequence or an optional has no element type to ask for.
@@ -146,7 +145,7 @@ void Session::agree(const char* other, const Specs& expected, const Specs& found
     }
 }
 
-Ort::SessionOptions session_options(var_edge_backend wanted, const BackendOptions& asked, Log& log) {
+Ort::SessionOptions session_options(const BackendOptions& asked, Log& log) {
     environment();  // before any other call of ONNX Runtime's
     Ort::SessionOptions options;
     options.SetIntraOpNumThreads(asked.threads ? asked.threads : usable_cpus());
@@ -158,28 +157,6 @@ Ort::SessionOptions session_options(var_edge_backend wanted, const BackendOption
     options.AddConfigEntry("session.qdq_matmulnbits_accuracy_level", "1");
     options.SetLogSeverityLevel(severity(asked.log_level));
     Ort::ThrowOnError(Ort::GetApi().SetUserLoggingFunction(options, hear, &log));
-    if (wanted == VAR_EDGE_ONNXRUNTIME) {
-        if (!asked.provider.empty()) throw bad_argument("provider_options: expected NULL, as the CPU has none");
-        return options;
-    }
-
-    const bool tensorrt = wanted == VAR_EDGE_ONNXRUNTIME_TENSORRT;
-    const std::string provider = tensorrt ? "TensorrtExecutionProvider" : "CUDAExecutionProvider";
-    const auto available = Ort::GetAvailableProviders();
-    if (std::find(available.begin(), available.end(), provider) == available.end()) {
-        throw unsupported("this ONNX Runtime has no " + provider +
-                          "; link a build that has it, or use another backend");
-    }
-    try {
-        if (tensorrt) {
-            const auto chosen = provider_options<Ort::TensorRTProviderOptions>(asked, true);
-            options.AppendExecutionProvider_TensorRT_V2(*chosen);
-        }
-        const auto chosen = provider_options<Ort::CUDAProviderOptions>(asked, !tensorrt);
-        options.AppendExecutionProvider_CUDA_V2(*chosen);
-    } catch (const Ort::Exception& error) {
-        throw engine_error(VAR_EDGE_UNSUPPORTED, provider, error);
-    }
     return options;
 }
 

@@ -1,13 +1,14 @@
-// TensorRT: everything stays on the GPU, and each step is one CUDA graph, recorded once and launched from then on.
-// Twin of runtime/backends/tensorrt.py.
+// TensorRT: everything stays on the GPU, and a whole picture is one CUDA graph, recorded once and launched from then
+// on. Twin of runtime/backends/tensorrt.py.
 #include <algorithm>
 #include <climits>
 #include <cstdio>
-#include <cstring>
+#include <functional>
 #include <utility>
 
 #include "backends/create.hpp"
 #include "backends/cuda.hpp"
+#include "backends/kernel_cache.hpp"
 #include "backends/trt_engine.hpp"
 #include "backends/wired.hpp"
 #include "bundle/engine_record.hpp"
@@ -114,11 +115,12 @@ Found find_engines(const fs::path& bundle, std::shared_ptr<const Manifest> manif
 class TensorRTBackend final : public WiredBackend {
   public:
     TensorRTBackend(std::unique_ptr<Cuda> cuda, Found found, const BackendOptions& options)
-        : WiredBackend(std::move(found.manifest)),
+        : WiredBackend(std::move(found.manifest), true),  // recording takes longer than drawing
           cuda_(std::move(cuda)),
           folder_(std::move(found.folder)),
           record_(std::move(found.record)),
           log_(options.log),
+          kernels_(record_.built.tag()),
           runtime_(nvinfer1::createInferRuntime(*log_)),
           arrays_(*cuda_) {
         const Built& built = record_.built;
@@ -130,7 +132,7 @@ class TensorRTBackend final : public WiredBackend {
             scratch = std::max(scratch, engine.scratch_bytes());
         }
         // All stages run one after the other on one stream, so they share scratch memory.
-        const Array shared = arrays_.zeros({std::int64_t(scratch)}, Dtype::uint8);
+        const Array shared = arrays_.empty({std::int64_t(scratch)}, Dtype::uint8);
         for (auto& [_, engine] : engines_) engine.use(shared);
         constants_ = scale_constants(folder_, manifest(), arrays_);
         name_ = built.flavour + " " + built.version + " on " + cuda_->gpu().name;
@@ -140,7 +142,7 @@ class TensorRTBackend final : public WiredBackend {
     ~TensorRTBackend() override {
         const CurrentDevice device;
         cudaStreamSynchronize(cuda_->stream());
-        batch_.reset();
+        free_batches();
         encoder_.reset();
         engines_.clear();
         runtime_.reset();
@@ -161,58 +163,89 @@ class TensorRTBackend final : public WiredBackend {
     }
 
   private:
-    using Runs = std::vector<std::pair<Stage, std::size_t>>;  // stages with their profiles
-
-    // The arrays of one batch size, and the recorded graph of every stage on them.
+    // The arrays of one batch size, and the CUDA graphs recorded on them.
     //
-    // A graph holds the upload of the stage's settings and its engines' kernels: condition; transformer and bridge of
-    // each scale; decoder, once for either f_hat.
+    // If nobody listens, a whole batch is one graph: the upload of all settings, the kernels of all engines, the
+    // download of the results. Otherwise there is one for condition, one for transformer and bridge of each scale, and
+    // one decoder for either f_hat. Graphs are recorded when they are first needed.
     class RecordedBatch final : public Batch {
       public:
         RecordedBatch(std::int64_t size, bool smooth, TensorRTBackend& backend)
             : Batch(std::make_unique<DeviceArrays>(*backend.cuda_), size, smooth, backend.manifest(),
                     backend.constants_),
-              backend_(backend),
-              images_(backend.cuda_->pinned(wiring.images.bytes())) {
-            const EngineRecord& record = backend.record_;
-            const std::size_t scales = wiring.steps.size(), place = record.profile(size, 0, 1);
-            condition_ = backend.recorded({{wiring.condition, place}}, [&] { wiring.start(); });
-            for (std::size_t k = 0; k < scales; ++k) {
-                const std::size_t profile = record.profile(size, k, scales);
-                const auto& [transformer, bridge] = wiring.steps[k];
-                steps_.push_back(backend.recorded({{transformer, profile}, {bridge, profile}},
-                                                  [&] { wiring.settings[k].upload(); }));
-            }
-            for (std::size_t k : {0, 1}) {  // for either f_hat
-                Runs runs;
-                for (const Stage& stage : wiring.decoders(k)) runs.emplace_back(stage, 0);
-                decoders_[k] = backend.recorded(runs, [] {});
-            }
-        }
+              backend_(backend) {}
 
         ~RecordedBatch() override { cudaStreamSynchronize(backend_.cuda_->stream()); }  // of a run that was stopped
 
-        void begin() override { launch(condition_, "condition", -1); }
+        void prepare(bool whole) override {
+            if (whole ? picture_ != nullptr : condition_ != nullptr) return;
+            const std::size_t scales = wiring.steps.size();
+            if (whole) {
+                picture_ = recorded([&] {
+                    wiring.settings.upload();
+                    run_condition();
+                    for (std::size_t k = 0; k < scales; ++k) run_step(k);
+                    run_decoders(scales - 1);
+                });
+            } else {
+                for (std::size_t k = 0; k < scales; ++k) {
+                    steps_.push_back(recorded([&] {
+                        wiring.upload_scale(k);
+                        run_step(k);
+                    }));
+                }
+                for (std::size_t k : {0, 1}) decoders_[k] = recorded([&] { run_decoders(k); });
+                condition_ = recorded([&] {
+                    wiring.upload_labels();
+                    run_condition();
+                });
+            }
+            backend_.kernels_.save();  // those that were compiled for these recordings
+        }
 
-        void step(std::size_t k) override { launch(steps_[k], "step", std::int64_t(k)); }
+        void begin(bool whole) override {
+            whole_ = whole;
+            if (!whole) launch(condition_, "condition", -1);
+        }
 
-        void decode(std::uint8_t* images, bool to_device) override {
-            const Cuda& cuda = *backend_.cuda_;
-            launch(decoders_[std::size_t(latest) % 2], "decoder", -1);
-            if (to_device) cuda.copy(images, wiring.images.data, wiring.images.bytes());
-            else cuda.download(images_.get(), wiring.images.data, wiring.images.bytes());
-            cuda.synchronize();
-            if (!to_device) std::memcpy(images, images_.get(), wiring.images.bytes());
+        void step(std::size_t k) override {
+            if (!whole_) launch(steps_[k], "step", std::int64_t(k));
+        }
+
+        void decode() override {
+            launch(whole_ ? picture_ : decoders_[std::size_t(latest) % 2], "decoder", -1);
+            backend_.cuda_->synchronize();
         }
 
       private:
+        void run(const Stage& stage, std::size_t profile) { backend_.engines_.at(stage.graph).enqueue(profile, stage); }
+
+        void run_condition() { run(wiring.condition, backend_.record_.profile(wiring.size, 0, 1)); }
+
+        void run_step(std::size_t k) {
+            const std::size_t profile = backend_.record_.profile(wiring.size, k, wiring.steps.size());
+            run(wiring.steps[k].first, profile);
+            run(wiring.steps[k].second, profile);
+        }
+
+        void run_decoders(std::size_t k) {
+            for (const Stage& stage : wiring.decoders(k)) run(stage, 0);
+            wiring.results.fetch();
+        }
+
+        Graph recorded(const std::function<void()>& queue) const {
+            queue();  // the first run allocates and chooses kernels, which a recording must not
+            backend_.cuda_->synchronize();
+            return backend_.cuda_->captured(queue);
+        }
+
         void launch(const Graph& graph, const char* stage, std::int64_t scale) {
             backend_.timed(stage, scale, [&] { backend_.cuda_->launch(graph); });
         }
 
         TensorRTBackend& backend_;
-        PinnedMemory images_;
-        Graph condition_, decoders_[2];
+        bool whole_ = false;  // whether the batch that is drawn is one graph
+        Graph picture_, condition_, decoders_[2];
         std::vector<Graph> steps_;
     };
 
@@ -228,7 +261,7 @@ class TensorRTBackend final : public WiredBackend {
 
     void synchronize() const override { cuda_->synchronize(); }
 
-    std::unique_ptr<Batch> prepare(std::int64_t size, bool smooth) override {
+    std::unique_ptr<Batch> new_batch(std::int64_t size, bool smooth) override {
         const std::vector<std::int64_t>& sizes = record_.batches;
         if (std::find(sizes.begin(), sizes.end(), size) == sizes.end()) {
             std::string known;
@@ -239,22 +272,12 @@ class TensorRTBackend final : public WiredBackend {
         return std::make_unique<RecordedBatch>(size, smooth, *this);
     }
 
-    // A graph that prepares, then runs stages with their profiles.
-    Graph recorded(const Runs& runs, const std::function<void()>& prepare) {
-        const auto queue = [&] {
-            prepare();
-            for (const auto& [stage, profile] : runs) engines_.at(stage.graph).enqueue(profile, stage);
-        };
-        queue();  // the first run allocates and chooses kernels, which a recording must not
-        cuda_->synchronize();
-        return cuda_->captured(queue);
-    }
-
     // Only smooth sampling needs it, so it is loaded late and has scratch memory of its own.
     void load_smooth_bridge() {
         if (engines_.count(SMOOTH_BRIDGE)) return;
-        LoadedEngine& engine = engines_.emplace(SMOOTH_BRIDGE, load(SMOOTH_BRIDGE)).first->second;
-        engine.use(arrays_.zeros({std::int64_t(engine.scratch_bytes())}, Dtype::uint8));
+        LoadedEngine engine = load(SMOOTH_BRIDGE);
+        engine.use(arrays_.empty({std::int64_t(engine.scratch_bytes())}, Dtype::uint8));
+        engines_.emplace(SMOOTH_BRIDGE, std::move(engine));
     }
 
     std::unique_ptr<Encoder> prepare_encoder() {
@@ -265,9 +288,9 @@ class TensorRTBackend final : public WiredBackend {
         }
         auto encoder = std::make_unique<Encoder>(load("encoder"), *cuda_);
         const Model& model = manifest().model;
-        encoder->image = encoder->arrays.zeros({1, model.image_size, model.image_size, 3}, Dtype::uint8);
-        encoder->tokens = encoder->arrays.zeros({1, model.tokens()}, Dtype::int32);
-        encoder->engine.use(encoder->arrays.zeros({std::int64_t(encoder->engine.scratch_bytes())}, Dtype::uint8));
+        encoder->image = encoder->arrays.empty({1, model.image_size, model.image_size, 3}, Dtype::uint8);
+        encoder->tokens = encoder->arrays.empty({1, model.tokens()}, Dtype::int32);
+        encoder->engine.use(encoder->arrays.empty({std::int64_t(encoder->engine.scratch_bytes())}, Dtype::uint8));
         return encoder;
     }
 
@@ -277,13 +300,14 @@ class TensorRTBackend final : public WiredBackend {
             throw bad_bundle((folder_ / ENGINE_RECORD).string() + ": no engine " + name + "; run make engine again");
         }
         const GraphSpec& graph = manifest().graphs.at(name);
-        return {*runtime_, *log_, *cuda_, folder_ / graph.file, graph, record->second};
+        return {*runtime_, *log_, *cuda_, kernels_, folder_ / graph.file, graph, record->second};
     }
 
     std::unique_ptr<Cuda> cuda_;
     fs::path folder_;
     EngineRecord record_;
     OpenLog log_;
+    KernelCache kernels_;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
     DeviceArrays arrays_;  // of all batch sizes: constants, scratch
     std::map<std::string, LoadedEngine> engines_;

@@ -205,9 +205,9 @@ OpenLog::~OpenLog() {
     all.left.push_back(log_);
 }
 
-LoadedEngine::LoadedEngine(nvinfer1::IRuntime& runtime, TrtLog& log, const Cuda& cuda,
+LoadedEngine::LoadedEngine(nvinfer1::IRuntime& runtime, TrtLog& log, const Cuda& cuda, KernelCache& kernels,
                            const std::filesystem::path& path, const GraphSpec& graph, const Engine& record)
-    : log_(&log), cuda_(&cuda), path_(path.string()), record_(&record) {
+    : log_(&log), cuda_(&cuda), kernels_(&kernels), path_(path.string()), record_(&record) {
     StreamReader file(path, cuda);
     engine_.reset(runtime.deserializeCudaEngine(file));
     if (!engine_) {
@@ -272,8 +272,11 @@ void LoadedEngine::bind(nvinfer1::IExecutionContext& context, std::size_t profil
 LoadedEngine::Context LoadedEngine::new_context() {
     constexpr auto scratch_is_ours = nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED;
 #ifdef TRT_MAJOR_RTX
-    if (!config_) config_.reset(engine_->createRuntimeConfig());
-    if (!config_) return nullptr;
+    if (!config_) {
+        config_.reset(engine_->createRuntimeConfig());
+        if (!config_) return nullptr;
+        kernels_->attach(*config_);
+    }
     config_->setExecutionContextAllocationStrategy(scratch_is_ours);
     // It compiles the kernels of a shape in the background unless told otherwise, and runs slower ones until they are
     // ready: a recording would keep those for ever.

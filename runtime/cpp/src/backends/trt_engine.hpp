@@ -13,6 +13,7 @@
 
 #include "backends/base.hpp"
 #include "backends/cuda.hpp"
+#include "backends/kernel_cache.hpp"
 #include "bundle/engine_record.hpp"
 
 namespace var_edge_impl {
@@ -63,8 +64,8 @@ class LoadedEngine {
   public:
     // Throws Error BAD_BUNDLE if it is not what manifest and record say, OUT_OF_MEMORY. Keeps references to all but
     // `graph`.
-    LoadedEngine(nvinfer1::IRuntime& runtime, TrtLog& log, const Cuda& cuda, const std::filesystem::path& path,
-                 const GraphSpec& graph, const Engine& record);
+    LoadedEngine(nvinfer1::IRuntime& runtime, TrtLog& log, const Cuda& cuda, KernelCache& kernels,
+                 const std::filesystem::path& path, const GraphSpec& graph, const Engine& record);
 
     // Returns the scratch memory that the largest profile needs.
     std::size_t scratch_bytes() const;
@@ -88,6 +89,7 @@ class LoadedEngine {
 
     TrtLog* log_;
     const Cuda* cuda_;
+    KernelCache* kernels_;
     std::string path_;
     const Engine* record_;
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;

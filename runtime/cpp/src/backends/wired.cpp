@@ -1,5 +1,7 @@
 #include "backends/wired.hpp"
 
+#include <cstring>
+
 #include "errors.hpp"
 
 namespace var_edge_impl {
@@ -14,50 +16,93 @@ void check_smooth(const Manifest& manifest) {
                      ": no graph for smooth sampling; make onnx SMOOTH=1 exports the bundle with it");
 }
 
-void WiredBackend::begin(const std::vector<std::int64_t>& labels, bool smooth) {
+void WiredBackend::begin(const std::vector<std::int64_t>& labels, bool smooth, bool whole) {
     const auto device = current_device();
-    const auto size = std::int64_t(labels.size());
-    if (!batch_ || batch_->wiring.size != size || batch_->wiring.smooth != smooth) {
-        batch_.reset();  // frees the arrays of the other batch before new ones are allocated
-        if (smooth) check_smooth(*manifest_);
-        batch_ = prepare(size, smooth);
-    }
-    synchronize();  // a run that was stopped may still read what is written now
-    batch_->latest = -1;
-    batch_->wiring.set_labels(labels.data());
-    batch_->begin();
+    batch_ = nullptr;
+    if (smooth) check_smooth(*manifest_);
+    whole = whole && !smooth && !on_stage;  // a stage of a whole picture has no time of its own
+    Batch& batch = prepared({std::int64_t(labels.size()), smooth}, whole);
+    batch.arrays->wait();  // a run that was stopped may still read what is written now
+    batch.latest = -1;
+    batch.decoded = false;
+    batch.wiring.set_labels(labels.data());
+    batch.begin(whole);
+    batch_ = &batch;
 }
 
 void WiredBackend::step(std::size_t k, const Draw& draw, const Sampling& sampling) {
     const auto device = current_device();
+    batch_->decoded = false;
     batch_->wiring.set_scale(k, draw, sampling);
     batch_->step(k);
     batch_->latest = std::int64_t(k);
 }
 
-void WiredBackend::tokens(std::size_t k, std::int32_t* out) {
-    const auto device = current_device();
-    batch_->arrays->download(out, batch_->wiring.tokens[k]);
-}
+void WiredBackend::tokens(std::size_t k, std::int32_t* out) { copy_result(k, "tokens", out); }
 
-void WiredBackend::drawn(std::size_t k, std::int32_t* out) {
-    const auto device = current_device();
-    batch_->arrays->download(out, batch_->wiring.drawn[k]);
-}
+void WiredBackend::drawn(std::size_t k, std::int32_t* out) { copy_result(k, "drawn", out); }
 
 void WiredBackend::logits(std::size_t k, float* out) {
     const auto device = current_device();
-    batch_->arrays->download(out, batch_->wiring.logits.rows(0, manifest_->scales[k].tokens));
+    batch_->arrays->download(out, batch_->logits().rows(0, manifest_->scales[k].tokens));
 }
 
 std::vector<std::uint8_t> WiredBackend::finite() {
-    const auto device = current_device();
-    return batch_->wiring.finite();
+    const auto size = std::size_t(batch_->wiring.size);
+    std::vector<std::uint8_t> rows(size * ALIGNMENT), found;  // (B, ALIGNMENT)
+    copy_result(manifest_->scales.size(), "finite", rows.data());
+    for (std::size_t i = 0; i < size; ++i) found.push_back(rows[i * ALIGNMENT]);
+    return found;
 }
 
 void WiredBackend::decode(std::uint8_t* images, bool to_device) {
     const auto device = current_device();
-    batch_->decode(images, to_device);
+    batch_->decode();
+    batch_->decoded = true;
+    const std::size_t part = manifest_->scales.size();
+    if (to_device) batch_->arrays->download(images, batch_->wiring.results.stages(part).at("image"));
+    else copy_result(part, "image", images);
+}
+
+// Copies an array of the wiring's results. After `decode` they are in the host's memory already.
+void WiredBackend::copy_result(std::size_t part, const char* name, void* out) const {
+    const SharedBlock& results = batch_->wiring.results;
+    const Array& array = results.stages(part).at(name);
+    if (batch_->decoded) {
+        std::memcpy(out, results.host<std::uint8_t>(part, name), array.bytes());
+    } else {
+        const auto device = current_device();
+        batch_->arrays->download(out, array);
+    }
+}
+
+// Returns the batch of this size, ready to draw. If memory runs out, the other sizes are freed and it is tried again.
+Batch& WiredBackend::prepared(const Wanted& wanted, bool whole) {
+    if (!keeps_batches_ && !batches_.count(wanted)) free_batches();  // before new arrays are allocated
+    try {
+        return prepare(wanted, whole);
+    } catch (const Error& error) {
+        if (error.status != VAR_EDGE_OUT_OF_MEMORY || batches_.empty()) throw;
+    }
+    free_batches();
+    return prepare(wanted, whole);
+}
+
+Batch& WiredBackend::prepare(const Wanted& wanted, bool whole) {
+    std::unique_ptr<Batch>& batch = batches_[wanted];
+    try {
+        if (!batch) batch = new_batch(wanted.first, wanted.second);
+        batch->prepare(whole);
+    } catch (...) {
+        batches_.erase(wanted);  // also what is allocated of it
+        throw;
+    }
+    return *batch;
+}
+
+void WiredBackend::free_batches() {
+    batch_ = nullptr;
+    batches_.clear();
 }
 
 }  // namespace var_edge_impl

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <chrono>
+#include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "backends/base.hpp"
@@ -20,25 +22,32 @@ class Batch {
     Batch(const Batch&) = delete;
     Batch& operator=(const Batch&) = delete;
 
-    virtual void begin() = 0;              // runs condition on the labels that were set
-    virtual void step(std::size_t k) = 0;  // runs transformer and bridge on the settings that were set
-    virtual void decode(std::uint8_t* images, bool to_device) = 0;
+    // Sets up what `begin` to `decode` need, unless it is there. See Backend::begin for `whole`.
+    virtual void prepare(bool whole) = 0;
+
+    virtual void begin(bool whole) = 0;    // the labels are set
+    virtual void step(std::size_t k) = 0;  // the settings of the scale are set
+    virtual void decode() = 0;             // leaves the results in the host's memory, and the pictures for the stages
+    virtual Array logits() const { return wiring.logits; }
 
     const std::unique_ptr<Arrays> arrays;
     Wiring wiring;
     std::int64_t latest = -1;  // the scale stepped last
+    bool decoded = false;      // since then
 };
 
 // Throws Error BAD_BUNDLE unless the bundle has the graph of smooth sampling.
 void check_smooth(const Manifest& manifest);
 
-// See `Backend`. What differs from engine to engine is `prepare`, which readies a batch size.
+// See `Backend`. What differs from engine to engine is `new_batch`, which makes the arrays of a batch size.
 class WiredBackend : public Backend {
   public:
-    explicit WiredBackend(std::shared_ptr<const Manifest> manifest) : manifest_(std::move(manifest)) {}
+    // `keeps_batches`: whether all batch sizes drawn so far stay prepared, or only the latest.
+    WiredBackend(std::shared_ptr<const Manifest> manifest, bool keeps_batches)
+        : manifest_(std::move(manifest)), keeps_batches_(keeps_batches) {}
 
     const Manifest& manifest() const final { return *manifest_; }
-    void begin(const std::vector<std::int64_t>& labels, bool smooth) final;
+    void begin(const std::vector<std::int64_t>& labels, bool smooth, bool whole) final;
     void step(std::size_t k, const Draw& draw, const Sampling& sampling) final;
     void tokens(std::size_t k, std::int32_t* out) final;
     void drawn(std::size_t k, std::int32_t* out) final;
@@ -47,7 +56,7 @@ class WiredBackend : public Backend {
     void decode(std::uint8_t* images, bool to_device) final;
 
   protected:
-    virtual std::unique_ptr<Batch> prepare(std::int64_t size, bool smooth) = 0;
+    virtual std::unique_ptr<Batch> new_batch(std::int64_t size, bool smooth) = 0;
 
     // Held during every call: makes the backend's GPU the current device of the calling thread.
     virtual std::shared_ptr<void> current_device() const { return {}; }
@@ -66,10 +75,19 @@ class WiredBackend : public Backend {
         on_stage(stage, scale, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
 
-    std::unique_ptr<Batch> batch_;  // every derived destructor frees it first: it uses what that holds
+    void free_batches();  // in every derived destructor: batches use what that holds
 
   private:
+    using Wanted = std::pair<std::int64_t, bool>;  // size, smooth
+
+    Batch& prepared(const Wanted& wanted, bool whole);
+    Batch& prepare(const Wanted& wanted, bool whole);
+    void copy_result(std::size_t part, const char* name, void* out) const;
+
     std::shared_ptr<const Manifest> manifest_;
+    const bool keeps_batches_;
+    std::map<Wanted, std::unique_ptr<Batch>> batches_;
+    Batch* batch_ = nullptr;  // the one that is drawn
 };
 
 }  // namespace var_edge_impl

@@ -24,20 +24,69 @@ Tensors joined(std::initializer_list<const Tensors*> parts) {
     return all;
 }
 
+// The labels, then what each scale is drawn with.
+std::vector<SharedBlock::Part> settings_parts(const Manifest& manifest, std::int64_t size, bool smooth) {
+    std::vector<SharedBlock::Part> parts = {{{"labels", {size}, Dtype::int64}}};
+    for (const Scale& scale : manifest.scales) {
+        const Shape map = {size, scale.tokens};
+        SharedBlock::Part part = {{"guidance", {1}, Dtype::float32},
+                                  {"top_k", {1}, Dtype::int64},
+                                  {"top_p", {1}, Dtype::float32},
+                                  {"keep", map, Dtype::boolean},
+                                  {"kept_tokens", map, Dtype::int32}};
+        if (smooth) {
+            part.emplace_back("noise", Shape{size, scale.tokens, manifest.model.vocab_size}, Dtype::float32);
+            part.emplace_back("sharpness", Shape{1}, Dtype::float32);
+            part.emplace_back("temperature", Shape{1}, Dtype::float32);
+        } else {
+            part.emplace_back("uniforms", map, Dtype::float32);
+        }
+        parts.push_back(std::move(part));
+    }
+    return parts;
+}
+
+// The tokens of each scale, then the pictures.
+std::vector<SharedBlock::Part> result_parts(const Manifest& manifest, std::int64_t size) {
+    std::vector<SharedBlock::Part> parts;
+    for (const Scale& scale : manifest.scales) {
+        const Shape map = {size, scale.tokens};
+        parts.push_back({{"drawn", map, Dtype::int32}, {"tokens", map, Dtype::int32}});
+    }
+    const std::int64_t side = manifest.model.image_size;
+    parts.push_back({{"image", {size, side, side, 3}, Dtype::uint8},
+                     {"finite", {size, ALIGNMENT}, Dtype::boolean}});  // a picture's is the first of its row
+    return parts;
+}
+
 }  // namespace
 
-Staged::Staged(Arrays& arrays, const std::vector<std::tuple<std::string, Shape, Dtype>>& specs) : arrays_(&arrays) {
-    std::vector<std::size_t> starts;
-    for (const auto& [_, shape, dtype] : specs) {
-        starts.push_back(size_);
-        size_ += (Array{nullptr, shape, dtype}.bytes() + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+SharedBlock::SharedBlock(Arrays& arrays, const std::vector<Part>& parts) : arrays_(&arrays) {
+    std::vector<std::vector<std::size_t>> places;  // of each part's arrays in the block
+    std::size_t end = 0;
+    for (const Part& part : parts) {
+        starts_.push_back(end);
+        places.emplace_back();
+        for (const auto& [_, shape, dtype] : part) {
+            places.back().push_back(end);
+            end += (Array{nullptr, shape, dtype}.bytes() + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+        }
     }
-    std::tie(host_block_, block_) = arrays.staged(size_);
-    for (std::size_t i = 0; i < specs.size(); ++i) {
-        const auto& [name, shape, dtype] = specs[i];
-        host_[name] = host_block_ ? host_block_ + starts[i] : nullptr;
-        stages_[name] = {block_ ? block_ + starts[i] : nullptr, shape, dtype};
+    starts_.push_back(end);
+    std::tie(host_, block_) = arrays.shared(end);
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+        stages_.emplace_back();
+        for (std::size_t j = 0; j < parts[i].size(); ++j) {
+            const auto& [name, shape, dtype] = parts[i][j];
+            std::uint8_t* data = block_.data ? block_.data + places[i][j] : nullptr;
+            stages_.back()[name] = {data, shape, dtype, block_.place};
+        }
     }
+}
+
+void SharedBlock::upload(std::size_t part) const {
+    const std::size_t start = starts_[part];
+    arrays_->upload(block_.data + start, host_ + start, starts_[part + 1] - start);
 }
 
 std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle, const Manifest& manifest,
@@ -48,11 +97,7 @@ std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle,
     const auto place = [&](const std::string& name, const Shape& shape, Dtype dtype, const void* values) {
         auto found = placed.find(name);
         if (found != placed.end()) return found->second;
-        const Array array = arrays.zeros(shape, dtype);
-        arrays.upload(array.data, values, array.bytes());
-        std::vector<std::uint8_t> wait(array.bytes() ? item_size(dtype) : 0);  // until the copy from `values` is done
-        if (!wait.empty()) arrays.download(wait.data(), {array.data, {1}, dtype});
-        return placed[name] = array;
+        return placed[name] = arrays.constant(shape, dtype, values);
     };
     const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t columns) {
         if (placed.count(name)) return placed[name];
@@ -103,40 +148,24 @@ std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle,
 
 Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const std::vector<ScaleConstants>& constants,
                Arrays& arrays)
-    : size(batch), smooth(mixed), arrays_(&arrays), vocab_size_(manifest.model.vocab_size) {
+    : size(batch),
+      smooth(mixed),
+      settings(arrays, settings_parts(manifest, batch, mixed)),
+      results(arrays, result_parts(manifest, batch)),
+      vocab_size_(manifest.model.vocab_size) {
     const Model& model = manifest.model;
     const std::vector<Scale>& scales = manifest.scales;
     const std::int64_t rows = scales.back().tokens, columns = 2 * size;
-    labels.emplace_back(arrays, std::vector<std::tuple<std::string, Shape, Dtype>>{{"labels", {size}, Dtype::int64}});
-    for (const Scale& scale : scales) {
-        counts_.push_back(scale.tokens);
-        const Shape map = {size, scale.tokens};
-        std::vector<std::tuple<std::string, Shape, Dtype>> specs = {{"guidance", {1}, Dtype::float32},
-                                                                    {"top_k", {1}, Dtype::int64},
-                                                                    {"top_p", {1}, Dtype::float32},
-                                                                    {"keep", map, Dtype::boolean},
-                                                                    {"kept_tokens", map, Dtype::int32}};
-        if (smooth) {
-            specs.emplace_back("noise", Shape{size, scale.tokens, model.vocab_size}, Dtype::float32);
-            specs.emplace_back("sharpness", Shape{1}, Dtype::float32);
-            specs.emplace_back("temperature", Shape{1}, Dtype::float32);
-        } else {
-            specs.emplace_back("uniforms", map, Dtype::float32);
-        }
-        settings.emplace_back(arrays, specs);
-        drawn.push_back(arrays.zeros(map, Dtype::int32));
-        tokens.push_back(arrays.zeros(map, Dtype::int32));
-    }
-    logits = arrays.zeros({rows, columns, model.vocab_size}, Dtype::float32);  // (L, 2B, V)
-    for (Array& f_hat : f_hat_) {
-        f_hat = arrays.zeros({size, model.code_size, model.grid(), model.grid()}, Dtype::float32);
-    }
-    images = arrays.zeros({size, model.image_size, model.image_size, 3}, Dtype::uint8);
-    finite_ = arrays.zeros({size, ALIGNMENT}, Dtype::boolean);
+    for (const Scale& scale : scales) counts_.push_back(scale.tokens);
+    logits = arrays.empty({rows, columns, model.vocab_size}, Dtype::float32);       // (L, 2B, V)
+    const Shape f_hat_shape = {size, model.code_size, model.grid(), model.grid()};  // (B, Z, P, P)
+    for (Array& f_hat : f_hat_) f_hat = arrays.empty(f_hat_shape, Dtype::float32);
+    const std::vector<std::uint8_t> zeros(f_hat_[0].data ? f_hat_[0].bytes() : 0);
+    const Array f_hat_before = arrays.constant(f_hat_shape, Dtype::float32, zeros.data());  // scale 0
 
-    const Array x = arrays.zeros({rows, columns, model.width}, Dtype::float32);  // (L, 2B, C)
-    const Array modulation = arrays.zeros({model.depth, 6, columns, model.width}, Dtype::float32);
-    const Array head_modulation = arrays.zeros({2, columns, model.width}, Dtype::float32);
+    const Array x = arrays.empty({rows, columns, model.width}, Dtype::float32);  // (L, 2B, C)
+    const Array modulation = arrays.empty({model.depth, 6, columns, model.width}, Dtype::float32);
+    const Array head_modulation = arrays.empty({2, columns, model.width}, Dtype::float32);
     Tensors by_block = {{"head_modulation", head_modulation}};
     for (std::int64_t i = 0; i < model.depth; ++i) {
         by_block[numbered("modulation", i)] = modulation.rows(i, i + 1).reshaped({6, columns, model.width});
@@ -150,13 +179,13 @@ Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const s
             const std::string name = numbered(kind, block);
             const auto dtype = dtypes.find("past_" + name);
             if (dtype == dtypes.end()) throw bad_bundle("manifest: the transformer has no input past_" + name);
-            caches[name] = arrays.zeros(cache_shape, dtype->second);
+            caches[name] = arrays.empty(cache_shape, dtype->second);
         }
     }
 
     condition = {
         "condition",
-        labels[0].stages(),
+        settings.stages(0),
         {{"modulation", modulation}, {"head_modulation", head_modulation}, {"x", x.rows(0, scales[0].tokens)}}};
     for (std::size_t k = 0; k < scales.size(); ++k) {
         const Scale& scale = scales[k];
@@ -167,52 +196,41 @@ Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const s
             made["new_" + name] = cache.rows(start, end);
         }
         const Tensors input = {{"x", x.rows(0, scale.tokens)}};
-        const Tensors drawing = {{"logits", logits.rows(0, scale.tokens)}, {"f_hat", f_hat_[k % 2]}};
+        const Tensors drawing = {{"logits", logits.rows(0, scale.tokens)},
+                                 {"f_hat", k ? f_hat_after(k - 1) : f_hat_before}};
         const std::int64_t next = scale_sizes(scales, k, size).at("L_next");
-        const Tensors results = {
-            {"drawn", drawn[k]}, {"tokens", tokens[k]}, {"f_hat_out", f_hat_after(k)}, {"x_next", x.rows(0, next)}};
-        steps.emplace_back(Stage{"transformer", joined({&input, &by_block, &past, &constants[k].transformer}), made},
-                           Stage{smooth ? SMOOTH_BRIDGE : "bridge",
-                                 joined({&drawing, &settings[k].stages(), &constants[k].bridge}), results});
+        const Tensors following = {{"f_hat_out", f_hat_after(k)}, {"x_next", x.rows(0, next)}};
+        steps.emplace_back(
+            Stage{"transformer", joined({&input, &by_block, &past, &constants[k].transformer}), made},
+            Stage{smooth ? SMOOTH_BRIDGE : "bridge", joined({&drawing, &settings.stages(k + 1), &constants[k].bridge}),
+                  joined({&results.stages(k), &following})});
     }
 }
 
 void Wiring::set_labels(const std::int64_t* values) const {
-    std::copy_n(values, size, labels[0].host<std::int64_t>("labels"));
-}
-
-void Wiring::start() const {
-    labels[0].upload();
-    arrays_->clear(f_hat_[0]);
+    std::copy_n(values, size, settings.host<std::int64_t>(0, "labels"));
 }
 
 void Wiring::set_scale(std::size_t k, const Draw& draw, const Sampling& sampling) const {
-    const Staged& staged = settings[k];
+    const std::size_t part = k + 1;
     const std::int64_t count = size * counts_[k];
     if (smooth) {
         const auto scales = std::int64_t(counts_.size());
-        std::copy_n(draw.randoms, count * vocab_size_, staged.host<float>("noise"));
-        *staged.host<float>("sharpness") = float(sampling.sharpness(std::int64_t(k), scales));
-        *staged.host<float>("temperature") = float(sampling.temperature(std::int64_t(k), scales));
+        std::copy_n(draw.randoms, count * vocab_size_, settings.host<float>(part, "noise"));
+        *settings.host<float>(part, "sharpness") = float(sampling.sharpness(std::int64_t(k), scales));
+        *settings.host<float>(part, "temperature") = float(sampling.temperature(std::int64_t(k), scales));
     } else {
-        std::copy_n(draw.randoms, count, staged.host<float>("uniforms"));
+        std::copy_n(draw.randoms, count, settings.host<float>(part, "uniforms"));
     }
-    *staged.host<float>("guidance") = float(draw.guidance);
-    *staged.host<std::int64_t>("top_k") = sampling.top_k;
-    *staged.host<float>("top_p") = float(sampling.top_p);
-    std::uint8_t* keep = staged.host<std::uint8_t>("keep");
-    std::int32_t* kept = staged.host<std::int32_t>("kept_tokens");
+    *settings.host<float>(part, "guidance") = float(draw.guidance);
+    *settings.host<std::int64_t>(part, "top_k") = sampling.top_k;
+    *settings.host<float>(part, "top_p") = float(sampling.top_p);
+    std::uint8_t* keep = settings.host<std::uint8_t>(part, "keep");
+    std::int32_t* kept = settings.host<std::int32_t>(part, "kept_tokens");
     for (std::int64_t i = 0; i < count; ++i) {
         keep[i] = draw.keep && draw.keep[i];
         kept[i] = keep[i] ? draw.kept_tokens[i] : 0;
     }
-}
-
-std::vector<std::uint8_t> Wiring::finite() const {
-    std::vector<std::uint8_t> rows(finite_.bytes()), found;
-    arrays_->download(rows.data(), finite_);
-    for (std::size_t i = 0; i < rows.size(); i += ALIGNMENT) found.push_back(rows[i]);
-    return found;
 }
 
 std::vector<Stage> Wiring::stages() const {
@@ -224,12 +242,13 @@ std::vector<Stage> Wiring::stages() const {
 }
 
 std::vector<Stage> Wiring::decoders(std::size_t k) const {
+    const Tensors& found = results.stages(steps.size());
     std::vector<Stage> stages;
     for (std::int64_t i = 0; i < size; ++i) {
-        const Array finite = finite_.rows(i, i + 1).reshaped({ALIGNMENT}).rows(0, 1);
+        const Array finite = found.at("finite").rows(i, i + 1).reshaped({ALIGNMENT}).rows(0, 1);
         stages.push_back({"decoder",
                           {{"f_hat", f_hat_after(k).rows(i, i + 1)}},
-                          {{"image", images.rows(i, i + 1)}, {"finite", finite}}});
+                          {{"image", found.at("image").rows(i, i + 1)}, {"finite", finite}}});
     }
     return stages;
 }

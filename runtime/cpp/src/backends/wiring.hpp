@@ -25,23 +25,31 @@ struct Stage {
     Tensors inputs, outputs;
 };
 
-// Small inputs that the host sets. They are parts of one block, so that one copy uploads all of them.
-class Staged {
+// Small arrays that the host sets or reads, in one block of memory, so that one copy moves several of them. They are in
+// parts, such as one for each scale.
+class SharedBlock {
   public:
-    Staged(Arrays& arrays, const std::vector<std::tuple<std::string, Shape, Dtype>>& specs);
+    using Part = std::vector<std::tuple<std::string, Shape, Dtype>>;
+
+    SharedBlock(Arrays& arrays, const std::vector<Part>& parts);
+
     template <typename T>
-    T* host(const std::string& name) const {
-        return reinterpret_cast<T*>(host_.at(name));
+    T* host(std::size_t part, const std::string& name) const {
+        return reinterpret_cast<T*>(host_ + (stages_[part].at(name).data - block_.data));
     }
-    const Tensors& stages() const { return stages_; }
-    void upload() const { arrays_->upload(block_, host_block_, size_); }
+    const Tensors& stages(std::size_t part) const { return stages_[part]; }
+
+    // These are queued.
+    void upload() const { arrays_->upload(block_.data, host_, block_.bytes()); }
+    void upload(std::size_t part) const;
+    void fetch() const { arrays_->fetch(host_, block_.data, block_.bytes()); }
 
   private:
     Arrays* arrays_;
-    std::size_t size_ = 0;
-    std::uint8_t *host_block_, *block_;
-    std::map<std::string, std::uint8_t*> host_;
-    Tensors stages_;
+    std::uint8_t* host_;
+    Array block_;
+    std::vector<std::size_t> starts_;  // of the parts in the block, and its end
+    std::vector<Tensors> stages_;      // by part
 };
 
 // Inputs of the two graphs of a scale that depend on the scale only.
@@ -71,29 +79,29 @@ class Wiring {
     Wiring(std::int64_t size, bool smooth, const Manifest& manifest, const std::vector<ScaleConstants>& constants,
            Arrays& arrays);
 
+    // Write on the host what is uploaded before the stages run.
     void set_labels(const std::int64_t* labels) const;
-    void start() const;  // queues the upload of the labels and an empty f_hat
     void set_scale(std::size_t k, const Draw& draw, const Sampling& sampling) const;
+
+    // Queue uploads.
+    void upload_labels() const { settings.upload(0); }
+    void upload_scale(std::size_t k) const { settings.upload(k + 1); }
+
     const Array& f_hat_after(std::size_t k) const { return f_hat_[(k + 1) % 2]; }
     std::vector<Stage> decoders(std::size_t k) const;  // after scale k, one for each picture
-    std::vector<std::uint8_t> finite() const;          // (B,): whether the pictures decoded last were, before rounding
     std::vector<Stage> stages() const;                 // all of a batch
 
     std::int64_t size;
     bool smooth;
-    std::vector<Staged> labels;    // one
-    std::vector<Staged> settings;  // by scale
-    std::vector<Array> drawn, tokens;
-    Array images;
-    Array logits;  // (L, 2B, V) of the scale stepped last, in its first rows
+    SharedBlock settings;  // the labels, then what each scale is drawn with
+    SharedBlock results;   // the tokens of each scale, then the pictures and whether they are finite
+    Array logits;          // (L, 2B, V) of the scale stepped last, in its first rows
     Stage condition;
     std::vector<std::pair<Stage, Stage>> steps;  // transformer and bridge, by scale
 
   private:
-    Arrays* arrays_;
     std::vector<std::int64_t> counts_;  // tokens, by scale
     std::int64_t vocab_size_;
-    Array finite_;    // (B, ALIGNMENT): a picture's is the first of its row
     Array f_hat_[2];  // used alternately: a graph may write an output before it has read all of its input
 };
 

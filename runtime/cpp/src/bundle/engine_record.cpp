@@ -79,6 +79,15 @@ Engine parse_engine(const Strict& s) {
 
 }  // namespace
 
+std::string Built::tag() const {
+    std::string text = flavour + "-" + version;
+    for (std::string capability : compute_capabilities) {
+        capability.erase(capability.find('.'), 1);
+        text += "-sm" + capability;
+    }
+    return text;
+}
+
 EngineRecord EngineRecord::parse(const std::string& text, const std::string& where) {
     const nlohmann::json document = parse_json(text, where);
     check_schema(document, ENGINE_SCHEMA_VERSION, where, "run make engine again");

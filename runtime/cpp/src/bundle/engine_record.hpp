@@ -21,6 +21,8 @@ struct Built {
     std::vector<std::string> compute_capabilities;
     std::optional<std::string> gpu;
     bool hardware_compatible, version_compatible;
+
+    std::string tag() const;  // the name of their directory, such as tensorrt_rtx-1.7.1.116-sm86
 };
 
 struct Engine {

@@ -116,6 +116,7 @@ void Pipeline::generate(const Request& request, std::uint8_t* images, bool to_de
                 std::copy_n(map.data() + i * scale.tokens, scale.tokens, tokens + (start + i) * total + scale.offset);
             }
         }
+        check_stop();
         start += size;
     }
 }
@@ -129,7 +130,7 @@ void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t siz
         const std::uint64_t seed = request.seeds ? request.seeds[start + i] : request.seed + std::uint64_t(start + i);
         numbers.push_back((smooth ? gumbel_noise : uniforms)(seed, total * values));
     }
-    backend_->begin({request.labels.begin() + start, request.labels.begin() + start + size}, smooth);
+    backend_->begin({request.labels.begin() + start, request.labels.begin() + start + size}, smooth, !request.on_scale);
     for (std::size_t k = 0; k < manifest().scales.size(); ++k) {
         check_stop();
         const Scale& scale = manifest().scales[k];

@@ -1,4 +1,5 @@
 // Who may call what, and when: threads, callbacks, forks, and handles on the same weights.
+#include <chrono>
 #include <fstream>
 #include <memory>
 #include <thread>
@@ -126,7 +127,7 @@ void stop(const std::string& directory) {
     const std::int32_t last = model.info().scales - 1;
     const Pictures alone = model.generate({1}, of_seed(3));
     for (const auto& [where, at] : std::vector<std::pair<std::string, std::int32_t>>{
-             {"condition", -1}, {"transformer", 1}, {"bridge", 0}, {"bridge", last}}) {
+             {"condition", -1}, {"transformer", 1}, {"bridge", 0}, {"bridge", last}, {"decoder", -1}}) {
         StopAt heard{model.get(), where, "", at};
         Settings settings = of_seed(3);
         settings.on_stage = stop_at;
@@ -147,6 +148,32 @@ void stop(const std::string& directory) {
     } catch (const var_edge::Error& error) {
         expect(error.status == VAR_EDGE_STOPPED && scales == 1, "stopped by another thread");
     }
+}
+
+// Nobody listens, so that a backend may draw each batch as a whole: the call ends after one of them.
+void stop_between(const std::string& directory) {
+    Model model(directory, one_thread());
+    const std::vector<std::int32_t> labels(4096, 1);
+    const var_edge_info info = model.info();
+    std::vector<std::uint8_t> images(var_edge::picture_bytes(info, labels.size()));
+    std::vector<std::int32_t> tokens(labels.size() * std::size_t(info.tokens), -1);
+    Settings settings = of_seed(3);
+    settings.batch = 1;
+    const Pictures alone = model.generate({1}, settings);
+    std::atomic<bool> ended{false};
+    std::thread other([&] {
+        while (!ended) {  // until the call is running
+            std::this_thread::sleep_for(std::chrono::milliseconds(20));
+            model.stop();
+        }
+    });
+    const var_edge_status status = var_edge_generate(model.get(), labels.data(), std::int32_t(labels.size()), &settings,
+                                                     images.data(), tokens.data());
+    ended = true;
+    refused("between", status, VAR_EDGE_STOPPED, "stopped by var_edge_stop");
+    other.join();
+    expect(tokens.back() == -1, "all pictures are drawn");
+    expect(same(alone, model.generate({1}, settings)), "a handle that was stopped draws something else");
 }
 
 void share(const std::string& directory) {
@@ -186,5 +213,6 @@ void share_memory(const std::string& directory) {
 
 }  // namespace
 
-const Features CALLS = {{"busy", busy}, {"scramble", scramble}, {"fork", fork_child},          {"cancel", cancel},
-                        {"stop", stop}, {"share", share},       {"share_memory", share_memory}};
+const Features CALLS = {
+    {"busy", busy}, {"scramble", scramble},         {"fork", fork_child}, {"cancel", cancel},
+    {"stop", stop}, {"stop_between", stop_between}, {"share", share},     {"share_memory", share_memory}};

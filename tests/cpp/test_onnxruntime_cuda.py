@@ -1,0 +1,164 @@
+"""The C++ library with ONNX Runtime's CUDA provider: on runtime/cpp/tests/fake_cuda_provider.cpp, without a GPU.
+
+There the memory of the device can be accessed only while a session runs, is not set to 0, and what lies in the host's
+memory is copied when it is bound. So tokens that equal Python's show that every array is where it must be.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.bundle.manifest import Manifest
+from tests.cpp.conftest import DEPENDENCIES, SOURCE, run
+from tests.cpp.dumps import Case, Drawn, assert_equal, drawn_by_cpp, drawn_by_python
+from tests.cpp.test_api import FEATURES
+from tests.cpp.test_core import AUTO, OK, ONNXRUNTIME_CUDA, OUT_OF_MEMORY, UNSUPPORTED, Live
+from tests.cpp.test_parity import check_edit
+from tests.runtime.toy import write_bundle
+
+ONNXRUNTIME = DEPENDENCIES / "onnxruntime"
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = tmp_path_factory.mktemp("cuda") / "toy"
+    write_bundle(bundle)
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def gpu(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """The environment in which programs of `release` find a GPU."""
+    folder = tmp_path_factory.mktemp("provider")
+    version = importlib.metadata.version("onnxruntime")
+    (folder / "versions").write_text(f"VERS_{version} {{ global: OrtGetApiBase; local: *; }};")
+    run(
+        *("g++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"),
+        *("-isystem", ONNXRUNTIME / "include", SOURCE / "tests" / "fake_cuda_provider.cpp"),
+        *("-Wl,-soname,libonnxruntime.so.1", f"-Wl,--version-script={folder / 'versions'}", "-ldl"),
+        *("-o", folder / "libonnxruntime.so.1"),
+    )
+    real = ONNXRUNTIME / "lib" / "libonnxruntime.so.1"
+    return {"LD_LIBRARY_PATH": str(folder), "FAKE_CUDA_REAL": str(real), "FAKE_CUDA_LOG": str(folder / "log")}
+
+
+@pytest.fixture
+def log(gpu: Mapping[str, str]) -> Path:
+    """What the provider was asked for, one line each."""
+    path = Path(gpu["FAKE_CUDA_LOG"])
+    path.write_text("")
+    return path
+
+
+def drawn_on_gpu(release: Path, gpu: Mapping[str, str], bundle: Path, cases: list[Case], out: Path) -> list[Drawn]:
+    program = ["env", *(f"{name}={value}" for name, value in gpu.items()), release / "tests" / "dump"]
+    return drawn_by_cpp(program, bundle, cases, out)
+
+
+def test_it_draws_what_the_cpu_draws(
+    release: Path, gpu: Mapping[str, str], log: Path, smooth_demo_bundle: Path, tmp_path: Path
+) -> None:
+    """Batches that change and come back, kept tokens of the last picture, smooth sampling between plain."""
+    cases = [
+        Case((3,), 5, 3.5, 200, 0.8),
+        Case(tuple(range(5)), 11, 3.0, 600, 0.96, 2),
+        Case((7,), 2**64 - 1, 0.0, 1, 0.0),
+    ]
+    found = drawn_on_gpu(release, gpu, smooth_demo_bundle, cases, tmp_path / "out")
+    assert_equal(drawn_by_python(smooth_demo_bundle, cases), found, cases)
+    smooth = [Case((3, 12), 5, 3.5, 200, 0.8, 8, True)]
+    found = drawn_on_gpu(release, gpu, smooth_demo_bundle, smooth, tmp_path / "out")
+    expected = drawn_by_python(smooth_demo_bundle, smooth)
+    np.testing.assert_array_equal(expected[0].tokens, found[0].tokens)
+    assert "memory of GPU 0" in log.read_text().splitlines()
+
+
+def test_fp16(release: Path, gpu: Mapping[str, str], fp16_demo_bundle: Path, tmp_path: Path) -> None:
+    cases = [Case((3, 12), 5, 3.5, 200, 0.8)]
+    found = drawn_on_gpu(release, gpu, fp16_demo_bundle, cases, tmp_path / "out")
+    assert_equal(drawn_by_python(fp16_demo_bundle, cases), found, cases)
+
+
+def test_an_edit(
+    release: Path, gpu: Mapping[str, str], smooth_demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in gpu.items():
+        monkeypatch.setenv(name, value)
+    check_edit(release, smooth_demo_bundle, (0.25, 0.25, 0.75, 0.75), "inpaint", 12, tmp_path)
+
+
+@pytest.mark.parametrize("feature", sorted({*FEATURES} - {"provider"}))  # which expects that there is none
+def test_features(feature: str, release: Path, gpu: Mapping[str, str], log: Path, toy: Path) -> None:
+    """Among them what somebody asks for between scales: previews, tokens, logits."""
+    assert run(release / "tests" / "features", toy, feature, timeout=60, env=os.environ | gpu).stdout == ""
+    assert (feature == "version") != ("memory of GPU 0" in log.read_text())
+
+
+def test_what_stages_pass_on_stays_on_the_gpu(
+    release: Path, gpu: Mapping[str, str], log: Path, demo_bundle: Path, tmp_path: Path
+) -> None:
+    """Keys and values, logits, hidden states, modulation and f_hat: nothing of them is in the host's memory."""
+    drawn_on_gpu(release, gpu, demo_bundle, [Case((3,), 5, 3.5, 200, 0.8)], tmp_path / "out")
+    model, scales = Manifest.load(demo_bundle).model, Manifest.load(demo_bundle).scales
+    caches = 2 * model.depth * [model.tokens * 2 * model.width]
+    logits, x = (scales[-1].tokens * 2 * size for size in (model.vocab_size, model.width))
+    modulation, head = model.depth * 6 * 2 * model.width, 2 * 2 * model.width
+    f_hats = 2 * [model.code_size * model.grid**2]
+    expected = [4 * count for count in (*caches, logits, x, modulation, head, *f_hats)]  # FP32
+    found = [int(line.split()[1]) for line in log.read_text().splitlines() if line.startswith("allocate")]
+    assert sorted(found) == sorted(expected)
+
+
+def test_tf32_is_off_unless_it_is_asked_for(release: Path, gpu: Mapping[str, str], log: Path, toy: Path) -> None:
+    """It has 10 bits of mantissa, which changes what is drawn."""
+    assert Live(release, toy, backend=ONNXRUNTIME_CUDA, **gpu).created == (OK, "")
+    assert "option use_tf32=0" in log.read_text().splitlines()
+    log.write_text("")
+    live = Live(release, toy, backend=ONNXRUNTIME_CUDA, provider=("use_tf32", "1"), **gpu)
+    assert live.created == (OK, "")
+    assert "option use_tf32=1" in log.read_text().splitlines()
+
+
+def test_the_memory_is_of_the_gpu_that_was_chosen(release: Path, gpu: Mapping[str, str], log: Path, toy: Path) -> None:
+    assert Live(release, toy, backend=ONNXRUNTIME_CUDA, provider=("device_id", "3"), **gpu).created == (OK, "")
+    assert {"option device_id=3", "memory of GPU 3"} <= set(log.read_text().splitlines())
+
+
+@pytest.mark.parametrize("missing, says", [("cudnn", "libcudnn.so.9"), ("driver", "driver version is insufficient")])
+def test_a_provider_that_does_not_start(
+    missing: str, says: str, release: Path, gpu: Mapping[str, str], toy: Path
+) -> None:
+    """Asked for: unsupported, with the reason. AUTO: the CPU, and the log has the reason."""
+    status, message = Live(release, toy, backend=ONNXRUNTIME_CUDA, FAKE_CUDA=missing, **gpu).created
+    assert status == UNSUPPORTED
+    assert says in message
+    live = Live(release, toy, backend=AUTO, FAKE_CUDA=missing, **gpu)
+    assert live.created == (OK, "")
+    assert live.ask("generate") == (OK, "")
+    logged = live.end()
+    assert "GPU not used: " in logged
+    assert says in logged
+
+
+def test_auto_does_not_hide_that_memory_ran_out(release: Path, gpu: Mapping[str, str], toy: Path) -> None:
+    status, message = Live(release, toy, backend=AUTO, FAKE_CUDA="memory", **gpu).created
+    assert status == OUT_OF_MEMORY
+    assert "out of memory" in message
+
+
+def test_memory_that_runs_out_while_a_batch_is_prepared(release: Path, gpu: Mapping[str, str], toy: Path) -> None:
+    """One line, and what was allocated is freed: a smaller batch is drawn afterwards, and again."""
+    live = Live(release, toy, **gpu, FAKE_CUDA_BYTES="90000")
+    assert live.created == (OK, "")
+    for _ in range(3):
+        assert live.ask("generate") == (OK, "")
+        status, message = live.ask("generate 8")
+        assert status == OUT_OF_MEMORY
+        assert "draw fewer pictures at once" in message
+    live.end()

@@ -1,0 +1,196 @@
+"""What the C++ TensorRT backend launches, keeps and frees, on the stand-in of runtime/cpp/tests/standin."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.bundle.manifest import Manifest
+from tests.cpp.conftest import BUILD, SOURCE, Configure, run
+from tests.cpp.dumps import Case, Drawn, assert_equal, drawn_by_cpp, drawn_by_python
+from tests.cpp.test_core import OK, OUT_OF_MEMORY, Live
+from tests.runtime.fake_gpu import write_engines
+
+ONE, EIGHT, NINE = (Case(tuple(range(3, 3 + n)), 11, 3.5, 200, 0.8) for n in (1, 8, 9))
+SMOOTH = Case((3,), 5, 3.5, 200, 0.8, 8, True)
+
+
+@pytest.fixture(scope="session")
+def rtx(build: Configure) -> Path:
+    return BUILD / "mytrt"
+
+
+@pytest.fixture(scope="module")
+def bundle(smooth_demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with engines for 1, 2 and 8 pictures at once."""
+    copy = tmp_path_factory.mktemp("batches") / "bundle"
+    shutil.copytree(smooth_demo_bundle, copy)
+    write_engines(copy, (1, 2, 8))
+    return copy
+
+
+@pytest.fixture
+def machine(rtx: Path, tmp_path: Path) -> dict[str, str]:
+    """The environment of a program that runs on the stand-in."""
+    leaks = f"suppressions={SOURCE / 'tests' / 'lsan.supp'}:print_suppressions=0"
+    caches = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "STANDIN_TRACE": str(tmp_path / "trace")}
+    return {"LSAN_OPTIONS": leaks, **caches}
+
+
+@pytest.fixture
+def trace(machine: dict[str, str]) -> Callable[[str], list[str]]:
+    """trace(PATTERN): what matches in each line of what the stand-in was asked for."""
+
+    def matching(pattern: str) -> list[str]:
+        text = Path(machine["STANDIN_TRACE"]).read_text()
+        return [found.group(0) for line in text.splitlines() if (found := re.search(pattern, line))]
+
+    return matching
+
+
+def drawn(rtx: Path, machine: dict[str, str], bundle: Path, cases: list[Case], out: Path) -> list[Drawn]:
+    program = ["env", *(f"{name}={value}" for name, value in machine.items()), rtx / "tests" / "dump"]
+    return drawn_by_cpp(program, bundle, cases, out)
+
+
+def test_a_whole_batch_is_one_graph(
+    rtx: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path, tmp_path: Path
+) -> None:
+    """One upload, all stages in order, one download. A batch size that comes back is not recorded again."""
+    cases = [ONE, NINE, EIGHT, ONE]
+    assert_equal(drawn_by_python(bundle, cases), drawn(rtx, machine, bundle, cases, tmp_path / "out"), cases)
+    launches, scales = trace("^launch: .*"), len(Manifest.load(bundle).scales)
+    assert len(launches) == 1 + 2 + 1 + 1
+    for launch in launches:
+        names = [name.split()[0] for name in launch.removeprefix("launch: ").split("; ")]
+        decoders = names.count("decoder")
+        assert decoders in (1, 8)
+        stages = ["condition", *["transformer", "bridge"] * scales, *["decoder"] * decoders]
+        assert names == ["upload", *stages, "download"]
+    assert len(trace("begin capture")) == 2
+
+
+def test_smooth_sampling_runs_scale_by_scale(
+    rtx: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path, tmp_path: Path
+) -> None:
+    """Its noise is large: that of a scale is uploaded when the scale is drawn."""
+    cases = [SMOOTH, ONE, SMOOTH, ONE]
+    found, expected = drawn(rtx, machine, bundle, cases, tmp_path / "out"), drawn_by_python(bundle, cases)
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+    scales = len(Manifest.load(bundle).scales)
+    assert len(trace("^launch")) == 2 * (1 + scales + 1) + 2
+    assert len(trace("begin capture")) == 1 + scales + 2 + 1
+
+
+@pytest.mark.parametrize("feature", ["scales", "batch", "busy", "values", "seeds", "stop_between"])
+def test_features(
+    feature: str, rtx: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
+) -> None:
+    """Those that listen between scales draw the same, with a launch for each."""
+    result = run(rtx / "tests" / "features", bundle, feature, timeout=500, env={**os.environ, **machine})
+    assert result.stdout == ""
+    by_scale = trace("^launch: upload [0-9]+; transformer")
+    assert bool(by_scale) == (feature in ("scales", "busy"))
+
+
+def memory_of(trace: Callable[[str], list[str]]) -> int:
+    """Bytes of all GPU memory that was allocated."""
+    return sum(int(line.split()[1]) for line in trace("^malloc [0-9]+"))
+
+
+def test_memory_that_runs_out(
+    rtx: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
+) -> None:
+    """A large batch frees the small ones and is drawn; where it does not fit at all, a smaller one is drawn again."""
+
+    def asked(*requests: str, memory: int = 1 << 30) -> list[tuple[int, str]]:
+        Path(machine["STANDIN_TRACE"]).write_text("")
+        live = Live(rtx, bundle, **machine, STANDIN_MEMORY=str(memory))
+        assert live.created == (OK, "")
+        found = [live.ask(request) for request in requests]
+        live.end()
+        return found
+
+    asked()
+    loaded = memory_of(trace)
+    asked("generate 1")
+    one = memory_of(trace) - loaded
+    asked("generate 8")
+    eight = memory_of(trace) - loaded
+    assert eight > 4 * one
+
+    room = loaded + eight + one // 2  # for either, not for both
+    answers = asked("generate 1", "generate 8", "generate 1", "generate 8", memory=room)
+    assert answers == [(OK, "")] * 4
+    assert len(trace("begin capture")) == 4
+    asked("generate 1", "generate 8", "generate 1", "generate 8", memory=room + one)
+    assert len(trace("begin capture")) == 2
+
+    room = loaded + eight - one // 2
+    for status, message in asked("generate 8", "generate 8", memory=room):
+        assert status == OUT_OF_MEMORY
+        assert "draw fewer pictures at once" in message
+    answers = asked("generate 1", "generate 8", "generate 2", "generate 1", memory=room)
+    assert [status for status, _ in answers] == [OK, OUT_OF_MEMORY, OK, OK]
+
+
+def kernels(machine: dict[str, str]) -> list[Path]:
+    return sorted((Path(machine["XDG_CACHE_HOME"]) / "var-edge").glob("*"))
+
+
+def test_kernels_are_compiled_once(
+    rtx: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
+) -> None:
+    """TensorRT for RTX keeps them in a file for the next process."""
+    live = Live(rtx, bundle, **machine)
+    assert live.ask("generate") == (OK, "")
+    live.process.kill()  # a process that does not end in order has written the file too
+    live.process.communicate()
+    assert sorted(trace("^compile .*")) == [
+        f"compile {name}" for name in ("bridge", "condition", "decoder", "transformer")
+    ]
+    assert [path.name for path in kernels(machine)] == ["tensorrt_rtx-1.7.0-sm86.kernels"]
+    written = kernels(machine)[0].stat()
+
+    Path(machine["STANDIN_TRACE"]).write_text("")
+    live = Live(rtx, bundle, **machine)
+    assert live.ask("generate") == (OK, "")
+    live.end()
+    assert trace("^compile .*") == []
+    assert kernels(machine)[0].stat().st_mtime_ns == written.st_mtime_ns
+
+
+def test_a_kernel_file_that_is_damaged(rtx: Path, machine: dict[str, str], bundle: Path) -> None:
+    """Kernels are compiled again, and the file is replaced."""
+    folder = Path(machine["XDG_CACHE_HOME"]) / "var-edge"
+    folder.mkdir(parents=True)
+    path = folder / "tensorrt_rtx-1.7.0-sm86.kernels"
+    path.write_bytes(b"\0damaged")
+    live = Live(rtx, bundle, **machine)
+    assert live.ask("generate") == (OK, "")
+    live.end()
+    assert "transformer" in json.loads(path.read_text())
+    assert kernels(machine) == [path]
+
+
+@pytest.mark.parametrize("where", ["file", "folder"])
+def test_a_kernel_file_that_cannot_be_written(where: str, rtx: Path, machine: dict[str, str], bundle: Path) -> None:
+    """It is no error: kernels are compiled again the next time."""
+    folder = Path(machine["XDG_CACHE_HOME"])
+    if where == "file":
+        (folder / "var-edge" / "tensorrt_rtx-1.7.0-sm86.kernels").mkdir(parents=True)
+    else:
+        folder.write_text("a file where the folder should be")
+    live = Live(rtx, bundle, **machine)
+    assert live.created == (OK, "")
+    assert live.ask("generate") == (OK, "")
+    live.end()
+    assert where == "folder" or len(kernels(machine)) == 1  # nothing is left beside it
