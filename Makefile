@@ -38,6 +38,9 @@ ENGINE += $(if $(COMPUTE_CAPABILITY),--compute-capability $(call quoted,$(COMPUT
 
 # On a Jetson TensorRT belongs to JetPack, outside of the environment.
 SYSTEM_PACKAGES := $(if $(wildcard /etc/nv_tegra_release),--system-site-packages)
+# What drives the GPU: CUDA 12 and CUDA 13 need different releases of cuda-python.
+CUDA_EXTRA = $(shell $(PYTHON3) -I export/engine/cuda_extra.py)
+comma     := ,
 
 CALIBRATE := $(if $(IMAGES),--images $(call quoted,$(IMAGES))) $(if $(BUDGET),--budget $(call quoted,$(BUDGET)))
 
@@ -56,7 +59,7 @@ setup: $(INSTALLED) ## make .venv with the project and its tools, and fetch what
 $(INSTALLED): pyproject.toml
 	@test -x $(PYTHON) || $(PYTHON3) -m venv $(SYSTEM_PACKAGES) .venv
 	@echo "installing VAR Edge and what it needs into .venv (minutes the first time)"
-	@$(PYTHON) -m pip install -qq --disable-pip-version-check --editable '.[export,dev]'
+	@$(PYTHON) -m pip install -qq --disable-pip-version-check --editable '.[export,dev$(addprefix $(comma),$(CUDA_EXTRA))]'
 	@touch $@
 
 demo: $(DEMO_BUNDLE)/manifest.json ## export the demo model and draw twelve of its classes: build/demo.png

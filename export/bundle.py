@@ -57,7 +57,7 @@ def export_bundle(
         check_room(recipe, out)
         traced = list(_trace_all(recipe, precision, smooth, progress))
         head = Head(
-            model=_model(recipe),
+            model=recipe.model,
             precision=Precision(precision),
             scales=_scales(recipe),
             step_constants=(),
@@ -120,11 +120,6 @@ def _upsample(k: int) -> str:
 
 def _downsample(k: int) -> str:
     return f"bridge.downsample.{k}"
-
-
-def _model(recipe: Recipe) -> manifest.Model:
-    names = manifest.Model.__dataclass_fields__
-    return manifest.Model(**{name: getattr(recipe, name) for name in names})
 
 
 def _scales(recipe: Recipe) -> tuple[manifest.Scale, ...]:

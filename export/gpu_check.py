@@ -9,7 +9,6 @@ import click
 
 from runtime import limits
 from runtime.cli import FILE, Number, command, reports_errors
-from runtime.errors import SettingsError
 from runtime.files.outputs import REPORT, check_directory
 from runtime.progress import progress_bar
 
@@ -29,18 +28,18 @@ def main(fp32: Path, bundles: tuple[Path, ...], report: Path, images: int) -> No
 
     The engines of each BUNDLE are compared with the bundle FP32, which is drawn on the CPU.
 
-    Exit code 1: something is out of tolerance. Exit code 3: there is no GPU, and nothing was checked.
+    What cannot be built or run is a failed row of the report; the rest is checked. Exit code 1: something failed or is
+    out of tolerance. Exit code 3: there is no GPU, and nothing was checked.
     """
     check_directory(report, REPORT, fp32, *bundles)
 
     from export.verify.gpu_check import BENCHMARKS, gpu_check
     from export.verify.html import HTML
-    from runtime.backends.cuda import Cuda
+    from runtime.backends.cuda import gpu_or_reason
 
-    try:
-        gpu = Cuda().gpu
-    except SettingsError as error:
-        click.echo(f"gpu-check: {error}; nothing was checked", err=True)
+    gpu = gpu_or_reason()
+    if isinstance(gpu, str):
+        click.echo(f"gpu-check: {gpu}; nothing was checked", err=True)
         sys.exit(NO_GPU)
     with progress_bar() as progress:
         result = gpu_check(gpu, fp32, bundles, report, images, progress)

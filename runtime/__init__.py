@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import BundleError, NumericError, SettingsError, VarEdgeError
+from .errors import BundleError, NumericError, OutOfMemoryError, SettingsError, VarEdgeError
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BundleError",
     "NumericError",
+    "OutOfMemoryError",
     "Pipeline",
     "Result",
     "Sampling",

@@ -36,4 +36,15 @@ class SettingsError(VarEdgeError):
 
 
 class OutOfMemoryError(VarEdgeError):
-    """The memory of the GPU does not suffice; fewer images at once need less."""
+    """The memory of the GPU, or of the machine, does not suffice. Fewer images at once need less."""
+
+
+# How ONNX Runtime, TensorRT, CUDA and the system say that memory has run out, which they tell only as text.
+OUT_OF_MEMORY = re.compile(
+    "bad_alloc|failed to allocate memory|out of memory|OutOfMemory|cannot allocate memory", re.IGNORECASE
+)
+
+
+def tells_out_of_memory(text: str) -> bool:
+    """Return whether the message of a library says that memory has run out."""
+    return OUT_OF_MEMORY.search(text) is not None

@@ -12,10 +12,12 @@ def _extra(name: str) -> str:
     return f"pip install 'var-edge[{name}]'"
 
 
+_OF_CUDA = f"{_extra('trt-cu12')} (CUDA 12, as on JetPack 6) or {_extra('trt-cu13')} (CUDA 13, JetPack 7)"
 INSTALL = {
     **dict.fromkeys(("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub", "tomli"), _extra("export")),
-    **dict.fromkeys(("polygraphy", "cuda"), _extra("trt")),
-    "tensorrt": "on a Jetson it is part of JetPack, visible to an environment made with --system-site-packages",
+    **dict.fromkeys(("polygraphy", "cuda"), _OF_CUDA),
+    "tensorrt": "on a server pip install tensorrt; on a Jetson it is part of JetPack (sudo apt install nvidia-jetpack)"
+    " and visible in a .venv made with --system-site-packages",
     "tensorrt_rtx": _extra("trt-rtx"),
     "matplotlib": _extra("bench"),
     "scipy": "pip install scipy",

@@ -41,7 +41,7 @@ LAYERS = (
     ("export.engine", "export.kept", "export.room"),
     ("export.bundle",),
     ("export.verify",),
-    ("export.__main__", "export.bench", "export.fidelity", "export.gpu_check"),  # commands
+    ("export.__main__", "export.bench", "export.fidelity", "export.gpu_check", "export.roofline"),  # commands
     ("calibration.", "calibration.sites", "calibration.ranges", "calibration.channel_scaling"),
     ("calibration.plan", "calibration.record", "calibration.target", "calibration.weight"),
     ("calibration.graph_editor",),

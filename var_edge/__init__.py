@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from runtime import (
         BundleError,
         NumericError,
+        OutOfMemoryError,
         Pipeline,
         Result,
         Sampling,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BundleError",
     "NumericError",
+    "OutOfMemoryError",
     "Pipeline",
     "Result",
     "Sampling",

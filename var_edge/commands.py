@@ -22,6 +22,7 @@ COMMANDS = {
     "verify": ("export.verify.__main__", "Compare bundles and engines with the PyTorch model."),
     "fidelity": ("export.fidelity", "Compare the logits of one bundle with those of another."),
     "bench": ("runtime.bench.__main__", "Measure the time, memory and energy of drawing."),
+    "roofline": ("export.roofline", "Compute what bounds the speed of models on GPUs."),
     "gpu-check": ("export.gpu_check", "Build, verify and measure engines on this machine's GPU."),
     "ablation": ("calibration.ablation", "Measure what each technique of calibration gains."),
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from runtime.bundle.classes import CLASS_LISTS, ClassNames
+from runtime.bundle.manifest import Model
 from runtime.errors import SettingsError, VarEdgeError
 from runtime.files.bounded import read_toml
 from runtime.limits import LISTS, MODEL, model_fault, shown
@@ -109,6 +110,11 @@ class Recipe:
     def scales(self) -> tuple[Scale, ...]:
         sides = self.patch_nums
         return tuple(Scale(p, p * p, sum(q * q for q in sides[:k])) for k, p in enumerate(sides))
+
+    @property
+    def model(self) -> Model:
+        """The values that a manifest holds, under the same names."""
+        return Model(**{name: getattr(self, name) for name in Model.__dataclass_fields__})
 
     @classmethod
     def load(cls, name_or_path: str) -> Recipe:

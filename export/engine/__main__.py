@@ -77,6 +77,7 @@ def main(
     from export.engine.build import build_engines, find_tensorrt, target
     from export.engine.builder import Options
     from export.engine.report import REPORT
+    from runtime.backends.cuda import gpu_or_reason
 
     options = Options(workspace and workspace << 20, hardware_compatible, version_compatible)
     if out is not None:
@@ -86,6 +87,8 @@ def main(
     flavour, module = find_tensorrt(trt)
     capabilities = tuple(part.strip() for part in (compute_capability or "").split(",") if part.strip())
     built = target(module, flavour, capabilities, options)
+    if not capabilities and not built.gpu:
+        warn(f"builds ahead of time for {', '.join(built.compute_capabilities)}, because: {gpu_or_reason()}")
     cache = timing_cache or (timing_cache_file(built) if built.gpu else None)  # ahead of time nothing is timed
     if cache:
         if os.path.lexists(cache):

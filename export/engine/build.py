@@ -13,10 +13,11 @@ from types import ModuleType
 
 from safetensors.numpy import save
 
-from export.engine.build_log import counted, has_other_products, int8_products
+from export.engine.build_log import counted, int8_fault, int8_products
 from export.engine.builder import Builder, Options, load_tensorrt
+from export.engine.kernels import Kernels, count
 from export.engine.report import REPORT, inspected, report
-from runtime.backends.cuda import gpu
+from runtime.backends.cuda import Gpu, gpu, gpu_or_reason
 from runtime.backends.wiring import ALIGNMENT
 from runtime.bundle import engine_record, manifest
 from runtime.bundle.engine_record import Built, Engine, EngineRecord
@@ -26,9 +27,11 @@ from runtime.errors import BundleError, SettingsError
 from runtime.files.atomic import atomic_directory
 from runtime.files.outputs import ENGINES
 from runtime.memory import available_memory, memory
+from runtime.optional import INSTALL
 from runtime.progress import Progress, silent
 
 AHEAD_OF_TIME = ("8.6",)  # the default without a GPU
+JETSONS = ("7.2", "8.7", "10.1", "11.0")  # compute capabilities of Xavier, Orin and Thor, which no other GPU has
 MEMORY_OF_TOOLS = 0.7e9  # bytes: TensorRT, the parsed graph
 COPIES_OF_WEIGHTS = 3.5  # parsed, folded, in the plan, in the written file; measured: docs/benchmarks/engines.md
 DEFAULTS = Options()
@@ -43,28 +46,58 @@ def find_tensorrt(asked: str) -> tuple[str, ModuleType]:
         flavour = asked.replace("-", "_")
         return flavour, load_tensorrt(flavour)
     here = [flavour for flavour in engine_record.FLAVOURS if find_spec(flavour)]
+    if not here:
+        raise SettingsError(f"no TensorRT is installed; {INSTALL['tensorrt']}; for RTX GPUs {INSTALL['tensorrt_rtx']}")
     flavour = "tensorrt" if here == ["tensorrt"] or ("tensorrt" in here and gpu()) else "tensorrt_rtx"
     return flavour, load_tensorrt(flavour)
 
 
 def target(trt: ModuleType, flavour: str, capabilities: tuple[str, ...], options: Options) -> Built:
-    """Return what to build for: this machine's GPU, or the given compute capabilities. Raises SettingsError."""
-    here = gpu()
-    if here is None and flavour == "tensorrt":
-        raise SettingsError("tensorrt: builds for the GPU of this machine, and finds none; use --trt tensorrt-rtx")
-    if capabilities and flavour == "tensorrt":
-        raise SettingsError("--compute-capability: only TensorRT for RTX builds for other GPUs than this machine's")
-    ahead = capabilities or (AHEAD_OF_TIME if here is None else ())
-    if flavour == "tensorrt_rtx":
-        known = [f"{n[2:-1]}.{n[-1]}" for n in trt.ComputeCapability.__members__ if n.startswith("SM")]
-        if unknown := [c for c in ahead if c not in known]:
-            raise SettingsError(f"--compute-capability: expected any of {', '.join(known)}, found {', '.join(unknown)}")
-    if ahead:
-        name, ahead = None, tuple(sorted(set(ahead)))
+    """Return what to build for: this machine's GPU, or the given compute capabilities.
+
+    Raises SettingsError if the GPU is missing, or if TensorRT cannot build for it or not with these options.
+    """
+    here = gpu_or_reason()
+    if flavour == "tensorrt":
+        if capabilities:
+            raise SettingsError("--compute-capability: only TensorRT for RTX builds for other GPUs than this machine's")
+        if isinstance(here, str):
+            raise SettingsError(f"tensorrt: builds for the GPU of this machine, but: {here}")
+        if options.hardware_compatible:
+            _check_hardware_compatible(here)
     else:
-        assert here is not None
-        name, ahead = here.name, (here.capability,)
-    return Built(flavour, trt.__version__, ahead, name, options.hardware_compatible, options.version_compatible)
+        _check_for_rtx(trt, capabilities or here, options)
+    compatible = options.hardware_compatible, options.version_compatible
+    if capabilities or isinstance(here, str):
+        return Built(flavour, trt.__version__, tuple(sorted({*capabilities} or AHEAD_OF_TIME)), None, *compatible)
+    return Built(flavour, trt.__version__, (here.capability,), here.name, *compatible)
+
+
+def _check_hardware_compatible(gpu: Gpu) -> None:
+    """Raise SettingsError unless TensorRT builds engines on this GPU that run on others (AMPERE_PLUS)."""
+    found = f"--hardware-compatible: {gpu.name} has compute capability {gpu.capability}"
+    if gpu.capability in JETSONS:
+        raise SettingsError(f"{found}, a Jetson, where TensorRT does not support it; build on each device without it")
+    if int(gpu.capability.split(".")[0]) < 8:
+        raise SettingsError(f"{found}, TensorRT needs 8.0 (Ampere) or later for it; build on each device without it")
+
+
+def _check_for_rtx(trt: ModuleType, wanted: tuple[str, ...] | Gpu | str, options: Options) -> None:
+    """Raise SettingsError unless TensorRT for RTX builds for these compute capabilities or this GPU."""
+    name = f"TensorRT for RTX {trt.__version__}"
+    known = [f"{n[2:-1]}.{n[-1]}" for n in trt.ComputeCapability.__members__ if n.startswith("SM")]
+    if options.version_compatible:
+        raise SettingsError(f"--version-compatible: {name} cannot do it; use --trt tensorrt or build for each version")
+    if options.hardware_compatible:
+        named = "name every GPU instead, such as --compute-capability 8.6,8.9,12.0"
+        raise SettingsError(f"--hardware-compatible: {name} runs only on the GPUs that it is built for; {named}")
+    if isinstance(wanted, tuple) and (unknown := [c for c in wanted if c not in known]):
+        raise SettingsError(f"--compute-capability: expected any of {', '.join(known)}, found {', '.join(unknown)}")
+    if isinstance(wanted, Gpu) and wanted.capability not in known:
+        raise SettingsError(
+            f"{wanted.name}: has compute capability {wanted.capability}, {name} supports {', '.join(known)};"
+            " use --trt tensorrt, or --compute-capability to build for another GPU"
+        )
 
 
 def build_engines(
@@ -102,30 +135,43 @@ def build_engines(
     builder = Builder(trt, built, options, timing_cache)
     with atomic_directory(out, ENGINES, bundle) as folder:
         engines = {}
+        kernels: dict[str, Kernels] = {}
         for name, planned in plan.engines.items():
             start = time.perf_counter()
             data = builder.build(bundle / source.graphs[name].file, planned.profiles, progress)
             (folder / planned.file).write_bytes(data)
             weights = weight_bytes(bundle, [source.graphs[name].file])
             seconds = round(time.perf_counter() - start, 3)
-            layers = counted(builder.log.lines)
-            products = int8_products(builder.log.lines, len(planned.profiles)) if layers else ()
-            # If all products read INT8, TensorRT may have merged some: fewer is then no fault.
-            if products and min(products) < planned.int8_planned and has_other_products(layers):
-                fused = f"{min(products)} of {planned.int8_planned} INT8 products"
-                warn(f"{name}: TensorRT computes only {fused} in INT8, the others in FP16; see {REPORT}")
+            measured = replace(planned, build_seconds=seconds, weight_bytes=weights)
+            kernels[name] = count(builder.log.lines, len(planned.profiles))
             if note := builder.foreign_cache():
                 warn(note)
-            engines[name] = replace(
-                planned, build_seconds=seconds, weight_bytes=weights, layers=layers, int8_built=products
-            )
+            engines[name] = _with_layers(measured, builder, data)
+            if fault := int8_fault(name, engines[name]):
+                warn(f"{fault}; see {REPORT}")
         _copy_constants(bundle, source, folder)
         record = replace(plan, engines=engines, peak_bytes=_peak_bytes(), created=_now())
         record.write(folder)
-        text = report(record, folder) + "".join(inspected(bundle / source.graphs[name].file) for name in engines)
+        text = report(record, kernels, folder)
+        text += "".join(inspected(bundle / source.graphs[name].file) for name in engines)
         (folder / REPORT).write_text(text, encoding="utf-8")
         _engine_manifest(source, record, folder).write(folder)
     return out, True
+
+
+def _with_layers(engine: Engine, builder: Builder, plan: bytes) -> Engine:
+    """Return the record of an engine with its layers: from its inspector if it can be opened, else from the log.
+
+    It is opened only if products are planned in INT8, because that takes the memory of its weights once more.
+    """
+    sources = [builder.inspect(plan)] if engine.int8_planned and builder.on_gpu else []
+    sources = [layers for layers in (*sources, builder.layers()) if layers]
+    products = (int8_products(layers, len(engine.profiles)) for layers in sources)
+    return replace(
+        engine,
+        layers=counted(sources[0]) if sources else {},
+        int8_built=next((counts for counts in products if counts), ()),
+    )
 
 
 def _check_alignment(source: manifest.Manifest, batches: tuple[int, ...]) -> None:

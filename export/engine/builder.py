@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from export.engine.build_log import Layer, inspected, logged
 from runtime.backends import trt_engine
 from runtime.bundle.engine_record import Built
 from runtime.errors import VarEdgeError
@@ -34,6 +35,7 @@ class Options:
     workspace_bytes: int | None = None  # scratch memory that a plan may use; None: all memory of the device
     hardware_compatible: bool = False
     version_compatible: bool = False
+    tf32: bool = False  # its 10-bit products of FP32 change 0.1 to 3 % of the draws; engines that have it are rebuilt
 
 
 def load_tensorrt(flavour: str) -> ModuleType:
@@ -50,6 +52,7 @@ class Builder:
         from polygraphy.logger import G_LOGGER
 
         self._trt, self._built, self._options, self._cache = trt, built, options, timing_cache
+        self.on_gpu = built.gpu is not None  # of this machine, so that a plan can be opened
         self.log = _log(trt)
         polygraphy_trt.TRT_LOGGER = self.log  # Polygraphy uses this one logger everywhere; without it, it makes its own
         G_LOGGER.module_severity = G_LOGGER.CRITICAL + 1  # silent: its errors are raised as exceptions too
@@ -67,6 +70,20 @@ class Builder:
             return bytes(engine_bytes_from_network(network, config, save_timing_cache=self._timing_cache()))
         except PolygraphyException as error:
             raise BuildError(f"{graph}: {self._built.flavour} cannot build it: {self._reason(error)}") from None
+
+    def layers(self) -> list[Layer]:
+        """Return the layers of the plan that was built last, as the builder logged them; [] if it did not."""
+        return logged(self.log.lines)
+
+    def inspect(self, plan: bytes) -> list[Layer]:
+        """Return the layers of a plan from TensorRT itself; [] if it cannot be opened here."""
+        runtime = self._trt.Runtime(self.log)
+        if self._built.version_compatible:
+            runtime.engine_host_code_allowed = True
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            return []
+        return inspected(engine.create_engine_inspector().get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def foreign_cache(self) -> str | None:
         """Return a warning if the timing cache was of another TensorRT or GPU: the build ignored and replaced it."""
@@ -91,18 +108,21 @@ class Builder:
         if options.hardware_compatible:
             settings["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
         if self._built.flavour == "tensorrt":
-            return CreateConfig(**settings)
+            return PostprocessConfig(CreateConfig(**settings), self._set_flags)
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
         if not self._built.gpu:
             capabilities = [tuple(map(int, text.split("."))) for text in self._built.compute_capabilities]
             settings["compute_capabilities"] = capabilities
-        return PostprocessConfig(CreateConfigRTX(use_gpu=bool(self._built.gpu), **settings), self._recordable)
+        return PostprocessConfig(CreateConfigRTX(use_gpu=bool(self._built.gpu), **settings), self._set_flags)
 
-    def _recordable(self, _builder: Any, _network: Any, config: Any) -> None:
-        """Require plans that allocate nothing while they run: a CUDA graph cannot record an allocation."""
-        if hasattr(self._trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX 1.2 and later
-            config.set_flag(self._trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    def _set_flags(self, _builder: Any, _network: Any, config: Any) -> None:
+        """Set the flags that Polygraphy leaves as they are."""
+        flags = self._trt.BuilderFlag
+        (config.set_flag if self._options.tf32 else config.clear_flag)(flags.TF32)  # TensorRT sets it by default
+        # Plans that allocate nothing while they run: a CUDA graph cannot record an allocation.
+        if hasattr(flags, "REQUIRE_USER_ALLOCATION"):  # TensorRT for RTX 1.2 and later
+            config.set_flag(flags.REQUIRE_USER_ALLOCATION)
 
     def _timing_cache(self) -> str | None:
         return str(self._cache) if self._cache else None

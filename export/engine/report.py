@@ -1,20 +1,23 @@
-"""`report.md`: the engines that were built, their sizes, build times and layers."""
+"""`report.md`: the engines that were built, their sizes, build times, layers and kernels."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
+from export.engine import kernels as kernel_counts
 from export.engine.build_log import table
+from export.engine.kernels import Kernels
 from runtime.bundle.engine_record import Engine, EngineRecord
 
 REPORT = "report.md"
 
 
-def report(record: EngineRecord, folder: Path) -> str:
-    """Return `report.md`: the engines that were built, their sizes, build times and layers."""
+def report(record: EngineRecord, kernels: Mapping[str, Kernels], folder: Path) -> str:
+    """Return `report.md`: the engines that were built, their sizes, build times, layers and kernels."""
     built = record.built
     lines = [
         f"# Engines for {built.tag}",
@@ -32,7 +35,10 @@ def report(record: EngineRecord, folder: Path) -> str:
         cells += f" | {(size - engine.weight_bytes) / 1e6:.1f} MB | {ratio}"
         lines.append(f"| {name} | {len(engine.profiles)} | {cells} | {_int8(engine)} |")
     layers = table({name: engine.layers for name, engine in record.engines.items()})
-    return "\n".join([*lines, "", "Layers by the dtype of their first input, all profiles together:", "", layers, ""])
+    lines += ["", "Layers by the dtype of their first input, all profiles together:", "", layers]
+    if all(any(counted.profiles) for counted in kernels.values()):  # else the builder did not list them
+        lines += ["", kernel_counts.table(kernels, record)]
+    return "\n".join([*lines, ""])
 
 
 def _int8(engine: Engine) -> str:

@@ -14,13 +14,16 @@ import onnx_ir as ir
 
 from export.graphs.signature import Signature
 from runtime.bundle.manifest import Tensor as TensorSpec
-from runtime.bundle.names import BRIDGE, CACHE_PREFIXES, SMOOTH_BRIDGE
+from runtime.bundle.names import BRIDGE, CACHE_PREFIXES, DECODER, SMOOTH_BRIDGE
 
 COMPUTE = ("MatMul", "Gemm", "Conv")
 FOLLOWING = ("Gelu",)  # elementwise after a product; its result is the operand of another product
 MOVEMENT = ("Reshape", "Transpose", "Split", "Concat", "Slice", "Gather", "Squeeze", "Unsqueeze", "Resize")
 # Guidance, filtering and the draw have to tell 4096 values apart, and are little work.
 FLOAT32_GRAPHS = (BRIDGE, SMOOTH_BRIDGE)
+# The residuals of other graphs decide tokens. Those of the decoder are a quarter of its memory traffic in FP32. The
+# published demo adds them in FP16 too, under autocast. Norms read them in FP16; their statistics stay FP32.
+HALF_RESIDUALS = (DECODER,)
 FLOAT32_WEIGHTS = (
     "head.",  # guidance multiplies the rounding of logits by up to 1 + 2t
     "quantize.",  # nearest codes: near ties decide tokens
@@ -37,7 +40,7 @@ def to_fp16(graph: Signature, model: ir.Model) -> Signature:
     if graph.name in FLOAT32_GRAPHS:
         return graph
     declared = replace(graph, inputs=_cached_in_half(graph.inputs), outputs=_cached_in_half(graph.outputs))
-    half = _half_values(model.graph)
+    half = _half_values(model.graph, residuals=graph.name in HALF_RESIDUALS)
     _Casts(model.graph, half).insert({spec.name for spec in declared.outputs if spec.dtype == "float16"})
     return declared
 
@@ -47,12 +50,15 @@ def _cached_in_half(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
     return tuple(replace(spec, dtype="float16") if spec.name.startswith(CACHE_PREFIXES) else spec for spec in specs)
 
 
-def _half_values(graph: ir.Graph) -> set[ir.Value]:
-    """Give every value that the policy makes FP16, weights included, that dtype; return them."""
+def _half_values(graph: ir.Graph, residuals: bool) -> set[ir.Value]:
+    """Give every value that the policy makes FP16, weights included, that dtype; return them.
+
+    With `residuals`, the sum of two FP16 values is one of them.
+    """
     half = {value for value in graph.inputs if str(value.name).startswith(CACHE_PREFIXES)}
     nodes = list(graph)
     for node in nodes:
-        if _computes_half(node) or _follows_half(node, half):
+        if _computes_half(node) or _follows_half(node, half, residuals):
             half.update(node.outputs)
     for node in reversed(nodes):  # cast before movement, not after it: less data to move
         follows = node.op_type in (*MOVEMENT, "DequantizeLinear")
@@ -75,10 +81,12 @@ def _computes_half(node: ir.Node) -> bool:
     )
 
 
-def _follows_half(node: ir.Node, half: set[ir.Value]) -> bool:
+def _follows_half(node: ir.Node, half: set[ir.Value], residuals: bool) -> bool:
     operands = _operands(node)
     if node.op_type in FOLLOWING or node.op_type in MOVEMENT:
         return any(value in half for value in operands)
+    if residuals and node.op_type == "Add" and all(value in half for value in operands):
+        return True
     adds_bias = node.op_type == "Add" and any(_is_weight(value) for value in operands)
     return adds_bias and any(value in half and _is_product(value) for value in operands)
 

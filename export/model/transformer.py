@@ -46,12 +46,12 @@ class Attention(nn.Module):
         """
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
         qkv = F.linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3 * self.heads, self.head_size))
-        q, k, v = qkv.chunk(3, dim=2)  # each (L, B, H, D)
-        if self.l2_norm:
+        qk, v = qkv.split((2 * self.heads, self.heads), dim=2)  # (L, B, 2H, D), (L, B, H, D)
+        if self.l2_norm:  # q and k as one tensor: normalised apart, they cost an engine one more kernel in each block
             temperature = self.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp().view(self.heads, 1)
-            q = F.normalize(q, dim=-1) * temperature
-            k = F.normalize(k, dim=-1)
-        else:
+            qk = F.normalize(qk, dim=-1) * torch.cat((temperature, torch.ones_like(temperature)))
+        q, k = qk.chunk(2, dim=2)  # each (L, B, H, D)
+        if not self.l2_norm:
             q = q * (0.25 / math.sqrt(self.head_size))
         all_k = torch.cat((past_k, k))  # (S + L, B, H, D)
         all_v = torch.cat((past_v, v))

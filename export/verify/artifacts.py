@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from export.graphs.simulate import simulate
-from runtime.backends.cuda import gpu
+from runtime.backends.cuda import gpu_or_reason
 from runtime.bundle import engine_record, names
 from runtime.bundle.manifest import FILE_NAME, Manifest
 from runtime.bundle.weight_file import open_weights
@@ -46,8 +46,8 @@ class Artifact:
         """Return why this cannot run on this machine; None if it can."""
         if self.manifest is None:
             return "absent"
-        if self.engines and gpu() is None:
-            return "not run: engines need an NVIDIA GPU, and this machine has none"
+        if self.engines and isinstance(found := gpu_or_reason(), str):
+            return f"not run: engines need an NVIDIA GPU: {found}"
         return None
 
 

@@ -2,58 +2,134 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
+from export.engine.build import DEFAULTS, target
+from export.engine.build_log import int8_fault
 from export.engine.builder import BuildError
 from export.verify.artifacts import Artifact
 from export.verify.html import write_files
-from export.verify.report import Report
+from export.verify.report import FAILED, Entry, Report
 from export.verify.run import bundle_reference, verified
 from runtime.backends.cuda import Gpu
+from runtime.backends.ort_session import require_cuda
 from runtime.backends.trt_engine import load_tensorrt
 from runtime.bundle import engine_record
+from runtime.bundle.engine_record import EngineRecord
 from runtime.bundle.manifest import Manifest
-from runtime.errors import SettingsError
+from runtime.errors import SettingsError, VarEdgeError
 from runtime.files.atomic import atomic_directory
 from runtime.files.bounded import read_json
 from runtime.files.outputs import REPORT
+from runtime.optional import INSTALL
 from runtime.pipeline import Pipeline
 from runtime.progress import Progress
 
 BENCHMARKS = "benchmarks.md"
+BATCHES = "1,8"
 
 
-def candidates(bundle: Path) -> Iterator[tuple[str, Path]]:
-    """Build engines with each installed TensorRT; yield (backend, bundle) of all that runs here, also ONNX Runtime."""
-    from export.engine.build import DEFAULTS, target
-    from runtime.backends.ort_session import require_cuda
+@dataclass(frozen=True)
+class Candidate:
+    """A backend and the directory that it runs; or the bundle, and why no engines were built from it."""
 
-    for flavour in filter(find_spec, engine_record.FLAVOURS):
-        # In its own process: Polygraphy works only with the TensorRT that it was imported for.
-        command = [sys.executable, "-m", "export.engine", str(bundle), "--trt", flavour.replace("_", "-")]
-        result = subprocess.run([*command, "--batches", "1,8"], stderr=subprocess.PIPE, text=True)
-        if result.returncode:
-            raise BuildError(" ".join(result.stderr.split()).removeprefix("Error: "))
-        yield "tensorrt", bundle / engine_record.FOLDER / target(load_tensorrt(flavour), flavour, (), DEFAULTS).tag
+    backend: str
+    directory: Path
+    fault: str | None = None
+
+    @property
+    def artifact(self) -> Artifact:
+        engines = self.backend == "tensorrt" and self.fault is None
+        return Artifact(self.directory, Manifest.load(self.directory, verify=False), engines)
+
+
+def candidates(bundle: Path) -> Iterator[Candidate]:
+    """Build engines with each installed TensorRT; yield all that runs here, also ONNX Runtime."""
+    flavours = list(filter(find_spec, engine_record.FLAVOURS))
+    if not flavours:
+        yield Candidate("tensorrt", bundle, f"no TensorRT is installed; {INSTALL['tensorrt']}")
+    for flavour in flavours:
+        try:
+            yield Candidate("tensorrt", _built(bundle, flavour))
+        except VarEdgeError as error:
+            yield Candidate("tensorrt", bundle, f"{flavour}: {error}")
     try:
         require_cuda()
-        yield "onnxruntime-cuda", bundle
+        yield Candidate("onnxruntime-cuda", bundle)
     except SettingsError as error:
         click.echo(str(error), err=True)
 
 
-def _measured(backend: str, bundle: Path, folder: Path) -> list[str]:
-    """Run the benchmark in its own process, keep its JSON in `folder`, and return its table as Markdown lines."""
-    file = folder / f"bench-{backend}-{bundle.name}.json"
-    command = [sys.executable, "-m", "runtime.bench", "--bundle", str(bundle), "--backend", backend]
-    subprocess.run([*command, "--batches", "1,8", "--json", str(file)], check=True, stdout=subprocess.DEVNULL)
+def gpu_check(gpu: Gpu, fp32: Path, bundles: Sequence[Path], folder: Path, images: int, progress: Progress) -> Report:
+    """Verify and measure everything that `candidates` finds, and write the report to `folder`.
+
+    What cannot be built or run is a failed entry of the report, which is written after each candidate: a first run on a
+    GPU may end in any way, and no finished result is lost. Raises VarEdgeError if the reference cannot be computed.
+    """
+    first = Artifact(bundles[0], Manifest.load(bundles[0]))
+    reference = bundle_reference(fp32, first, images, progress)
+    report, lines = Report(reference, []), [f"# {gpu.name}, sm_{gpu.capability.replace('.', '')}", ""]
+    with tempfile.TemporaryDirectory() as measured:
+        for candidate in (found for bundle in bundles for found in candidates(bundle)):
+            entries = [_verified(candidate, report, progress), *_int8(candidate)]
+            lines += [f"## {entries[0].backend or candidate.backend}: {candidate.artifact.name}", ""]
+            if entries[0].rows:
+                try:
+                    lines += _benchmark(candidate, Path(measured))
+                except VarEdgeError as error:
+                    entries.append(Entry(candidate.artifact, f"{FAILED}: benchmark: {error}"))
+            lines += [f"{entry.reason}\n" for entry in entries if entry.reason]
+            report = Report(reference, [*report.entries, *entries])
+            _write(report, lines, Path(measured), folder)
+    return report
+
+
+def _built(bundle: Path, flavour: str) -> Path:
+    """Build the engines and return their directory. Raises VarEdgeError."""
+    built = target(load_tensorrt(flavour), flavour, (), DEFAULTS)
+    # In its own process: Polygraphy works only with the TensorRT that it was imported for.
+    _run("export.engine", str(bundle), "--trt", flavour.replace("_", "-"), "--batches", BATCHES)
+    return bundle / engine_record.FOLDER / built.tag
+
+
+def _verified(candidate: Candidate, report: Report, progress: Progress) -> Entry:
+    artifact = candidate.artifact
+    if candidate.fault:
+        return Entry(artifact, f"{FAILED}: {candidate.fault}")
+    try:
+        pipeline = Pipeline(candidate.directory, candidate.backend, finite=False)
+        return verified(artifact, pipeline, report.reference, progress)
+    except Exception as error:  # TensorRT's and CUDA's own exceptions share no base class
+        if not isinstance(error, VarEdgeError):
+            traceback.print_exc()
+        return Entry(artifact, f"{FAILED}: {candidate.backend}: {error}")
+
+
+def _int8(candidate: Candidate) -> list[Entry]:
+    """Return a failed entry if the engines do not show that they compute in INT8 what is planned so."""
+    if not candidate.artifact.engines:
+        return []
+    engines = EngineRecord.load(candidate.directory).engines
+    faults = [fault for name, engine in engines.items() if (fault := int8_fault(name, engine))]
+    return [Entry(candidate.artifact, f"{FAILED}: {'; '.join(faults)}")] if faults else []
+
+
+def _benchmark(candidate: Candidate, folder: Path) -> list[str]:
+    """Run the benchmark, keep its JSON in `folder`, and return its table as Markdown lines. Raises BuildError."""
+    file = folder / f"bench-{candidate.backend}-{candidate.directory.name}.json"
+    command = ("runtime.bench", "--bundle", str(candidate.directory), "--backend", candidate.backend)
+    _run(*command, "--batches", BATCHES, "--json", str(file))  # in its own process, with all memory
     report: dict[str, Any] = read_json(file)
     rows = [
         f"| {b['batch']} | {b['seconds']['median']:.4f} s | {b['pictures_per_second']:.2f} |" for b in report["batches"]
@@ -61,20 +137,22 @@ def _measured(backend: str, bundle: Path, folder: Path) -> list[str]:
     return ["| batch | median | pictures/s |", "|---|---|---|", *rows, ""]
 
 
-def gpu_check(gpu: Gpu, fp32: Path, bundles: Sequence[Path], folder: Path, images: int, progress: Progress) -> Report:
-    """Verify and measure everything that `candidates` finds, and write the report to `folder`. Raises VarEdgeError."""
-    entries, lines = [], [f"# {gpu.name}, sm_{gpu.capability.replace('.', '')}", ""]
+def _run(module: str, *arguments: str) -> None:
+    """Run a command of this project. Raises BuildError with its error, or with the signal that ended it."""
+    command = [sys.executable, "-m", module, *arguments]
+    result = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if result.returncode < 0:
+        ended = signal.Signals(-result.returncode).name
+        raise BuildError(f"{module}: ended by {ended}; if it was SIGKILL, memory ran out: close other programs")
+    if result.returncode:
+        said = " ".join(result.stderr.rpartition("Error: ")[2].split())
+        raise BuildError(said or f"{module}: exit code {result.returncode} without a message")
+    click.echo(result.stderr, nl=False, err=True)  # warnings
+
+
+def _write(report: Report, lines: Sequence[str], measured: Path, folder: Path) -> None:
     with atomic_directory(folder, REPORT) as out:
-        first = Artifact(bundles[0], Manifest.load(bundles[0]))
-        reference = bundle_reference(fp32, first, images, progress)
-        for backend, directory in (found for bundle in bundles for found in candidates(bundle)):
-            artifact = Artifact(directory, Manifest.load(directory, verify=False), backend == "tensorrt")
-            pipeline = Pipeline(directory, backend, finite=False)
-            entries.append(verified(artifact, pipeline, reference, progress))
-            lines += [f"## {pipeline.backend.name}: {artifact.name}", ""]
-            del pipeline  # its memory, before the benchmark takes its own
-            lines += _measured(backend, directory, out)
-        result = Report(reference, entries)
-        write_files(result, out)
+        write_files(report, out)
         (out / BENCHMARKS).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return result
+        for file in measured.iterdir():
+            (out / file.name).write_bytes(file.read_bytes())

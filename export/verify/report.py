@@ -20,6 +20,7 @@ from export.verify.recording import Reference
 from export.verify.tolerances import LIMITS
 
 COLUMNS = ("max", "mean", "relative", "cosine", "top1", "top5", "kl", "tokens", "drawn", "explained", "psnr", "ssim")
+FAILED = "FAILED"  # the status of an artifact; a reason that starts with it is a failure, others are not
 SHARES = ("top1", "top5", "tokens", "drawn", "explained")
 
 
@@ -43,7 +44,7 @@ class Entry:
     def status(self) -> str:
         if self.reason:
             return self.reason.split(":")[0]
-        return "FAILED" if self.failed else "passed"
+        return FAILED if self.failed else "passed"
 
     @property
     def title(self) -> str:
@@ -63,7 +64,7 @@ class Report:
     @property
     def passed(self) -> bool:
         """Whether something was verified and nothing failed. An artifact that is absent or did not run is no pass."""
-        return all(not entry.failed for entry in self.entries) and any(entry.rows for entry in self.entries)
+        return all(entry.status != FAILED for entry in self.entries) and any(entry.rows for entry in self.entries)
 
     @property
     def summary(self) -> str:

@@ -46,7 +46,7 @@ def create(name: str, bundle: Path, manifest: Manifest, threads: int | None, ver
 def _best(bundle: Path, manifest: Manifest, threads: int | None, verify: bool) -> WiredBackend[Any]:
     """Return TensorRT if there are engines, else ONNX Runtime on the GPU, else on the CPU.
 
-    The name of the backend says why existing engines are not used.
+    The name of the backend says why engines that exist, or an ONNX Runtime for GPUs, are not used.
     """
     own = (bundle / engine_record.FILE_NAME).is_file()
     unused = ""
@@ -57,9 +57,14 @@ def _best(bundle: Path, manifest: Manifest, threads: int | None, verify: bool) -
             if own:
                 raise
             unused = f" (engines not used: {error})"
-    try:
-        backend = create("onnxruntime-cuda", bundle, manifest, threads, verify)
-    except SettingsError:
-        backend = create("onnxruntime", bundle, manifest, threads, verify)
+    from .ort_session import has_cuda
+
+    backend = None
+    if has_cuda():
+        try:
+            backend = create("onnxruntime-cuda", bundle, manifest, threads, verify)
+        except (BundleError, SettingsError) as error:
+            unused += f" (GPU not used: {error})"
+    backend = backend or create("onnxruntime", bundle, manifest, threads, verify)
     backend.name += unused
     return backend

@@ -16,9 +16,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import OutOfMemoryError, SettingsError, VarEdgeError
+from ..memory import available_memory
 from ..optional import INSTALL
 
 NO_DEVICE, INSUFFICIENT_DRIVER, OUT_OF_MEMORY = 100, 35, 2  # cudaError_t
+# CUDA's major version -> the first Linux driver that has it, from the release notes of CUDA.
+DRIVERS = {12: "525", 13: "580"}
+NO_DRIVER = "no NVIDIA driver on this machine (libcuda.so.1 is missing); install it, or use --backend onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -26,15 +30,22 @@ class Gpu:
     name: str
     capability: str  # "8.7"
     total_bytes: int
+    integrated: bool = False  # shares the memory of the host, as on a Jetson
+
+
+def gpu() -> Gpu | None:
+    """Return the first GPU of this machine; None if there is none that can be used."""
+    found = gpu_or_reason()
+    return found if isinstance(found, Gpu) else None
 
 
 @lru_cache(maxsize=1)
-def gpu() -> Gpu | None:
-    """Return the first GPU of this machine; None if the GPU, its driver or cuda-python is missing."""
+def gpu_or_reason() -> Gpu | str:
+    """Return the first GPU of this machine, else what is missing: cuda-python, the driver, a newer one, or a GPU."""
     try:
         return Cuda().gpu
-    except SettingsError:
-        return None
+    except SettingsError as error:
+        return str(error)
 
 
 class Cuda:
@@ -45,15 +56,18 @@ class Cuda:
 
     def __init__(self) -> None:
         self._runtime = _bindings()
-        status, count = self._runtime.cudaGetDeviceCount()
+        try:
+            status, count = self._runtime.cudaGetDeviceCount()
+        except RuntimeError:  # cuda-python up to 12.6 looks for the driver here
+            raise SettingsError(NO_DRIVER) from None
         if int(status) == INSUFFICIENT_DRIVER:
             raise SettingsError(self._driver_problem())
         if int(status) == NO_DEVICE or not count:
-            raise SettingsError("no CUDA GPU on this machine; use --backend onnxruntime")
-        self._check(status)
+            raise SettingsError(self._device_problem(status))
         properties = self._call("cudaGetDeviceProperties", 0)
         name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
-        self.gpu = Gpu(name.rstrip("\0"), f"{properties.major}.{properties.minor}", int(properties.totalGlobalMem))
+        capability, integrated = f"{properties.major}.{properties.minor}", bool(properties.integrated)
+        self.gpu = Gpu(name.rstrip("\0"), capability, int(properties.totalGlobalMem), integrated)
         self._call("cudaSetDevice", 0)
         # A non-blocking stream keeps clear of the legacy default stream. What other threads queue there would otherwise
         # spoil a recording.
@@ -70,7 +84,7 @@ class Cuda:
         """
         status, address = self._runtime.cudaMalloc(max(size, 1))
         if int(status) == OUT_OF_MEMORY:
-            free, total = self._call("cudaMemGetInfo")
+            free, total = self._free_and_total()
             raise OutOfMemoryError(
                 f"GPU memory: {size / 1e6:.0f} MB are needed, {free / 1e6:.0f} of {total / 1e6:.0f} MB are free;"
                 " draw fewer pictures at once (--batch 1) or close other programs"
@@ -164,13 +178,33 @@ class Cuda:
             reason = text.decode() if isinstance(text, bytes) else str(text)
             raise VarEdgeError(f"CUDA: {name}: {reason}")
 
+    def _free_and_total(self) -> tuple[int, int]:
+        """Return the bytes that can still be allocated on the device, and all of them.
+
+        An integrated GPU shares the host's memory. There CUDA counts the page cache as used, which the kernel gives
+        back when it is needed.
+        """
+        free, total = self._call("cudaMemGetInfo")
+        return (self.gpu.integrated and available_memory()) or free, total
+
     def _driver_problem(self) -> str:
         _, driver = self._runtime.cudaDriverGetVersion()
         if not driver:
-            return "no NVIDIA driver on this machine; use --backend onnxruntime"
+            return NO_DRIVER
         _, runtime = self._runtime.cudaRuntimeGetVersion()
-        needed = _dotted(runtime)
-        return f"the NVIDIA driver knows CUDA {_dotted(driver)}, cuda-python needs {needed}; update the driver"
+        versions = f"the NVIDIA driver has CUDA {_dotted(driver)}, this cuda-python needs CUDA {_dotted(runtime)}"
+        update = f"update the driver to {DRIVERS.get(runtime // 1000, 'the newest')} or newer"
+        older = "pip install 'cuda-python>=12.6,<13', or " if driver // 1000 == 12 < runtime // 1000 else ""
+        return f"{versions}; {older}{update}"
+
+    def _device_problem(self, status: Any) -> str:
+        _, driver = self._runtime.cudaDriverGetVersion()
+        _, text = self._runtime.cudaGetErrorString(status)
+        reason = text.decode() if isinstance(text, bytes) else str(text)
+        return (
+            f"no CUDA GPU for this process: the driver (CUDA {_dotted(driver)}) says {reason!r}; check nvidia-smi,"
+            " CUDA_VISIBLE_DEVICES and, on a Jetson, that this user is in the groups video and render"
+        )
 
 
 class Recording:
@@ -204,9 +238,9 @@ def _dotted(version: int) -> str:
 
 
 def _bindings() -> ModuleType:
-    for name in ("cuda.bindings.runtime", "cuda.cudart"):  # the second name: cuda-python before 12.6
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    raise SettingsError(f"cuda-python is not installed; {INSTALL['cuda']}")
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise SettingsError(f"cuda-python 12.6 or newer cannot be imported ({error}); {INSTALL['cuda']}") from None
+    except RuntimeError:  # some releases look for the driver when they are imported
+        raise SettingsError(NO_DRIVER) from None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from ..bundle.manifest import WEIGHTS, Graph
 from ..bundle.weight_file import mapped_weights
-from ..errors import BundleError, SettingsError, VarEdgeError
+from ..errors import BundleError, OutOfMemoryError, SettingsError, VarEdgeError, tells_out_of_memory
 from .arrays import Array, DeviceArray
 from .ort import onnxruntime as ort
 
@@ -24,7 +26,7 @@ ORT_TYPES = {
     "tensor(bool)": "bool",
 }
 
-
+CUDA = "CUDAExecutionProvider"
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -36,13 +38,15 @@ class Device:
 
     @property
     def provider(self) -> tuple[str, dict[str, str]]:
-        return "CUDAExecutionProvider", {"device_id": "0", "user_compute_stream": str(self.stream)}
+        # With TF32, FP32 products have 10-bit factors: 0.1 to 3 % of the draws would differ.
+        return CUDA, {"device_id": "0", "user_compute_stream": str(self.stream), "use_tf32": "0"}
 
 
 class Session:
     """A graph of a bundle, ready to run on the CPU or on `device`. If given, `content` replaces the graph's file.
 
-    Raises BundleError if the graph cannot be loaded or its inputs or outputs differ from `graph`.
+    Raises BundleError if the graph cannot be loaded or its inputs or outputs differ from `graph`, SettingsError if
+    ONNX Runtime cannot use the device, OutOfMemoryError.
     """
 
     def __init__(
@@ -63,10 +67,12 @@ class Session:
                 weights = mapped_weights(bundle, content or self._path.read_bytes())
                 values = [ort.OrtValue.ortvalue_from_numpy(values) for values in weights.values()]
                 options.add_external_initializers(list(weights), values)
-            self._session = ort.InferenceSession(content or self._path, options, providers=providers)
+            self._session = ort.InferenceSession(content or self._path, options, providers=providers, enable_fallback=0)
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            reason = f"ONNX Runtime {ort.__version__} cannot load it: {_one_line(error)}"
-            raise BundleError(f"{self._path}: {reason}") from None
+            reason = f"{self._path}: ONNX Runtime {ort.__version__} cannot load it: {_one_line(error)}"
+            raise (OutOfMemoryError if tells_out_of_memory(reason) else BundleError)(reason) from None
+        if device and (used := self._session.get_providers()[0]) != CUDA:
+            raise SettingsError(_fallback_reason(used))
         self._inputs = {tensor.name: ORT_TYPES.get(tensor.type) for tensor in self._session.get_inputs()}
         self._outputs = {tensor.name: ORT_TYPES.get(tensor.type) for tensor in self._session.get_outputs()}
         self._agree("manifest", {tensor.name: tensor.dtype for tensor in graph.inputs}, self._inputs)
@@ -98,14 +104,20 @@ class Session:
         try:
             return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
         except RuntimeError as error:
-            raise VarEdgeError(f"{self._path}: ONNX Runtime failed: {_one_line(error)}") from None
+            raise self._failed(error) from None
 
     def _run(self, binding: ort.IOBinding, values: list[ort.OrtValue]) -> None:
         # This call must hold `values`: ONNX Runtime before 1.30 does not keep the bound arrays alive.
         try:
             self._session.run_with_iobinding(binding)
         except RuntimeError as error:
-            raise VarEdgeError(f"{self._path}: ONNX Runtime failed: {_one_line(error)}") from None
+            raise self._failed(error) from None
+
+    def _failed(self, error: Exception) -> VarEdgeError:
+        reason = f"{self._path}: ONNX Runtime failed: {_one_line(error)}"
+        if tells_out_of_memory(reason):
+            return OutOfMemoryError(f"{reason}; draw fewer pictures at once (--batch 1)")
+        return VarEdgeError(reason)
 
     def _agree(self, other: str, expected: Mapping[str, str], found: Mapping[str, str | None]) -> None:
         if differing := sorted(dict(expected.items() ^ found.items())):
@@ -115,12 +127,41 @@ class Session:
             )
 
 
+def has_cuda() -> bool:
+    """Return whether this ONNX Runtime was built for GPUs; its CUDA libraries may still be missing."""
+    return CUDA in ort.get_available_providers()
+
+
 def require_cuda() -> None:
-    """Raise SettingsError unless this ONNX Runtime can use a GPU."""
-    if Device(0).provider[0] not in ort.get_available_providers():
+    """Load the CUDA libraries that pip installed. Raises SettingsError unless this ONNX Runtime is built for GPUs."""
+    if not has_cuda():
         raise SettingsError(
             "onnxruntime-cuda: this ONNX Runtime has no CUDA provider; install onnxruntime-gpu in place of onnxruntime"
         )
+    _preload()
+
+
+@lru_cache(maxsize=1)
+def _preload() -> str:
+    """Load CUDA and cuDNN, before the first session; return the first complaint.
+
+    Without this ONNX Runtime finds libraries on the system's path, but not those of pip's nvidia-* packages.
+    """
+    said = io.StringIO()
+    if hasattr(ort, "preload_dlls"):  # ONNX Runtime 1.21 and later
+        with redirect_stdout(said):
+            ort.preload_dlls()
+    return next(iter(said.getvalue().splitlines()), "")
+
+
+def _fallback_reason(used: str) -> str:
+    """Return why a session runs on `used`, which ONNX Runtime only logs: libraries that it needs are missing."""
+    major = getattr(ort, "cuda_version", "").split(".")[0]
+    missing = _preload() or "libraries of CUDA or cuDNN are missing"
+    return (
+        f"onnxruntime-cuda: ONNX Runtime {ort.__version__} uses {used} instead of the GPU: {missing}; it needs"
+        f" CUDA {major} and cuDNN 9: pip install 'onnxruntime-gpu[cuda,cudnn]=={ort.__version__}'"
+    )
 
 
 def _one_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,10 @@ import numpy as np
 import pytest
 
 from runtime.bundle.manifest import Manifest
-from tests.cpp.conftest import BUILD, SOURCE, Configure, run
+from tests.cpp.conftest import BUILD, DEPENDENCIES, SOURCE, Configure, require, run
 from tests.cpp.dumps import Case, Drawn, assert_equal, drawn_by_cpp, drawn_by_python
 from tests.cpp.test_core import OK, OUT_OF_MEMORY, Live
-from tests.runtime.fake_gpu import write_engines
+from tests.runtime.fake_tensorrt import write_engines
 
 ONE, EIGHT, NINE = (Case(tuple(range(3, 3 + n)), 11, 3.5, 200, 0.8) for n in (1, 8, 9))
 SMOOTH = Case((3,), 5, 3.5, 200, 0.8, 8, True)
@@ -24,7 +25,27 @@ SMOOTH = Case((3,), 5, 3.5, 200, 0.8, 8, True)
 
 @pytest.fixture(scope="session")
 def rtx(build: Configure) -> Path:
-    return BUILD / "mytrt"
+    """A build with TensorRT for RTX, as the stand-in has it, under the address sanitizer."""
+    require("cmake", "ninja", "g++", "npm")
+    standin = BUILD / "standin-rtx"
+    run(sys.executable, SOURCE / "fetch.py", DEPENDENCIES)
+    run(
+        *("cmake", "-S", SOURCE / "tests" / "standin", "-B", standin, "-G", "Ninja"),
+        *("-DSTANDIN_TENSORRT=rtx-1.7.0", "-DSTANDIN_SANITIZE=address"),
+        f"-DONNXRUNTIME_ROOT={DEPENDENCIES / 'onnxruntime'}",
+        f"-DNLOHMANN_JSON_INCLUDE={DEPENDENCIES / 'include'}",
+    )
+    run("ninja", "-C", standin)
+    return build(
+        "rtx",
+        *(
+            "-DVAR_EDGE_TENSORRT=ON",
+            f"-DTensorRT_ROOT={standin / 'rtx-1.7.0'}",
+            f"-DCUDAToolkit_ROOT={standin / 'cuda'}",
+        ),
+        *("-DVAR_EDGE_SANITIZE=address", "-DCMAKE_BUILD_TYPE=Debug", "-DVAR_EDGE_EXAMPLES=OFF"),
+        targets=("tests/dump", "tests/live", "tests/features"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +163,25 @@ def test_memory_that_runs_out(
     assert [status for status, _ in answers] == [OK, OUT_OF_MEMORY, OK, OK]
 
 
+def test_memory_that_runs_out_while_an_engine_is_loaded(
+    rtx: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
+) -> None:
+    """The engine of smooth sampling, whose scratch memory does not fit beside a large batch: both are tried again."""
+
+    def allocated(*requests: str, memory: int = 1 << 30) -> list[int]:
+        Path(machine["STANDIN_TRACE"]).write_text("")
+        live = Live(rtx, bundle, **machine, STANDIN_MEMORY=str(memory))
+        assert live.created == (OK, "")
+        for request in requests:
+            assert live.ask(request) == (OK, "")
+        live.end()
+        return [int(line.split()[1]) for line in trace("^malloc [0-9]+")]
+
+    loaded, large = len(allocated()), allocated("generate 8")
+    engine, scratch = allocated("smooth")[loaded : loaded + 2]
+    allocated("generate 8", "smooth", memory=sum(large) + engine + scratch // 2)
+
+
 def kernels(machine: dict[str, str]) -> list[Path]:
     return sorted((Path(machine["XDG_CACHE_HOME"]) / "var-edge").glob("*"))
 
@@ -149,23 +189,23 @@ def kernels(machine: dict[str, str]) -> list[Path]:
 def test_kernels_are_compiled_once(
     rtx: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
 ) -> None:
-    """TensorRT for RTX keeps them in a file for the next process."""
-    live = Live(rtx, bundle, **machine)
-    assert live.ask("generate") == (OK, "")
-    live.process.kill()  # a process that does not end in order has written the file too
-    live.process.communicate()
-    assert sorted(trace("^compile .*")) == [
-        f"compile {name}" for name in ("bridge", "condition", "decoder", "transformer")
-    ]
-    assert [path.name for path in kernels(machine)] == ["tensorrt_rtx-1.7.0-sm86.kernels"]
-    written = kernels(machine)[0].stat()
-
-    Path(machine["STANDIN_TRACE"]).write_text("")
-    live = Live(rtx, bundle, **machine)
-    assert live.ask("generate") == (OK, "")
-    live.end()
-    assert trace("^compile .*") == []
-    assert kernels(machine)[0].stat().st_mtime_ns == written.st_mtime_ns
+    """TensorRT for RTX keeps them in a file for the next process, those of the encoder too."""
+    times = []
+    for request, graphs in (
+        ("generate", ["bridge", "condition", "decoder", "transformer"]),
+        ("encode", ["encoder"]),
+        ("generate", []),
+        ("encode", []),
+    ):
+        Path(machine["STANDIN_TRACE"]).write_text("")
+        live = Live(rtx, bundle, **machine)
+        assert live.ask(request) == (OK, "")
+        live.process.kill()  # a process that does not end in order has written the file too
+        live.process.communicate()
+        assert sorted(trace("^compile .*")) == [f"compile {name}" for name in graphs]
+        assert [path.name for path in kernels(machine)] == ["tensorrt_rtx-1.7.0-sm86.kernels"]
+        times.append(kernels(machine)[0].stat().st_mtime_ns)
+    assert times[0] < times[1] == times[2] == times[3]
 
 
 def test_a_kernel_file_that_is_damaged(rtx: Path, machine: dict[str, str], bundle: Path) -> None:

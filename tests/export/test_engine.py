@@ -8,16 +8,19 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
 import pytest
 
+from export.engine import build
 from export.engine.build import build_engines, check_memory, target
-from export.engine.build_log import counted, int8_products
+from export.engine.build_log import Layer
 from export.engine.builder import Builder, BuildError, Options, load_tensorrt
 from runtime import BundleError, SettingsError
-from runtime.bundle.engine_record import EngineRecord
+from runtime.backends.cuda import gpu
+from runtime.bundle.engine_record import Engine, EngineRecord
 from runtime.bundle.manifest import File, Manifest
 
 trt = pytest.importorskip(
@@ -101,7 +104,7 @@ def test_a_graph_it_cannot_parse_is_named(fp16_demo_bundle: Path, tmp_path: Path
     manifest = Manifest.load(fp16_demo_bundle)
     manifest.files["condition.onnx"] = File.of(bundle / "condition.onnx")
     manifest.write(bundle)
-    result = run(str(bundle))
+    result = run(str(bundle), "--compute-capability", "8.6")
     assert result.returncode == 1
     assert len(result.stderr.strip().splitlines()) == 1
     assert "condition.onnx: tensorrt_rtx cannot build it" in result.stderr
@@ -155,38 +158,78 @@ def test_a_foreign_timing_cache_is_not_used(fp16_demo_bundle: Path, tmp_path: Pa
         builder.build(graph, [{"labels": (0, 7)}], lambda stage, done, total: None)
 
 
-def test_plans_for_rtx_allocate_nothing_while_they_run(monkeypatch: pytest.MonkeyPatch, fp16_demo_bundle: Path) -> None:
-    asked: list[bool] = []
+def test_flags_of_the_builder(monkeypatch: pytest.MonkeyPatch, fp16_demo_bundle: Path) -> None:
+    """TF32 changes the draws of FP32 products. A plan that allocates while it runs cannot be recorded."""
+    asked: list[dict[str, bool]] = []
 
-    def recordable(builder: Builder, *parts: Any) -> None:
+    def set_flags(builder: Builder, *parts: Any) -> None:
+        names = ("TF32", "REQUIRE_USER_ALLOCATION")
+        before = {name: parts[2].get_flag(getattr(trt.BuilderFlag, name)) for name in names}
         original(builder, *parts)
-        asked.append(parts[2].get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION))
+        asked.extend((before, {name: parts[2].get_flag(getattr(trt.BuilderFlag, name)) for name in names}))
 
-    original = Builder._recordable
-    monkeypatch.setattr(Builder, "_recordable", recordable)
+    original = Builder._set_flags
+    monkeypatch.setattr(Builder, "_set_flags", set_flags)
     built_for = target(load_tensorrt("tensorrt_rtx"), "tensorrt_rtx", ("8.6",), Options())
     builder = Builder(trt, built_for, Options(), None)
     builder.build(fp16_demo_bundle / "condition.onnx", [{"labels": (1,)}], lambda stage, done, total: None)
-    assert asked == [True]
+    before, after = asked
+    assert before["TF32"]  # the default, which Polygraphy leaves on
+    assert after == {"TF32": False, "REQUIRE_USER_ALLOCATION": True}
 
 
-def test_layers_are_counted_by_kind_and_type() -> None:
-    def layer(name: str, kind: str, dtype: str) -> str:
-        tensor = f"{{ Name: t, Dimensions: [1], Datatype: {dtype}, Format: (Linear) x }}"
-        return (
-            f"Name: {name}, LayerType: {kind}, Inputs: [ {tensor}], Constants: [], Outputs: [ {tensor}], TacticName: x"
-        )
+def test_engines_with_tf32_are_built_again(fp16_tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(fp16_tiny_bundle, tmp_path / "bundle")
+    assert ": built" in run(str(bundle)).stdout
+    (folder,) = (bundle / "engines").iterdir()
+    record = EngineRecord.load(folder)
+    assert record.options["tf32"] is False
+    older = {name: value for name, value in record.options.items() if name != "tf32"}  # before it was recorded
+    manifest = Manifest.load(folder)
+    replace(record, options=older).write(folder)
+    manifest.files["engine.json"] = File.of(folder / "engine.json")
+    manifest.write(folder)
+    assert ": built" in run(str(bundle)).stdout
+    assert EngineRecord.load(folder).options["tf32"] is False
 
-    log = "\n".join(
-        [
-            layer("node_MatMul_1_myl0_9", "gemm", "Int8"),
-            layer("__myl_FcAddMulTanh_myl1_3", "runtime_fusion", "Half"),
-            layer("_gemm_mha_v2_myl1_5", "kgen", "Half"),
-            layer("__myl_MoveConc_myl0_1", "kgen", "Float"),
-        ]
-    )
-    assert counted([("VERBOSE", log)]) == {"attention Half": 1, "gemm Half": 1, "gemm Int8": 1, "other Float": 1}
-    assert int8_products([("VERBOSE", log)], profiles=2) == (1, 0)
+
+@pytest.mark.skipif(gpu() is not None, reason="this machine has a GPU, so nothing is built ahead of time by default")
+def test_building_ahead_of_time_says_why(fp16_tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(fp16_tiny_bundle, tmp_path / "bundle")
+    assert "Warning: builds ahead of time for 8.6, because: no NVIDIA driver on this machine" in run(str(bundle)).stderr
+    assert run(str(bundle), "--compute-capability", "8.6").stderr == ""
+
+
+def test_layers_that_nothing_shows_are_a_warning(
+    int8_bundles: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a pass: the engine may compute in FP16 what was planned in INT8."""
+    bundle = shutil.copytree(int8_bundles["trt"], tmp_path / "bundle", ignore=shutil.ignore_patterns("engines"))
+    built_for = target(load_tensorrt("tensorrt_rtx"), "tensorrt_rtx", ("8.6",), Options())
+    warned: list[str] = []
+    folder, _ = build_engines(bundle, None, trt, built_for, warn=warned.append)
+    record = EngineRecord.load(folder)
+    known = {name: engine for name, engine in record.engines.items() if engine.int8_planned}
+    assert known
+    assert all(len(engine.int8_built) == len(engine.profiles) for engine in known.values())
+    assert not any("cannot tell" in note for note in warned)
+    monkeypatch.setattr(Builder, "layers", lambda builder: [])
+    build_engines(bundle, None, trt, built_for, force=True, warn=warned.append)
+    unknown = [note for note in warned if "cannot tell which of" in note]
+    assert len(unknown) == len(known)
+
+
+def test_an_engine_that_can_be_opened_tells_its_layers_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inspector is asked only where products are planned in INT8, and the log is the second source."""
+    seen = [Layer("gemm", "Int8", 0), Layer("gemm", "Half", 1)]
+    opened: list[bytes] = []
+    builder = SimpleNamespace(on_gpu=True, inspect=lambda plan: opened.append(plan) or seen, layers=lambda: [])
+    engine = Engine("x.engine", "", ({}, {}), 0.0, 0, {}, 1, ())
+    assert build._with_layers(engine, builder, b"plan").int8_built == (1, 0)  # type: ignore[arg-type]
+    assert build._with_layers(replace(engine, int8_planned=0), builder, b"plan").layers == {}  # type: ignore[arg-type]
+    assert opened == [b"plan"]
+    closed = SimpleNamespace(on_gpu=True, inspect=lambda plan: [], layers=lambda: seen)
+    assert build._with_layers(engine, closed, b"plan").int8_built == (1, 0)  # type: ignore[arg-type]
 
 
 def test_records_that_differ_are_not_equal(built: tuple[Path, Path]) -> None:

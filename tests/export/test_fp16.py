@@ -55,6 +55,22 @@ def test_types_follow_the_policy(fp16_demo_bundle: Path) -> None:
     assert dtypes["x"] == dtypes["modulation_00"] == "float32"
 
 
+def test_only_the_decoder_adds_residuals_in_fp16(fp16_demo_bundle: Path) -> None:
+    """A quarter of the decoder's memory traffic; in the other graphs residuals decide tokens."""
+    for name, graph in Manifest.load(fp16_demo_bundle).graphs.items():
+        model = typed(fp16_demo_bundle / graph.file).graph
+        sums = [node for node in model if node.op_type == "Add" and not _reads_a_weight(node)]
+        dtypes = {node.outputs[0].dtype for node in sums if len(node.outputs[0].shape or ()) == 4}
+        if name == "decoder":
+            assert dtypes == {ir.DataType.FLOAT16}
+        else:
+            assert ir.DataType.FLOAT16 not in {node.outputs[0].dtype for node in sums}, name
+
+
+def _reads_a_weight(node: ir.Node) -> bool:
+    return any(value is not None and value.is_initializer() for value in node.inputs)
+
+
 def test_weights_are_stored_once_in_half_the_bytes(fp16_demo_bundle: Path, demo_bundle: Path) -> None:
     sizes = [(bundle / "weights.safetensors").stat().st_size for bundle in (fp16_demo_bundle, demo_bundle)]
     assert sizes[0] < 0.56 * sizes[1]  # head, codebook, class embedding and resize matrices stay
@@ -100,6 +116,7 @@ def test_the_comparison_notices_another_model(tiny_bundle: Path, other_tiny_bund
 def test_nothing_comes_near_overflow(fp16_demo_bundle: Path) -> None:
     found = largest_magnitudes(fp16_demo_bundle, [0, 9, 21])
     assert len(found) > 100
+    assert any(name.startswith("decoder: add") for name in found)  # the residuals
     assert 1 < max(found.values()) < LIMIT
     check(found)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +13,9 @@ import pytest
 from runtime import SettingsError, VarEdgeError
 from runtime.backends import cuda as module
 from runtime.backends.arrays import DeviceArray
-from runtime.backends.cuda import Cuda, gpu
+from runtime.backends.cuda import Cuda, Gpu, gpu, gpu_or_reason
 
-PROPERTIES = SimpleNamespace(name=b"Orin\0", major=8, minor=7, totalGlobalMem=8_000_000_000)
+PROPERTIES = SimpleNamespace(name=b"Orin\0", major=8, minor=7, totalGlobalMem=8_000_000_000, integrated=1)
 
 
 def driver(**answers: Any) -> SimpleNamespace:
@@ -45,35 +45,102 @@ def use(monkeypatch: pytest.MonkeyPatch, **answers: Any) -> None:
 
 def test_the_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch)
-    gpu = Cuda().gpu
-    assert (gpu.name, gpu.capability, gpu.total_bytes) == ("Orin", "8.7", 8_000_000_000)
+    assert Cuda().gpu == Gpu("Orin", "8.7", 8_000_000_000, integrated=True)
 
 
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        ({"cudaGetDeviceCount": (100, 0)}, "no CUDA GPU on this machine"),
-        ({"cudaGetDeviceCount": (35, 0), "cudaDriverGetVersion": (0, 0)}, "no NVIDIA driver on this machine"),
-        ({"cudaGetDeviceCount": (35, 0)}, r"knows CUDA 12\.2, cuda-python needs 13\.0; update the driver"),
+        ({"cudaGetDeviceCount": (100, 0)}, "no CUDA GPU for this process: the driver (CUDA 12.2) says"),
+        ({"cudaGetDeviceCount": (999, None)}, "no CUDA GPU for this process: the driver (CUDA 12.2) says"),
+        (
+            {"cudaGetDeviceCount": (35, None), "cudaDriverGetVersion": (0, 0)},
+            "no NVIDIA driver on this machine (libcuda.so.1 is missing); install it, or use --backend onnxruntime",
+        ),
+        (
+            {"cudaGetDeviceCount": (35, None)},
+            "the NVIDIA driver has CUDA 12.2, this cuda-python needs CUDA 13.0; pip install 'cuda-python>=12.6,<13', or"
+            " update the driver to 580 or newer",
+        ),
+        (
+            {
+                "cudaGetDeviceCount": (35, None),
+                "cudaDriverGetVersion": (0, 11040),
+                "cudaRuntimeGetVersion": (0, 12060),
+            },
+            "the NVIDIA driver has CUDA 11.4, this cuda-python needs CUDA 12.6; update the driver to 525 or newer",
+        ),
     ],
 )
-def test_no_gpu_and_old_drivers(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any], message: str) -> None:
+def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any], message: str) -> None:
     use(monkeypatch, **answers)
+    with pytest.raises(SettingsError) as error:
+        Cuda()
+    assert str(error.value).startswith(message)
+    assert len(str(error.value)) <= 300
+
+
+@pytest.fixture
+def uncached() -> Iterator[None]:
+    gpu_or_reason.cache_clear()
+    yield
+    gpu_or_reason.cache_clear()
+
+
+@pytest.mark.usefixtures("uncached")
+def test_the_reason_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, cudaGetDeviceCount=(35, None))
+    assert "cuda-python needs CUDA 13.0" in str(gpu_or_reason())
+    assert gpu() is None
+    gpu_or_reason.cache_clear()
+    use(monkeypatch)
+    assert gpu() == gpu_or_reason() == Gpu("Orin", "8.7", 8_000_000_000, integrated=True)
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def call(*_: object) -> None:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            ImportError("No module named 'cuda'"),
+            r"cuda-python 12\.6 or newer cannot be imported \(No module named 'cuda'\)",
+        ),
+        (ImportError("No module named 'cuda'"), r"pip install 'var-edge\[trt-cu12\]' \(CUDA 12, as on JetPack 6\) or"),
+        (RuntimeError('Function "cuDriverGetVersion" not found'), "no NVIDIA driver on this machine"),
+    ],
+)
+def test_cuda_python_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+    monkeypatch.setattr(module, "importlib", SimpleNamespace(import_module=raising(error)))
     with pytest.raises(SettingsError, match=message):
         Cuda()
 
 
-def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr(module, "importlib", SimpleNamespace(import_module=missing))
-    with pytest.raises(SettingsError, match=r"pip install 'var-edge\[trt\]'"):
+def test_cuda_python_12_raises_in_the_first_call_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Releases up to 12.6 do; they return no status."""
+    fake = driver()
+    fake.cudaGetDeviceCount = raising(RuntimeError("Failed to dlopen libcuda.so.1"))
+    monkeypatch.setattr(module, "_bindings", lambda: fake)
+    with pytest.raises(SettingsError, match="no NVIDIA driver on this machine"):
         Cuda()
 
 
-def test_out_of_memory_says_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_a_jetson_is_that_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There CUDA counts the page cache as used, which holds the bundle that was just read."""
     use(monkeypatch, cudaMalloc=(2, 0))
+    monkeypatch.setattr(module, "available_memory", lambda: 6_000_000)
+    with pytest.raises(VarEdgeError, match=r"50 MB are needed, 6 of 8 MB are free"):
+        Cuda().malloc(50_000_000)
+
+
+def test_out_of_memory_says_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    discrete = SimpleNamespace(**vars(PROPERTIES) | {"integrated": 0})
+    use(monkeypatch, cudaMalloc=(2, 0), cudaGetDeviceProperties=(0, discrete))
     with pytest.raises(VarEdgeError, match=r"5 MB are needed, 3 of 8 MB are free; draw fewer pictures at once"):
         Cuda().malloc(5_000_000)
 

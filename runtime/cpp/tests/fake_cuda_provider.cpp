@@ -50,7 +50,7 @@ class Device {
     std::uint8_t* allocate(std::size_t size) {
         const std::string limit = setting("FAKE_CUDA_BYTES");
         if (!limit.empty() && used_ + size > std::stoull(limit)) return nullptr;
-        const std::size_t page = std::size_t(sysconf(_SC_PAGESIZE)), pages = (size + page - 1) / page * page;
+        const std::size_t page = std::size_t(sysconf(_SC_PAGESIZE)), pages = size / page * page + page;
         if (end_ + pages > SIZE) refuse("more memory than the test has");
         std::uint8_t* memory = base() + end_;
         end_ += pages;
