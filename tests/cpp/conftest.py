@@ -73,7 +73,7 @@ def standins(build: Configure) -> Path:
 
 @pytest.fixture(scope="session")
 def checked(build: Configure, standins: Path) -> Path:
-    """Under the address and undefined sanitizers. With TensorRT for RTX; tests/VERSION holds the library with others."""
+    """Under two sanitizers, with TensorRT for RTX. Its tests/VERSION holds the library with another TensorRT."""
     return build(
         "asan",
         *("-DVAR_EDGE_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=Debug"),
