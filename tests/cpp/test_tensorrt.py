@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 
 from runtime.bundle.engine_record import Built
 from runtime.bundle.manifest import Manifest
-from tests.cpp.conftest import run
+from tests.cpp.conftest import DEPENDENCIES, SOURCE, run
 from tests.cpp.dumps import Case, Drawn, assert_equal, drawn_by_cpp, drawn_by_python
 from tests.cpp.test_core import BAD_BUNDLE, OUT_OF_MEMORY, TENSORRT, Live
 from tests.cpp.test_parity import check_edit
@@ -115,16 +117,14 @@ def test_edits(version: str, checked: Path, machine: Machine, bundle: Path, tmp_
     check_edit(checked, bundle, (0.25, 0.0, 1.0, 0.5), "inpaint", 12, tmp_path, engines(bundle, version), variables)
 
 
-@pytest.mark.parametrize("feature", ["stop_between", "scales", "cancel"])
-@pytest.mark.parametrize("version", ["10.3.0", "11.0.0"])
-def test_features(feature: str, version: str, checked: Path, machine: Machine, bundle: Path) -> None:
-    """Previews and stops between scales, and a generation after them. Those of RTX are in test_tensorrt_batches."""
-    program = checked / "tests" / "features"
-    variables = machine | library(checked, version)
-    assert run(program, engines(bundle, version), feature, env=os.environ | variables).stdout == ""
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_application_that_uses_cuda(version: str, checked: Path, machine: Machine, bundle: Path) -> None:
+    """Its streams, its memory, its current device, its calls while the library records; previews and stops."""
+    variables = machine | library(checked, version) | {"STANDIN_TRACE": ""}  # which would be long
+    assert run(checked / "tests" / "device", engines(bundle, version), env=os.environ | variables).stdout == ""
 
 
-@pytest.mark.parametrize(("version", "how"), [reader for reader in READERS if reader[1] != "short"])
+@pytest.mark.parametrize(("version", "how"), [("10.3.0", "huge"), (RTX, "huge"), (RTX, "device")])
 def test_all_weights_in_one_request(
     version: str, how: str, checked: Path, machine: Machine, bundle: Path, tmp_path: Path
 ) -> None:
@@ -174,3 +174,36 @@ def test_memory_that_runs_out_while_an_engine_is_read(
     status, message = loading(checked, own_engines, machine, STANDIN_MEMORY="4096", STANDIN_INTEGRATED=integrated)
     assert status == OUT_OF_MEMORY
     assert "Cuda Runtime (out of memory)" in message
+
+
+def check_headers(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, SOURCE / "check_headers.py", *arguments, "--json", DEPENDENCIES / "include"]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+
+
+def test_the_check_of_headers(standins: Path, tmp_path: Path) -> None:
+    """A repository with a release, as NVIDIA/TensorRT is one, and an installed SDK, one of whose calls is gone."""
+    repository, installed = tmp_path / "repository", tmp_path / "installed"
+    shutil.copytree(standins / "10.3.0" / "include", repository / "include")
+    shutil.copytree(standins / RTX / "include", installed / "include")
+    header = installed / "include" / "NvInferRuntime.h"
+    header.write_text(header.read_text().replace("setDeviceMemoryV2", "setDeviceMemoryV3"))
+    identity = ("-c", "user.name=name", "-c", "user.email=name@example.org")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "10.3"], ["tag", "v10.3.0"], ["tag", "v9.3.0"]):
+        run("git", *identity, *command, cwd=repository)
+    result = check_headers(repository, installed, "--cuda", standins / "cuda")
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[2:] == ["| 10.3.0.42 | yes |", "| RTX 1.7.0.42 | no |"]
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("TensorRT RTX 1.7.0.42, CUDA 12.6: ")
+    assert "setDeviceMemoryV2" in line
+
+
+def test_the_check_of_headers_without_headers(standins: Path, tmp_path: Path) -> None:
+    cuda = ("--cuda", standins / "cuda")
+    for arguments, says in (
+        ((tmp_path, *cuda), f"{tmp_path}: neither a repository of TensorRT with tags from v10.0 on nor include/"),
+        ((standins / RTX, "--cuda", tmp_path), f"{tmp_path}: no CUDA toolkit: include/cuda_runtime_api.h is missing"),
+    ):
+        result = check_headers(*arguments)
+        assert (result.returncode, result.stderr.startswith(says)) == (1, True), result.stderr
