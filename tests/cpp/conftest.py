@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,52 @@ def build() -> Configure:
         return folder
 
     return configure
+
+
+@pytest.fixture(scope="session")
+def standins(build: Configure) -> Path:
+    """Where the stand-ins of CUDA and of each TensorRT lie, in folders that serve as their roots."""
+    run(sys.executable, SOURCE / "fetch.py", DEPENDENCIES)
+    folder = BUILD / "standins"
+    run(
+        *("cmake", "-S", SOURCE / "tests" / "standin", "-B", folder, "-G", "Ninja"),
+        f"-DONNXRUNTIME_ROOT={DEPENDENCIES / 'onnxruntime'}",
+        f"-DNLOHMANN_JSON_INCLUDE={DEPENDENCIES / 'include'}",
+        "-DSTANDIN_SANITIZE=address,undefined",
+    )
+    run("ninja", "-C", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checked(build: Configure, standins: Path) -> Path:
+    """Under two sanitizers, with TensorRT for RTX. Its tests/VERSION holds the library with another TensorRT."""
+    return build(
+        "asan",
+        *("-DVAR_EDGE_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=Debug"),
+        *("-DVAR_EDGE_TENSORRT=ON", f"-DTensorRT_ROOT={standins / 'rtx-1.7.0'}"),
+        f"-DCUDAToolkit_ROOT={standins / 'cuda'}",
+        f"-DVAR_EDGE_TESTS_TENSORRT={standins / '10.3.0'};{standins / '11.0.0'}",
+    )
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> dict[str, str]:
+    """The environment of a program that runs on the stand-in."""
+    leaks = f"suppressions={SOURCE / 'tests' / 'lsan.supp'}:print_suppressions=0"
+    caches = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "STANDIN_TRACE": str(tmp_path / "trace")}
+    return {"LSAN_OPTIONS": leaks, **caches}
+
+
+@pytest.fixture
+def trace(machine: dict[str, str]) -> Callable[[str], list[str]]:
+    """trace(PATTERN): what matches in each line of what the stand-in was asked for."""
+
+    def matching(pattern: str) -> list[str]:
+        text = Path(machine["STANDIN_TRACE"]).read_text()
+        return [found.group(0) for line in text.splitlines() if (found := re.search(pattern, line))]
+
+    return matching
 
 
 @pytest.fixture(scope="session")

@@ -28,12 +28,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def checked_features(build: Configure) -> Path:
-    options = ("-DVAR_EDGE_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=Debug")
-    return build("asan", *options, targets=("tests/features",)) / "tests" / "features"
-
-
-@pytest.fixture(scope="session")
 def threaded_features(build: Configure) -> Path:
     options = ("-DVAR_EDGE_SANITIZE=thread", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
     return build("tsan", *options, targets=("tests/features",)) / "tests" / "features"
@@ -45,9 +39,9 @@ def test_features(feature: str, release: Path, toy: Path) -> None:
 
 
 @pytest.mark.parametrize("feature", FEATURES)
-def test_features_under_the_address_sanitizer(feature: str, checked_features: Path, toy: Path) -> None:
+def test_features_under_the_address_sanitizer(feature: str, checked: Path, toy: Path) -> None:
     leaks = f"suppressions={SOURCE / 'tests' / 'lsan.supp'}:print_suppressions=0"
-    result = run(checked_features, toy, feature, timeout=120, env=os.environ | {"LSAN_OPTIONS": leaks})
+    result = run(checked / "tests" / "features", toy, feature, timeout=120, env=os.environ | {"LSAN_OPTIONS": leaks})
     assert result.stdout == "" and "runtime error" not in result.stderr
 
 

@@ -48,11 +48,6 @@ def test_no_growth_over_500_generations(release: Path, demo_bundle: Path, tmp_pa
     assert late <= early + 2048, f"{early} kB after 50 generations, {late} kB after 500"
 
 
-@pytest.fixture(scope="session")
-def checked(build: Configure) -> Path:
-    return build("asan", "-DVAR_EDGE_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=Debug")
-
-
 def test_clean_under_address_and_undefined_sanitizers(checked: Path, demo_bundle: Path, tmp_path: Path) -> None:
     environment = os.environ | {"LSAN_OPTIONS": f"suppressions={SOURCE / 'tests' / 'lsan.supp'}:print_suppressions=0"}
     assert run(checked / "tests" / "api", demo_bundle, env=environment).stdout == ""

@@ -222,8 +222,12 @@ def an_sdk(folder: Path, version: str, *libraries: str) -> Path:
 
 
 def find_tensorrt(folder: Path, *options: str) -> tuple[int, str]:
-    (folder / "project").mkdir(exist_ok=True)
-    (folder / "project" / "CMakeLists.txt").write_text(SDK.format("TensorRT", "", "TensorRT", "TensorRT"))
+    return find_sdk(folder, SDK.format("TensorRT", "", "TensorRT", "TensorRT"), *options)
+
+
+def find_sdk(folder: Path, project: str, *options: str) -> tuple[int, str]:
+    (folder / "project").mkdir(parents=True, exist_ok=True)
+    (folder / "project" / "CMakeLists.txt").write_text(project)
     command = ["cmake", "-S", folder / "project", "-B", folder / "build", f"-DCMAKE_MODULE_PATH={SOURCE / 'cmake'}"]
     result = subprocess.run([*map(str, command), *options], capture_output=True, text=True, env=CLEAN)
     return result.returncode, result.stderr
@@ -245,6 +249,62 @@ def test_headers_and_library_of_one_tensorrt(tmp_path: Path) -> None:
         code, said = find_tensorrt(tmp_path, *options, f"-DCMAKE_LIBRARY_PATH={both / 'lib'}")
         assert code == 1, said
         assert "set TensorRT_ROOT to a release of TensorRT" in said
+
+
+TEN = "#define NV_TENSORRT_MAJOR 10\n#define NV_TENSORRT_MINOR 3\n"
+RTX = "#define TRT_MAJOR_RTX 1\n#define TRT_MINOR_RTX 5\n"
+
+
+def test_a_tensorrt_of_another_version_beside_the_headers(tmp_path: Path) -> None:
+    """libnvinfer.so may be of any: it would load, and calls would go astray."""
+    root = an_sdk(tmp_path / "sdk", TEN, "libnvinfer.so.11", "libnvinfer.so")
+    code, said = find_tensorrt(tmp_path, f"-DTensorRT_ROOT={root}")
+    assert (code, "missing: TensorRT_LIBRARY" in said) == (1, True), said
+
+
+def test_headers_of_rtx_before_the_systems_tensorrt(tmp_path: Path) -> None:
+    """Without TensorRT_ROOT: the first headers decide, and no library of another SDK joins them."""
+    system = an_sdk(tmp_path / "system", TEN, "libnvinfer.so.10", "libtensorrt_rtx.so.1")
+    headers = an_sdk(tmp_path / "headers", RTX)
+    whole = an_sdk(tmp_path / "whole", RTX, "libtensorrt_rtx.so.1")
+    for first, library in ((whole, "libtensorrt_rtx.so.1"), (system, "libnvinfer.so.10"), (headers, None)):
+        roots = f"-DCMAKE_PREFIX_PATH={first};{system}"
+        code, said = find_tensorrt(tmp_path, "-UTensorRT_*", roots, f"-DCMAKE_LIBRARY_PATH={system / 'lib'}")
+        assert code == (library is None), said
+        assert library is None or f"found {first / 'include'} {first / 'lib' / library}" in said
+
+
+def test_headers_given_anew_have_a_library_beside_them(tmp_path: Path) -> None:
+    """TensorRT_INCLUDE in a build that has found another SDK: its library is not kept. One that is given is."""
+    first = an_sdk(tmp_path / "first", TEN, "libnvinfer.so.10")
+    second = an_sdk(tmp_path / "second", RTX, "libtensorrt_rtx.so.1", "mine.so")
+    assert find_tensorrt(tmp_path, f"-DTensorRT_ROOT={first}")[0] == 0
+    code, said = find_tensorrt(tmp_path, f"-DTensorRT_INCLUDE={second / 'include'}")
+    assert (code, f"found {second / 'include'} {second / 'lib' / 'libtensorrt_rtx.so.1'}" in said) == (0, True), said
+    mine = second / "lib" / "mine.so"
+    code, said = find_tensorrt(tmp_path, f"-DTensorRT_INCLUDE={first / 'include'}", f"-DTensorRT_LIBRARY={mine}")
+    assert (code, f"found {first / 'include'} {mine}" in said) == (0, True), said
+
+
+def a_toolkit(folder: Path, *libraries: str) -> Path:
+    (folder / "include").mkdir(parents=True)
+    (folder / "lib64").mkdir()
+    for file in ("version.txt", "include/cuda_runtime.h", "include/cuda_runtime_api.h", *libraries):
+        (folder / file).write_text("CUDA Version 12.6.0\n")
+    return folder
+
+
+def test_headers_and_library_of_one_cuda(tmp_path: Path) -> None:
+    """Another toolkit in CMAKE_PREFIX_PATH, as an activated environment sets it, does not lend its library."""
+    ours = a_toolkit(tmp_path / "ours", "lib64/libcudart.so")
+    bare = a_toolkit(tmp_path / "bare")
+    other = a_toolkit(tmp_path / "other", "lib64/libcudart.so")
+    project = SDK.format("CudaRuntime", "", "CUDART", "CUDART")
+    for root, library in ((ours, ours / "lib64" / "libcudart.so"), (bare, None)):
+        elsewhere = [f"-DCMAKE_PREFIX_PATH={other}", f"-DCMAKE_LIBRARY_PATH={other / 'lib64'}"]
+        code, said = find_sdk(tmp_path / root.name / "work", project, f"-DCUDAToolkit_ROOT={root}", *elsewhere)
+        assert code == (library is None), said
+        assert (f"found {root / 'include'} {library}" if library else "set CUDAToolkit_ROOT") in said
 
 
 def test_an_onnx_runtime_that_is_too_old(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -121,12 +122,16 @@ def check_edit(
     mode: str,
     label: int,
     tmp_path: Path,
+    engines: Path | None = None,
+    machine: Mapping[str, str] | None = None,
 ) -> None:
+    """Python edits with the bundle; C++ does with it or its engines, in an environment with these variables."""
     pipeline = Pipeline(bundle, "onnxruntime")
     image = pipeline.generate([4], 9).images[0]
     (tmp_path / "image").write_bytes(image.tobytes())
     options = [*map(repr, box), mode, str(label), "7", "0"]
-    run(release / "tests" / "edit", bundle, tmp_path / "image", tmp_path / "out", *options)
+    arguments = [engines or bundle, tmp_path / "image", tmp_path / "out", *options]
+    run(release / "tests" / "edit", *arguments, env=os.environ | (machine or {}))
     expected = pipeline.edit(image, box, mode, [label], seed=7)
     data = (tmp_path / "out").read_bytes()
     tokens = np.concatenate(expected.tokens, axis=1)

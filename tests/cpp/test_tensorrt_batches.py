@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,38 +12,13 @@ import numpy as np
 import pytest
 
 from runtime.bundle.manifest import Manifest
-from tests.cpp.conftest import BUILD, DEPENDENCIES, SOURCE, Configure, require, run
+from tests.cpp.conftest import run
 from tests.cpp.dumps import Case, Drawn, assert_equal, drawn_by_cpp, drawn_by_python
 from tests.cpp.test_core import OK, OUT_OF_MEMORY, Live
 from tests.runtime.fake_tensorrt import write_engines
 
 ONE, EIGHT, NINE = (Case(tuple(range(3, 3 + n)), 11, 3.5, 200, 0.8) for n in (1, 8, 9))
 SMOOTH = Case((3,), 5, 3.5, 200, 0.8, 8, True)
-
-
-@pytest.fixture(scope="session")
-def rtx(build: Configure) -> Path:
-    """A build with TensorRT for RTX, as the stand-in has it, under the address sanitizer."""
-    require("cmake", "ninja", "g++", "npm")
-    standin = BUILD / "standin-rtx"
-    run(sys.executable, SOURCE / "fetch.py", DEPENDENCIES)
-    run(
-        *("cmake", "-S", SOURCE / "tests" / "standin", "-B", standin, "-G", "Ninja"),
-        *("-DSTANDIN_TENSORRT=rtx-1.7.0", "-DSTANDIN_SANITIZE=address"),
-        f"-DONNXRUNTIME_ROOT={DEPENDENCIES / 'onnxruntime'}",
-        f"-DNLOHMANN_JSON_INCLUDE={DEPENDENCIES / 'include'}",
-    )
-    run("ninja", "-C", standin)
-    return build(
-        "rtx",
-        *(
-            "-DVAR_EDGE_TENSORRT=ON",
-            f"-DTensorRT_ROOT={standin / 'rtx-1.7.0'}",
-            f"-DCUDAToolkit_ROOT={standin / 'cuda'}",
-        ),
-        *("-DVAR_EDGE_SANITIZE=address", "-DCMAKE_BUILD_TYPE=Debug", "-DVAR_EDGE_EXAMPLES=OFF"),
-        targets=("tests/dump", "tests/live", "tests/features"),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -57,36 +30,17 @@ def bundle(smooth_demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
     return copy
 
 
-@pytest.fixture
-def machine(rtx: Path, tmp_path: Path) -> dict[str, str]:
-    """The environment of a program that runs on the stand-in."""
-    leaks = f"suppressions={SOURCE / 'tests' / 'lsan.supp'}:print_suppressions=0"
-    caches = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "STANDIN_TRACE": str(tmp_path / "trace")}
-    return {"LSAN_OPTIONS": leaks, **caches}
-
-
-@pytest.fixture
-def trace(machine: dict[str, str]) -> Callable[[str], list[str]]:
-    """trace(PATTERN): what matches in each line of what the stand-in was asked for."""
-
-    def matching(pattern: str) -> list[str]:
-        text = Path(machine["STANDIN_TRACE"]).read_text()
-        return [found.group(0) for line in text.splitlines() if (found := re.search(pattern, line))]
-
-    return matching
-
-
-def drawn(rtx: Path, machine: dict[str, str], bundle: Path, cases: list[Case], out: Path) -> list[Drawn]:
-    program = ["env", *(f"{name}={value}" for name, value in machine.items()), rtx / "tests" / "dump"]
+def drawn(checked: Path, machine: dict[str, str], bundle: Path, cases: list[Case], out: Path) -> list[Drawn]:
+    program = ["env", *(f"{name}={value}" for name, value in machine.items()), checked / "tests" / "dump"]
     return drawn_by_cpp(program, bundle, cases, out)
 
 
 def test_a_whole_batch_is_one_graph(
-    rtx: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path, tmp_path: Path
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path, tmp_path: Path
 ) -> None:
     """One upload, all stages in order, one download. A batch size that comes back is not recorded again."""
     cases = [ONE, NINE, EIGHT, ONE]
-    assert_equal(drawn_by_python(bundle, cases), drawn(rtx, machine, bundle, cases, tmp_path / "out"), cases)
+    assert_equal(drawn_by_python(bundle, cases), drawn(checked, machine, bundle, cases, tmp_path / "out"), cases)
     launches, scales = trace("^launch: .*"), len(Manifest.load(bundle).scales)
     assert len(launches) == 1 + 2 + 1 + 1
     for launch in launches:
@@ -99,11 +53,11 @@ def test_a_whole_batch_is_one_graph(
 
 
 def test_smooth_sampling_runs_scale_by_scale(
-    rtx: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path, tmp_path: Path
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path, tmp_path: Path
 ) -> None:
     """Its noise is large: that of a scale is uploaded when the scale is drawn."""
     cases = [SMOOTH, ONE, SMOOTH, ONE]
-    found, expected = drawn(rtx, machine, bundle, cases, tmp_path / "out"), drawn_by_python(bundle, cases)
+    found, expected = drawn(checked, machine, bundle, cases, tmp_path / "out"), drawn_by_python(bundle, cases)
     for a, b in zip(expected, found, strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)
     scales = len(Manifest.load(bundle).scales)
@@ -113,10 +67,10 @@ def test_smooth_sampling_runs_scale_by_scale(
 
 @pytest.mark.parametrize("feature", ["scales", "batch", "busy", "values", "seeds", "stop_between"])
 def test_features(
-    feature: str, rtx: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
+    feature: str, checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
 ) -> None:
     """Those that listen between scales draw the same, with a launch for each."""
-    result = run(rtx / "tests" / "features", bundle, feature, timeout=500, env={**os.environ, **machine})
+    result = run(checked / "tests" / "features", bundle, feature, timeout=500, env={**os.environ, **machine})
     assert result.stdout == ""
     by_scale = trace("^launch: upload [0-9]+; transformer")
     assert bool(by_scale) == (feature in ("scales", "busy"))
@@ -128,13 +82,13 @@ def memory_of(trace: Callable[[str], list[str]]) -> int:
 
 
 def test_memory_that_runs_out(
-    rtx: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
 ) -> None:
     """A large batch frees the small ones and is drawn; where it does not fit at all, a smaller one is drawn again."""
 
     def asked(*requests: str, memory: int = 1 << 30) -> list[tuple[int, str]]:
         Path(machine["STANDIN_TRACE"]).write_text("")
-        live = Live(rtx, bundle, **machine, STANDIN_MEMORY=str(memory))
+        live = Live(checked, bundle, **machine, STANDIN_MEMORY=str(memory))
         assert live.created == (OK, "")
         found = [live.ask(request) for request in requests]
         live.end()
@@ -164,13 +118,13 @@ def test_memory_that_runs_out(
 
 
 def test_memory_that_runs_out_while_an_engine_is_loaded(
-    rtx: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
 ) -> None:
     """The engine of smooth sampling, whose scratch memory does not fit beside a large batch: both are tried again."""
 
     def allocated(*requests: str, memory: int = 1 << 30) -> list[int]:
         Path(machine["STANDIN_TRACE"]).write_text("")
-        live = Live(rtx, bundle, **machine, STANDIN_MEMORY=str(memory))
+        live = Live(checked, bundle, **machine, STANDIN_MEMORY=str(memory))
         assert live.created == (OK, "")
         for request in requests:
             assert live.ask(request) == (OK, "")
@@ -187,7 +141,7 @@ def kernels(machine: dict[str, str]) -> list[Path]:
 
 
 def test_kernels_are_compiled_once(
-    rtx: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
 ) -> None:
     """TensorRT for RTX keeps them in a file for the next process, those of the encoder too."""
     times = []
@@ -198,7 +152,7 @@ def test_kernels_are_compiled_once(
         ("encode", []),
     ):
         Path(machine["STANDIN_TRACE"]).write_text("")
-        live = Live(rtx, bundle, **machine)
+        live = Live(checked, bundle, **machine)
         assert live.ask(request) == (OK, "")
         live.process.kill()  # a process that does not end in order has written the file too
         live.process.communicate()
@@ -208,13 +162,13 @@ def test_kernels_are_compiled_once(
     assert times[0] < times[1] == times[2] == times[3]
 
 
-def test_a_kernel_file_that_is_damaged(rtx: Path, machine: dict[str, str], bundle: Path) -> None:
+def test_a_kernel_file_that_is_damaged(checked: Path, machine: dict[str, str], bundle: Path) -> None:
     """Kernels are compiled again, and the file is replaced."""
     folder = Path(machine["XDG_CACHE_HOME"]) / "var-edge"
     folder.mkdir(parents=True)
     path = folder / "tensorrt_rtx-1.7.0-sm86.kernels"
     path.write_bytes(b"\0damaged")
-    live = Live(rtx, bundle, **machine)
+    live = Live(checked, bundle, **machine)
     assert live.ask("generate") == (OK, "")
     live.end()
     assert "transformer" in json.loads(path.read_text())
@@ -222,14 +176,14 @@ def test_a_kernel_file_that_is_damaged(rtx: Path, machine: dict[str, str], bundl
 
 
 @pytest.mark.parametrize("where", ["file", "folder"])
-def test_a_kernel_file_that_cannot_be_written(where: str, rtx: Path, machine: dict[str, str], bundle: Path) -> None:
+def test_a_kernel_file_that_cannot_be_written(where: str, checked: Path, machine: dict[str, str], bundle: Path) -> None:
     """It is no error: kernels are compiled again the next time."""
     folder = Path(machine["XDG_CACHE_HOME"])
     if where == "file":
         (folder / "var-edge" / "tensorrt_rtx-1.7.0-sm86.kernels").mkdir(parents=True)
     else:
         folder.write_text("a file where the folder should be")
-    live = Live(rtx, bundle, **machine)
+    live = Live(checked, bundle, **machine)
     assert live.created == (OK, "")
     assert live.ask("generate") == (OK, "")
     live.end()

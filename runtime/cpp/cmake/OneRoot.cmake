@@ -21,9 +21,16 @@ function(find_header name header)
     endif()
 endfunction()
 
-# Sets NAME_LIBRARY: the first of the names ARGN in the root that NAME_INCLUDE is of.
+# Sets NAME_LIBRARY: the first of the names ARGN in the root that NAME_INCLUDE is of. What an earlier call found beside
+# other headers is forgotten.
 function(find_library_beside name)
+    if(DEFINED ${name}_BESIDE AND NOT "${${name}_INCLUDE}" STREQUAL "${${name}_BESIDE}"
+            AND "${${name}_LIBRARY}" STREQUAL "${${name}_FOUND_BESIDE}")
+        unset(${name}_LIBRARY CACHE)
+    endif()
     string(REGEX REPLACE "^(.*)/include(/.*)?$" "\\1" root "${${name}_INCLUDE}")
     find_library(${name}_LIBRARY NAMES ${ARGN} PATHS ${root} NO_DEFAULT_PATH
         PATH_SUFFIXES lib/${CMAKE_LIBRARY_ARCHITECTURE} lib64 lib)
+    set(${name}_BESIDE "${${name}_INCLUDE}" CACHE INTERNAL "The headers of an earlier search")
+    set(${name}_FOUND_BESIDE "${${name}_LIBRARY}" CACHE INTERNAL "The library that it found")
 endfunction()

@@ -11,7 +11,7 @@ set(NEEDED_NAMES ${CMAKE_CXX_IMPLICIT_LINK_LIBRARIES})  # the C++ library's, for
 list(REMOVE_ITEM NEEDED_NAMES ${CMAKE_C_IMPLICIT_LINK_LIBRARIES})
 set(NEEDED_FILES)
 if(VAR_EDGE_TENSORRT)
-    list(APPEND NEEDED_FILES ${TensorRT_LIBRARY} ${CUDA_cudart_LIBRARY})
+    list(APPEND NEEDED_FILES ${TensorRT_LIBRARY} ${CUDART_LIBRARY})
 endif()
 set(NEEDED_FILES_INSTALLED ${NEEDED_FILES})
 set(RPATH)
@@ -52,7 +52,7 @@ set_target_properties(var_edge_shared PROPERTIES
     INSTALL_RPATH "${RPATH}" INSTALL_RPATH_USE_LINK_PATH ON
     LINK_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cmake/exports.map)
 if(VAR_EDGE_TENSORRT)
-    target_link_libraries(var_edge_shared PRIVATE ${TensorRT_LIBRARY} ${CUDA_cudart_LIBRARY})
+    target_link_libraries(var_edge_shared PRIVATE ${TensorRT_LIBRARY} ${CUDART_LIBRARY})
 endif()
 if(VAR_EDGE_ONNXRUNTIME)
     # ONNX Runtime's functions carry the mark of their release, and a program linked with it loads beside that release

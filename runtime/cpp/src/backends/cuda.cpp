@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
 
 namespace var_edge_impl {
 
@@ -40,12 +41,22 @@ void require_gpu() {
     check(status, "cudaGetDeviceCount");
 }
 
+// Returns what Linux would give to programs, in bytes; 0 if it does not say.
+std::size_t available_memory() {
+    std::ifstream file("/proc/meminfo");  // "MemAvailable:    1234 kB"
+    for (std::string line; std::getline(file, line);) {
+        unsigned long long kilobytes = 0;
+        if (std::sscanf(line.c_str(), "MemAvailable: %llu", &kilobytes) == 1) return kilobytes * 1024;
+    }
+    return 0;
+}
+
 Gpu first_gpu() {
     require_gpu();
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
     return {properties.name, std::to_string(properties.major) + "." + std::to_string(properties.minor),
-            properties.totalGlobalMem};
+            properties.totalGlobalMem, properties.integrated != 0};
 }
 
 }  // namespace
@@ -74,10 +85,11 @@ Cuda::~Cuda() {
     if (own_) cudaStreamDestroy(stream_);
 }
 
-bool Cuda::has_free(std::size_t size) const {
+std::size_t Cuda::free_bytes() const {
     std::size_t free = 0, total = 0;
     check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
-    return size <= free;
+    // A GPU that shares the CPU's memory counts the cache of files as used, which an allocation gets all the same.
+    return gpu_.integrated ? std::max(free, available_memory()) : free;
 }
 
 Error Cuda::memory_error(std::size_t size) const {

@@ -19,6 +19,7 @@ struct Gpu {
     std::string name;
     std::string capability;  // "8.7"
     std::size_t total_bytes;
+    bool integrated;  // shares its memory with the CPU, as a Jetson's does
 };
 
 struct Discard {
@@ -72,7 +73,7 @@ class Cuda {
     Graph captured(const std::function<void()>& queue) const;
     void launch(const Graph& graph) const;
 
-    bool has_free(std::size_t size) const;
+    std::size_t free_bytes() const;  // that an allocation may get
     Error memory_error(std::size_t size) const;
 
   private:

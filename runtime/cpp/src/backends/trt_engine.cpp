@@ -25,7 +25,7 @@ namespace var_edge_impl {
 namespace {
 
 #if VAR_EDGE_READER_V2
-constexpr std::int64_t READ_BYTES = 64 << 20;  // an engine passes through the host in pieces of this size
+constexpr std::int64_t READ_BYTES = 64 << 20;  // what goes to the GPU passes through the host in pieces of this size
 #endif
 
 struct CloseFile {
@@ -38,8 +38,8 @@ using ReaderBase = nvinfer1::IStreamReaderV2;
 using ReaderBase = nvinfer1::IStreamReader;
 #endif
 
-// Gives TensorRT an engine piece by piece, so that the host never holds all of it. Its virtuals answer with -1, not
-// with an exception.
+// Reads an engine straight into TensorRT's memory, so that the host never holds a copy of it. Its virtuals answer with
+// -1, not with an exception.
 class StreamReader final : public ReaderBase {
   public:
     StreamReader(const std::filesystem::path& path, const Cuda& cuda)
@@ -49,10 +49,9 @@ class StreamReader final : public ReaderBase {
     }
 
 #if VAR_EDGE_READER_V2
-    // It asks again for what a read did not bring.
+    // It may want all weights at once, and nothing says that it asks again for what a read did not bring.
     std::int64_t read(void* target, std::int64_t size, cudaStream_t stream) noexcept override {
         try {
-            size = std::min(size, READ_BYTES);
             return on_host(target) ? read_host(target, size) : read_device(target, size, stream);
         } catch (...) {
             return -1;
@@ -88,11 +87,18 @@ class StreamReader final : public ReaderBase {
 
     std::int64_t read_device(void* target, std::int64_t size, cudaStream_t stream) {
         if (!piece_) piece_ = cuda_->pinned(std::size_t(READ_BYTES));
-        const std::int64_t count = read_host(piece_.get(), size);
-        if (count <= 0) return count;
-        const cudaError_t status = cudaMemcpyAsync(target, piece_.get(), std::size_t(count), cudaMemcpyDefault, stream);
-        // The next piece comes through the same memory.
-        return status == cudaSuccess && cudaStreamSynchronize(stream) == cudaSuccess ? count : -1;
+        std::int64_t done = 0;
+        while (done < size) {
+            const std::int64_t count = read_host(piece_.get(), std::min(size - done, READ_BYTES));
+            if (count < 0) return -1;
+            if (!count) break;  // the end of the file
+            const cudaError_t status = cudaMemcpyAsync(static_cast<std::uint8_t*>(target) + done, piece_.get(),
+                                                       std::size_t(count), cudaMemcpyDefault, stream);
+            // The next piece comes through the same memory.
+            if (status != cudaSuccess || cudaStreamSynchronize(stream) != cudaSuccess) return -1;
+            done += count;
+        }
+        return done;
     }
 #endif
 
@@ -213,8 +219,8 @@ LoadedEngine::LoadedEngine(nvinfer1::IRuntime& runtime, TrtLog& log, const Cuda&
     if (!engine_) {
         const std::size_t size = std::size_t(file_bytes(path));
         const Error error = problem(VAR_EDGE_BAD_BUNDLE, "TensorRT cannot read it");
-        if (!cuda.has_free(size)) throw Error(VAR_EDGE_OUT_OF_MEMORY, path_ + ": " + cuda.memory_error(size).what());
         if (error.status == VAR_EDGE_OUT_OF_MEMORY) throw error;
+        if (size > cuda.free_bytes()) throw out_of_memory(path_ + ": " + cuda.memory_error(size).what());
         throw bad_bundle(error.what() + std::string("; run make engine on this machine"));
     }
     check_tensors(graph);

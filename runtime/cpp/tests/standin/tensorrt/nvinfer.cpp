@@ -385,12 +385,13 @@ std::string read_all(IStreamReaderV2& reader) {
         return std::size_t(count);
     };
     const std::string how = standin::variable("STANDIN_READER", "short");
-    std::string text, piece(HEAD, 0);
-    // Short reads, as the documentation allows: as many as there are.
-    while (const std::size_t count = checked(reader.read(piece.data(), HEAD, nullptr), 0)) text.append(piece, 0, count);
-    if (how == "short") return text;
-    // The header again, then the rest at once: read into the host's memory or the GPU's, and not asked for twice.
+    // Reads of some bytes until there are no more.
+    std::string text, piece(how == "short" ? HEAD : 1 << 20, 0);
+    const auto next = [&] { return checked(reader.read(piece.data(), std::int64_t(piece.size()), nullptr), 0); };
+    while (const std::size_t count = next()) text.append(piece, 0, count);
     if (!reader.seek(-1, SeekPosition::kEND) || !reader.seek(0, SeekPosition::kSET)) throw Problem("seek");
+    if (how == "short") return text;
+    // The head again, then the rest at once: into the host's memory or the GPU's, and not asked for twice.
     checked(reader.read(piece.data(), HEAD, nullptr), std::min<std::int64_t>(HEAD, std::int64_t(text.size())));
     const std::size_t rest = text.size() - std::min<std::size_t>(HEAD, text.size());
     std::string whole = piece.substr(0, text.size()) + std::string(rest, 0);
