@@ -43,6 +43,7 @@ CUDA_EXTRA = $(shell $(PYTHON3) -I export/engine/cuda_extra.py)
 comma     := ,
 
 CALIBRATE := $(if $(IMAGES),--images $(call quoted,$(IMAGES))) $(if $(BUDGET),--budget $(call quoted,$(BUDGET)))
+CALIBRATE += $(if $(SCALES),--scales $(call quoted,$(SCALES)))
 
 .PHONY: help setup demo onnx calibrate engine gpu-check verify bench cpp api lint test test-fast test-full clean
 .DEFAULT_GOAL := help
@@ -72,7 +73,7 @@ onnx: $(INSTALLED) ## export MODEL=var_d16 PRECISION=fp32 [VAR_CHECKPOINT=F VAE_
 	@$(PYTHON) -m export --model $(call quoted,$(MODEL)) --precision $(call quoted,$(PRECISION)) $(WEIGHTS) --out $(BUNDLE)
 
 # INT8 for TensorRT lies in int8, for ONNX Runtime on a CPU in int8-cpu.
-calibrate: $(INSTALLED) ## calibrate MODEL=var_d16 to INT8 [TARGET=trt|cpu IMAGES=128 BUDGET=0.008 METHOD=mse]
+calibrate: $(INSTALLED) ## calibrate MODEL=var_d16 to INT8 [TARGET=trt|cpu SCALES=row|mixed|scale BUDGET=0.004]
 	@$(call exported,fp32)
 	@$(PYTHON) -m calibration $(call built,fp32) --out $(call built,int8$(if $(filter cpu,$(TARGET)),-cpu)) \
 	  --target $(call quoted,$(or $(TARGET),trt)) --method $(call quoted,$(or $(METHOD),mse)) $(CALIBRATE)

@@ -24,10 +24,16 @@ from runtime.sampling import TOP_K, Sampling
     help="What runs the bundle: TensorRT (trt) or ONNX Runtime on a CPU (cpu).",
 )
 @click.option(
+    "--scales",
+    type=click.Choice(["row", "scale", "mixed"]),
+    help="Where the scales of INT8 activations come from: each row itself (row; draws no images, and the decoder's "
+    "convolutions stay float), measured ranges (scale), or each row and measured ranges in the decoder (mixed).  "
+    "[default: row, with --target cpu mixed]",
+)
+@click.option(
     "--images",
     type=Number(int, limits.PICTURES),
-    default=128,
-    help="Number of images to draw for measuring the ranges of activations.",
+    help="Number of images to draw for measuring the ranges of activations.  [default: 16, with --scales scale 128]",
 )
 @click.option(
     "--method",
@@ -52,8 +58,8 @@ from runtime.sampling import TOP_K, Sampling
     "--channel-scaling",
     "--smoothing",
     type=click.Choice(["adaln", "all", "none"]),
-    default="adaln",
-    help="Layers whose channels are scaled (SmoothQuant): those after AdaLN (adaln), all, or none.",
+    help="Layers whose channels are scaled (SmoothQuant): those after AdaLN (adaln), all, or none.  "
+    "[default: adaln, with --scales row none]",
 )
 @click.option(
     "--alpha",
@@ -78,12 +84,13 @@ def main(
     bundle: Path,
     out: Path,
     target: str,
-    images: int,
+    scales: str | None,
+    images: int | None,
     method: str,
     budget: float | None,
     overrides: tuple[str, ...],
     weights_only: bool,
-    channel_scaling: str,
+    channel_scaling: str | None,
     alpha: float,
     seed: int,
     first: int,
@@ -105,10 +112,13 @@ def main(
         require("--budget", "matplotlib")  # for the map of what it measured
 
     from calibration.make import Request, make_int8
+    from calibration.plan import DEFAULT_SCALES
     from calibration.record import Settings
 
-    settings = Settings(seed, Sampling.cfg, TOP_K, Sampling.top_p, channel_scaling, alpha)
-    request = Request(target, method, images, first, settings, budget, kinds, weights_only, tuple(sizes), merge)
+    scales = scales or DEFAULT_SCALES[target]
+    scaled = channel_scaling or ("none" if scales == "row" else "adaln")
+    settings = Settings(seed, Sampling.cfg, TOP_K, Sampling.top_p, scaled, alpha)
+    request = Request(target, scales, method, images, first, settings, budget, kinds, weights_only, tuple(sizes), merge)
     with progress_bar() as progress:
         summary = make_int8(bundle, out, request, calibration, progress, warn)
     click.echo(f"{out}: {summary}")

@@ -11,7 +11,7 @@ import click
 
 from calibration.bundle import quantize_bundle
 from calibration.collect import collect
-from calibration.plan import DIGITS, FLOAT, INT8, Plan, default_plan
+from calibration.plan import DIGITS, FLOAT, INT8, MIXED, ROW, SCALE, Plan, default_plan
 from calibration.record import Calibration, Settings
 from calibration.sensitivity import measure, within_budget
 from calibration.sites import Site, all_sites
@@ -40,11 +40,10 @@ def rows(
 ) -> list[Row]:
     """Return the rows of the table, from the INT8 of a generic tool to the plan of this project."""
     everything = {site.key: INT8 for site in sites}
-    high = {k: FLOAT if kind == FLOAT else INT8 for k, kind in default_plan(sites).items()}
-    digits = {
-        k: DIGITS if kind == DIGITS and k.startswith("condition") else high[k]
-        for k, kind in default_plan(sites).items()
-    }
+    static = default_plan(sites, SCALE)
+    high = {k: FLOAT if kind == FLOAT else INT8 for k, kind in static.items()}
+    digits = {k: DIGITS if kind == DIGITS and k.startswith("condition") else high[k] for k, kind in static.items()}
+    without_images = Calibration(plain.bundle, plain.settings)
     whole = TARGETS[target]
     naive = replace(whole, per_channel=False)
     found = [
@@ -57,7 +56,21 @@ def rows(
         Row("+ channels scaled into AdaLN", everything, scaled, whole, "mse"),
         Row("+ head, attention, first and last convolution float", high, scaled, whole, "mse"),
         Row("+ condition in two digits", digits, scaled, whole, "mse"),
-        Row("+ fc2 in two digits (the default plan)", default_plan(sites), scaled, whole, "mse"),
+        Row("+ fc2 in two digits (--scales scale)", static, scaled, whole, "mse"),
+        Row(
+            "+ activations with a scale for each row (--scales mixed)",
+            default_plan(sites, MIXED),
+            scaled,
+            whole,
+            "mse",
+        ),
+        Row(
+            "  without images, channel scaling and INT8 in the decoder (--scales row)",
+            default_plan(sites, ROW),
+            without_images,
+            whole,
+            "mse",
+        ),
     ]
     return (
         [*found, Row("+ the most sensitive layers in two digits", planned, scaled, whole, "mse")] if planned else found
@@ -91,8 +104,8 @@ def study(
     scaled = collect(bundle, scratch / "scaled.json", images, Settings(), 0, progress, sites)
     planned = None
     if budget is not None:
-        sensitivity = measure(bundle, scratch / "sensitivity.json", scaled, target, "mse", progress, sites)
-        planned, _ = within_budget(sites, default_plan(sites), sensitivity, budget)
+        sensitivity = measure(bundle, scratch / "sensitivity.json", scaled, target, MIXED, "mse", progress, sites)
+        planned, _ = within_budget(sites, default_plan(sites, MIXED), sensitivity, budget)
     teacher = Teacher.draw(Pipeline(bundle, verify=False), tokens, sizes=(batch,))
     wanted = rows(bundle, sites, target, plain, scaled, planned)
     results = []
@@ -107,12 +120,14 @@ def study(
 def table(results: Sequence[tuple[str, Fidelity]]) -> str:
     """Return the results as a Markdown table."""
     lines = [
-        "| plan | mean KL | top-1 agreement | logit error at the last scale | PSNR of pictures |",
-        "|---|---|---|---|---|",
+        "| plan | KL of a token | mean KL of the scales | top-1 agreement | logit error at the last scale "
+        "| PSNR of pictures |",
+        "|---|---|---|---|---|---|",
     ]
     for name, found in results:
-        cells = f"{found.kl:.4f} | {found.agreement:.1%} | {found.scales[-1].logit_error:.3f} | {found.psnr:.1f} dB"
-        lines.append(f"| {name.strip()} | {cells} |")
+        scales = sum(scale.kl for scale in found.scales) / len(found.scales)
+        logits = f"{found.agreement:.1%} | {found.scales[-1].logit_error:.3f}"
+        lines.append(f"| {name.strip()} | {found.kl:.4f} | {scales:.4f} | {logits} | {found.psnr:.1f} dB |")
     return "\n".join(lines)
 
 

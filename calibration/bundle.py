@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.collect import tensors
-from calibration.plan import DIGITS, INT8, Plan
+from calibration.plan import CALIBRATED, DIGITS, Plan
 from calibration.quantize import Quantizer
 from calibration.ranges import METHODS, CalibrationError, Histogram
 from calibration.record import Calibration
@@ -101,10 +101,13 @@ def quantize_bundle(
 def activations(
     sites: Sequence[Site], calibration: Calibration, plan: Plan, target: Target, method: str
 ) -> dict[str, Activation]:
-    """Return how the tensors around every INT8 product become 8 bits, by name. Raises CalibrationError."""
+    """Return how the tensors around INT8 products with calibrated ranges become 8 bits, by name.
+
+    Raises CalibrationError.
+    """
     found = {}
     for site in sites:
-        if plan[site.key] not in (INT8, DIGITS):
+        if plan[site.key] not in CALIBRATED:
             continue
         for name in tensors(site):
             if name.endswith(" output") and not target.unsigned:

@@ -46,8 +46,7 @@ def collect(
     if settings.seed + first + images > limits.SEED.most:
         raise SettingsError(f"--seed: expected at most 2**64 - {first + images}, found {settings.seed}")
     manifest = Manifest.load(bundle)
-    if manifest.precision is not Precision.FP32:
-        raise SettingsError(f"{bundle}: calibration starts from a bundle in fp32, found {manifest.precision}")
+    check_source(bundle, manifest)
     sites = sites or all_sites(bundle, manifest)
     if path.exists():
         found = Calibration.load(path)
@@ -83,6 +82,12 @@ def collect(
         found.add_picture(i)
         found.write(path)
     return found
+
+
+def check_source(bundle: Path, manifest: Manifest) -> None:
+    """Raise SettingsError unless `bundle` is in FP32, as calibration starts from."""
+    if manifest.precision is not Precision.FP32:
+        raise SettingsError(f"{bundle}: calibration starts from a bundle in fp32, found {manifest.precision}")
 
 
 def _observed(sites: Sequence[Site]) -> dict[str, Shapes]:

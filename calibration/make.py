@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from calibration.bundle import quantize_bundle
-from calibration.collect import collect
-from calibration.plan import Plan, default_plan, with_overrides
-from calibration.record import FILE_NAME, Calibration, Settings
+from calibration.collect import check_source, collect
+from calibration.plan import ROW, Plan, default_plan, images_needed, with_overrides
+from calibration.ranges import CalibrationError
+from calibration.record import FILE_NAME, Calibration, Settings, fingerprint
 from calibration.sensitivity import FILE_NAME as SENSITIVITY
 from calibration.sensitivity import Sensitivity, heat_map, measure, table, within_budget
 from calibration.sites import Site, all_sites
@@ -29,8 +31,9 @@ class Request:
     """The user's options; see `python -m calibration --help`."""
 
     target: str = "trt"
+    scales: str = ROW
     method: str = "mse"
-    images: int = 128
+    images: int | None = None  # None: as many as the plan needs
     first: int = 0
     settings: Settings = DEFAULTS
     budget: float | None = None
@@ -57,34 +60,69 @@ def make_int8(
     check_target(path, ".json", sources=(bundle,))
     # Check everything that can be wrong before hours of collecting.
     sites = all_sites(bundle, Manifest.load(bundle, verify=False))
-    plan: Plan = default_plan(sites, request.weights_only)
-    with_overrides(plan, dict(request.overrides))
+    plan: Plan = default_plan(sites, request.scales, request.weights_only)
+    wanted = with_overrides(sites, plan, dict(request.overrides))
+    scaled = request.settings.channel_scaling != "none"
+    needed = images_needed(sites, wanted, scaled)
+    if request.budget is not None:  # layers are measured with the scales of the plan before overrides
+        needed = max(needed, images_needed(sites, plan, scaled))
     others = {other: Calibration.load(other) for other in request.merge}
     sensitivity, expected = None, None
     with exclusive(path, "wait for it or give another --calibration file"):
-        found = collect(bundle, path, request.images, request.settings, request.first, progress, sites)
-        for other, calibration_there in others.items():
-            found.merge(calibration_there, str(other))
-            found.write(path)
+        found = _calibrated(bundle, path, request, needed, others, progress, sites)
         if request.budget is not None:
-            where = path.with_name(f"{request.target}-{request.method}-{SENSITIVITY}")
-            sensitivity = measure(bundle, where, found, request.target, request.method, progress, sites)
+            where = path.with_name(f"{request.target}-{request.scales}-{request.method}-{SENSITIVITY}")
+            target, scales, method = request.target, request.scales, request.method
+            sensitivity = measure(bundle, where, found, target, scales, method, progress, sites)
             plan, expected = within_budget(sites, plan, sensitivity, request.budget)
-    plan = with_overrides(plan, dict(request.overrides))
+    plan = with_overrides(sites, plan, dict(request.overrides))
 
     def report(folder: Path) -> None:
         (folder / REPORT).write_text(_report(request, found, plan, sites, sensitivity, expected), encoding="utf-8")
         if sensitivity:
             heat_map(sensitivity, sites, folder / HEAT_MAP)
 
-    target, method, batches = TARGETS[request.target], request.method, request.batches
-    quantize_bundle(bundle, out, found, plan, target, method, batches, progress, [report], warn)
+    form, batches = TARGETS[request.target], request.batches
+    quantize_bundle(bundle, out, found, plan, form, request.method, batches, progress, [report], warn)
     size = sum(file.stat().st_size for file in out.iterdir())
     return f"int8 for {request.target}, {size / 1e6:.1f} MB; {_counted(plan)}; see {out / REPORT}"
 
 
+def _calibrated(
+    bundle: Path,
+    path: Path,
+    request: Request,
+    needed: int,
+    others: Mapping[Path, Calibration],
+    progress: Progress,
+    sites: list[Site],
+) -> Calibration:
+    """Return what `needed` images tell, or as many as were asked for; without drawing any if none are needed."""
+    if not needed:
+        if request.images is not None or others:
+            option = "--merge" if others else f"--images {request.images}"
+            raise CalibrationError(
+                f"{option}: no layer has calibrated ranges, so no image is drawn; leave it out or give --scales mixed"
+            )
+        manifest = Manifest.load(bundle, verify=False)
+        check_source(bundle, manifest)
+        return Calibration(fingerprint(manifest), replace(request.settings, channel_scaling="none"))
+    found = collect(bundle, path, request.images or needed, request.settings, request.first, progress, sites)
+    for other, calibration in others.items():
+        found.merge(calibration, str(other))
+        found.write(path)
+    return found
+
+
 def _counted(plan: Plan) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in Counter(plan.values()).most_common())
+
+
+def _drawn(request: Request, calibration: Calibration) -> str:
+    if not calibration.count:
+        return "No pictures were drawn: no layer has calibrated ranges."
+    scaling = calibration.settings.channel_scaling
+    return f"Ranges: {request.method} of {calibration.count} pictures, smoothing {scaling}; scales: {request.scales}."
 
 
 def _report(
@@ -98,7 +136,7 @@ def _report(
     lines = [
         f"# INT8 for {request.target}",
         "",
-        f"Ranges: {request.method} of {calibration.count} pictures, smoothing {request.settings.channel_scaling}.",
+        _drawn(request, calibration),
         "",
         f"Layers: {_counted(plan)}.",
         "",

@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.graph_editor import BYTE, FLOAT32, UNSIGNED, GraphEditor, redirect
-from calibration.plan import DIGITS, INT8, WEIGHTS
+from calibration.plan import QUANTIZED, ROWS, TWO_DIGITS, WEIGHTS
+from calibration.row_scales import row_scale
 from calibration.target import SCALES, ZERO_POINTS, Activation, step_input
 from calibration.weight import Int8Weight
 
@@ -19,7 +20,7 @@ SECOND_DIGIT = 254.0  # the remainder after rounding is at most half a step; tim
 class Operands:
     """How the data around a product becomes 8 bits."""
 
-    input: Activation | None  # None: only the weight is INT8
+    input: Activation | None  # None: only the weight is INT8, or each row has its own scale
     output: Activation | None  # for a convolution that writes 8 bits
     place: int | None  # index in the block's inputs of scales and zero points; None: they are constants
     channels: np.ndarray | None  # (C,): the operand is divided by it here; None: not scaled, or `condition` scales it
@@ -56,10 +57,11 @@ class Product:
             inverse = edit.weight("smoothing", FLOAT32, channels.shape, lambda: 1 / channels)
             operand = edit.before("Mul", [operand, inverse], FLOAT32, "smoothed")
         edit.node.replace_input_with(1, self._dequantized_weight(axis=1))
-        if self._kind in (INT8, DIGITS):
-            scale, zero = self._scale_and_zero()
+        if self._kind in ROWS:
+            operand = self._symmetric(operand, *row_scale(edit, operand, self._one_sided(operand)), product)
+        elif self._kind in QUANTIZED:
             emit = self._unsigned if self._target.unsigned else self._symmetric
-            operand = emit(operand, scale, zero, product)
+            operand = emit(operand, *self._scale_and_zero(), product)
         edit.node.replace_input_with(0, operand)
 
     def _symmetric(self, x: ir.Value, scale: ir.Value, zero: ir.Value | None, product: ir.Value) -> ir.Value:
@@ -76,6 +78,11 @@ class Product:
         edit.behind("Mul", last, scale, "scaled")
         return digits
 
+    def _one_sided(self, x: ir.Value) -> bool:
+        """Return whether a zero point pays for `x`: behind a GELU. Two digits are precise enough without."""
+        maker = x.producer()
+        return maker is not None and maker.op_type == "Gelu" and self._kind not in TWO_DIGITS
+
     def _unsigned(self, x: ir.Value, scale: ir.Value, zero: ir.Value | None, product: ir.Value) -> ir.Value:
         digits = self._digits(x, scale, zero)
         self._sum_digits(product)
@@ -83,9 +90,9 @@ class Product:
 
     def _digits(self, x: ir.Value, scale: ir.Value | None, zero: ir.Value | None) -> ir.Value:
         """Round once; for two digits, round the rows of the first digit followed by the rows of the second."""
-        if self._kind == DIGITS:
+        if self._kind in TWO_DIGITS:
             edit = self._edit
-            into, zero_point = scale or self._unit("in"), zero if self._target.unsigned else self._zero()
+            into, zero_point = scale or self._unit("in"), zero or self._zero()
             q = edit.before("QuantizeLinear", [x, into, zero_point], self._byte, "first.quantized")
             first = edit.before("DequantizeLinear", [q, into, zero_point], FLOAT32, "first")
             rest = edit.before("Sub", [x, first], FLOAT32, "rest")
@@ -95,7 +102,7 @@ class Product:
 
     def _sum_digits(self, product: ir.Value) -> ir.Value:
         """Add the products of both digits, the second one scaled down; without digits, return the product."""
-        if self._kind != DIGITS:
+        if self._kind not in TWO_DIGITS:
             return product
         edit, readers = self._edit, list(product.uses())
         first, second = edit.split(product, "by_digit", ("first", "second"))
@@ -146,7 +153,7 @@ class Product:
             found = self._operands.input
             assert found is not None
             out = self._edit.weight("input_scale.out", FLOAT32, (), lambda: found.scale[0])
-        zero_point = zero if self._target.unsigned else self._zero()
+        zero_point = zero or self._zero()
         q = self._edit.before("QuantizeLinear", [x, into, zero_point], self._byte, "quantized")
         return self._edit.before("DequantizeLinear", [q, out, zero_point], FLOAT32, "dequantized")
 
@@ -155,7 +162,8 @@ class Product:
         return UNSIGNED if self._target.unsigned else BYTE
 
     def _zero(self) -> ir.Value:
-        return self._edit.shared_weight("zero_point", BYTE, (), lambda: np.array(0))
+        middle = 128 if self._target.unsigned else 0
+        return self._edit.shared_weight("zero_point", self._byte, (), lambda: np.array(middle))
 
     def _unit(self, end: str) -> ir.Value:
         return self._edit.shared_weight(f"unit_scale.{end}", FLOAT32, (), lambda: np.array(1, np.float32))

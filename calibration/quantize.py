@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.graph_editor import FLOAT32, UNSIGNED, GraphEditor, add_weight
-from calibration.plan import DIGITS, FLOAT, INT8, Plan
+from calibration.plan import FLOAT, QUANTIZED, Plan
 from calibration.product import Operands, Product
 from calibration.sites import Site, modulated_by
 from calibration.target import SCALES, ZERO_POINTS, Activation, Target, step_input
@@ -36,7 +36,7 @@ class Quantizer:
         self._places: dict[str, int] = {}  # site -> its index in the block's inputs
         self._target, self._activations, self._read = target, activations, read
         self._fold, self._plan = fold, plan
-        self._scaling = {key: vector for key, vector in channel_scaling.items() if plan[key] in (INT8, DIGITS)}
+        self._scaling = {key: vector for key, vector in channel_scaling.items() if plan[key] in QUANTIZED}
 
     def rewrite(self, graph: Signature, model: ir.Model, sites: Sequence[Site]) -> Signature:
         """Change `model` in place; return its signature with the added inputs."""

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from calibration.bundle import activations, remove_unused
-from calibration.plan import DIGITS, FLOAT, INT8, Plan
+from calibration.plan import FLOAT, ONE_TO_TWO_DIGITS, QUANTIZED, TWO_TO_ONE_DIGIT, Plan, alone
 from calibration.quantize import Quantizer
 from calibration.record import Calibration
 from calibration.sites import Site, all_sites, open_graph
@@ -30,7 +30,7 @@ from runtime.files.atomic import atomic_file
 from runtime.pipeline import Pipeline
 from runtime.progress import Progress, silent
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "sensitivity.json"
 TOKENS, TOKENS_OF_WIDE = 300, 64  # compared at every scale; fewer for wide models, where a layer takes seconds
 WIDE = 512  # channels; wider models generate images one at a time
@@ -65,6 +65,7 @@ class Sensitivity:
     schema_version: int
     bundle: dict[str, str]
     target: str
+    scales: str
     method: str
     calibration: dict[str, Any]
     layers: dict[str, Layer]
@@ -79,24 +80,26 @@ def measure(
     path: Path,
     calibration: Calibration,
     target: str,
+    scales: str,
     method: str,
     progress: Progress = silent,
     sites: Sequence[Site] | None = None,
 ) -> Sensitivity:
-    """Measure every layer; write `path` after each. If `path` exists, measuring resumes.
+    """Measure every layer that these `scales` can make INT8; write `path` after each. If `path` exists, resume.
 
     `sites` are those of the bundle, if they are known. Raises BundleError.
     """
     manifest = Manifest.load(bundle, verify=False)
-    found = Sensitivity(SCHEMA_VERSION, calibration.bundle, target, method, calibration.settings.to_json(), {})
+    settings = calibration.settings.to_json()
+    found = Sensitivity(SCHEMA_VERSION, calibration.bundle, target, scales, method, settings, {})
     if path.exists():
         before = load(Sensitivity, path, SCHEMA_VERSION, "", "remove it")
         if {**asdict(found), "layers": {}} == {**asdict(before), "layers": {}}:
             found.layers.update(before.layers)  # else the file is of another bundle, target, method or calibration
-    bench = _Bench(bundle, manifest, sites or all_sites(bundle, manifest), calibration, target, method)
-    wanted = [ALL_DIGITS, *(site.key for site in bench.sites)]
-    scales = len(manifest.scales)
-    for key in [key for key, layer in found.layers.items() if key not in wanted or not layer.fits(key, scales)]:
+    bench = _Bench(bundle, manifest, sites or all_sites(bundle, manifest), calibration, target, scales, method)
+    wanted = [ALL_DIGITS, *(key for key, kind in bench.alone.items() if kind != FLOAT)]
+    count = len(manifest.scales)
+    for key in [key for key, layer in found.layers.items() if key not in wanted or not layer.fits(key, count)]:
         del found.layers[key]  # damaged: measure it again
     for i, key in enumerate(wanted):
         if key not in found.layers:
@@ -116,15 +119,15 @@ def within_budget(
     nearly add up. Raises BundleError if even two digits for all layers lose more than `budget`.
     """
     changed, layers = dict(plan), sensitivity.layers
-    planned = [site for site in sites if plan[site.key] in (INT8, DIGITS)]
+    planned = [site for site in sites if plan[site.key] in QUANTIZED]
     costs = {site.key: layers[site.key].mean_kl for site in planned if site.graph == TRANSFORMER}
-    changed.update(dict.fromkeys(costs, INT8))
+    changed.update({key: TWO_TO_ONE_DIGIT.get(plan[key], plan[key]) for key in costs})
     base = layers[ALL_DIGITS].mean_kl
     sizes = {site.key: math.prod(site.weight_shape) for site in sites}
     for key in sorted(costs, key=lambda key: -costs[key] / sizes[key]):
         if base + sum(costs.values()) <= budget:
             break
-        changed[key] = DIGITS
+        changed[key] = ONE_TO_TWO_DIGITS[changed[key]]
         del costs[key]
     if (expected := base + sum(costs.values())) > budget:
         raise BundleError(
@@ -149,6 +152,7 @@ class _Bench:
         sites: Sequence[Site],
         calibration: Calibration,
         target: str,
+        scales: str,
         method: str,
     ) -> None:
         self._bundle, self._manifest, self._calibration = bundle, manifest, calibration
@@ -159,15 +163,15 @@ class _Bench:
         wide = manifest.model.width > WIDE
         tokens, batch = (TOKENS_OF_WIDE, 1) if wide else (TOKENS, BATCH)
         self._teacher = Teacher.draw(self._pipeline, tokens, sizes=(batch,))
-        self.sites = sites
+        self.sites, self.alone = sites, alone(sites, scales)
 
     def layer(self, key: str) -> Layer:
         """Measure the site `key` in INT8, or for ALL_DIGITS all layers of the transformer in two digits."""
         if key == ALL_DIGITS:
-            plan = {site.key: DIGITS if site.graph == TRANSFORMER else FLOAT for site in self.sites}
-            plan["transformer: head"] = FLOAT
+            inside = {site.key for site in self.sites if site.graph == TRANSFORMER and site.name != "head"}
+            plan = {k: ONE_TO_TWO_DIGITS[kind] if k in inside else FLOAT for k, kind in self.alone.items()}
         else:
-            plan = {site.key: INT8 if site.key == key else FLOAT for site in self.sites}
+            plan = {k: kind if k == key else FLOAT for k, kind in self.alone.items()}
         name = key.split(":")[0]
         if self._replaced not in (None, name):
             self._backend.restore_graph(str(self._replaced))
@@ -237,8 +241,9 @@ def table(sensitivity: Sensitivity, plan: Plan) -> str:
         found = layers[key]
         cells = f"{found.mean_kl:.1e} | {found.logit_error[-1]:.4f} | {found.agreement[-1]:.1%}"
         lines.append(f"| {key} | {plan.get(key, '')} | {cells} |")
-    lines += ["", "| layer alone INT8 | plan | PSNR of pictures |", "|---|---|---|"]
     pictures = {key: found.psnr or np.inf for key, found in layers.items() if not found.kl}
+    if pictures:
+        lines += ["", "| layer alone INT8 | plan | PSNR of pictures |", "|---|---|---|"]
     lines += [
         f"| {key} | {plan[key]} | {pictures[key]:.1f} dB |" for key in sorted(pictures, key=lambda k: pictures[k])
     ]
@@ -253,8 +258,9 @@ def heat_map(sensitivity: Sensitivity, sites: Sequence[Site], path: Path) -> Non
     from matplotlib import pyplot
     from matplotlib.colors import LogNorm
 
-    keys = [site.key for site in sites if sensitivity.layers[site.key].kl]
-    values = np.maximum(np.array([sensitivity.layers[key].kl for key in keys]), 1e-7)  # (layers, K)
+    layers = sensitivity.layers
+    keys = [site.key for site in sites if site.key in layers and layers[site.key].kl]
+    values = np.maximum(np.array([layers[key].kl for key in keys]), 1e-7)  # (layers, K)
     figure, axes = pyplot.subplots(figsize=(6.5, 1.6 + 0.22 * len(keys)), layout="constrained")
     image = axes.imshow(values, aspect="auto", norm=LogNorm(), cmap="magma")
     axes.set_yticks(range(len(keys)), [key.split(": ")[1] for key in keys], fontsize=7)

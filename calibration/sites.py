@@ -40,6 +40,11 @@ class Site:
         return self.weight_shape[0 if self.op == "MatMul" else 1]
 
     @property
+    def has_rows(self) -> bool:
+        """Whether each row of the operand becomes a row of the result. A convolution adds up a window of the map."""
+        return self.op != "Conv"
+
+    @property
     def block(self) -> str:
         """The number of the transformer block, "03", or the site's name outside the blocks."""
         found = re.match(r"blocks\.(\d+)\.", self.name)

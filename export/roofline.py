@@ -96,7 +96,7 @@ def stages(model: Model, precision: str, batch: int = 1) -> Iterator[Work]:
         following = model.patch_nums[(k + 1) % len(model.patch_nums) or 1] ** 2
         yield _step(model, precision, 2 * batch, side * side, offset, following)
         offset += side * side
-    yield from [_decoder(model, precision)] * batch
+    yield from [_decoder(model)] * batch
 
 
 def _condition(model: Model, precision: str, batch: int) -> Work:
@@ -150,7 +150,7 @@ def _step(model: Model, precision: str, columns: int, tokens: int, past: int, fo
 
 @dataclass(frozen=True)
 class _Layer:
-    """A convolution of the decoder: what it reads besides its operand, and whether INT8 plans leave it in FP16."""
+    """A convolution of the decoder, and what it reads besides its operand."""
 
     side: int
     channels_in: int
@@ -159,36 +159,35 @@ class _Layer:
     normed: bool = False  # a GroupNorm makes its operand
     added: bool = False  # the residual is added to its result
     resized: bool = False  # its operand is the map before, enlarged
-    kept: bool = False  # in FP16 with INT8, too
 
 
-def _decoder(model: Model, precision: str) -> Work:
-    weights = activations = 0.0
-    flop = {FP16: 0.0, precision: 0.0}
+def _decoder(model: Model) -> Work:
+    """Return the work of the decoder, which the default plan of INT8 leaves in FP16."""
+    weights = activations = flop = 0.0
+    one = BYTES[FP16]
     for layer in _layers(model):
-        kind = FP16 if layer.kept else precision
         size, pixels = layer.kernel**2 * layer.channels_in * layer.channels_out, layer.side**2
-        weights += BYTES[kind] * size + 2 * layer.channels_out
+        weights += one * (size + layer.channels_out)
         if layer.normed:
             weights += 2 * 4 * layer.channels_in  # weight and bias of the norm
-            activations += (2 + BYTES[kind]) * pixels * layer.channels_in
+            activations += 2 * one * pixels * layer.channels_in
         if layer.resized:
-            activations += (2 / 4 + BYTES[kind]) * pixels * layer.channels_in
-        activations += pixels * (BYTES[kind] * layer.channels_in + 2 * layer.channels_out * (1 + layer.added))
-        flop[kind] += 2 * pixels * size
+            activations += (one / 4 + one) * pixels * layer.channels_in
+        activations += one * pixels * (layer.channels_in + layer.channels_out * (1 + layer.added))
+        flop += 2 * pixels * size
     pixels, width, count = model.grid**2, model.ch * model.ch_mult[-1], model.num_res_blocks + 2
     maps = 2 * pixels * width * (3 + 3 + 2 + 1 + 1)  # split q, k, v: read and write; scores; weighted sum
     activations += count * (maps + 2 * pixels**2 * 4) + 4 * pixels * model.code_size + 5 * model.image_size**2 * 3
-    flop[FP16] += count * 4 * pixels**2 * width
-    return Work("decoder", weights, activations=activations, flop=flop)
+    flop += count * 4 * pixels**2 * width
+    return Work("decoder", weights, activations=activations, flop={FP16: flop})
 
 
 def _layers(model: Model) -> Iterator[_Layer]:
     """Yield the convolutions of the decoder in order; `export.model.vqvae.Decoder` is the model."""
     widths = [model.ch * multiplier for multiplier in model.ch_mult]
     side, channels = model.grid, widths[-1]
-    yield _Layer(side, model.code_size, model.code_size, model.quant_conv_ks, kept=True)
-    yield _Layer(side, model.code_size, channels, kept=True)
+    yield _Layer(side, model.code_size, model.code_size, model.quant_conv_ks)
+    yield _Layer(side, model.code_size, channels)
     yield from _residual(side, channels, channels)
     yield from _attention(side, channels)
     yield from _residual(side, channels, channels)
@@ -201,7 +200,7 @@ def _layers(model: Model) -> Iterator[_Layer]:
         if level:
             side *= 2
             yield _Layer(side, channels, channels, resized=True)
-    yield _Layer(side, channels, 3, normed=True, kept=True)
+    yield _Layer(side, channels, 3, normed=True)
 
 
 def _residual(side: int, before: int, after: int) -> Iterator[_Layer]:
@@ -212,8 +211,8 @@ def _residual(side: int, before: int, after: int) -> Iterator[_Layer]:
 
 
 def _attention(side: int, channels: int) -> Iterator[_Layer]:
-    yield _Layer(side, channels, 3 * channels, kernel=1, normed=True, kept=True)
-    yield _Layer(side, channels, channels, kernel=1, added=True, kept=True)
+    yield _Layer(side, channels, 3 * channels, kernel=1, normed=True)
+    yield _Layer(side, channels, channels, kernel=1, added=True)
 
 
 PAGE = """\
@@ -231,7 +230,7 @@ besides is in [Kernels](engines.md#kernels). The command also takes the director
 
 Each scale reads the weights, reads keys and values of all scales so far, and writes its own. Activations are the
 tensors between two kernels, fused as [the engines](engines.md) are; a large L2 cache keeps many of them out of memory.
-INT8 is the [default plan](../int8.md), where `fc2` and the condition take two products.
+INT8 is the [default plan](../int8.md), where `fc2` and the condition take two products and the decoder is in FP16.
 
 | model | precision | batch | weights | keys, values | activations | decoder, all bytes | transformer | decoder |
 |---|---|---|---|---|---|---|---|---|

@@ -18,6 +18,7 @@ import pytest
 import runtime.backends.ort  # noqa: F401  before any import of onnxruntime: its telemetry is off
 from calibration.collect import collect
 from calibration.make import Request, make_int8
+from calibration.plan import MIXED, SCALE
 from calibration.record import Calibration, Settings
 from export.bundle import export_bundle
 from export.checkpoint.recipe import Recipe
@@ -202,11 +203,15 @@ def calibration(calibration_file: Path) -> Calibration:
 
 @pytest.fixture(scope="session")
 def int8_bundles(demo_bundle: Path, calibration_file: Path, shared: Shared) -> dict[str, Path]:
-    """By target, with the default plan."""
+    """With the default plans: "trt" and "cpu" have calibrated scales, "trt-row" and "cpu-row" row scales.
+
+    The convolutions of all four have calibrated scales.
+    """
 
     def make(folder: Path) -> None:
         for target in ("trt", "cpu"):
-            make_int8(demo_bundle, folder / target, Request(target, images=IMAGES), calibration_file)
+            for name, scales in ((target, SCALE), (f"{target}-row", MIXED)):
+                make_int8(demo_bundle, folder / name, Request(target, scales, images=IMAGES), calibration_file)
 
     folder = shared("int8", make)
-    return {target: folder / target for target in ("trt", "cpu")}
+    return {name: folder / name for name in ("trt", "cpu", "trt-row", "cpu-row")}

@@ -44,7 +44,7 @@ LAYERS = (
     ("export.__main__", "export.bench", "export.fidelity", "export.gpu_check", "export.roofline"),  # commands
     ("calibration.", "calibration.sites", "calibration.ranges", "calibration.channel_scaling"),
     ("calibration.plan", "calibration.record", "calibration.target", "calibration.weight"),
-    ("calibration.graph_editor",),
+    ("calibration.graph_editor", "calibration.row_scales"),
     ("calibration.product",),
     ("calibration.quantize",),
     ("calibration.collect",),

@@ -72,16 +72,18 @@ def main(reference: Path, candidates: tuple[Path, ...], per_class: int, tokens: 
     )
     click.echo(f"{other.accuracy:.1%}; Fréchet distance between the two {own:.3f}.\n")
     click.echo(
-        "| bundle | accuracy | drop | Fréchet distance to FP32 of other seeds | of FP32's own | mean KL | PSNR |"
+        "| bundle | accuracy | drop | Fréchet distance to FP32 of other seeds | of FP32's own | KL of a token "
+        "| mean KL of the scales | PSNR |"
     )
-    click.echo("|---|---|---|---|---|---|---|")
+    click.echo("|---|---|---|---|---|---|---|---|")
     agreements = []
     for path in candidates:
         found, fidelity = judged(classifier, images[path], labels), teacher.compare(Pipeline(path))
         distance = frechet_distance(found.features, other.features)
+        of_scales = np.mean([scale.kl for scale in fidelity.scales])
         click.echo(
             f"| {path} | {found.accuracy:.1%} | {100 * (base.accuracy - found.accuracy):+.1f} points | {distance:.3f} "
-            f"| {distance / own:.2f}x | {fidelity.kl:.4f} | {fidelity.psnr:.1f} dB |"
+            f"| {distance / own:.2f}x | {fidelity.kl:.4f} | {of_scales:.4f} | {fidelity.psnr:.1f} dB |"
         )
         cells = [f"{scale.agreement:.1%} of {scale.tokens}" for scale in fidelity.scales]
         agreements.append(f"| {path} | {' | '.join(cells)} |")

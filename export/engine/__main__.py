@@ -12,6 +12,7 @@ from runtime import limits
 from runtime.cli import FILE, Number, batch_sizes, command, reports_errors, warn
 from runtime.errors import SettingsError
 from runtime.files.bounded import open_file
+from runtime.files.cache import cache_directory
 from runtime.files.outputs import ENGINES, check_directory, check_target
 from runtime.optional import require
 from runtime.progress import progress_bar
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 TIMINGS = (".timing", ".cache")  # suffixes allowed for --timing-cache: any other file may be the user's
 
 
-def timing_cache_file(built: Built) -> Path:
+def timing_cache_file(built: Built) -> Path | None:
     """Return the default timing cache of this device and this TensorRT; timings of others would be wrong."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "var-edge" / f"{built.tag}.timing"
+    folder = cache_directory()
+    return folder and folder / f"{built.tag}.timing"
 
 
 @command()

@@ -252,7 +252,7 @@ def _engine_manifest(source: manifest.Manifest, record: EngineRecord, folder: Pa
 
 def _int8_planned(source: manifest.Manifest, graph: str) -> int:
     plan = source.provenance.options.get("plan", {})
-    return sum(key.startswith(f"{graph}: ") for kind in ("int8", "int8x2") for key in plan.get(kind, ()))
+    return sum(key.startswith(f"{graph}: ") for kind in plan if kind.startswith("int8") for key in plan[kind])
 
 
 def _peak_bytes() -> int:

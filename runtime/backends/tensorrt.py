@@ -130,6 +130,7 @@ class TensorRTBackend(WiredBackend["_Batch"]):
             arrays.upload(image, np.ascontiguousarray(images[i : i + 1]))
             engine.enqueue(0, {IMAGE: image, TOKENS: found})
             results.append(arrays.download(found))
+        self._kernels.save()
         return np.concatenate(results)
 
     def close(self) -> None:

@@ -125,15 +125,16 @@ class WiredBackend(ABC, Generic[B]):
     def _prepared(self, size: int, smooth: bool, whole: bool) -> B:
         """Return the batch of this size, ready to draw.
 
-        If memory runs out, the other sizes are freed and it is tried again. Raises OutOfMemoryError.
+        If memory runs out, all that is held is freed and it is tried again. Raises OutOfMemoryError.
         """
         wanted = size, smooth
         if not self.keeps_batches and wanted not in self._batches:
             self._free_batches()  # before new arrays are allocated
+        held = bool(self._batches)
         try:
             return self._prepare(wanted, whole)
         except OutOfMemoryError:
-            if not self._batches:
+            if not held:
                 raise
             self._free_batches()
         return self._prepare(wanted, whole)

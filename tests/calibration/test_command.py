@@ -34,16 +34,30 @@ def test_the_command_makes_a_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
     assert (tmp_path / "p.png").is_file()
 
 
+def test_row_scales_need_no_images(tiny_bundle: Path, tmp_path: Path) -> None:
+    out, file = tmp_path / "out", tmp_path / "c.json"
+    result = run(str(tiny_bundle), "--out", str(out), "--calibration", str(file))
+    assert result.returncode == 0, result.stderr
+    assert "3 int8-row" in result.stdout
+    assert "3 int8x2-row" in result.stdout
+    assert not file.exists()
+    assert Manifest.load(out).provenance.options["calibration"]["smoothing"] == "none"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--alpha", "nan"], "'--alpha': expected a number of 0 to 1, found 'nan'"),
-        (["--images", "3"], "--images: expected 8 or more, found 3"),
+        (["--scales", "mixed", "--images", "3"], "--images: expected 8 or more, found 3"),
         (["--set", "fc2"], "--set: expected LAYER=KIND such as fc2=float, found 'fc2'"),
-        (["--images", "8", "--set", "fc9=float"], "--set fc9=float: expected a layer of the plan"),
-        (["--images", "8", "--budget", "1e-9"], "two digits for every layer still cost a KL of"),
+        (["--set", "fc9=float"], "--set fc9=float: expected a layer of the plan"),
+        (["--scales", "mixed", "--images", "8", "--budget", "1e-9"], "two digits for every layer still cost a KL of"),
         (["--weights-only", "--budget", "0.1"], "--weights-only has no activations to plan for"),
-        (["--images", "8", "--merge", "absent.json"], "absent.json: there is no calibration"),
+        (["--merge", "absent.json"], "absent.json: there is no calibration"),
+        (["--images", "8"], "--images 8: no layer has calibrated ranges"),
+        (["--weights-only", "--images", "8"], "--images 8: no layer has calibrated ranges"),
+        (["--scales", "token"], "'token' is not one of 'row', 'scale', 'mixed'"),
+        (["--set", "conv1=int8-row"], "conv1 is a convolution, which has no rows"),
     ],
 )
 def test_bad_input_is_one_line(tiny_bundle: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -76,8 +90,23 @@ def test_a_calibration_of_another_bundle_is_refused(tiny_bundle: Path, golden_bu
     file = tmp_path / "c.json"
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, bundle)
-    assert run(str(bundle), "--out", str(tmp_path / "a"), "--calibration", str(file), "--images", "8").returncode == 0
-    result = run(str(golden_bundle), "--out", str(tmp_path / "b"), "--calibration", str(file), "--images", "8")
+    assert (
+        run(
+            str(bundle), "--out", str(tmp_path / "a"), "--calibration", str(file), "--scales", "mixed", "--images", "8"
+        ).returncode
+        == 0
+    )
+    result = run(
+        str(golden_bundle),
+        "--out",
+        str(tmp_path / "b"),
+        "--calibration",
+        str(file),
+        "--scales",
+        "mixed",
+        "--images",
+        "8",
+    )
     assert f"{file}: collected on another bundle:" in result.stderr
     assert not (tmp_path / "b").exists()
 

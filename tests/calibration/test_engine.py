@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from calibration.plan import DIGITS, INT8, default_plan
+from calibration.plan import MIXED, QUANTIZED, SCALE, default_plan
 from calibration.sites import all_sites
 from export.engine.build import build_engines, target
 from export.engine.builder import Options, load_tensorrt
@@ -29,14 +29,20 @@ def build(bundle: Path, out: Path, warnings: list[str] | None = None) -> EngineR
     return EngineRecord.load(out)
 
 
+@pytest.mark.parametrize(("name", "scales"), [("trt", SCALE), ("trt-row", MIXED)])
 def test_every_product_of_the_plan_reads_int8(
-    int8_bundles: dict[str, Path], demo_bundle: Path, fp16_engines: tuple[Path, Path], tmp_path: Path
+    name: str,
+    scales: str,
+    int8_bundles: dict[str, Path],
+    demo_bundle: Path,
+    fp16_engines: tuple[Path, Path],
+    tmp_path: Path,
 ) -> None:
     warnings: list[str] = []
-    record = build(int8_bundles["trt"], tmp_path / "int8", warnings)
-    plan = default_plan(all_sites(demo_bundle, Manifest.load(demo_bundle)))
+    record = build(int8_bundles[name], tmp_path / "int8", warnings)
+    plan = default_plan(all_sites(demo_bundle, Manifest.load(demo_bundle)), scales)
     for graph in ("condition", "transformer", "decoder"):
-        wanted = sum(kind in (INT8, DIGITS) for key, kind in plan.items() if key.startswith(graph))
+        wanted = sum(kind in QUANTIZED for key, kind in plan.items() if key.startswith(graph))
         engine = record.engines[graph]
         assert engine.int8_planned == wanted > 0
         if graph != "condition":  # whose small products TensorRT may join

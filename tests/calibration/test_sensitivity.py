@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from calibration.make import Request, make_int8
-from calibration.plan import DIGITS, FLOAT, INT8, default_plan
+from calibration.plan import DIGITS, FLOAT, INT8, SCALE, default_plan
 from calibration.record import Calibration
 from calibration.sensitivity import ALL_DIGITS, Layer, Sensitivity, measure, within_budget
 from calibration.sites import Site, all_sites
@@ -24,7 +24,7 @@ BUDGET = 0.011
 @pytest.fixture(scope="module")
 def planned(demo_bundle: Path, calibration_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("planned") / "int8"
-    make_int8(demo_bundle, out, Request("trt", images=32, budget=BUDGET), calibration_file)
+    make_int8(demo_bundle, out, Request("trt", SCALE, images=32, budget=BUDGET), calibration_file)
     return out
 
 
@@ -34,9 +34,10 @@ def sensitivity(planned: Path, demo_bundle: Path, calibration_file: Path) -> Sen
     seen: list[str] = []
     found = measure(
         demo_bundle,
-        calibration_file.with_name("trt-mse-sensitivity.json"),
+        calibration_file.with_name("trt-scale-mse-sensitivity.json"),
         Calibration.load(calibration_file),
         "trt",
+        SCALE,
         "mse",
         lambda stage, done, total: seen.append(stage),
     )
@@ -74,7 +75,7 @@ def test_layers_differ_as_they_should(sensitivity: Sensitivity) -> None:
 
 def test_plans_follow_the_budget(demo_bundle: Path, sensitivity: Sensitivity) -> None:
     sites = all_sites(demo_bundle, Manifest.load(demo_bundle))
-    plan = default_plan(sites)
+    plan = default_plan(sites, SCALE)
     counts = []
     for budget in (0.05, 0.012, 0.006, 0.003):
         changed, expected = within_budget(sites, plan, sensitivity, budget)
@@ -94,5 +95,5 @@ def test_the_worst_convolutions_stay_float() -> None:
     layers |= {"decoder: b": convolution(45.0), "decoder: c": convolution(46.0)}
     plan = {key: INT8 for key in layers if key != ALL_DIGITS}
     sites = [Site("decoder", key[-1], "Conv", "", (), "", (), "", (8, 8, 3, 3)) for key in plan]
-    changed, _ = within_budget(sites, plan, Sensitivity(1, {}, "trt", "mse", {}, layers), 0.01)
+    changed, _ = within_budget(sites, plan, Sensitivity(2, {}, "trt", SCALE, "mse", {}, layers), 0.01)
     assert changed == {"decoder: a": FLOAT, "decoder: b": INT8, "decoder: c": INT8}

@@ -41,7 +41,7 @@ def test_64_combinations(release: Path, demo_bundle: Path, tmp_path: Path) -> No
     assert len({drawn.tokens.tobytes() for drawn in found[:64]}) >= 30  # the settings do change what is drawn
 
 
-@pytest.mark.parametrize("which", ["fp16", "cpu"])
+@pytest.mark.parametrize("which", ["fp16", "cpu", "cpu-row", "trt-row"])
 def test_other_precisions(
     which: str,
     release: Path,

@@ -58,7 +58,14 @@ def readers(folder: Path) -> list[Reader]:
         "2026",
     )
     layer = {"kl": [0.1], "logit_error": [0.1], "agreement": [0.9], "psnr": None}
-    measured = {"schema_version": 1, "bundle": {}, "target": "trt", "method": "mse", "calibration": {}}
+    measured = {
+        "schema_version": 2,
+        "bundle": {},
+        "target": "trt",
+        "scales": "mixed",
+        "method": "mse",
+        "calibration": {},
+    }
     evaluated = EvaluationSet(1, "toy", "fp32", "0" * 64, "onnxruntime", 6, (0, 1), 5, 0, 1.5, 5, 0.9, 8)
 
     def of_bundle(path: Path) -> None:
@@ -80,7 +87,7 @@ def readers(folder: Path) -> list[Reader]:
         Reader(
             "sensitivity.json",
             [_json({**measured, "layers": {"transformer: head": layer}})],
-            lambda path: load(Sensitivity, path, 1, "", ""),
+            lambda path: load(Sensitivity, path, 2, "", ""),
         ),
         Reader("settings.json", [_json(asdict(evaluated))], lambda path: load(EvaluationSet, path, 1, "", "")),
         Reader("recipe.toml", [path.read_bytes() for path in RECIPES.glob("*.toml")], lambda p: Recipe.load(str(p))),

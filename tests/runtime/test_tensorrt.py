@@ -238,6 +238,38 @@ def test_after_out_of_memory_fewer_pictures_can_be_drawn(demo: Path, monkeypatch
     assert np.array_equal(pipeline.generate([3, 4], **SETTINGS).images, expected.images)
 
 
+def test_out_of_memory_for_another_way_to_draw(demo: Path, gpu: FakeGpu) -> None:
+    """The graphs of single stages are recorded later than that of a whole image, on the same arrays."""
+    pipeline = Pipeline(demo, "tensorrt")
+    pipeline.generate([3], **SETTINGS)
+    instantiate, refused = gpu.cudaGraphInstantiate, iter([True])
+
+    def once(graph: int, flags: int) -> tuple[int, int]:
+        return (2, 0) if next(refused, False) else instantiate(graph, flags)
+
+    gpu.cudaGraphInstantiate = once  # type: ignore[method-assign]
+    assert pipeline.generate([3], on_scale=lambda view: None, **SETTINGS).images.any()
+
+
+def test_without_a_home(own_bundle: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Kernels cannot be kept, which is no error, and nothing is written into the working directory."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", dict[int, object]().__getitem__)
+    write_engines(own_bundle)
+    assert Pipeline(own_bundle, "tensorrt").generate([1], **SETTINGS).images.any()
+    assert list(Path().iterdir()) == []
+
+
+def test_kernels_of_the_encoder_are_kept(demo: Path, gpu: FakeGpu, tmp_path: Path) -> None:
+    """It is loaded when the first image is edited, after the others were saved."""
+    pipeline = Pipeline(demo, "tensorrt")
+    pipeline.encode(pipeline.generate([3], **SETTINGS).images)
+    assert "encoder 0" in (tmp_path / "cache" / "var-edge" / f"{BUILT.tag}.kernels").read_text()
+
+
 def test_out_of_memory_inside_tensorrt(demo: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT only says it in its log."""
     pipeline = Pipeline(demo, "tensorrt")
