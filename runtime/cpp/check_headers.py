@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SOURCE = Path(__file__).parent
-FILES = ("cuda", "kernel_cache", "tensorrt", "trt_engine")  # what includes the headers
 RELEASE = re.compile(r"v(1\d)\.(\d+)(\.\d+)*")
 
 
@@ -99,12 +98,17 @@ def cuda_version(root: Path) -> str:
     return f"{int(found[1]) // 1000}.{int(found[1]) % 1000 // 10}"
 
 
+def backend_files() -> list[Path]:
+    """Return the sources that VAR_EDGE_TENSORRT adds to the library."""
+    listed = (SOURCE / "CMakeLists.txt").read_text().split("find_package(CudaRuntime REQUIRED)")[1].split(")")[0]
+    return [SOURCE / name for name in listed.split() if name.endswith(".cpp")]
+
+
 def first_error(command: list[str]) -> str | None:
     """Return the first error or warning of the backend's files, None if they compile without."""
     flags = ["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
     own = [f"-I{SOURCE / 'src'}", f"-I{SOURCE / 'include'}"]
-    for name in FILES:
-        file = SOURCE / "src" / "backends" / f"{name}.cpp"
+    for file in backend_files():
         result = subprocess.run([*command, *flags, *own, str(file)], capture_output=True, text=True)
         if result.returncode:
             lines = result.stderr.splitlines()

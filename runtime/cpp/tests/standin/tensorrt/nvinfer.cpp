@@ -71,13 +71,13 @@ struct Tensor {
 // What an engine's file says, and what runs it. Work on a stream may outlive the objects of the interface.
 struct Plan {
     explicit Plan(const std::string& text) {
+        environment();  // before `session` is destroyed
         const nlohmann::json json = nlohmann::json::parse(text);
         graph = json.at("graph");
         for (const auto& [name, of] : json.at("tensors").items()) {
             tensors.push_back({name, of.at(0) == "in", dtype(of.at(1))});
         }
         profiles = json.at("profiles").get<std::vector<std::map<std::string, Shape>>>();
-        environment();
         Ort::SessionOptions options;
         options.SetIntraOpNumThreads(1);
         options.DisableMemPattern();
@@ -392,11 +392,11 @@ std::string read_all(IStreamReaderV2& reader) {
     if (!reader.seek(-1, SeekPosition::kEND) || !reader.seek(0, SeekPosition::kSET)) throw Problem("seek");
     if (how == "short") return text;
     // The head again, then the rest at once: into the host's memory or the GPU's, and not asked for twice.
-    checked(reader.read(piece.data(), HEAD, nullptr), std::min<std::int64_t>(HEAD, std::int64_t(text.size())));
-    const std::size_t rest = text.size() - std::min<std::size_t>(HEAD, text.size());
-    std::string whole = piece.substr(0, text.size()) + std::string(rest, 0);
+    const std::size_t head = std::min(std::size_t(HEAD), text.size()), rest = text.size() - head;
+    std::string whole(text.size(), 0);
+    checked(reader.read(whole.data(), std::int64_t(head), nullptr), std::int64_t(head));
     if (how == "huge") {
-        checked(reader.read(whole.data() + whole.size() - rest, std::int64_t(rest), nullptr), std::int64_t(rest));
+        checked(reader.read(whole.data() + head, std::int64_t(rest), nullptr), std::int64_t(rest));
         return whole;
     }
     void* device = nullptr;
@@ -405,7 +405,7 @@ std::string read_all(IStreamReaderV2& reader) {
     const std::unique_ptr<void, cudaError_t (*)(void*)> owned(device, cudaFree);
     cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
     const std::int64_t count = reader.read(device, std::int64_t(rest), stream);
-    cudaMemcpyAsync(whole.data() + whole.size() - rest, device, rest, cudaMemcpyDeviceToHost, stream);
+    cudaMemcpyAsync(whole.data() + head, device, rest, cudaMemcpyDeviceToHost, stream);
     cudaStreamSynchronize(stream);
     cudaStreamDestroy(stream);
     checked(count, std::int64_t(rest));
