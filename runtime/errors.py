@@ -41,7 +41,9 @@ class OutOfMemoryError(VarEdgeError):
 
 # How ONNX Runtime, TensorRT, CUDA and the system say that memory has run out, which they tell only as text.
 OUT_OF_MEMORY = re.compile(
-    "bad_alloc|failed to allocate memory|out of memory|OutOfMemory|cannot allocate memory|ALLOC_FAILED", re.IGNORECASE
+    "bad_alloc|failed to allocate memory|smaller than requested bytes|out of memory|OutOfMemory|cannot allocate memory"
+    "|ALLOC_FAILED",
+    re.IGNORECASE,
 )
 
 

@@ -1,7 +1,7 @@
 """The C++ library with ONNX Runtime's CUDA provider: on runtime/cpp/tests/fake_cuda_provider.cpp, without a GPU.
 
 There the memory of the device can be accessed only while a session runs, is not set to 0, and what lies in the host's
-memory is copied when it is bound. So tokens that equal Python's show that every array is where it must be.
+memory is copied between its binding and the run, if somebody waits for that. So tokens that equal Python's show that every array is where it must be.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from runtime.bundle.manifest import Manifest
+from runtime.errors import tells_out_of_memory
 from tests.cpp.conftest import DEPENDENCIES, SOURCE, run
 from tests.cpp.dumps import Case, Drawn, assert_equal, drawn_by_cpp, drawn_by_python
 from tests.cpp.test_api import FEATURES
-from tests.cpp.test_core import AUTO, OK, ONNXRUNTIME_CUDA, OUT_OF_MEMORY, UNSUPPORTED, Live
+from tests.cpp.test_core import AUTO, FAILED, OK, ONNXRUNTIME_CUDA, OUT_OF_MEMORY, UNSUPPORTED, Live
 from tests.cpp.test_parity import check_edit
 from tests.runtime.toy import write_bundle
 
@@ -115,14 +116,37 @@ def test_what_stages_pass_on_stays_on_the_gpu(
     assert sorted(found) == sorted(expected)
 
 
-def test_tf32_is_off_unless_it_is_asked_for(release: Path, gpu: Mapping[str, str], log: Path, toy: Path) -> None:
-    """It has 10 bits of mantissa, which changes what is drawn."""
+@pytest.mark.parametrize(("feature", "copied"), [("stages", False), ("scales", True)])
+def test_logits_stay_on_the_gpu_unless_somebody_may_ask(
+    feature: str, copied: bool, release: Path, gpu: Mapping[str, str], log: Path, toy: Path
+) -> None:
+    """The times of the stages are without copies that nobody asked for."""
+    run(release / "tests" / "features", toy, feature, timeout=60, env=os.environ | gpu)
+    assert ("copy logits" in log.read_text().splitlines()) == copied
+
+
+def test_smooth_sampling_copies_no_logits(
+    release: Path, gpu: Mapping[str, str], log: Path, smooth_demo_bundle: Path, tmp_path: Path
+) -> None:
+    drawn_on_gpu(release, gpu, smooth_demo_bundle, [Case((3,), 5, 3.5, 200, 0.8, 8, True)], tmp_path / "out")
+    found = log.read_text().splitlines()
+    assert "copy noise" in found and "copy logits" not in found
+
+
+@pytest.mark.parametrize(
+    ("option", "ours", "another"),
+    [("use_tf32", "0", "1"), ("arena_extend_strategy", "kSameAsRequested", "kNextPowerOfTwo")],
+)
+def test_options_of_the_provider(
+    option: str, ours: str, another: str, release: Path, gpu: Mapping[str, str], log: Path, toy: Path
+) -> None:
+    """No TF32, with its 10 bits of mantissa; memory as large as the arrays. The application may choose otherwise."""
     assert Live(release, toy, backend=ONNXRUNTIME_CUDA, **gpu).created == (OK, "")
-    assert "option use_tf32=0" in log.read_text().splitlines()
+    assert f"option {option}={ours}" in log.read_text().splitlines()
     log.write_text("")
-    live = Live(release, toy, backend=ONNXRUNTIME_CUDA, provider=("use_tf32", "1"), **gpu)
+    live = Live(release, toy, backend=ONNXRUNTIME_CUDA, provider=(option, another), **gpu)
     assert live.created == (OK, "")
-    assert "option use_tf32=1" in log.read_text().splitlines()
+    assert f"option {option}={another}" in log.read_text().splitlines()
 
 
 def test_the_memory_is_of_the_gpu_that_was_chosen(release: Path, gpu: Mapping[str, str], log: Path, toy: Path) -> None:
@@ -130,7 +154,10 @@ def test_the_memory_is_of_the_gpu_that_was_chosen(release: Path, gpu: Mapping[st
     assert {"option device_id=3", "memory of GPU 3"} <= set(log.read_text().splitlines())
 
 
-@pytest.mark.parametrize("missing, says", [("cudnn", "libcudnn.so.9"), ("driver", "driver version is insufficient")])
+OLD_DRIVER = "CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version ; GPU=-1"
+
+
+@pytest.mark.parametrize("missing, says", [("cudnn", "libcudnn.so.9"), (OLD_DRIVER, "driver version is insufficient")])
 def test_a_provider_that_does_not_start(
     missing: str, says: str, release: Path, gpu: Mapping[str, str], toy: Path
 ) -> None:
@@ -146,10 +173,29 @@ def test_a_provider_that_does_not_start(
     assert says in logged
 
 
-def test_auto_does_not_hide_that_memory_ran_out(release: Path, gpu: Mapping[str, str], toy: Path) -> None:
-    status, message = Live(release, toy, backend=AUTO, FAKE_CUDA="memory", **gpu).created
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "CUDA failure 2: out of memory ; GPU=0",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+        "CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED ; GPU=0",
+        "BFCArena::AllocateRawInternal Available memory of 0 is smaller than requested bytes of 4096",
+        "BFCArena::Extend: Failed to allocate memory for requested buffer of size 4096",
+    ],
+)
+def test_auto_does_not_hide_that_memory_ran_out(reason: str, release: Path, gpu: Mapping[str, str], toy: Path) -> None:
+    assert tells_out_of_memory(reason)  # in Python
+    status, message = Live(release, toy, backend=AUTO, FAKE_CUDA=reason, **gpu).created
     assert status == OUT_OF_MEMORY
-    assert "out of memory" in message
+    assert reason in message
+    assert message.endswith("; draw fewer pictures at once (batch 1) or close other programs")
+
+
+def test_an_allocation_that_fails_for_another_reason(release: Path, gpu: Mapping[str, str], toy: Path) -> None:
+    broken = "CUDA failure 700: an illegal memory access was encountered ; GPU=0"
+    status, message = Live(release, toy, **gpu, FAKE_CUDA_ALLOCATION=broken).ask("generate")
+    assert status == FAILED
+    assert "bytes are needed" in message and message.endswith(broken)
 
 
 def test_memory_that_runs_out_while_a_batch_is_prepared(release: Path, gpu: Mapping[str, str], toy: Path) -> None:

@@ -22,4 +22,12 @@ inline Error unsupported(const std::string& message) { return {VAR_EDGE_UNSUPPOR
 inline Error failed(const std::string& message) { return {VAR_EDGE_FAILED, message}; }
 inline Error out_of_memory(const std::string& message) { return {VAR_EDGE_OUT_OF_MEMORY, message}; }
 
+constexpr const char* DRAW_FEWER = "; draw fewer pictures at once (batch 1) or close other programs";
+
+// Returns an error with an engine's own message, of which only the text tells whether memory ran out.
+inline Error engine_error(var_edge_status status, const std::string& what, const std::string& reason) {
+    if (tells_out_of_memory(reason)) return out_of_memory(what + ": " + reason + DRAW_FEWER);
+    return {status, what + ": " + reason};
+}
+
 }  // namespace var_edge_impl

@@ -106,10 +106,19 @@ std::string number(double value) {
 }
 
 bool tells_out_of_memory(std::string_view message) {
-    constexpr std::string_view signs[] = {"bad_alloc",   "ailed to allocate memory", "out of memory",
-                                          "OutOfMemory", "Cannot allocate memory",   "pthread_create"};
+    // OUT_OF_MEMORY of runtime/errors.py, in small letters, and what the C++ library says without memory for a thread.
+    constexpr std::string_view signs[] = {"bad_alloc",
+                                          "failed to allocate memory",
+                                          "smaller than requested bytes",
+                                          "out of memory",
+                                          "outofmemory",
+                                          "cannot allocate memory",
+                                          "alloc_failed",
+                                          "pthread_create"};
+    std::string text(message);
+    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return char(std::tolower(c)); });
     return std::any_of(std::begin(signs), std::end(signs),
-                       [&](std::string_view sign) { return message.find(sign) != message.npos; });
+                       [&](std::string_view sign) { return text.find(sign) != text.npos; });
 }
 
 }  // namespace var_edge_impl

@@ -2,9 +2,10 @@
 // FAKE_CUDA_REAL names, does the work on the CPU.
 //
 // It refuses what a GPU refuses. Memory of the device can be accessed only while a session runs: elsewhere a read ends
-// the process. It is not set to 0 but to NaN. An input in the host's memory is copied when it is bound and not when the
-// session runs. A tensor must say rightly where it lies. What was asked for is written to the file FAKE_CUDA_LOG.
-// FAKE_CUDA_BYTES is the size of the memory. FAKE_CUDA says what is missing: "cudnn", "driver" or "memory".
+// the process. It is not set to 0 but to NaN. An input in the host's memory is copied after it was bound, for certain
+// only when somebody waits for that, and not when the session runs. A tensor must say rightly where it lies. What was
+// asked for is written to the file FAKE_CUDA_LOG. FAKE_CUDA_BYTES is the size of the memory. FAKE_CUDA says what is
+// missing: "cudnn", or what creating a session fails with. FAKE_CUDA_ALLOCATION is what an allocation fails with.
 #include <onnxruntime_c_api.h>
 
 #include <cstdio>
@@ -114,6 +115,8 @@ struct Data {
 struct Copy {
     std::uint8_t* memory;
     OrtValue* value;
+    Data source;
+    bool queued;
 };
 
 std::set<const void*> gpu_options, gpu_sessions, device_infos;  // of session options, sessions, memory infos
@@ -150,7 +153,8 @@ OrtStatus* ORT_API_CALL create_options(OrtCUDAProviderOptionsV2** out) noexcept 
 
 OrtStatus* ORT_API_CALL update_options(OrtCUDAProviderOptionsV2* options, const char* const* keys,
                                        const char* const* texts, std::size_t count) noexcept {
-    const std::set<std::string> known = {"device_id", "gpu_mem_limit", "use_tf32", "user_compute_stream"};
+    const std::set<std::string> known = {"arena_extend_strategy", "device_id", "gpu_mem_limit", "use_tf32",
+                                         "user_compute_stream"};
     for (std::size_t i = 0; i < count; ++i) {
         if (!known.count(keys[i])) return failure("Unknown provider option");
         (*reinterpret_cast<Options*>(options))[keys[i]] = texts[i];
@@ -182,10 +186,7 @@ OrtStatus* ORT_API_CALL create_session(const OrtEnv* env, const char* path, cons
                                        OrtSession** out) noexcept {
     const Lock lock(mutex);
     const bool gpu = gpu_options.count(options) != 0;
-    if (gpu && setting("FAKE_CUDA") == "driver") {
-        return failure("CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version ; GPU=-1");
-    }
-    if (gpu && setting("FAKE_CUDA") == "memory") return failure("CUDA failure 2: out of memory ; GPU=0");
+    if (const std::string problem = setting("FAKE_CUDA"); gpu && !problem.empty()) return failure(problem.c_str());
     OrtStatus* status = real->CreateSession(env, path, options, out);
     if (!status && gpu) gpu_sessions.insert(*out);
     return status;
@@ -242,6 +243,7 @@ void ORT_API_CALL release_allocator(OrtAllocator* released) noexcept {
 
 OrtStatus* ORT_API_CALL allocate(OrtAllocator* of, std::size_t size, void** out) noexcept {
     if (of != &allocator) return real->AllocatorAlloc(of, size, out);
+    if (const std::string problem = setting("FAKE_CUDA_ALLOCATION"); !problem.empty()) return failure(problem.c_str());
     const Lock lock(mutex);
     *out = device.allocate(size);
     if (!*out) return failure("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer");
@@ -298,11 +300,9 @@ OrtStatus* ORT_API_CALL bind_input(OrtIoBinding* binding, const char* name, cons
     if (!gpu_sessions.count(bindings.at(binding)) || device.holds(data.memory)) {
         return real->BindInput(binding, name, value);
     }
-    Copy copy{device.allocate(data.size), nullptr};
+    note(std::string("copy ") + name);
+    Copy copy{device.allocate(data.size), nullptr, data, true};
     if (!copy.memory) return failure("CUDA failure 2: out of memory ; GPU=0");
-    device.enter();
-    if (data.size) std::memcpy(copy.memory, data.memory, data.size);
-    device.leave();
     OrtStatus* status = real->CreateTensorWithDataAsOrtValue(cpu, copy.memory, data.size, data.shape.data(),
                                                              data.shape.size(), data.type, &copy.value);
     if (!status) status = real->BindInput(binding, name, copy.value);
@@ -312,9 +312,23 @@ OrtStatus* ORT_API_CALL bind_input(OrtIoBinding* binding, const char* name, cons
     return status;
 }
 
+OrtStatus* ORT_API_CALL synchronize(OrtIoBinding* binding) noexcept {
+    const Lock lock(mutex);
+    device.enter();
+    for (auto& [_, copy] : copies[binding]) {
+        if (copy.queued && copy.source.size) std::memcpy(copy.memory, copy.source.memory, copy.source.size);
+        copy.queued = false;
+    }
+    device.leave();
+    return nullptr;
+}
+
 OrtStatus* ORT_API_CALL run(OrtSession* session, const OrtRunOptions* options, const OrtIoBinding* binding) noexcept {
     {
         const Lock lock(mutex);
+        for (const auto& [name, copy] : copies[binding]) {
+            if (copy.queued) refuse(name + ": the session may run before it was copied");
+        }
         device.enter();
     }
     OrtStatus* status = real->RunWithBinding(session, options, binding);
@@ -368,6 +382,7 @@ const OrtApi* ORT_API_CALL api(std::uint32_t wanted) noexcept {
     patched.CreateIoBinding = create_binding;
     patched.ReleaseIoBinding = release_binding;
     patched.BindInput = bind_input;
+    patched.SynchronizeBoundInputs = synchronize;
     patched.RunWithBinding = run;
     return &patched;
 }

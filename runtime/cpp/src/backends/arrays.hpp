@@ -14,7 +14,7 @@ namespace var_edge_impl {
 enum class Place {
     host,      // the host may write or read it between two runs
     constant,  // the host's memory as well, but never written again
-    device     // not for the host
+    device     // the host neither reads nor writes it
 };
 
 // A C-contiguous array in the host's or a GPU's memory, which it does not own.

@@ -42,7 +42,7 @@ class Backend {
     virtual const std::vector<std::int64_t>& batches() const = 0;
 
     // Starts a batch. `whole` promises that all scales are stepped and that nothing is asked for before `decode`, so
-    // that a backend may run the whole batch at once there.
+    // that a backend may run the whole image at once there.
     virtual void begin(const std::vector<std::int64_t>& labels, bool smooth, bool whole) = 0;
     virtual void step(std::size_t k, const Draw& draw, const Sampling& sampling) = 0;
 

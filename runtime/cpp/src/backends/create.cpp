@@ -32,8 +32,8 @@ std::unique_ptr<Backend> tensorrt([[maybe_unused]] const std::filesystem::path& 
 #endif
 }
 
-// Whether AUTO may take another backend after this error, as in Python: the engines or the machine do not fit. What
-// went wrong while loading, as memory that ran out, would go wrong again or hide a fault.
+// Whether AUTO may take another backend after this error, as in Python: only if the engines or the machine do not fit.
+// After any other error, such as a lack of memory, another backend would fail too or hide a defect.
 bool is_another_choice(const Error& error) {
     return error.status == VAR_EDGE_BAD_BUNDLE || error.status == VAR_EDGE_UNSUPPORTED;
 }

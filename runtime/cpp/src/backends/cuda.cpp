@@ -9,8 +9,6 @@ namespace var_edge_impl {
 
 namespace {
 
-constexpr const char* DRAW_FEWER = "; draw fewer pictures at once (batch 1) or close other programs";
-
 void check(cudaError_t status, const char* call) {
     if (status == cudaSuccess) return;
     cudaGetLastError();  // forget it, or the application finds it after a call of its own
@@ -30,15 +28,21 @@ std::string driver_problem() {
            "; update the driver";
 }
 
+std::string device_problem(cudaError_t status) {
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
+    return "no CUDA GPU for this process: the driver (CUDA " + dotted(driver) + ") says \"" +
+           cudaGetErrorString(status) +
+           "\"; check nvidia-smi, CUDA_VISIBLE_DEVICES and, on a Jetson, that this user is in the groups video and "
+           "render";
+}
+
 void require_gpu() {
     int count = 0;
     const cudaError_t status = cudaGetDeviceCount(&count);
-    if (status != cudaSuccess) cudaGetLastError();
-    if (status == cudaErrorInsufficientDriver) throw unsupported(driver_problem());
-    if (status == cudaErrorNoDevice || (status == cudaSuccess && !count)) {
-        throw unsupported("no CUDA GPU on this machine; use the backend onnxruntime");
-    }
-    check(status, "cudaGetDeviceCount");
+    if (status == cudaSuccess && count) return;
+    cudaGetLastError();
+    throw unsupported(status == cudaErrorInsufficientDriver ? driver_problem() : device_problem(status));
 }
 
 // Returns what Linux would give to programs, in bytes; 0 if it does not say.

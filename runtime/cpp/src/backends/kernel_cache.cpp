@@ -15,11 +15,13 @@ namespace {
 
 [[maybe_unused]] constexpr std::int64_t MOST_BYTES = 1 << 30;  // a larger file is not ours
 
-// The user's directory for files that can be made again at any time; empty if the environment names none.
+// The user's directory for files that can be made again at any time; empty if the environment names none. A path that
+// is not absolute is to be ignored (XDG Base Directory Specification).
 fs::path cache_directory() {
     const auto named = [](const char* variable) {
         const char* value = std::getenv(variable);
-        return fs::path(value ? value : "");
+        const fs::path path = value ? value : "";
+        return path.is_absolute() ? path : fs::path();
     };
     if (const fs::path caches = named("XDG_CACHE_HOME"); !caches.empty()) return caches / "var-edge";
     const fs::path home = named("HOME");
@@ -65,10 +67,12 @@ void KernelCache::attach(nvinfer1::IRuntimeConfig& config) {
         if (!kept_.empty() && !cache_->deserialize(kept_.data(), kept_.size())) kept_.clear();
     }
     config.setRuntimeCache(*cache_);
+    attached_ = true;
 }
 
 void KernelCache::save() {
-    if (!cache_ || path_.empty()) return;
+    if (!cache_ || !attached_ || path_.empty()) return;
+    attached_ = false;
     const std::unique_ptr<nvinfer1::IHostMemory> memory(cache_->serialize());
     if (!memory) return;
     std::string content(static_cast<const char*>(memory->data()), memory->size());

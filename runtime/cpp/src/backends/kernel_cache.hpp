@@ -30,6 +30,7 @@ class KernelCache {
     std::string kept_;            // content of the file
 #ifdef TRT_MAJOR_RTX
     std::unique_ptr<nvinfer1::IRuntimeCache> cache_;
+    bool attached_ = false;  // since the file was written
 #endif
 };
 

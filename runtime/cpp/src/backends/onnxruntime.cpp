@@ -155,7 +155,7 @@ class OnnxRuntimeBackend final : public WiredBackend {
             }
         }
 
-        void begin(bool) override {
+        void begin() override {
             backend_.loaded_->weights.check_unchanged();
             wiring.upload_labels();
             run(condition_, "condition", -1);
@@ -176,8 +176,8 @@ class OnnxRuntimeBackend final : public WiredBackend {
         Array logits() const override { return host_logits_ ? host_logits_->array : wiring.logits; }
 
       private:
-        // With a GPU, the logits pass through the host's memory while somebody may ask for them: ONNX Runtime copies
-        // what a graph reads or writes, and nothing else.
+        // With a GPU, the logits pass through the host's memory if somebody may ask for them: ONNX Runtime copies what
+        // a graph reads or writes, and nothing else.
         struct HostLogits {
             HostArrays arrays;
             Array array;

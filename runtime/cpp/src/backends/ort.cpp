@@ -37,8 +37,4 @@ Ort::Env& environment() {
     return env;
 }
 
-Error engine_error(var_edge_status status, const std::string& what, const Ort::Exception& error) {
-    return {tells_out_of_memory(error.what()) ? VAR_EDGE_OUT_OF_MEMORY : status, what + ": " + error.what()};
-}
-
 }  // namespace var_edge_impl

@@ -14,7 +14,4 @@ namespace var_edge_impl {
 // that was loaded is too old. It comes before any other call of ONNX Runtime's.
 Ort::Env& environment();
 
-// Returns an error with what ONNX Runtime said, whose status says so if that is that memory ran out.
-Error engine_error(var_edge_status status, const std::string& what, const Ort::Exception& error);
-
 }  // namespace var_edge_impl

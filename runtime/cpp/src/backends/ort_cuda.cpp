@@ -17,6 +17,8 @@ constexpr const char* DEVICE = "device_id";
 std::unordered_map<std::string, std::string> provider_options(const BackendOptions& asked) {
     std::unordered_map<std::string, std::string> options(asked.provider.begin(), asked.provider.end());
     options.emplace("use_tf32", "0");  // 10 bits of mantissa change what is drawn
+    // By default the arena grows by powers of two, and our arrays would take up to twice their size.
+    options.emplace("arena_extend_strategy", "kSameAsRequested");
     if (asked.device >= 0) options[DEVICE] = std::to_string(asked.device);
     options.emplace(DEVICE, "0");
     return options;
@@ -37,7 +39,7 @@ CudaProvider::CudaProvider(Ort::SessionOptions& options, const BackendOptions& a
         if (asked.stream) chosen.UpdateWithValue("user_compute_stream", asked.stream);
         options.AppendExecutionProvider_CUDA_V2(*chosen);
     } catch (const Ort::Exception& error) {
-        throw engine_error(VAR_EDGE_UNSUPPORTED, NAME, error);
+        throw engine_error(VAR_EDGE_UNSUPPORTED, NAME, error.what());
     }
     // ONNX Runtime has taken the number.
     memory_ = Ort::MemoryInfo("Cuda", OrtDeviceAllocator, std::atoi(values.at(DEVICE).c_str()), OrtMemTypeDefault);
@@ -49,9 +51,7 @@ Array CudaArrays::empty(Shape shape, Dtype dtype) {
     try {
         memory_.push_back(device_.GetAllocation(size));
     } catch (const Ort::Exception& error) {
-        throw out_of_memory(
-            "GPU memory: " + std::to_string(size) +
-            " bytes are needed; draw fewer pictures at once (batch 1) or close other programs: " + error.what());
+        throw engine_error(VAR_EDGE_FAILED, "GPU memory: " + std::to_string(size) + " bytes are needed", error.what());
     }
     array.data = static_cast<std::uint8_t*>(memory_.back().get());
     return array;

@@ -26,7 +26,7 @@ class CudaArrays final : public Arrays {
     // `session` must outlive the arrays: they are in memory of its allocator.
     CudaArrays(const Ort::Session& session, const CudaProvider& provider) : device_(session, provider.memory()) {}
 
-    Array empty(Shape shape, Dtype dtype) override;  // throws Error OUT_OF_MEMORY
+    Array empty(Shape shape, Dtype dtype) override;  // throws Error FAILED, OUT_OF_MEMORY
     Array constant(Shape shape, Dtype dtype, const void* values) override;
     std::pair<std::uint8_t*, Array> shared(std::size_t size) override;
     void upload(std::uint8_t* target, const void* host, std::size_t size) override;

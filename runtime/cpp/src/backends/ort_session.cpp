@@ -54,7 +54,8 @@ OrtLoggingLevel severity(int level) {
 }  // namespace
 
 // With a GPU, ONNX Runtime copies an input that the graph does not read where it lies, and it does so when the input is
-// bound, not when the graph runs. So all but the constants are bound again for every run.
+// bound, not when the graph runs. So all but the constants are bound again for every run. The copy is only queued, on a
+// stream that the run need not have if another thread uses the session too: it must be waited for.
 Bound::Bound(Ort::Session& session, const std::string& path, const Stage& stage, const CudaProvider* provider)
     : session_(&session), path_(path), binding_(session) {
     const auto host = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
@@ -69,14 +70,16 @@ Bound::Bound(Ort::Session& session, const std::string& path, const Stage& stage,
             else binding_.BindInput(name.c_str(), values_.back());
         }
     }
+    if (provider) binding_.SynchronizeInputs();
 }
 
 void Bound::run(const Ort::RunOptions& options) {
     try {
         for (const auto& [name, value] : copied_) binding_.BindInput(name.c_str(), values_[value]);
+        if (!copied_.empty()) binding_.SynchronizeInputs();
         session_->Run(options, binding_);
     } catch (const Ort::Exception& error) {
-        throw engine_error(VAR_EDGE_FAILED, path_ + ": ONNX Runtime failed", error);
+        throw engine_error(VAR_EDGE_FAILED, path_ + ": ONNX Runtime failed", error.what());
     }
 }
 
@@ -94,7 +97,7 @@ Session::Session(const std::filesystem::path& bundle, const GraphSpec& graph, co
         // Without a GPU or a driver the provider fails only here, and only the text says that it is not the graph.
         const bool no_gpu = std::string_view(error.what()).find("CUDA failure") != std::string_view::npos;
         throw engine_error(no_gpu ? VAR_EDGE_UNSUPPORTED : VAR_EDGE_BAD_BUNDLE,
-                           path_ + ": ONNX Runtime " + Ort::GetVersionString() + " cannot load it", error);
+                           path_ + ": ONNX Runtime " + Ort::GetVersionString() + " cannot load it", error.what());
     }
     const Ort::AllocatorWithDefaultOptions allocator;
     for (std::size_t i = 0; i < session_.GetInputCount(); ++i) {
@@ -117,7 +120,7 @@ Bound Session::bind(const Stage& stage) {
     try {
         return {session_, path_, stage, provider_};
     } catch (const Ort::Exception& error) {  // it copies constants to the GPU
-        throw engine_error(VAR_EDGE_FAILED, path_ + ": ONNX Runtime cannot bind it", error);
+        throw engine_error(VAR_EDGE_FAILED, path_ + ": ONNX Runtime cannot bind it", error.what());
     }
 }
 

@@ -1,9 +1,10 @@
-// TensorRT: everything stays on the GPU, and a whole picture is one CUDA graph, recorded once and launched from then
-// on. Twin of runtime/backends/tensorrt.py.
+// TensorRT: all data stays on the GPU, and a whole image is one CUDA graph, recorded once and launched from then on.
+// Twin of runtime/backends/tensorrt.py.
 #include <algorithm>
 #include <climits>
 #include <cstdio>
 #include <functional>
+#include <optional>
 #include <utility>
 
 #include "backends/create.hpp"
@@ -120,8 +121,8 @@ class TensorRTBackend final : public WiredBackend {
           folder_(std::move(found.folder)),
           record_(std::move(found.record)),
           log_(options.log),
-          kernels_(record_.built.tag()),
           runtime_(nvinfer1::createInferRuntime(*log_)),
+          kernels_(record_.built.tag()),
           arrays_(*cuda_) {
         const Built& built = record_.built;
         if (!runtime_) throw failed("TensorRT " + tensorrt_version() + " does not start: " + (*log_).reason());
@@ -145,6 +146,7 @@ class TensorRTBackend final : public WiredBackend {
         free_batches();
         encoder_.reset();
         engines_.clear();
+        kernels_.reset();
         runtime_.reset();
     }
 
@@ -161,15 +163,16 @@ class TensorRTBackend final : public WiredBackend {
             encoder_->engine.enqueue(0, {"encoder", {{"image", encoder_->image}}, {{"tokens", encoder_->tokens}}});
         });
         encoder_->arrays.download(tokens, encoder_->tokens);
-        if (first) kernels_.save();
+        if (first) kernels_->save();
     }
 
   private:
     // The arrays of one batch size, and the CUDA graphs recorded on them.
     //
-    // If nobody listens, a whole batch is one graph: the upload of all settings, the kernels of all engines, the
-    // download of the results. Otherwise there is one for condition, one for transformer and bridge of each scale, and
-    // one decoder for either f_hat. Graphs are recorded when they are first needed.
+    // If nobody listens, a whole image is one graph: the upload of all settings, the kernels of all engines, the
+    // download of the results. Otherwise, and with the large noise of smooth sampling, there is one for condition, one
+    // for transformer and bridge of each scale, and one decoder for either f_hat. Graphs are recorded when they are
+    // first needed.
     class RecordedBatch final : public Batch {
       public:
         RecordedBatch(std::int64_t size, bool smooth, TensorRTBackend& backend)
@@ -180,10 +183,11 @@ class TensorRTBackend final : public WiredBackend {
         ~RecordedBatch() override { cudaStreamSynchronize(backend_.cuda_->stream()); }  // of a run that was stopped
 
         void prepare(bool whole) override {
-            if (whole ? picture_ != nullptr : condition_ != nullptr) return;
+            whole_ = whole && !wiring.smooth && !backend_.on_stage;  // a stage of a whole image has no time of its own
+            if (whole_ ? image_ != nullptr : condition_ != nullptr) return;
             const std::size_t scales = wiring.steps.size();
-            if (whole) {
-                picture_ = recorded([&] {
+            if (whole_) {
+                image_ = recorded([&] {
                     wiring.settings.upload();
                     run_condition();
                     for (std::size_t k = 0; k < scales; ++k) run_step(k);
@@ -202,12 +206,11 @@ class TensorRTBackend final : public WiredBackend {
                     run_condition();
                 });
             }
-            backend_.kernels_.save();  // those that were compiled for these recordings
+            backend_.kernels_->save();  // those that were compiled for these recordings
         }
 
-        void begin(bool whole) override {
-            whole_ = whole;
-            if (!whole) launch(condition_, "condition", -1);
+        void begin() override {
+            if (!whole_) launch(condition_, "condition", -1);
         }
 
         void step(std::size_t k) override {
@@ -215,7 +218,7 @@ class TensorRTBackend final : public WiredBackend {
         }
 
         void decode() override {
-            launch(whole_ ? picture_ : decoders_[std::size_t(latest) % 2], "decoder", -1);
+            launch(whole_ ? image_ : decoders_[std::size_t(latest) % 2], "decoder", -1);
             backend_.cuda_->synchronize();
         }
 
@@ -247,7 +250,7 @@ class TensorRTBackend final : public WiredBackend {
 
         TensorRTBackend& backend_;
         bool whole_ = false;  // whether the batch that is drawn is one graph
-        Graph picture_, condition_, decoders_[2];
+        Graph image_, condition_, decoders_[2];
         std::vector<Graph> steps_;
     };
 
@@ -302,16 +305,16 @@ class TensorRTBackend final : public WiredBackend {
             throw bad_bundle((folder_ / ENGINE_RECORD).string() + ": no engine " + name + "; run make engine again");
         }
         const GraphSpec& graph = manifest().graphs.at(name);
-        return {*runtime_, *log_, *cuda_, kernels_, folder_ / graph.file, graph, record->second};
+        return {*runtime_, *log_, *cuda_, *kernels_, folder_ / graph.file, graph, record->second};
     }
 
     std::unique_ptr<Cuda> cuda_;
     fs::path folder_;
     EngineRecord record_;
     OpenLog log_;
-    KernelCache kernels_;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
-    DeviceArrays arrays_;  // of all batch sizes: constants, scratch
+    std::optional<KernelCache> kernels_;  // always there until the destructor
+    DeviceArrays arrays_;                 // of all batch sizes: constants, scratch
     std::map<std::string, LoadedEngine> engines_;
     std::vector<ScaleConstants> constants_;
     std::string name_;

@@ -259,16 +259,15 @@ void LoadedEngine::enqueue(std::size_t profile, const Stage& stage) {
 
 // With what TensorRT said. Its calls answer yes or no: that the GPU's memory is full is only in the text.
 Error LoadedEngine::problem(var_edge_status status, const std::string& what) const {
-    const std::string reason = log_->reason();
-    return {tells_out_of_memory(reason) ? VAR_EDGE_OUT_OF_MEMORY : status, path_ + ": " + what + ": " + reason};
+    return engine_error(status, path_ + ": " + what, log_->reason());
 }
 
 void LoadedEngine::bind(nvinfer1::IExecutionContext& context, std::size_t profile, const std::string& name,
                         const Array& array) const {
     const auto& shapes = record_->profiles[profile];
     if (const auto expected = shapes.find(name); expected != shapes.end() && expected->second != array.shape) {
-        throw bad_bundle(path_ + ": " + name + ": " + text_of(array.shape) + " is bound, not " +
-                         text_of(expected->second));
+        throw bad_bundle(path_ + ": " + name + ": expected " + text_of(expected->second) + ", found " +
+                         text_of(array.shape) + "; run make engine again");
     }
     if (!context.setTensorAddress(name.c_str(), array.data)) {
         throw problem(VAR_EDGE_FAILED, name + ": TensorRT refuses its address");
@@ -278,15 +277,13 @@ void LoadedEngine::bind(nvinfer1::IExecutionContext& context, std::size_t profil
 LoadedEngine::Context LoadedEngine::new_context() {
     constexpr auto scratch_is_ours = nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED;
 #ifdef TRT_MAJOR_RTX
-    if (!config_) {
-        config_.reset(engine_->createRuntimeConfig());
-        if (!config_) return nullptr;
-        kernels_->attach(*config_);
-    }
+    if (!config_) config_.reset(engine_->createRuntimeConfig());
+    if (!config_) return nullptr;
     config_->setExecutionContextAllocationStrategy(scratch_is_ours);
     // It compiles the kernels of a shape in the background unless told otherwise, and runs slower ones until they are
     // ready: a recording would keep those for ever.
     config_->setDynamicShapesKernelSpecializationStrategy(nvinfer1::DynamicShapesKernelSpecializationStrategy::kEAGER);
+    kernels_->attach(*config_);
     return Context(engine_->createExecutionContext(config_.get()));
 #else
     return Context(engine_->createExecutionContext(scratch_is_ours));

@@ -20,13 +20,12 @@ void WiredBackend::begin(const std::vector<std::int64_t>& labels, bool smooth, b
     const auto device = current_device();
     batch_ = nullptr;
     if (smooth) check_smooth(*manifest_);
-    whole = whole && !smooth && !on_stage;  // a stage of a whole picture has no time of its own
     Batch& batch = prepared({std::int64_t(labels.size()), smooth}, whole);
     batch.arrays->wait();  // a run that was stopped may still read what is written now
     batch.latest = -1;
     batch.decoded = false;
     batch.wiring.set_labels(labels.data());
-    batch.begin(whole);
+    batch.begin();
     batch_ = &batch;
 }
 
@@ -76,13 +75,14 @@ void WiredBackend::copy_result(std::size_t part, const char* name, void* out) co
     }
 }
 
-// Returns the batch of this size, ready to draw. If memory runs out, the other sizes are freed and it is tried again.
+// Returns the batch of this size, ready to draw. If memory runs out, all that is held is freed and it is tried again.
 Batch& WiredBackend::prepared(const Wanted& wanted, bool whole) {
     if (!keeps_batches_ && !batches_.count(wanted)) free_batches();  // before new arrays are allocated
+    const bool held = !batches_.empty();
     try {
         return prepare(wanted, whole);
     } catch (const Error& error) {
-        if (error.status != VAR_EDGE_OUT_OF_MEMORY || batches_.empty()) throw;
+        if (error.status != VAR_EDGE_OUT_OF_MEMORY || !held) throw;
     }
     free_batches();
     return prepare(wanted, whole);

@@ -22,10 +22,10 @@ class Batch {
     Batch(const Batch&) = delete;
     Batch& operator=(const Batch&) = delete;
 
-    // Sets up what `begin` to `decode` need, unless it is there. See Backend::begin for `whole`.
+    // Sets up what `begin` to `decode` need, unless it is there. See Backend::begin for `whole`. Comes before `begin`.
     virtual void prepare(bool whole) = 0;
 
-    virtual void begin(bool whole) = 0;    // the labels are set
+    virtual void begin() = 0;              // the labels are set
     virtual void step(std::size_t k) = 0;  // the settings of the scale are set
     virtual void decode() = 0;             // leaves the results in the host's memory, and the pictures for the stages
     virtual Array logits() const { return wiring.logits; }
@@ -75,7 +75,7 @@ class WiredBackend : public Backend {
         on_stage(stage, scale, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
 
-    void free_batches();  // in every derived destructor: batches use what that holds
+    void free_batches();  // in every derived destructor: batches use members of the derived class
 
   private:
     using Wanted = std::pair<std::int64_t, bool>;  // size, smooth
