@@ -20,7 +20,7 @@ from runtime.bundle.engine_record import Built
 from runtime.bundle.manifest import Manifest
 from tests.cpp.conftest import DEPENDENCIES, SOURCE, run
 from tests.cpp.dumps import Case, Drawn, assert_equal, drawn_by_cpp, drawn_by_python
-from tests.cpp.test_core import BAD_BUNDLE, OUT_OF_MEMORY, TENSORRT, Live
+from tests.cpp.test_core import AUTO, BAD_BUNDLE, OK, OUT_OF_MEMORY, TENSORRT, UNSUPPORTED, Live
 from tests.cpp.test_parity import check_edit
 from tests.runtime.fake_tensorrt import BUILT, rewrite_manifest, write_engines
 
@@ -144,6 +144,27 @@ def loading(checked: Path, folder: Path, machine: Machine, **variables: str) -> 
     live = Live(checked, folder, backend=TENSORRT, **(machine | variables))
     live.end()
     return live.created
+
+
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [
+        ("35", "the NVIDIA driver knows CUDA 12.6, this library needs 12.6; update the driver"),
+        ("100", 'says "no CUDA-capable device is detected"; check nvidia-smi, CUDA_VISIBLE_DEVICES and'),
+        ("803", 'says "system has unsupported display driver / cuda driver combination"; check nvidia-smi'),
+        ("999", 'the driver (CUDA 12.6) says "unknown error"; check nvidia-smi'),
+    ],
+)
+def test_a_gpu_that_cannot_be_used(reason: str, says: str, checked: Path, machine: Machine, bundle: Path) -> None:
+    """Asked for: unsupported, with the reason. AUTO: the CPU, and the log has the reason."""
+    machine |= {"STANDIN_NO_GPU": reason}
+    status, message = loading(checked, bundle, machine)
+    assert status == UNSUPPORTED
+    assert says in message
+    live = Live(checked, bundle, backend=AUTO, **machine)
+    assert live.created == (OK, "")
+    assert live.ask("generate") == (OK, "")
+    assert f"engines not used: {message}" in live.end()
 
 
 def unreadable(folder: Path) -> None:

@@ -136,6 +136,29 @@ def test_memory_that_runs_out_while_an_engine_is_loaded(
     allocated("generate 8", "smooth", memory=sum(large) + engine + scratch // 2)
 
 
+def test_memory_that_runs_out_while_a_batch_is_recorded(
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
+) -> None:
+    """What was allocated for the batch is freed."""
+    live = Live(checked, bundle, **machine, STANDIN_GRAPHS="0")
+    assert live.created == (OK, "")
+    Path(machine["STANDIN_TRACE"]).write_text("")
+    status, message = live.ask("generate")
+    assert status == OUT_OF_MEMORY
+    assert "draw fewer pictures at once" in message
+    assert len(trace("^(malloc|pinned) ")) == len(trace("^free")) > 0
+    live.end()
+
+
+def test_memory_that_runs_out_for_another_way_to_draw(checked: Path, machine: dict[str, str], bundle: Path) -> None:
+    """The one batch that is held gives its graph up for those of single scales, and these give way again."""
+    graphs = 1 + len(Manifest.load(bundle).scales) + 2
+    live = Live(checked, bundle, **machine, STANDIN_GRAPHS=str(graphs))
+    for request in ("generate", "listen", "generate", "listen"):
+        assert live.ask(request) == (OK, "")
+    live.end()
+
+
 def kernels(machine: dict[str, str]) -> list[Path]:
     return sorted((Path(machine["XDG_CACHE_HOME"]) / "var-edge").glob("*"))
 
@@ -160,6 +183,29 @@ def test_kernels_are_compiled_once(
         assert [path.name for path in kernels(machine)] == ["tensorrt_rtx-1.7.0-sm86.kernels"]
         times.append(kernels(machine)[0].stat().st_mtime_ns)
     assert times[0] < times[1] == times[2] == times[3]
+
+
+def test_kernels_are_written_when_some_may_be_new(
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
+) -> None:
+    """A cache of all kernels is large: it is not even compared with the file when nothing was compiled."""
+    live = Live(checked, bundle, **machine)
+    for request, times in (("generate", 1), ("listen", 1), ("generate 8", 2), ("generate", 2)):
+        assert live.ask(request) == (OK, "")
+        assert len(trace("serialize kernels")) == times, request
+    live.end()
+
+
+@pytest.mark.parametrize("caches", ["", "relative"])
+def test_where_kernels_are_kept(caches: str, checked: Path, machine: dict[str, str], bundle: Path) -> None:
+    """In ~/.cache unless the user names another directory, by an absolute path."""
+    home = Path(machine["STANDIN_TRACE"]).parent / "home"
+    home.mkdir()
+    live = Live(checked, bundle, "env", "-C", str(home), **(machine | {"XDG_CACHE_HOME": caches, "HOME": str(home)}))
+    assert live.ask("generate") == (OK, "")
+    live.end()
+    assert [path.name for path in home.iterdir()] == [".cache"]
+    assert (home / ".cache" / "var-edge" / "tensorrt_rtx-1.7.0-sm86.kernels").is_file()
 
 
 def test_a_kernel_file_that_is_damaged(checked: Path, machine: dict[str, str], bundle: Path) -> None:

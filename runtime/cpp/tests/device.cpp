@@ -91,10 +91,10 @@ void listen(Model& model, const Pictures& expected) {
 int main(int count, char** arguments) {
     if (count != 2) return 2;
     try {
-        cudaSetDevice(1);
         const std::vector<std::int32_t> labels = {1, 2, 3};
         cudaStream_t stream = nullptr;
-        cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+        cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);  // of device 0, as the library's
+        cudaSetDevice(1);
         Pictures first;
         for (cudaStream_t given : {cudaStream_t(nullptr), stream, cudaStreamLegacy}) {
             var_edge::Options options;

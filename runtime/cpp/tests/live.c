@@ -1,7 +1,7 @@
 /* live DIR [THREADS [BACKEND [KEY VALUE]…]]: creates a model, with options of the execution provider, then does what
- * each line of standard input says: "generate", "generate N" for N pictures at once, "smooth", "encode". After creating
- * and after each line it prints the status and the error, so that a test can act in between. The log goes to standard
- * error. */
+ * each line of standard input says: "generate", "generate N" for N pictures at once, "listen" for a picture with a
+ * callback after each scale, "smooth", "encode". After creating and after each line it prints the status and the error,
+ * so that a test can act in between. The log goes to standard error. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,11 +18,16 @@ static void note(int level, const char* message, void* user) {
     fprintf(stderr, "log %d: %s\n", level, message);
 }
 
+static int go_on(var_edge_model* model, const var_edge_scale* scale, void* user) {
+    (void)model, (void)scale, (void)user;
+    return 0;
+}
+
 int main(int count, char** arguments) {
     char line[64];
     int32_t labels[64];
     var_edge_options options;
-    var_edge_settings smooth;
+    var_edge_settings smooth, listen;
     var_edge_model* model = NULL;
     var_edge_info info;
     if (count < 2) return 2;
@@ -43,12 +48,15 @@ int main(int count, char** arguments) {
     for (size_t i = 0; i < most; ++i) labels[i] = 1;
     var_edge_default_settings(&smooth);
     smooth.smooth = 1;
+    var_edge_default_settings(&listen);
+    listen.on_scale = go_on;
     while (fgets(line, sizeof line, stdin)) {
         int pictures = 1;
         if (!strcmp(line, "generate\n") || (sscanf(line, "generate %d", &pictures) == 1 && pictures <= (int)most)) {
             say(var_edge_generate(model, labels, pictures, NULL, image, tokens));
         }
         if (!strcmp(line, "smooth\n")) say(var_edge_generate(model, labels, 1, &smooth, image, tokens));
+        if (!strcmp(line, "listen\n")) say(var_edge_generate(model, labels, 1, &listen, image, tokens));
         if (!strcmp(line, "encode\n")) say(var_edge_encode(model, image, 1, tokens));
     }
     var_edge_free(model);

@@ -39,9 +39,10 @@ struct Op {
 }  // namespace
 
 struct CUstream_st {
-    explicit CUstream_st(bool ordered) : blocking(ordered) {}
+    CUstream_st(bool ordered, int its) : blocking(ordered), device(its) {}
 
     bool blocking;  // keeps its order with the legacy stream
+    int device;
     std::deque<Op> pending;
     bool capturing = false, spoiled = false;
     cudaStreamCaptureMode mode{};
@@ -65,13 +66,15 @@ constexpr int FRESH = 0xAB;
 struct Allocation {
     std::size_t size;
     bool pinned;
+    int device;
 };
 
 struct Gpu {
     std::recursive_mutex mutex;
     std::map<std::uintptr_t, Allocation> memory;
     std::set<cudaStream_t> streams;
-    std::size_t used = 0;
+    int working = 0;  // the device that runs work now
+    std::size_t used = 0, graphs = 0;
     cudaError_t broken = cudaSuccess;  // an error that no later call recovers from
 };
 
@@ -132,6 +135,7 @@ class Visible {
 void run(cudaStream_t stream) {
     if (stream->pending.empty()) return;
     const Visible visible;
+    gpu().working = stream->device;
     while (!stream->pending.empty()) {
         const Op op = std::move(stream->pending.front());
         stream->pending.pop_front();
@@ -143,16 +147,17 @@ void run(cudaStream_t stream) {
     }
 }
 
-// The legacy stream waits for the blocking ones. Work that is ordered with a recording spoils it, whatever the thread.
+// The legacy stream of a device waits for the blocking ones. Work that is ordered with a recording spoils it, whatever
+// the thread.
 cudaError_t join_legacy() {
     bool spoiled = false;
     for (cudaStream_t stream : gpu().streams) {
-        if (!stream->blocking || !stream->capturing) continue;
+        if (!stream->blocking || !stream->capturing || stream->device != current) continue;
         stream->spoiled = spoiled = true;
     }
     if (spoiled) return cudaErrorStreamCaptureImplicit;
     for (cudaStream_t stream : gpu().streams) {
-        if (stream->blocking) run(stream);
+        if (stream->blocking && stream->device == current) run(stream);
     }
     return gpu().broken;
 }
@@ -180,7 +185,7 @@ cudaError_t allocate(void** memory, std::size_t size, bool pinned) {
     if (!pinned && size > total() - std::min(total(), gpu().used)) return answer(cudaErrorMemoryAllocation);
     if (posix_memalign(memory, ALIGNMENT, size)) return answer(cudaErrorMemoryAllocation);
     std::memset(*memory, FRESH, size);
-    gpu().memory[std::uintptr_t(*memory)] = {size, pinned};
+    gpu().memory[std::uintptr_t(*memory)] = {size, pinned, current};
     if (pinned) return cudaSuccess;
     gpu().used += size;
     ASAN_POISON_MEMORY_REGION(*memory, size);
@@ -251,7 +256,7 @@ cudaError_t queue(cudaStream_t stream, const std::string& name, Work work) {
     if (is_legacy(stream)) {
         trace("legacy " + name);
         if (const cudaError_t error = join_legacy()) return answer(error);
-        CUstream_st now(true);
+        CUstream_st now(true, current);
         now.pending.push_back({name, std::move(work)});
         run(&now);
         return answer(gpu().broken);
@@ -262,6 +267,12 @@ cudaError_t queue(cudaStream_t stream, const std::string& name, Work work) {
     else if (stream->spoiled) return answer(cudaErrorStreamCaptureInvalidated);
     else stream->recorded.push_back({name, std::move(work)});
     return cudaSuccess;
+}
+
+cudaError_t queue_kernel(cudaStream_t stream, const std::string& name, Work work) {
+    const Lock lock(gpu().mutex);
+    const bool elsewhere = gpu().streams.count(stream) && stream->device != current;
+    return elsewhere ? answer(cudaErrorInvalidResourceHandle) : queue(stream, name, std::move(work));
 }
 
 bool is_capturing(cudaStream_t stream) {
@@ -276,7 +287,9 @@ void spoil(cudaStream_t stream) {
 
 std::string trouble(const void* memory, std::size_t size) {
     const Lock lock(gpu().mutex);
-    if (!allocation(memory)) return "is no memory of the GPU, or was freed";
+    const auto* found = allocation(memory);
+    if (!found) return "is no memory of the GPU, or was freed";
+    if (!found->second.pinned && found->second.device != gpu().working) return "is memory of another device";
     return lies_in(memory, size) ? "" : std::to_string(size) + " bytes reach beyond their allocation";
 }
 
@@ -294,6 +307,8 @@ const char* cudaGetErrorString(cudaError_t error) {
         case cudaErrorInsufficientDriver: return "CUDA driver version is insufficient for CUDA runtime version";
         case cudaErrorNoDevice: return "no CUDA-capable device is detected";
         case cudaErrorInvalidDevice: return "invalid device ordinal";
+        case cudaErrorSystemDriverMismatch: return "system has unsupported display driver / cuda driver combination";
+        case cudaErrorUnknown: return "unknown error";
         case cudaErrorInvalidResourceHandle: return "invalid resource handle";
         case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
         case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
@@ -316,8 +331,9 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {
-    *count = 2;  // the application's, and the one of the library
-    return cudaSuccess;
+    const auto status = cudaError_t(number("STANDIN_NO_GPU", cudaSuccess));
+    *count = status ? 0 : 2;  // the application's, and the one of the library
+    return answer(status);
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
@@ -401,7 +417,7 @@ cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t size, cudaStrea
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int flags) {
     const Lock lock(gpu().mutex);
-    *stream = new CUstream_st(flags != cudaStreamNonBlocking);
+    *stream = new CUstream_st(flags != cudaStreamNonBlocking, current);
     gpu().streams.insert(*stream);
     return cudaSuccess;
 }
@@ -457,6 +473,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
 cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* ready, cudaGraph_t graph, unsigned long long) {
     const Lock lock(gpu().mutex);
     if (const cudaError_t error = unsafe_call()) return answer(error);
+    if (gpu().graphs == number("STANDIN_GRAPHS", SIZE_MAX)) return answer(cudaErrorMemoryAllocation);
+    ++gpu().graphs;
     *ready = new CUgraphExec_st{graph->ops};
     return cudaSuccess;
 }
@@ -480,6 +498,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t ready, cudaStream_t stream) {
 }
 
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t ready) {
+    const Lock lock(gpu().mutex);
+    --gpu().graphs;
     delete ready;
     return cudaSuccess;
 }

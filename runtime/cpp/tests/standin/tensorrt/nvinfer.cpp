@@ -171,7 +171,15 @@ class HostMemory final : public IHostMemory {
 // Kernels are names here: of the graph and the profile that they were compiled for.
 class RuntimeCache final : public IRuntimeCache {
   public:
-    IHostMemory* serialize() const noexcept override { return new HostMemory(nlohmann::json(*kernels).dump()); }
+    explicit RuntimeCache(std::weak_ptr<bool> runtime) : runtime_(std::move(runtime)) {}
+    ~RuntimeCache() override {
+        if (runtime_.expired()) std::abort();  // the runtime must outlive its caches
+    }
+
+    IHostMemory* serialize() const noexcept override {
+        standin::trace("serialize kernels");
+        return new HostMemory(nlohmann::json(*kernels).dump());
+    }
     bool deserialize(const void* blob, std::size_t size) noexcept override {
         const auto json = nlohmann::json::parse(std::string(static_cast<const char*>(blob), size), nullptr, false);
         if (!json.is_array()) return false;
@@ -181,10 +189,14 @@ class RuntimeCache final : public IRuntimeCache {
     void reset() noexcept override { kernels->clear(); }
 
     std::shared_ptr<std::set<std::string>> kernels = std::make_shared<std::set<std::string>>();
+
+  private:
+    std::weak_ptr<bool> runtime_;
 };
 
 class RuntimeConfig final : public IRuntimeConfig {
   public:
+    explicit RuntimeConfig(std::weak_ptr<bool> runtime) : runtime_(std::move(runtime)) {}
     void setExecutionContextAllocationStrategy(ExecutionContextAllocationStrategy wanted) noexcept override {
         strategy = wanted;
     }
@@ -192,7 +204,7 @@ class RuntimeConfig final : public IRuntimeConfig {
         DynamicShapesKernelSpecializationStrategy wanted) noexcept override {
         kernels = wanted;
     }
-    IRuntimeCache* createRuntimeCache() const noexcept override { return new RuntimeCache; }
+    IRuntimeCache* createRuntimeCache() const noexcept override { return new RuntimeCache(runtime_); }
     bool setRuntimeCache(const IRuntimeCache& wanted) noexcept override {
         cache = static_cast<const RuntimeCache&>(wanted).kernels;
         return true;
@@ -202,6 +214,9 @@ class RuntimeConfig final : public IRuntimeConfig {
     DynamicShapesKernelSpecializationStrategy kernels = DynamicShapesKernelSpecializationStrategy::kLAZY;
     std::shared_ptr<std::set<std::string>> cache;
     std::shared_ptr<bool> alive = std::make_shared<bool>(true);
+
+  private:
+    std::weak_ptr<bool> runtime_;
 };
 #endif
 
@@ -273,7 +288,7 @@ class Context final : public IExecutionContext {
         warm_ = true;
         const std::string name = engine_->plan->graph + " " + std::to_string(profile_);
         const Run run = {engine_->plan, alive_, addresses_, shapes_, scratch_, scratch_bytes_};
-        return standin::queue(stream, name, run) == cudaSuccess;
+        return standin::queue_kernel(stream, name, run) == cudaSuccess;
     }
 
     void keep(std::weak_ptr<bool> config) { config_ = std::make_unique<std::weak_ptr<bool>>(std::move(config)); }
@@ -342,7 +357,7 @@ class CudaEngine final : public ICudaEngine {
 #endif
 
 #ifdef TRT_MAJOR_RTX
-    IRuntimeConfig* createRuntimeConfig() noexcept override { return new RuntimeConfig; }
+    IRuntimeConfig* createRuntimeConfig() noexcept override { return new RuntimeConfig(shared_->runtime); }
     IExecutionContext* createExecutionContext(IRuntimeConfig* wanted) noexcept override {
         const auto& config = static_cast<const RuntimeConfig&>(*wanted);
         if (config.kernels != DynamicShapesKernelSpecializationStrategy::kEAGER) {

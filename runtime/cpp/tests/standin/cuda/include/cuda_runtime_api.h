@@ -15,10 +15,12 @@ enum cudaError {
     cudaErrorInvalidDevice = 101,
     cudaErrorInvalidResourceHandle = 400,
     cudaErrorIllegalAddress = 700,
+    cudaErrorSystemDriverMismatch = 803,
     cudaErrorStreamCaptureUnsupported = 900,
     cudaErrorStreamCaptureInvalidated = 901,
     cudaErrorStreamCaptureImplicit = 906,
-    cudaErrorStreamCaptureWrongThread = 908
+    cudaErrorStreamCaptureWrongThread = 908,
+    cudaErrorUnknown = 999
 };
 using cudaError_t = cudaError;
 

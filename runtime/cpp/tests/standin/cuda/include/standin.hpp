@@ -3,7 +3,9 @@
 // Environment variables choose the machine:
 //   STANDIN_MEMORY      bytes of the GPU's memory, 1 GiB if unset
 //   STANDIN_TAKEN       bytes of it that count as used although an allocation gets them: a Jetson's page cache
+//   STANDIN_GRAPHS      how many graphs it has memory for, any number if unset
 //   STANDIN_INTEGRATED  1: the GPU shares its memory with the CPU
+//   STANDIN_NO_GPU      the cudaError_t that counting the GPUs ends with
 //   STANDIN_READER      how TensorRT 10.9 and later read an engine: short, huge or device; see nvinfer.cpp
 //   STANDIN_TRACE       a file that receives a line for each call: "malloc 4096", "queue upload 512", "launch: a; b"
 #pragma once
@@ -26,6 +28,9 @@ using Work = std::function<std::string()>;
 
 // Adds work to a stream, or to the graph that is being recorded of it.
 cudaError_t queue(cudaStream_t stream, const std::string& name, Work work);
+
+// The same for a kernel, which a stream takes only while its device is the current one.
+cudaError_t queue_kernel(cudaStream_t stream, const std::string& name, Work work);
 
 bool is_capturing(cudaStream_t stream);
 
