@@ -20,7 +20,7 @@ from .sampling import BATCH, TOP_K, Sampling
 if TYPE_CHECKING:
     import numpy as np
 
-    from .pipeline import Result, ScaleView
+    from .pipeline import Pipeline, Result, ScaleView
 
 Command = Callable[..., Any]
 Options = Callable[[Command], Command]
@@ -171,6 +171,11 @@ class Watch:
     advance: Callable[[float], None]
     previews: dict[int, list[np.ndarray]] = field(default_factory=dict)
     logits: dict[int, list[np.ndarray]] = field(default_factory=dict)
+
+    def of(self, pipeline: Pipeline) -> Watch | None:
+        """Return the hook for this pipeline; None if it would only show progress and make a GPU stop for it."""
+        wanted = self.with_previews or self.with_logits or not pipeline.backend.launches_whole
+        return self if wanted else None
 
     def __call__(self, view: ScaleView) -> None:
         if self.with_previews:

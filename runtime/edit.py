@@ -84,7 +84,7 @@ def main(
         pipeline = Pipeline(bundle, backend, threads, verify)
         watch = files.watch(counter(progress, "drawing", len(wanted) * model.tokens))
         start = time.perf_counter()
-        result = pipeline.edit(picture, region, mode, wanted, on_scale=watch, **settings)
+        result = pipeline.edit(picture, region, mode, wanted, on_scale=watch.of(pipeline), **settings)
         seconds = time.perf_counter() - start
     before = [picture, greyed(picture, kept)] if compare else []
     images = [*before, *result.images]

@@ -157,10 +157,14 @@ class EvaluationSet:
         def on_scale(view: ScaleView) -> None:
             advance(len(view.pictures) * view.side**2 / tokens)
 
+        whole = pipeline.backend.launches_whole  # then a batch does not stop at every scale to show progress
         for batch in self.missing(folder, shard, shards):
             labels = [picture.label for picture in batch]
             seeds = [picture.seed(self.seed) for picture in batch]
-            result = pipeline.generate(labels, seeds, batch=self.batch, on_scale=on_scale, sampling=sampling)
+            hook = None if whole else on_scale
+            result = pipeline.generate(labels, seeds, batch=self.batch, on_scale=hook, sampling=sampling)
+            if whole:
+                advance(len(batch))
             for picture, image in zip(batch, result.images, strict=True):
                 write_png(folder / picture.file, image)
 

@@ -54,7 +54,7 @@ def main(
         wanted = pipeline.classes.listed(labels)
         watch = files.watch(counter(progress, "drawing", len(wanted) * pipeline.manifest.model.tokens), dump_logits)
         start = time.perf_counter()
-        result = pipeline.generate(wanted, on_scale=watch, **settings)
+        result = pipeline.generate(wanted, on_scale=watch.of(pipeline), **settings)
         seconds = time.perf_counter() - start
     files.write(grid(result.images), result, watch)
     click.echo(f"{files.out}: {len(wanted)} picture(s) in {seconds:.1f} s with {pipeline.backend.name}")

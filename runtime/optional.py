@@ -16,8 +16,8 @@ _OF_CUDA = f"{_extra('trt-cu12')} (CUDA 12, as on JetPack 6) or {_extra('trt-cu1
 INSTALL = {
     **dict.fromkeys(("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub", "tomli"), _extra("export")),
     **dict.fromkeys(("polygraphy", "cuda"), _OF_CUDA),
-    "tensorrt": "on a server pip install tensorrt; on a Jetson it is part of JetPack (sudo apt install nvidia-jetpack)"
-    " and visible in a .venv made with --system-site-packages",
+    "tensorrt": "on a server pip install tensorrt-cu12, or tensorrt-cu13 for driver 580 and newer; on a Jetson it is"
+    " part of JetPack (sudo apt install nvidia-jetpack) and visible in a .venv made with --system-site-packages",
     "tensorrt_rtx": _extra("trt-rtx"),
     "matplotlib": _extra("bench"),
     "scipy": "pip install scipy",

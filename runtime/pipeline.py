@@ -232,11 +232,12 @@ class Pipeline:
 
     def close(self) -> None:
         """Wait for the calls of other threads, then release the memory. Later calls raise SettingsError."""
-        if self._closed:
+        if os.getpid() != self._process:  # a forked child, whose memory is not on the GPU
             return
-        with self._take_turn():
-            self._closed = True
-            self.backend.close()
+        with self._take_turn(closing=True):
+            if not self._closed:
+                self._closed = True
+                self.backend.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -245,7 +246,7 @@ class Pipeline:
         self.close()
 
     @contextmanager
-    def _take_turn(self) -> Iterator[None]:
+    def _take_turn(self, closing: bool = False) -> Iterator[None]:
         """Wait for the calls of other threads. Raises SettingsError where this would be for ever, and after `close`."""
         if os.getpid() != self._process:
             raise SettingsError("pipeline: loaded before this process was forked; load the bundle in each process")
@@ -253,7 +254,7 @@ class Pipeline:
             inside = "called from its own on_scale, on_stage or observe"
             raise SettingsError(f"pipeline: {inside}; call it after generate returned")
         with self._lock:
-            if self._closed:
+            if self._closed and not closing:
                 raise SettingsError("pipeline: closed; load the bundle again")
             self._current = object()
             outer = _calls.set((*_calls.get(), self._current))

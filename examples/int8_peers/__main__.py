@@ -28,7 +28,6 @@ from examples.int8_peers.tools import TOOLS
 from export.verify.fidelity import Teacher
 from runtime.bench.machine import machine
 from runtime.bundle.manifest import File, Manifest
-from runtime.bundle.weight_file import weight_bytes
 from runtime.errors import VarEdgeError
 from runtime.pipeline import Pipeline
 
@@ -49,7 +48,7 @@ class Row:
     psnr: float  # dB
     accuracy: float
     frechet: float  # to FP32 of other seeds, as a multiple of FP32's own distance
-    size: int  # bytes of graphs and weights
+    size: int  # bytes of the three graphs with their weights
 
 
 def environment(tool: str) -> Path:
@@ -84,14 +83,20 @@ def quantised(tool: str, bundle: Path) -> tuple[Path, str, list[str]]:
             done[graph], version = out, lines[-2]
         else:
             click.echo(f"{tool}: {graph} stays FP32; see {log}", err=True)
-    changed = [graph for graph, file in done.items() if holds_int8(file)]
-    return assembled(bundle, done, folder / "bundle"), version, changed
+    made = assembled(bundle, done, folder / "bundle")
+    return made, version, in_int8(made)
 
 
-def holds_int8(graph: Path) -> bool:
-    """Return whether the tool quantised anything: some leave a graph as it is, without a word."""
-    nodes = onnx.load(graph, load_external_data=False).graph.node
-    return any(node.op_type.startswith(("Quantize", "DynamicQuantize", "QLinear")) for node in nodes)
+def in_int8(bundle: Path) -> list[str]:
+    """Return the graphs that hold anything in INT8. Some tools leave a graph as it is, without a word."""
+    manifest = Manifest.load(bundle, verify=False)
+    kinds = ("Quantize", "DynamicQuantize", "QLinear")
+
+    def quantised(graph: str) -> bool:
+        nodes = onnx.load(bundle / manifest.graphs[graph].file, load_external_data=False).graph.node
+        return any(node.op_type.startswith(kinds) for node in nodes)
+
+    return [graph for graph in GRAPHS if quantised(graph)]
 
 
 def assembled(bundle: Path, graphs: dict[str, Path], out: Path) -> Path:
@@ -134,15 +139,24 @@ class Judge:
             fidelity.psnr,
             found.accuracy,
             frechet_distance(found.features, self.other.features) / self.own,
-            used_bytes(bundle, graphs),
+            used_bytes(bundle),
         )
 
 
-def used_bytes(bundle: Path, graphs: list[str]) -> int:
-    """Return the bytes of the graphs that were quantised, with their weights."""
+def used_bytes(bundle: Path) -> int:
+    """Return the bytes of the graphs that the tools were given, with their weights."""
     manifest = Manifest.load(bundle, verify=False)
-    files = [manifest.graphs[name].file for name in graphs]
-    return sum((bundle / file).stat().st_size for file in files) + weight_bytes(bundle, files)
+    total = 0
+    for name in GRAPHS:
+        file = bundle / manifest.graphs[name].file
+        beside = {
+            tensor.name: int(entry.value)
+            for tensor in onnx.load(file, load_external_data=False).graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "length"
+        }
+        total += file.stat().st_size + sum(beside.values())
+    return total
 
 
 def table(rows: list[Row]) -> str:
@@ -180,7 +194,7 @@ def main(bundle: Path, ours: tuple[str, ...], tools: str, images: int, tokens: i
         (WORK / "unfinished").rename(WORK / "inputs")
     judge, rows = Judge(bundle, tokens, seed, per_class), []
     for name, folder in own.items():
-        rows.append(judge.row(name, Path(folder), "", list(GRAPHS)))
+        rows.append(judge.row(name, Path(folder), "", in_int8(Path(folder))))
     for tool in chosen:
         made, version, graphs = quantised(tool, bundle)
         if not graphs:

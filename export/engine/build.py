@@ -77,9 +77,13 @@ def _check_hardware_compatible(gpu: Gpu) -> None:
     """Raise SettingsError unless TensorRT builds engines on this GPU that run on others (AMPERE_PLUS)."""
     found = f"--hardware-compatible: {gpu.name} has compute capability {gpu.capability}"
     if gpu.capability in JETSONS:
-        raise SettingsError(f"{found}, a Jetson, where TensorRT does not support it; build on each device without it")
+        raise SettingsError(
+            f"{found}, a Jetson, where TensorRT does not support it; leave it out and run make engine on each device"
+        )
     if int(gpu.capability.split(".")[0]) < 8:
-        raise SettingsError(f"{found}, TensorRT needs 8.0 (Ampere) or later for it; build on each device without it")
+        raise SettingsError(
+            f"{found}, TensorRT needs 8.0 (Ampere) or later for it; leave it out and run make engine on each device"
+        )
 
 
 def _check_for_rtx(trt: ModuleType, wanted: tuple[str, ...] | Gpu | str, options: Options) -> None:
@@ -87,7 +91,10 @@ def _check_for_rtx(trt: ModuleType, wanted: tuple[str, ...] | Gpu | str, options
     name = f"TensorRT for RTX {trt.__version__}"
     known = [f"{n[2:-1]}.{n[-1]}" for n in trt.ComputeCapability.__members__ if n.startswith("SM")]
     if options.version_compatible:
-        raise SettingsError(f"--version-compatible: {name} cannot do it; use --trt tensorrt or build for each version")
+        raise SettingsError(
+            f"--version-compatible: {name} cannot do it; use --trt tensorrt, or leave it out and run"
+            " make engine for each version"
+        )
     if options.hardware_compatible:
         named = "name every GPU instead, such as --compute-capability 8.6,8.9,12.0"
         raise SettingsError(f"--hardware-compatible: {name} runs only on the GPUs that it is built for; {named}")

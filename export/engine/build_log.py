@@ -49,7 +49,7 @@ def inspected(document: str) -> list[Layer]:
     try:
         layers = json.loads(document)["Layers"]
         return [_layer(layer["Name"], layer["LayerType"], list(_datatypes(layer["Inputs"]))) for layer in layers]
-    except (ValueError, KeyError, TypeError):  # without detailed verbosity a layer is only its name
+    except (ValueError, LookupError, TypeError, AttributeError):  # without detailed verbosity a layer is only its name
         return []
 
 

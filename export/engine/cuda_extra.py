@@ -37,7 +37,10 @@ def _of_driver() -> int | None:
 
 def _of_jetson(file: Path) -> int | None:
     """Return the CUDA of this release of Jetson Linux. The file starts with a line such as "# R36 (release), …"."""
-    release = JETSON_RELEASE.match(file.read_text()) if file.is_file() else None
+    try:
+        release = JETSON_RELEASE.match(file.read_text())
+    except (OSError, ValueError):
+        return None
     if release is None or int(release[1]) < FIRST_WITH_CUDA_12:
         return None
     return 13 if int(release[1]) >= FIRST_WITH_CUDA_13 else 12

@@ -37,6 +37,7 @@ class PyTorchBackend:
 
     name = "PyTorch"
     batches: tuple[int, ...] | None = None
+    launches_whole = False
 
     def __init__(self, var: VAR, vqvae: VQVAE) -> None:
         self.var, self.vqvae = var, vqvae

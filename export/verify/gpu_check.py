@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+import numpy as np
 
 from export.engine.build import DEFAULTS, target
 from export.engine.build_log import int8_fault
 from export.engine.builder import BuildError
 from export.verify.artifacts import Artifact
 from export.verify.html import write_files
+from export.verify.recording import Reference
 from export.verify.report import FAILED, Entry, Report
 from export.verify.run import bundle_reference, verified
 from runtime.backends.cuda import Gpu
@@ -34,10 +39,11 @@ from runtime.files.bounded import read_json
 from runtime.files.outputs import REPORT
 from runtime.optional import INSTALL
 from runtime.pipeline import Pipeline
-from runtime.progress import Progress
+from runtime.progress import Progress, silent
 
 BENCHMARKS = "benchmarks.md"
 BATCHES = "1,8"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,8 @@ def gpu_check(gpu: Gpu, fp32: Path, bundles: Sequence[Path], folder: Path, image
     report, lines = Report(reference, []), [f"# {gpu.name}, sm_{gpu.capability.replace('.', '')}", ""]
     with tempfile.TemporaryDirectory() as measured:
         for candidate in (found for bundle in bundles for found in candidates(bundle)):
-            entries = [_verified(candidate, report, progress), *_int8(candidate)]
+            progress(f"verifying {candidate.artifact.name}", 0, 1)
+            entries = [_verified(candidate, reference), *_int8(candidate)]
             lines += [f"## {entries[0].backend or candidate.backend}: {candidate.artifact.name}", ""]
             if entries[0].rows:
                 try:
@@ -103,17 +110,39 @@ def _built(bundle: Path, flavour: str) -> Path:
     return bundle / engine_record.FOLDER / built.tag
 
 
-def _verified(candidate: Candidate, report: Report, progress: Progress) -> Entry:
-    artifact = candidate.artifact
+def _verified(candidate: Candidate, reference: Reference) -> Entry:
+    """Verify a candidate in its own process: after a crash on a GPU no other would run in this one."""
     if candidate.fault:
-        return Entry(artifact, f"{FAILED}: {candidate.fault}")
+        return Entry(candidate.artifact, f"{FAILED}: {candidate.fault}")
     try:
-        pipeline = Pipeline(candidate.directory, candidate.backend, finite=False)
-        return verified(artifact, pipeline, report.reference, progress)
+        return _apart(verify_candidate, candidate, reference)
     except Exception as error:  # TensorRT's and CUDA's own exceptions share no base class
         if not isinstance(error, VarEdgeError):
             traceback.print_exc()
-        return Entry(artifact, f"{FAILED}: {candidate.backend}: {error}")
+        return Entry(candidate.artifact, f"{FAILED}: {candidate.backend}: {error}")
+
+
+def _apart(function: Callable[..., T], *arguments: Any) -> T:
+    """Return the function's result from a new process. Raises what it raises, BuildError if the process dies."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        try:
+            return process.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise BuildError(
+                f"{function.__name__}: its process crashed; see what TensorRT and CUDA say above"
+            ) from None
+
+
+def verify_candidate(candidate: Candidate, reference: Reference) -> Entry:
+    """Verify each stage, and that images drawn with one launch are those that are drawn stage by stage."""
+    pipeline = Pipeline(candidate.directory, candidate.backend, finite=False)
+    entry = verified(candidate.artifact, pipeline, reference, silent)
+    labels = list(range(min(9, pipeline.manifest.model.num_classes)))
+    whole = pipeline.generate(labels, seed=1, batch=8)
+    staged = pipeline.generate(labels, seed=1, batch=8, on_scale=lambda view: None)
+    if not all(map(np.array_equal, [*whole.tokens, whole.images], [*staged.tokens, staged.images])):
+        return replace(entry, reason=f"{FAILED}: one launch for a whole batch draws other images than its stages do")
+    return entry
 
 
 def _int8(candidate: Candidate) -> list[Entry]:

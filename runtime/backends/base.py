@@ -39,6 +39,7 @@ class Backend(Protocol):
 
     name: str
     batches: tuple[int, ...] | None  # the batch sizes it supports, including 1; None: any
+    launches_whole: bool  # whether a batch that nobody listens to is one launch, and so faster
 
     def begin(
         self,

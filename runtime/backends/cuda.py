@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,10 @@ from ..optional import INSTALL
 NO_DEVICE, INSUFFICIENT_DRIVER, OUT_OF_MEMORY = 100, 35, 2  # cudaError_t
 # CUDA's major version -> the first Linux driver that has it, from the release notes of CUDA.
 DRIVERS = {12: "525", 13: "580"}
-NO_DRIVER = "no NVIDIA driver on this machine (libcuda.so.1 is missing); install it, or use --backend onnxruntime"
+NO_DRIVER = (
+    "no NVIDIA driver on this machine (libcuda.so.1 is missing); install one from nvidia.com/drivers,"
+    " or use --backend onnxruntime"
+)
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,16 @@ class Cuda:
         name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
         capability, integrated = f"{properties.major}.{properties.minor}", bool(properties.integrated)
         self.gpu = Gpu(name.rstrip("\0"), capability, int(properties.totalGlobalMem), integrated)
-        self._call("cudaSetDevice", 0)
         # A non-blocking stream keeps clear of the legacy default stream. What other threads queue there would otherwise
         # spoil a recording.
-        flag = self._runtime.cudaStreamNonBlocking
-        self.stream = int(self._call("cudaStreamCreateWithFlags", flag))
+        try:
+            self._call("cudaSetDevice", 0)
+            stream = self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
+        except OutOfMemoryError:
+            raise
+        except VarEdgeError as error:  # such as a GPU that one process has for itself
+            raise SettingsError(f"{self.gpu.name}: cannot be used: {error}; check nvidia-smi") from None
+        self.stream = int(stream)
         self._events: list[Any] = []  # all that were created
         self._unused: list[Any] = []  # those that `mark` can use again
         weakref.finalize(self, _destroy_stream, self._runtime, self.stream, self._events)
@@ -221,16 +230,20 @@ def _destroy_stream(runtime: ModuleType, stream: int, events: list[Any]) -> None
     runtime.cudaStreamDestroy(stream)
 
 
+_RECORDING = threading.Lock()  # two threads that record would enable the collector for each other
+
+
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
     """Keep the garbage collector from freeing GPU memory meanwhile, which would spoil a recording of this thread."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+    with _RECORDING:
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if was_enabled:
+                gc.enable()
 
 
 def _dotted(version: int) -> str:

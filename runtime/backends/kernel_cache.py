@@ -14,10 +14,10 @@ MOST_BYTES = 1 << 30  # a larger file is not ours
 
 
 class KernelCache:
-    """A runtime cache of TensorRT for RTX, which all engines of one build share, in a file in `cache_directory`.
+    """A runtime cache of TensorRT for RTX, in one file for a kind of GPU and TensorRT in `cache_directory`.
 
     TensorRT checks that the file fits this GPU, driver and TensorRT. A file that cannot be read or written costs time
-    and is no error.
+    and is no error. Of two processes at once the last to write wins, which costs time too.
     """
 
     def __init__(self, tag: str) -> None:
@@ -31,6 +31,8 @@ class KernelCache:
         """Make the contexts of this runtime configuration use the cache."""
         if self._cache is None:
             self._cache = config.create_runtime_cache()
+            if self._cache is None:
+                return
             with suppress(VarEdgeError):
                 content = read_bytes(self._path, MOST_BYTES) if self._path else b""
                 if content and self._cache.deserialize(content):
@@ -43,8 +45,9 @@ class KernelCache:
         if not self._attached or not self._path:
             return
         self._attached = False
-        content = bytes(self._cache.serialize())
-        if content == self._kept:
+        serialized = self._cache.serialize()
+        content = bytes(serialized) if serialized is not None else b""
+        if content in (b"", self._kept):
             return
         with suppress(OSError, VarEdgeError):
             self._path.parent.mkdir(parents=True, exist_ok=True)

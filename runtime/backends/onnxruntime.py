@@ -37,7 +37,8 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
         self._bundle, self._threads, self._cuda = bundle, threads or usable_cpus(), cuda
         self._replaced: dict[str, _Replacement] = {}
         self._sessions = {name: self._open(name) for name in REQUIRED_GRAPHS}
-        self._constants = scale_constants(bundle, manifest, self._arrays())
+        self._own_arrays = self._arrays()  # which are freed with this object
+        self._constants = scale_constants(bundle, manifest, self._own_arrays)
 
     def _new_batch(self, arrays: Arrays, size: int, smooth: bool) -> _Batch:
         if smooth and SMOOTH_BRIDGE not in self._sessions:  # loaded only if smooth sampling is used
@@ -88,6 +89,7 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
     def close(self) -> None:
         super().close()
         self._sessions.clear()
+        self._own_arrays.free()
         self.__dict__.pop("_encoder", None)
 
     @cached_property

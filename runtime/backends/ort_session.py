@@ -136,7 +136,8 @@ def require_cuda() -> None:
     """Load the CUDA libraries that pip installed. Raises SettingsError unless this ONNX Runtime is built for GPUs."""
     if not has_cuda():
         raise SettingsError(
-            "onnxruntime-cuda: this ONNX Runtime has no CUDA provider; install onnxruntime-gpu in place of onnxruntime"
+            f"onnxruntime-cuda: this ONNX Runtime {ort.__version__} has no CUDA provider; pip uninstall -y onnxruntime,"
+            " then pip install --force-reinstall --no-deps onnxruntime-gpu"
         )
     _preload()
 

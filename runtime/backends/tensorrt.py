@@ -15,7 +15,7 @@ from ..bundle import engine_record
 from ..bundle.engine_record import EngineRecord
 from ..bundle.manifest import Manifest
 from ..bundle.names import CONDITION, DECODER, ENCODER, IMAGE, REQUIRED_GRAPHS, SMOOTH_BRIDGE, TOKENS
-from ..errors import BundleError, SettingsError
+from ..errors import BundleError, OutOfMemoryError, SettingsError
 from .arrays import Arrays, DeviceArray, DeviceArrays
 from .base import OnStage
 from .cuda import Cuda, Gpu, Recording
@@ -81,6 +81,7 @@ def _number(capability: str) -> tuple[int, ...]:
 class TensorRTBackend(WiredBackend["_Batch"]):
     """A `Backend` that runs the engines of a bundle on the first GPU."""
 
+    launches_whole = True
     keeps_batches = True  # recording takes longer than drawing
 
     def __init__(self, bundle: Path, manifest: Manifest, verify: bool = True) -> None:
@@ -123,8 +124,19 @@ class TensorRTBackend(WiredBackend["_Batch"]):
         self._kernels.save()  # those that were compiled for this batch
         return batch
 
+    def _free_batches(self) -> None:
+        super()._free_batches()
+        for engine in self._engines.values():
+            engine.free_contexts()
+
     def encode(self, images: np.ndarray) -> np.ndarray:
-        arrays, engine, image, found = self._encoder
+        try:
+            arrays, engine, image, found = self._encoder
+        except OutOfMemoryError:
+            if not self._batches:
+                raise
+            self._free_batches()
+            arrays, engine, image, found = self._encoder
         results = []
         for i in range(len(images)):
             arrays.upload(image, np.ascontiguousarray(images[i : i + 1]))

@@ -81,6 +81,7 @@ class LoadedEngine:
     ) -> None:
         self._trt, self._log, self._kernels, self._path, self._record = trt, log, kernels, path, record
         self._config: Any = None  # used by TensorRT for RTX only
+        log.errors.clear()
         self._engine = runtime.deserialize_cuda_engine(stream_reader(trt, path))
         if self._engine is None:
             error = log.problem(f"{path}: TensorRT cannot read it")
@@ -99,8 +100,13 @@ class LoadedEngine:
         self._scratch, self._stream = scratch, stream
         self._contexts: dict[int, Any] = {}
 
+    def free_contexts(self) -> None:
+        """Release the memory of the contexts; the next run creates its own."""
+        self._contexts.clear()
+
     def enqueue(self, profile: int, tensors: dict[str, DeviceArray]) -> None:
         """Queue one run with this profile on these arrays. The first run of a profile creates its context."""
+        self._log.errors.clear()  # those of earlier calls that succeeded all the same
         context = self._contexts.get(profile) or self._contexts.setdefault(profile, self._context(profile))
         for name, array in tensors.items():
             expected = self._record.profiles[profile].get(name, array.shape)
@@ -115,11 +121,13 @@ class LoadedEngine:
         context = self._new_context()
         if context is None:
             raise self._log.problem(f"{self._path}: no execution context")
-        accepted = context.set_optimization_profile_async(profile, self._stream)
+        try:
+            context.set_optimization_profile_async(profile, self._stream)
+        except RuntimeError:  # the bindings raise it, without a reason, where C++ returns false
+            raise self._log.problem(f"{self._path}: profile {profile}: TensorRT refuses it") from None
         context.set_device_memory(self._scratch.address, self._scratch.nbytes)
-        for name, shape in self._record.profiles[profile].items():
-            accepted = context.set_input_shape(name, shape) and accepted
-        if not accepted:
+        shapes = self._record.profiles[profile].items()
+        if not all([context.set_input_shape(name, shape) for name, shape in shapes]):
             raise self._log.problem(f"{self._path}: profile {profile}: TensorRT refuses its shapes")
         return context
 
@@ -127,7 +135,7 @@ class LoadedEngine:
         trt, scratch_is_ours = self._trt, self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
             return self._engine.create_execution_context(scratch_is_ours)
-        self._config = self._config or self._engine.create_runtime_config()  # must outlive the contexts
+        self._config = self._config or self._engine.create_runtime_config()
         self._config.set_execution_context_allocation_strategy(scratch_is_ours)
         # By default TensorRT for RTX compiles the kernels of a shape in the background and runs slower ones until they
         # are ready. A CUDA graph recorded meanwhile would keep the slower ones for ever.

@@ -49,6 +49,7 @@ class WiredBackend(ABC, Generic[B]):
 
     name: str
     batches: tuple[int, ...] | None
+    launches_whole = False
     keeps_batches = False  # whether the batch sizes drawn so far stay prepared, or only the latest
 
     def __init__(self, manifest: Manifest) -> None:

@@ -26,10 +26,11 @@ Stage = tuple[str, int | None]  # graph, scale
 
 @dataclass(frozen=True)
 class Run:
-    """One run: seconds of the whole run and of each graph in it, joules of each rail."""
+    """One run: seconds of the whole run, of each graph and of what is outside of the graphs, joules of each rail."""
 
     seconds: float
     stages: dict[Stage, float]
+    outside: float
     joules: dict[str, float]
 
 
@@ -97,7 +98,7 @@ def measure_batch(
         seconds=seconds,
         pictures_per_second=batch / seconds.median,
         stages=tuple(StageTime(*stage, median(run.stages[stage] for run in runs)) for stage in runs[0].stages),
-        outside_graphs=median(run.seconds - sum(run.stages.values()) for run in runs),
+        outside_graphs=median(run.outside for run in runs),
         other_cpus=other_cpus,
         memory=held,
         energy=_energy(jetson, runs, batch) if jetson else None,
@@ -106,16 +107,22 @@ def measure_batch(
 
 
 def _run(pipeline: Pipeline, settings: Settings, batch: int, jetson: Jetson | None) -> Run:
+    """Draw once and measure. A backend that launches a whole batch at once draws again to time its stages."""
     stages: dict[Stage, float] = defaultdict(float)
 
     def on_stage(graph: str, scale: int | None, seconds: float) -> None:
         stages[graph, scale] += seconds
 
+    whole = pipeline.backend.launches_whole
     with PowerMeter(jetson.rails) if jetson else nullcontext() as meter:
         start = time.perf_counter()
+        draw(pipeline, settings, batch, None if whole else on_stage)
+        seconds = staged = time.perf_counter() - start
+    if whole:
+        start = time.perf_counter()
         draw(pipeline, settings, batch, on_stage)
-        seconds = time.perf_counter() - start
-    return Run(seconds, stages, meter.joules if meter else {})
+        staged = time.perf_counter() - start
+    return Run(seconds, stages, staged - sum(stages.values()), meter.joules if meter else {})
 
 
 def _energy(jetson: Jetson, runs: list[Run], batch: int) -> Energy:

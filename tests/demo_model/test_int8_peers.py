@@ -46,7 +46,7 @@ def test_a_tool_s_graphs_make_a_bundle(
     assert (version.split()[0], graphs) == ("onnxruntime", list(GRAPHS))
     images = [Pipeline(folder).generate([0, 1], seed=3).images.astype(int) for folder in (tiny_bundle, bundle)]
     assert 0 < np.abs(images[0] - images[1]).mean() < 64
-    assert peers.used_bytes(bundle, graphs) < 0.5 * peers.used_bytes(tiny_bundle, graphs)
+    assert peers.used_bytes(bundle) < 0.5 * peers.used_bytes(tiny_bundle)
 
 
 def test_a_graph_that_a_tool_cannot_quantise_stays_fp32(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -56,6 +55,12 @@ def test_a_jetson_gets_what_building_and_running_need(name: str, python: str) ->
 
 
 @pytest.mark.slow
+def reaches_an_index(folder: Path) -> bool:
+    """Return whether pip finds a package that every index has: without one, a failure says nothing of ours."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries=1", f"--dest={folder}"]
+    return subprocess.run([*command, "click"], capture_output=True, timeout=300).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("name", "python", "expected"), [("trt-cu12", "3.10", "12"), ("trt-cu12", "3.12", "12"), ("trt-cu13", "3.12", "13")]
 )
@@ -68,7 +73,7 @@ def test_pip_resolves_it_for_a_jetson(name: str, python: str, expected: str, tmp
     command += [f"--platform={platform}" for platform in PLATFORMS]
     command += [f"--python-version={version}", "--only-binary=:all:", f"--target={tmp_path}", "--retries=1", *wanted]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    if re.search(r"connection|Temporary failure|timed out|\(from versions: none\)", result.stderr, re.I):
+    if result.returncode and not reaches_an_index(tmp_path):
         pytest.skip("NOT CHECKED: pip reaches no package index, so nothing was resolved for a Jetson")
     assert result.returncode == 0, result.stderr
     found = {item["metadata"]["name"]: item["metadata"]["version"] for item in json.loads(result.stdout)["install"]}

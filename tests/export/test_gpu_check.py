@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,9 @@ from export.verify.gpu_check import candidates
 from export.verify.recording import Reference
 from export.verify.report import Entry, Report
 from export.verify.run import bundle_reference, verified
-from runtime import Pipeline, SettingsError
+from runtime import Pipeline, SettingsError, VarEdgeError
 from runtime.backends.cuda import Gpu, gpu
+from runtime.backends.wiring import SharedBlock
 from runtime.bundle.engine_record import EngineRecord
 from runtime.bundle.manifest import Manifest
 from tests.runtime.fake_gpu import FakeGpu, use
@@ -61,11 +63,11 @@ class Machine:
         monkeypatch.setattr(module, "find_spec", lambda name: name)
         # Not the function in the module `subprocess` itself, which other libraries call.
         monkeypatch.setattr(module, "subprocess", SimpleNamespace(**{**vars(subprocess), "run": self.run}))
-        monkeypatch.setattr(module, "Pipeline", lambda *_, **__: None)
-        monkeypatch.setattr(module, "verified", self.verified)
+        monkeypatch.setattr(module, "_apart", self.verified)
         monkeypatch.setattr(module, "bundle_reference", lambda *_: reference)
 
-    def verified(self, artifact: Artifact, *_: object) -> Entry:
+    def verified(self, _: object, candidate: module.Candidate, __: object) -> Entry:
+        artifact = candidate.artifact
         for name, error in self.raises.items():
             if name in artifact.name:
                 raise error
@@ -242,3 +244,37 @@ def test_engines_are_verified(
     assert (
         verified(artifact, pipeline, reference, progress).failed[0].name == "transformer, scale 3"
     )  # which reads them
+
+
+def dies() -> None:
+    os.abort()
+
+
+def fails() -> None:
+    raise SettingsError("of the other process")
+
+
+def test_a_crash_is_that_of_a_process_of_its_own() -> None:
+    """An illegal access would leave the GPU useless to every later candidate, and a segmentation fault ends all."""
+    assert module._apart(abs, -3) == 3
+    with pytest.raises(SettingsError, match="of the other process"):
+        module._apart(fails)
+    with pytest.raises(VarEdgeError, match="dies: its process crashed"):
+        module._apart(dies)
+
+
+def test_one_launch_draws_what_its_stages_draw(
+    demo_bundle: Path, fp16_demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stages are verified one by one, but a batch is drawn with one launch."""
+    use(monkeypatch, FakeGpu())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle = tmp_path / "bundle"
+    shutil.copytree(fp16_demo_bundle, bundle)
+    engines = write_engines(bundle, (1, 8))
+    candidate = module.Candidate("tensorrt", engines)
+    reference = bundle_reference(demo_bundle, candidate.artifact, 2, lambda stage, done, total: None)
+    assert module.verify_candidate(candidate, reference).status == "passed"
+    upload = SharedBlock.upload
+    monkeypatch.setattr(SharedBlock, "upload", lambda block, part=None: None if part is None else upload(block, part))
+    assert module.verify_candidate(candidate, reference).status == "FAILED"

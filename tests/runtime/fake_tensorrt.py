@@ -60,6 +60,7 @@ def fake_tensorrt(gpu: FakeGpu, version: str = "1.7.0", flavour: str = "tensorrt
 class FakeRuntime:
     def __init__(self, trt: Any, logger: Any) -> None:
         self.trt, self.logger = trt, logger
+        trt.logger = logger
 
     def deserialize_cuda_engine(self, reader: Any) -> FakeEngine | None:
         if isinstance(reader, getattr(self.trt, "IStreamReader", ())):
@@ -159,6 +160,9 @@ class FakeRuntimeConfig:
 
 
 class FakeContext:
+    def __del__(self) -> None:
+        self.engine.profiles_in_use.discard(self.profile)  # type: ignore[arg-type]
+
     def __init__(self, engine: FakeEngine, cache: FakeRuntimeCache | None) -> None:
         self.engine, self.gpu, self.cache = engine, engine.trt.gpu, cache
         self.profile: int | None = None
@@ -169,8 +173,9 @@ class FakeContext:
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         assert not self.gpu.is_recording(stream)
-        if profile in self.engine.profiles_in_use:
-            return False
+        if profile in self.engine.profiles_in_use:  # the bindings raise where C++ returns false
+            self.engine.trt.logger.log("ERROR", f"profile {profile} is in use by another context")
+            raise RuntimeError("Error in set optimization profile async.")
         self.engine.profiles_in_use.add(profile)
         self.profile = profile
         return True

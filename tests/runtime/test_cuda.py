@@ -55,7 +55,8 @@ def test_the_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"cudaGetDeviceCount": (999, None)}, "no CUDA GPU for this process: the driver (CUDA 12.2) says"),
         (
             {"cudaGetDeviceCount": (35, None), "cudaDriverGetVersion": (0, 0)},
-            "no NVIDIA driver on this machine (libcuda.so.1 is missing); install it, or use --backend onnxruntime",
+            "no NVIDIA driver on this machine (libcuda.so.1 is missing); install one from nvidia.com/drivers,"
+            " or use --backend onnxruntime",
         ),
         (
             {"cudaGetDeviceCount": (35, None)},

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -98,6 +99,51 @@ def test_tf32_is_off_and_a_failing_provider_is_an_error(demo_bundle: Path, ort: 
     assert provider == "CUDAExecutionProvider"
     assert options == {"device_id": "0", "user_compute_stream": "7", "use_tf32": "0"}
     assert others == {"enable_fallback": 0}
+
+
+class Bound:
+    """A session on the GPU: it keeps the addresses that are bound."""
+
+    addresses: ClassVar[list[tuple[int, tuple[int, ...], Any]]] = []
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider"]
+
+    def io_binding(self) -> Any:
+        return self
+
+    def bind_input(self, name: str, device: str, number: int, dtype: Any, shape: tuple[int, ...], address: int) -> None:
+        assert device == "cuda"
+        self.addresses.append((address, shape, dtype))
+
+    bind_output = bind_input
+    bind_ortvalue_input = bind_ortvalue_output = None  # for arrays in host memory, of which there is none
+
+    def run_with_iobinding(self, binding: object) -> None: ...
+
+
+def test_arrays_on_the_gpu_live_as_long_as_the_pipeline(
+    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch, ort: OnnxRuntime
+) -> None:
+    """Constants too: the addresses are all that ONNX Runtime keeps of them."""
+    gpu, session = FakeGpu(), ort.InferenceSession
+    monkeypatch.setattr(cuda_module, "_bindings", lambda: gpu)
+    monkeypatch.setattr(ort, "InferenceSession", lambda *a, **k: Bound(session(*a, **k)), raising=False)
+    pipeline = Pipeline(demo_bundle, "onnxruntime-cuda", finite=False)
+    Bound.addresses.clear()
+    pipeline.generate([1], seed=1)
+    assert len(Bound.addresses) > 100
+    gc.collect()
+    for where in Bound.addresses:
+        gpu.at(*where)  # fails if nothing is allocated there
+    pipeline.close()
+    assert gpu.used == 0
 
 
 def test_memory_that_runs_out_is_no_reason_to_use_the_cpu(

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from runtime import BundleError, Pipeline, SettingsError
+from runtime import BundleError, Pipeline, SettingsError, VarEdgeError
 from runtime.backends.base import StageRun
 from runtime.backends.tensorrt import TensorRTBackend
 from runtime.backends.trt_engine import stream_reader
@@ -22,9 +23,19 @@ from runtime.bench.tables import print_report
 from runtime.bundle.engine_record import FILE_NAME, Built, EngineRecord
 from runtime.bundle.manifest import Manifest
 from runtime.errors import OutOfMemoryError
+from runtime.generate import main as generate
 from runtime.pipeline import ScaleView
 from tests.runtime.fake_gpu import FakeGpu, use
-from tests.runtime.fake_tensorrt import BUILT, SERVER, FakeContext, fake_tensorrt, rewrite_manifest, write_engines
+from tests.runtime.fake_tensorrt import (
+    BUILT,
+    SERVER,
+    FakeContext,
+    FakeRuntimeCache,
+    FakeRuntimeConfig,
+    fake_tensorrt,
+    rewrite_manifest,
+    write_engines,
+)
 
 SETTINGS = {"seed": 7, "cfg": 2.0, "top_k": 3, "top_p": 0.5}
 LABELS = [0, 1, 5, 3, 4]
@@ -286,6 +297,56 @@ def test_out_of_memory_inside_tensorrt(demo: Path, gpu: FakeGpu, monkeypatch: py
     assert pipeline.generate([3, 4], **SETTINGS).images.any()
 
 
+def test_a_profile_that_is_refused(demo: Path, gpu: FakeGpu) -> None:
+    pipeline = Pipeline(demo, "tensorrt")
+    engine = pipeline.backend._engines["condition"]  # type: ignore[attr-defined]
+    engine._engine.profiles_in_use.add(0)
+    with pytest.raises(VarEdgeError, match=r"condition\.engine: profile 0: .* profile 0 is in use by another context"):
+        pipeline.generate([3], **SETTINGS)
+
+
+def test_an_earlier_complaint_is_not_the_reason(demo: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT also logs errors in calls that succeed, such as a tactic that does not fit into memory."""
+    pipeline = Pipeline(demo, "tensorrt")
+    pipeline.backend._log.logger.log("ERROR", "a tactic ran out of memory")  # type: ignore[attr-defined]
+    monkeypatch.setattr(FakeContext, "set_tensor_address", lambda *_: False)
+    with pytest.raises(VarEdgeError, match="refuses its address: TensorRT gives no reason") as error:
+        pipeline.generate([3], **SETTINGS)
+    assert not isinstance(error.value, OutOfMemoryError)
+
+
+@pytest.mark.parametrize("method", ["create_runtime_cache", "serialize"])
+def test_kernels_that_tensorrt_cannot_keep(
+    own_bundle: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Its functions return None when they fail."""
+    where = FakeRuntimeCache if method == "serialize" else FakeRuntimeConfig
+    monkeypatch.setattr(where, method, lambda self: None)
+    write_engines(own_bundle)
+    assert Pipeline(own_bundle, "tensorrt").generate([1], **SETTINGS).images.any()
+
+
+def test_an_image_is_edited_although_batches_fill_the_memory(demo: Path, gpu: FakeGpu) -> None:
+    pipeline = Pipeline(demo, "tensorrt")
+    images = pipeline.generate([3, 4], **SETTINGS).images
+    gpu.total_bytes = gpu.used  # nothing is left for the encoder
+    assert all(map(np.array_equal, pipeline.encode(images), Pipeline(demo, "onnxruntime").encode(images)))
+
+
+def test_commands_do_not_stop_a_gpu_to_show_progress(
+    demo: Path, gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["--bundle", str(demo), "--label", "3", "--backend", "tensorrt", "--out", str(tmp_path / "a.png")]
+    launches = []
+    for more in ([], ["--animation", str(tmp_path / "a.webp")]):
+        gpu.launched.clear()
+        result = CliRunner().invoke(generate, [*command, *more])
+        assert result.exit_code == 0, result.output
+        launches.append(len(gpu.launched))
+    scales = len(Manifest.load(demo).scales)
+    assert launches == [1, 2 * scales + 2]  # with an animation, also the decoder after every scale
+
+
 @pytest.mark.usefixtures("gpu")
 def test_smooth_sampling(smooth_demo_bundle: Path, tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
@@ -402,8 +463,8 @@ def test_engines_of_another_machine(
 
 def test_engines_that_promise_to_run_elsewhere(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu("Later", "8.9")
-    use(monkeypatch, gpu, fake_tensorrt(gpu, "1.9.0"))
-    write_engines(own_bundle, built=replace(BUILT, hardware_compatible=True, version_compatible=True))
+    use(monkeypatch, gpu, fake_tensorrt(gpu, "10.14.1", "tensorrt"))
+    write_engines(own_bundle, built=replace(SERVER, hardware_compatible=True, version_compatible=True))
     assert Pipeline(own_bundle, "tensorrt").generate([1], **SETTINGS).images.any()
 
 
