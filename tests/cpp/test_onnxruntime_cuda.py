@@ -1,7 +1,8 @@
 """The C++ library with ONNX Runtime's CUDA provider: on runtime/cpp/tests/fake_cuda_provider.cpp, without a GPU.
 
 There the memory of the device can be accessed only while a session runs, is not set to 0, and what lies in the host's
-memory is copied between its binding and the run, if somebody waits for that. So tokens that equal Python's show that every array is where it must be.
+memory is copied between its binding and the run, if somebody waits for that. So tokens that equal Python's show that
+every array is where it must be.
 """
 
 from __future__ import annotations
