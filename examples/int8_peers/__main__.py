@@ -9,6 +9,7 @@ such a model. Each runs in an environment of its own in build/int8_peers, which 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from runtime.errors import VarEdgeError
 from runtime.pipeline import Pipeline
 
 WORK = Path("build/int8_peers")
+QUIET = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}  # ONNX Runtime reads it when it is loaded
 SCRIPT = Path(__file__).with_name("tools.py")
 
 
@@ -76,7 +78,7 @@ def quantised(tool: str, bundle: Path) -> tuple[Path, str, list[str]]:
         command = [python, SCRIPT, tool, WORK / "graphs" / f"{graph}.onnx", WORK / "inputs" / graph, out]
         if not log.exists() or not log.read_text().endswith("quantised\n"):
             with log.open("w") as said:
-                code = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT).returncode
+                code = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, env=QUIET).returncode
                 said.write(f"exit code {code}\n" if code else "quantised\n")
         lines = log.read_text().splitlines()
         if lines[-1] == "quantised":

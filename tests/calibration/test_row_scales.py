@@ -29,7 +29,7 @@ from runtime import NumericError
 from runtime.bundle.manifest import WEIGHTS, Manifest
 from runtime.bundle.names import TRANSFORMER
 from runtime.pipeline import Pipeline
-from tests.runtime.fake_gpu import rewrite_manifest
+from tests.runtime.fake_tensorrt import rewrite_manifest
 
 RANDOM = np.random.default_rng(0)
 STEP = np.float32(2**-9)  # of the weights: their INT8 products are exact in FP32, in whatever order they are added

@@ -36,7 +36,10 @@ int main(int count, char** arguments) {
     if (count > 3) options.backend = (var_edge_backend)atoi(arguments[3]);
     if (count > 4) options.provider_options = (const char* const*)(arguments + 4); /* argv ends with NULL too */
     options.log = note;
+    /* What this program needs itself must not be what is missing when memory is short: kept free for it meanwhile. */
+    void* volatile kept = malloc(2 << 20);
     const var_edge_status status = var_edge_create(arguments[1], &options, &model);
+    free(kept);
     say(status);
     if (status != VAR_EDGE_OK) return 0;
     info.struct_size = sizeof info;
