@@ -125,9 +125,8 @@ def table(results: Sequence[tuple[str, Fidelity]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, found in results:
-        scales = sum(scale.kl for scale in found.scales) / len(found.scales)
         logits = f"{found.agreement:.1%} | {found.scales[-1].logit_error:.3f}"
-        lines.append(f"| {name.strip()} | {found.kl:.4f} | {scales:.4f} | {logits} | {found.psnr:.1f} dB |")
+        lines.append(f"| {name.strip()} | {found.kl:.4f} | {found.kl_of_scales:.4f} | {logits} | {found.psnr:.1f} dB |")
     return "\n".join(lines)
 
 

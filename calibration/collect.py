@@ -24,7 +24,7 @@ from runtime.progress import Progress, silent
 
 SCALING_PICTURES = 8  # images that decide the channel scaling: the same for all parts of a run shared by machines
 FEWEST = 8  # images; fewer give unreliable ranges
-GOLDEN = 0.6180339887  # steps of this share of all classes visit them evenly, for any number of steps
+GOLDEN = 0.6180339887
 
 
 def collect(
@@ -64,7 +64,7 @@ def collect(
     pipeline = Pipeline(bundle, looking_inside(bundle, manifest, _observed(sites)), verify=False)
 
     def draw(index: int, observe: Observe) -> None:
-        label = int(index * GOLDEN * manifest.model.num_classes) % manifest.model.num_classes
+        label = label_of(index, manifest.model.num_classes)
         top_k = min(settings.top_k, manifest.model.vocab_size)  # the same settings serve every vocabulary size
         pipeline.generate(label, settings.seed + index, settings.cfg, top_k, settings.top_p, observe=observe)
 
@@ -82,6 +82,11 @@ def collect(
         found.add_picture(i)
         found.write(path)
     return found
+
+
+def label_of(index: int, classes: int) -> int:
+    """Return the label of image `index`: steps of the golden ratio visit the classes evenly, however many there are."""
+    return int(index * GOLDEN * classes) % classes
 
 
 def check_source(bundle: Path, manifest: Manifest) -> None:

@@ -47,6 +47,16 @@ OUT_OF_MEMORY = re.compile(
 )
 
 
+DRAW_FEWER = "draw fewer pictures at once (--batch 1)"
+
+
+def engine_error(message: str) -> VarEdgeError:
+    """Return the error for an inference engine's own message, of which only the text tells whether memory ran out."""
+    if tells_out_of_memory(message):
+        return OutOfMemoryError(f"{message}; {DRAW_FEWER}")
+    return VarEdgeError(message)
+
+
 def tells_out_of_memory(text: str) -> bool:
     """Return whether the message of a library says that memory has run out."""
     return OUT_OF_MEMORY.search(text) is not None

@@ -80,10 +80,9 @@ def main(reference: Path, candidates: tuple[Path, ...], per_class: int, tokens: 
     for path in candidates:
         found, fidelity = judged(classifier, images[path], labels), teacher.compare(Pipeline(path))
         distance = frechet_distance(found.features, other.features)
-        of_scales = np.mean([scale.kl for scale in fidelity.scales])
         click.echo(
             f"| {path} | {found.accuracy:.1%} | {100 * (base.accuracy - found.accuracy):+.1f} points | {distance:.3f} "
-            f"| {distance / own:.2f}x | {fidelity.kl:.4f} | {of_scales:.4f} | {fidelity.psnr:.1f} dB |"
+            f"| {distance / own:.2f}x | {fidelity.kl:.4f} | {fidelity.kl_of_scales:.4f} | {fidelity.psnr:.1f} dB |"
         )
         cells = [f"{scale.agreement:.1%} of {scale.tokens}" for scale in fidelity.scales]
         agreements.append(f"| {path} | {' | '.join(cells)} |")

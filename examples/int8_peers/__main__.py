@@ -136,7 +136,7 @@ class Judge:
             version,
             ", ".join(graphs),
             fidelity.kl,
-            float(np.mean([scale.kl for scale in fidelity.scales])),
+            fidelity.kl_of_scales,
             fidelity.agreement,
             fidelity.psnr,
             found.accuracy,

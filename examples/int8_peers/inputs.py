@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from calibration.collect import GOLDEN
+from calibration.collect import label_of
 from calibration.record import Settings
 from runtime.backends.base import StageRun
 from runtime.bundle.manifest import Manifest
@@ -51,7 +51,7 @@ def record_inputs(bundle: Path, folder: Path, images: int) -> None:
             counts[run.graph] += 1
 
     for start in range(0, images, BATCH):
-        labels = [int(i * GOLDEN * classes) % classes for i in range(start, min(start + BATCH, images))]
+        labels = [label_of(i, classes) for i in range(start, min(start + BATCH, images))]
         pipeline.generate(
             labels,
             settings.seed + start,

@@ -19,8 +19,8 @@ TORCH = "torch>=2.6,<2.14"  # as the project has it; other releases bring CUDA
 class Inputs:
     """The recorded inputs of a graph, as every tool's calibration reads them: one run after the other, repeatedly."""
 
-    def __init__(self, folder: Path, most: int | None = None) -> None:
-        self.files = sorted(folder.glob("*.npz"))[:most]
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.files = folder, sorted(folder.glob("*.npz"))
         self.rewind()
 
     def rewind(self) -> None:
@@ -46,10 +46,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
 
 def _reader(base: type, inputs: Inputs) -> Any:
     """Return the inputs as an instance of the tool's own class."""
-    made = type("Reader", (Inputs, base), {})(inputs.files[0].parent)
-    made.files = inputs.files
-    made.rewind()
-    return made
+    return type("Reader", (Inputs, base), {})(inputs.folder)
 
 
 def ort_static(graph: Path, inputs: Inputs, out: Path) -> None:

@@ -34,9 +34,9 @@ def count(log: Iterable[tuple[str, str]], profiles: int) -> Kernels:
     """
     layers: dict[int, list[str]] = {i: [] for i in range(profiles)}
     for _, text in log:
-        for layer in LAYER.finditer(text):
-            line = text[layer.start() :].partition("\n")[0]
-            layers.setdefault(0 if profiles == 1 else profile_of(layer["name"]), []).append(line)
+        for line in text.splitlines():
+            if layer := LAYER.match(line):
+                layers.setdefault(0 if profiles == 1 else profile_of(layer["name"]), []).append(line)
     if len(layers) > profiles:
         return Kernels((0,) * profiles, (0,) * profiles)
     return Kernels(tuple(map(len, layers.values())), tuple(map(_of_a_block, layers.values())))

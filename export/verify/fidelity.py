@@ -88,6 +88,11 @@ class Fidelity:
         return sum(scale.divergence for scale in self.scales) / sum(scale.tokens for scale in self.scales)
 
     @property
+    def kl_of_scales(self) -> float:
+        """The mean of the scales' mean KL divergences, in nats: a coarse scale counts as much as a fine one."""
+        return sum(scale.kl for scale in self.scales) / len(self.scales)
+
+    @property
     def agreement(self) -> float:
         """The share of the tokens of all scales that agree."""
         return sum(scale.agreeing for scale in self.scales) / sum(scale.tokens for scale in self.scales)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OutOfMemoryError, SettingsError, VarEdgeError
+from ..errors import DRAW_FEWER, OutOfMemoryError, SettingsError, VarEdgeError
 from ..memory import available_memory
 from ..optional import INSTALL
 
@@ -96,7 +96,7 @@ class Cuda:
             free, total = self._free_and_total()
             raise OutOfMemoryError(
                 f"GPU memory: {size / 1e6:.0f} MB are needed, {free / 1e6:.0f} of {total / 1e6:.0f} MB are free;"
-                " draw fewer pictures at once (--batch 1) or close other programs"
+                f" {DRAW_FEWER} or close other programs"
             )
         self._check(status, "cudaMalloc")
         self.zero(int(address), size)
@@ -181,7 +181,7 @@ class Cuda:
 
     def _check(self, status: Any, name: str = "") -> None:
         if int(status) == OUT_OF_MEMORY:
-            raise OutOfMemoryError(f"CUDA: {name}: out of memory; draw fewer pictures at once (--batch 1)")
+            raise OutOfMemoryError(f"CUDA: {name}: out of memory; {DRAW_FEWER}")
         if int(status) != 0:
             _, text = self._runtime.cudaGetErrorString(status)
             reason = text.decode() if isinstance(text, bytes) else str(text)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..bundle.manifest import WEIGHTS, Graph
 from ..bundle.weight_file import mapped_weights
-from ..errors import BundleError, OutOfMemoryError, SettingsError, VarEdgeError, tells_out_of_memory
+from ..errors import BundleError, OutOfMemoryError, SettingsError, VarEdgeError, engine_error, tells_out_of_memory
 from .arrays import Array, DeviceArray
 from .ort import onnxruntime as ort
 
@@ -114,10 +114,7 @@ class Session:
             raise self._failed(error) from None
 
     def _failed(self, error: Exception) -> VarEdgeError:
-        reason = f"{self._path}: ONNX Runtime failed: {_one_line(error)}"
-        if tells_out_of_memory(reason):
-            return OutOfMemoryError(f"{reason}; draw fewer pictures at once (--batch 1)")
-        return VarEdgeError(reason)
+        return engine_error(f"{self._path}: ONNX Runtime failed: {_one_line(error)}")
 
     def _agree(self, other: str, expected: Mapping[str, str], found: Mapping[str, str | None]) -> None:
         if differing := sorted(dict(expected.items() ^ found.items())):

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..bundle.engine_record import Engine
 from ..bundle.manifest import Graph
-from ..errors import BundleError, OutOfMemoryError, SettingsError, VarEdgeError, tells_out_of_memory
+from ..errors import BundleError, OutOfMemoryError, SettingsError, VarEdgeError, engine_error
 from ..files.bounded import open_file
 from ..optional import INSTALL
 from .arrays import DeviceArray
@@ -57,10 +57,7 @@ class Log:
 
         TensorRT's calls only return whether they succeeded: that the memory is full is in the text.
         """
-        reason = self.reason()
-        if tells_out_of_memory(reason):
-            return OutOfMemoryError(f"{what}: {reason}; draw fewer pictures at once (--batch 1)")
-        return VarEdgeError(f"{what}: {reason}")
+        return engine_error(f"{what}: {self.reason()}")
 
 
 class LoadedEngine:

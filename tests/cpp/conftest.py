@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.runtime.toy import write_bundle
+
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "runtime" / "cpp"
 BUILD = ROOT / "build" / "cpp"
@@ -33,6 +35,14 @@ def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)  # type: ignore[call-overload]
     assert result.returncode == 0, f"{command}\n{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
     return result
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of toy graphs. All tests share it: none may change it."""
+    bundle = tmp_path_factory.mktemp("toy") / "bundle"
+    write_bundle(bundle)
+    return bundle
 
 
 @pytest.fixture(scope="session")

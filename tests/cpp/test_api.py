@@ -10,7 +10,6 @@ import pytest
 
 from runtime.pipeline import Pipeline
 from tests.cpp.conftest import SOURCE, Configure, run
-from tests.runtime.toy import write_bundle
 
 FEATURES = (
     *("busy", "scramble", "fork", "cancel", "values", "structs", "labels", "seeds", "stop", "stop_between"),
@@ -18,13 +17,6 @@ FEATURES = (
 )
 # What the thread sanitizer may say something about.
 THREADED = ("busy", "scramble", "stop", "stop_between", "share", "cancel")
-
-
-@pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    bundle = tmp_path_factory.mktemp("toy") / "bundle"
-    write_bundle(bundle)
-    return bundle
 
 
 @pytest.fixture(scope="session")

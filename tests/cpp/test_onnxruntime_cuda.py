@@ -22,16 +22,8 @@ from tests.cpp.dumps import Case, Drawn, assert_equal, drawn_by_cpp, drawn_by_py
 from tests.cpp.test_api import FEATURES
 from tests.cpp.test_core import AUTO, FAILED, OK, ONNXRUNTIME_CUDA, OUT_OF_MEMORY, UNSUPPORTED, Live
 from tests.cpp.test_parity import check_edit
-from tests.runtime.toy import write_bundle
 
 ONNXRUNTIME = DEPENDENCIES / "onnxruntime"
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    bundle = tmp_path_factory.mktemp("cuda") / "toy"
-    write_bundle(bundle)
-    return bundle
 
 
 @pytest.fixture(scope="module")
