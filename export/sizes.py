@@ -45,6 +45,12 @@ class Kind:
     channels_scaled: bool = False  # `condition` divides the modulation
 
     @property
+    def title(self) -> str:
+        """The name in a table, such as "INT8 mixed"."""
+        precision, _, scales = self.name.partition(" ")
+        return f"{precision.upper()} {scales}".rstrip()
+
+    @property
     def is_int8(self) -> bool:
         return self.linear.weight == 1
 
@@ -54,7 +60,9 @@ FP32 = Kind("fp32", FLOAT, FLOAT, FLOAT, FLOAT, "float32", (5400, 7000))
 FP16 = Kind("fp16", HALF, HALF, HALF, HALF, "float16", (6200, 8300))
 ROWS = Storage(1, 4, channel=2)
 INT8 = Kind("int8", ROWS, HALF, HALF, HALF, "float16", (14600, 20100))
-INT8_MIXED = Kind("int8 mixed", ROWS, Storage(1, 2, channel=2, product=4 + 2), HALF, HALF, "float16", (14600, 20100), True)
+INT8_MIXED = Kind(
+    "int8 mixed", ROWS, Storage(1, 2, channel=2, product=4 + 2), HALF, HALF, "float16", (14600, 20100), True
+)
 INT8_CPU = Kind(
     "int8",
     Storage(1, 4, channel=4),

@@ -38,10 +38,18 @@ LAYERS = (
     ("export.model",),
     ("export.checkpoint",),
     ("export.graphs",),
-    ("export.engine", "export.kept", "export.room"),
+    ("export.engine", "export.kept", "export.room", "export.sizes"),
+    ("export.footprint",),
     ("export.bundle",),
     ("export.verify",),
-    ("export.__main__", "export.bench", "export.fidelity", "export.gpu_check", "export.roofline"),  # commands
+    (
+        "export.__main__",
+        "export.bench",
+        "export.fidelity",
+        "export.gpu_check",
+        "export.roofline",
+        "export.fits",
+    ),  # commands
     ("calibration.", "calibration.sites", "calibration.ranges", "calibration.channel_scaling"),
     ("calibration.plan", "calibration.record", "calibration.target", "calibration.weight"),
     ("calibration.graph_editor", "calibration.row_scales"),
