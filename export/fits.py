@@ -18,10 +18,11 @@ from export.sizes import FP16, FP32, INT8, INT8_CPU, INT8_MIXED, Kind
 from runtime import limits
 from runtime.bundle.manifest import Model
 from runtime.cli import Number, command, reports_errors
+from runtime.errors import SettingsError
 from runtime.limits import shown
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
-SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([MG]i?B)", re.ASCII)
+SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([MG]i?B)", re.ASCII)
 SYSTEM = "1.5GB"  # for the operating system and other programs: an allowance, more where a desktop runs
 
 
@@ -35,7 +36,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in later 
             return value
         found = SIZE.fullmatch(value.strip())
         size = round(float(found[1]) * UNITS[found[2]]) if found else 0
-        if not 0 < size < 2**60:
+        if not size:
             units = "8GB (GB is 10^9 bytes) or 8GiB (GiB is 2^30 bytes)"
             self.fail(f"expected a size above 0 with its unit, such as {units}, found {shown(value)}", param, ctx)
         return size
@@ -163,6 +164,8 @@ def main(memory: int, models: tuple[str, ...], batch: int, system: int) -> None:
     Prints tables of Markdown: the size of each bundle, and the peak memory of drawing by what takes it. Nothing is
     exported or loaded.
     """
+    if system >= memory:
+        raise SettingsError(f"--system: expected less than the {_gb(memory)} of --memory, found {_gb(system)}")
     click.echo(page([model_of(name) for name in models] or list(shipped()), memory, system, batch), nl=False)
 
 

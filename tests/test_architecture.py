@@ -38,8 +38,8 @@ LAYERS = (
     ("export.model",),
     ("export.checkpoint",),
     ("export.graphs",),
-    ("export.engine", "export.kept", "export.room", "export.sizes"),
-    ("export.footprint",),
+    ("export.sizes",),
+    ("export.engine", "export.kept", "export.room", "export.footprint"),
     ("export.bundle",),
     ("export.verify",),
     (
