@@ -93,7 +93,7 @@ def _build(model: Model, kind: Kind) -> float:
 
 
 def recommended(found: Sequence[Candidate], free: float) -> str:
-    """Return a sentence that says which of `found` to deploy within `free` bytes, and why not one that comes before."""
+    """Return which of `found` to deploy within `free` bytes, and why not those that would be better."""
     chosen = next((candidate for candidate in found if candidate.needed <= free), None)
     if chosen is None:
         least = min(found, key=lambda candidate: candidate.needed)
@@ -101,17 +101,16 @@ def recommended(found: Sequence[Candidate], free: float) -> str:
     better = found[: found.index(chosen)]
     larger = [candidate for candidate in better if candidate.model is not chosen.model]
     same = [candidate for candidate in better if candidate.model is chosen.model]
-    reasons = [f"It is the largest model that fits, in the best precision that fits; it needs {_gb(chosen.needed)}."]
-    if same:
-        reasons.append(_too_large(same[-1]))
+    reasons = [_too_large(same[-1])] if same else []
     if larger:
         reasons.append(_too_large(min(larger, key=lambda candidate: candidate.needed)))
-    return f"**Deploy {chosen.text}.** {' '.join(reasons)}"
+    head = f"**Deploy {chosen.text}**: the largest model that fits, in the best precision that fits. It needs"
+    return "\n".join([f"{head} {_gb(chosen.needed)}.", *([f"{', '.join(reasons)}."] if reasons else [])])
 
 
 def _too_large(candidate: Candidate) -> str:
     what = "needs" if candidate.footprint.total >= candidate.build else "would be built with"
-    return f"{candidate.text} {what} {_gb(candidate.needed)}."
+    return f"{candidate.text} {what} {_gb(candidate.needed)}"
 
 
 def page(models: Sequence[Model], memory: int, system: int, batch: int) -> str:

@@ -36,6 +36,7 @@ PEAKS = [
     ("var_demo", INT8_CPU, 1, 105.1e6),
     ("var_demo", INT8_CPU, 8, 189.7e6),
     ("var_d16", FP32, 1, 2.209e9),
+    ("var_d16", FP32, 4, 3.274e9),
     ("var_d16", INT8_CPU, 1, 0.992e9),
     ("var_d16", INT8_CPU, 4, 1.951e9),
     ("var_d30", FP32, 1, 9.3e9),
@@ -154,7 +155,7 @@ def test_the_largest_model_in_the_best_precision_that_fits_is_recommended() -> N
     ):
         found = candidates(backend, models, 1)
         said = recommended(found, free)
-        assert said.startswith(f"**Deploy {expected}.**")
+        assert said.startswith(f"**Deploy {expected}**:")
         chosen = next(candidate for candidate in found if candidate.text == expected)
         assert chosen.needed <= free
     assert recommended(candidates(cpu, models, 1), 10**7).startswith("**Nothing fits**: var_demo in INT8")
@@ -162,7 +163,7 @@ def test_the_largest_model_in_the_best_precision_that_fits_is_recommended() -> N
 
 def test_a_larger_batch_may_not_fit() -> None:
     one, eight = (candidates(BACKENDS[0], [model("var_d16")], batch)[-1] for batch in (1, 8))
-    assert recommended([one], 2 * GB).startswith("**Deploy var_d16 in INT8.**")
+    assert recommended([one], 2 * GB).startswith("**Deploy var_d16 in INT8**:")
     assert recommended([eight], 2 * GB).startswith("**Nothing fits**")
 
 
