@@ -67,7 +67,8 @@ class Candidate:
     model: Model
     kind: Kind
     footprint: Footprint
-    build: float  # bytes; 0 if nothing is built on the device
+    engines: float  # bytes of their files; 0 if nothing is built on the device
+    build: float  # bytes of memory that building them takes
 
     @property
     def needed(self) -> float:
@@ -81,15 +82,16 @@ class Candidate:
 def candidates(backend: Backend, models: Sequence[Model], batch: int) -> list[Candidate]:
     """Return what can run on the backend, the largest model first, and the best precision of a model first."""
     ordered = sorted(models, key=lambda model: -sizes.weight_file(model, FP32))
-    return [
-        Candidate(model, kind, backend.footprint(model, kind, batch), _build(model, kind) if backend.builds else 0)
-        for model in ordered
-        for kind in backend.kinds
-    ]
+    return [_candidate(backend, model, kind, batch) for model in ordered for kind in backend.kinds]
 
 
-def _build(model: Model, kind: Kind) -> float:
-    return build_bytes(max(sizes.graph_weights(model, kind).values()))
+def _candidate(backend: Backend, model: Model, kind: Kind, batch: int) -> Candidate:
+    footprint = backend.footprint(model, kind, batch)
+    if not backend.builds:
+        return Candidate(model, kind, footprint, 0, 0)
+    weights = sizes.graph_weights(model, kind).values()
+    engines = sum(weights) + engine_code(model, kind, batch)
+    return Candidate(model, kind, footprint, engines, build_bytes(max(weights)))
 
 
 def recommended(found: Sequence[Candidate], free: float) -> str:
@@ -133,9 +135,8 @@ def _section(backend: Backend, models: Sequence[Model], free: float, batch: int)
 def _row(candidate: Candidate, free: float) -> str:
     model, kind, footprint = candidate.model, candidate.kind, candidate.footprint
     cells = [model.name, kind.title, _gb(sizes.bundle(model, kind))]
-    if candidate.build:
-        engines = sum(sizes.graph_weights(model, kind).values()) + engine_code(model, kind)
-        cells += [_gb(engines), _gb(candidate.build)]
+    if candidate.engines:
+        cells += [_gb(candidate.engines), _gb(candidate.build)]
     parts = (footprint.weights, footprint.cache, footprint.scratch, footprint.host, footprint.total)
     fits = "yes" if candidate.needed <= free else "no" if footprint.total > free else "not its build"
     return f"| {' | '.join([*cells, *map(_gb, parts), fits])} |"

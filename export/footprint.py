@@ -92,11 +92,10 @@ def on_cpu(model: Model, kind: Kind, batch: int) -> Footprint:
     """
     arrays, tokens, last = wired(model, kind, batch), model.tokens, model.grid**2
     row, rows = 4 * model.width, 2 * batch * last
+    widths = CPU_WIDTHS[kind.linear.weight]
     transformer = 2 * 4 * rows * model.heads * tokens  # scores before and after the softmax
     transformer += 4 * row * 2 * batch * tokens  # keys and values joined with those before, and transposed
-    transformer += (
-        CPU_WIDTHS[kind.linear.weight] * row * rows + 4 * model.vocab_size * rows
-    )  # feed-forward, qkv, residuals; logits without bias
+    transformer += rows * (widths * row + 4 * model.vocab_size)  # feed-forward, qkv, residuals; logits without bias
     bridge = CPU_LOGITS * 4 * model.vocab_size * batch * last
     decoder = CPU_MAPS[kind.linear.weight] * 4 * model.ch * model.image_size**2  # of one image
     host = CPU_PROCESS + CPU_COPIES * sizes.decoder(model, kind)
@@ -111,7 +110,7 @@ def on_tensorrt(model: Model, kind: Kind, batch: int) -> Footprint:
     """
     arrays = wired(model, kind, batch)
     scratch = arrays.others + arrays.host + GPU_WORKSPACE + max(engine_scratch(model, kind, batch).values())
-    host = GPU_PROCESS + engine_code(model, kind)
+    host = GPU_PROCESS + engine_code(model, kind, batch)
     return Footprint(sizes.loaded_weights(model, kind), arrays.cache, scratch, host)
 
 
@@ -136,16 +135,15 @@ def engine_scratch(model: Model, kind: Kind, batch: int) -> dict[str, float]:
 
 def _maps(model: Model, kind: Kind) -> Iterator[int]:
     """Yield the bytes of the maps around each convolution: what it reads, the residual, what it writes."""
+    one = 4 if kind.convolution.weight == 1 else kind.delicate.weight  # INT8 convolutions write FP32
     for layer in sizes.decoder_layers(model):
-        storage = kind.delicate if layer.delicate else kind.convolution
-        written = max(kind.delicate.weight, storage.weight)
-        yield layer.side**2 * (2 * layer.inputs + layer.outputs) * written
+        yield layer.side**2 * (2 * layer.inputs + layer.outputs) * one
 
 
-def engine_code(model: Model, kind: Kind, batches: int = 1) -> float:
-    """Return the bytes of the engines that are kernels, for profiles of this many batch sizes."""
+def engine_code(model: Model, kind: Kind, batch: int) -> float:
+    """Return the bytes of the engines that are kernels, for batches of 1 and `batch`."""
     a_profile = {4: 2.3e6, 2: 4.9e6, 1: 3.6e6 + 0.25e6 * model.depth}[kind.linear.weight] + GPU_BRIDGE_CODE
-    return batches * len(model.patch_nums) * a_profile + GPU_DECODER_CODE
+    return len({1, batch}) * len(model.patch_nums) * a_profile + GPU_DECODER_CODE
 
 
 def _manifest(model: Model, kind: Kind) -> Manifest:

@@ -14,7 +14,7 @@ from export import sizes
 from export.checkpoint.recipe import Recipe
 from export.fits import BACKENDS, candidates, main, page, recommended, shipped
 from export.footprint import GPU_WORKSPACE, engine_scratch, on_cpu, on_tensorrt, wired
-from export.sizes import FP16, FP32, INT8, INT8_CPU, Kind
+from export.sizes import FP16, FP32, INT8, INT8_CPU, INT8_MIXED, Kind
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.bundle.engine_record import profiles
 from runtime.bundle.manifest import Manifest, Model
@@ -46,6 +46,7 @@ SCRATCH = [  # "Total Activation Memory" of the largest profile, from the builde
     ("var_demo", FP32, 1, {"transformer": 9641984, "decoder": 11075584}),
     ("var_demo", INT8, 8, {"transformer": 19775488}),
     ("var_d16", INT8, 1, {"transformer": 23625728, "decoder": 71565312}),
+    ("var_d16", INT8_MIXED, 1, {"decoder": 128581632}),
     ("var_d16", FP32, 1, {"transformer": 59965440}),
     ("var_d16", FP16, 1, {"transformer": 21823488}),
     ("var_d16", FP16, 4, {"transformer": 60293120, "decoder": 71565312}),
@@ -119,11 +120,11 @@ def test_real_engines_have_the_weights_and_the_scratch_memory_that_were_computed
     builder = Builder(trt, target(trt, flavour, ("8.6",), DEFAULTS), DEFAULTS, None)
     manifest = Manifest.load(fp16_demo_bundle)
     scratch, weights = engine_scratch(manifest.model, FP16, 1), sizes.graph_weights(manifest.model, FP16)
-    for graph in ("transformer", "decoder"):
+    for graph, tolerance in (("transformer", 0.045), ("decoder", 0.08)):  # its maps differ most where they are small
         builder.build(fp16_demo_bundle / f"{graph}.onnx", profiles(graph, manifest, (1,)), silent)
         log = "\n".join(text for _, text in builder.log.lines)
         found = max(int(size) for size in re.findall(r"Total Activation Memory: (\d+) bytes", log))
-        assert scratch[graph] + GPU_WORKSPACE == pytest.approx(found, rel=0.045), graph
+        assert scratch[graph] + GPU_WORKSPACE == pytest.approx(found, rel=tolerance), graph
         (found,) = map(int, re.findall(r"Total Weights Memory: (\d+) bytes", log))
         assert weights[graph] == pytest.approx(found, rel=0.02), graph
 
