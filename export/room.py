@@ -35,4 +35,5 @@ def check_room(recipe: Recipe, out: Path, meminfo: Path = MEMINFO) -> None:
 def memory_bytes(recipe: Recipe) -> float:
     """Return the most bytes that an export holds. It reads weights one by one, so the largest counts, not their sum."""
     tensors = (tensor for model in empty_models(recipe) for tensor in model.state_dict().values())
-    return MEMORY_OF_TOOLS + COPIES_OF_A_TENSOR * max(4 * tensor.numel() for tensor in tensors)
+    largest: int = max(4 * tensor.numel() for tensor in tensors)
+    return MEMORY_OF_TOOLS + COPIES_OF_A_TENSOR * largest

@@ -138,6 +138,7 @@ class Kept:
         self._path.write_text(json.dumps(self._rows, indent=1) + "\n")
 
 
+SAME = 90  # dB; above it the decoder is that of FP32
 HEAD = (
     "| tool | in INT8 | KL of a token | mean KL of the scales | top-1 | PSNR | accuracy | Fréchet | MB | ms | speed"
     " | INT8 products of the engine |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
@@ -155,9 +156,10 @@ def table(rows: list[tuple[Candidate, Found, Summary]], fp32: Summary, products:
         if found.refused:
             notes.append(f"[{len(notes) + 1}] {found.refused:.240}")
             engine = f"refused [{len(notes)}]"
+        psnr = f"{found.psnr:.1f} dB" if found.psnr < SAME else ""
         lines.append(
             f"| {of.name}{f' ({of.version})' if of.version else ''} | {', '.join(of.graphs)} | {found.kl:.4f}"
-            f" | {found.kl_of_scales:.4f} | {found.agreement:.1%} | {found.psnr:.1f} dB | {found.accuracy:.1%}"
+            f" | {found.kl_of_scales:.4f} | {found.agreement:.1%} | {psnr} | {found.accuracy:.1%}"
             f" | {found.frechet:.2f}x | {found.size / 1e6:.1f} | {1e3 * time.median:.1f}"
             f" | {Ratio.of(fp32, time).of_medians:.2f}x | {engine} |"
         )
