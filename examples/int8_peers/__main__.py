@@ -150,12 +150,13 @@ def table(rows: list[tuple[Candidate, Found, Summary]], fp32: Summary, products:
 
     `fp32` is the time of FP32 in the same rounds. `products` is how many products of the transformer have a weight.
     """
-    lines, notes = [HEAD], []
+    lines, notes = [HEAD], list[str]()
     for of, found, time in sorted(rows, key=lambda row: row[1].kl):
         engine = f"{_span(found.int8_products)} of {products}"
         if found.refused:
-            notes.append(f"[{len(notes) + 1}] {found.refused:.240}")
-            engine = f"refused [{len(notes)}]"
+            reason = found.refused.partition(" (node ")[0]
+            notes += [reason] if reason not in notes else []
+            engine = f"refused [{notes.index(reason) + 1}]"
         psnr = f"{found.psnr:.1f} dB" if found.psnr < SAME else ""
         lines.append(
             f"| {of.name}{f' ({of.version})' if of.version else ''} | {', '.join(of.graphs)} | {found.kl:.4f}"
@@ -163,7 +164,7 @@ def table(rows: list[tuple[Candidate, Found, Summary]], fp32: Summary, products:
             f" | {found.frechet:.2f}x | {found.size / 1e6:.1f} | {1e3 * time.median:.1f}"
             f" | {Ratio.of(fp32, time).of_medians:.2f}x | {engine} |"
         )
-    return "\n".join([*lines, "", *notes]).rstrip()
+    return "\n".join([*lines, "", *(f"[{i + 1}] {note:.240}" for i, note in enumerate(notes))]).rstrip()
 
 
 def _span(counts: tuple[int, ...]) -> str:

@@ -134,11 +134,13 @@ def test_the_table_has_the_best_first_and_notes_for_refused_graphs() -> None:
     def row(name: str, found: Found, seconds: float) -> tuple[peers.Candidate, Found, Summary]:
         return peers.Candidate(name, "tool 1.0", ["decoder"], Path()), found, Summary.of([seconds])
 
-    refused = Found(0.5, 0.02, 0.9, 40.0, 0.93, 1.1, 10**7, (), "no plugin")
-    text = peers.table([row("b", refused, 0.1), row("a", FOUND, 0.02)], Summary.of([0.04]), 5)
-    a, b, note = [line for line in text.splitlines()[2:] if line]
+    refused, again = (Found(kl, 0.02, 0.9, 96.3, 0.93, 1.1, 10**7, (), f"no plugin (node '{kl}')") for kl in (0.5, 0.6))
+    rows = [row("c", again, 0.1), row("b", refused, 0.1), row("a", FOUND, 0.02)]
+    a, b, c, note = [line for line in peers.table(rows, Summary.of([0.04]), 5).splitlines()[2:] if line]
     assert a == (
         "| a (tool 1.0) | decoder | 0.0100 | 0.0200 | 90.0% | 40.0 dB | 93.0% | 1.10x | 10.0 | 20.0 | 2.00x | 4 of 5 |"
     )
-    assert b.endswith("| 100.0 | 0.40x | refused [1] |")
+    for line in (b, c):
+        assert "| 90.0% |  | 93.0% |" in line  # the decoder of FP32
+        assert line.endswith("| 100.0 | 0.40x | refused [1] |")
     assert note == "[1] no plugin"
