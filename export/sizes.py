@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from export.checkpoint.recipe import NO_PHI
+from export.checkpoint.recipe import NO_PHI, phi_indices
 from runtime.bundle import names
 from runtime.bundle.manifest import Model
 
@@ -104,14 +104,17 @@ class Layer:
 def graph_weights(model: Model, kind: Kind) -> dict[str, int]:
     """Return the bytes of the tensors that each graph loads, by its name. Some tensors are in two graphs."""
     codes = model.vocab_size * model.code_size
-    phis = phi_count(model) * (9 * model.code_size**2 + model.code_size)
+    phi = 9 * model.code_size**2 + model.code_size
+    before_last = set(phi_indices(len(model.patch_nums), phi_count(model))[:-1]) if phi_count(model) else ()
     return {
         names.CONDITION: _units(kind) + _condition(model, kind),
         names.TRANSFORMER: _units(kind) + blocks(model, kind) + head(model),
-        names.BRIDGE: 4 * (codes + phis + model.width * (model.code_size + 1 + model.tokens)),
+        names.BRIDGE: 4 * (codes + phi_count(model) * phi + model.width * (model.code_size + 1 + model.tokens)),
         names.DECODER: decoder(model, kind) + (1 if kind is INT8_MIXED else 0),
-        # The codes once more, transposed, with their squares, for the distances to all of them.
-        names.ENCODER: _stored(encoder_layers(model), kind.encoder) + 4 * (2 * codes + model.vocab_size + phis),
+        # The codes once more, transposed, and if they are not normalised their squares, for the distances to all of
+        # them. What the last scale adds is not needed.
+        names.ENCODER: _stored(encoder_layers(model), kind.encoder)
+        + 4 * (2 * codes + model.vocab_size * (not model.using_znorm) + len(before_last) * phi),
     }
 
 
