@@ -265,6 +265,11 @@ typedef struct var_edge_settings {
     void* user;                 /* passed to on_scale and on_stage */
     const uint64_t* seeds;      /* (count,) or NULL: the seed of each picture, in place of seed + i */
     var_edge_on_stage on_stage; /* may be NULL */
+    int32_t guidance_scales;    /* draw the first so many scales with guidance, 1 to K, and the others without, which
+                                 * takes half the work of the transformer there; 0: all. Engines must be built for it */
+    int32_t draft_scales;       /* let `draft` draw the first so many scales, 0 to K; only with draft */
+    var_edge_model* draft;      /* another handle, of a model with the same VQVAE and scales, or NULL. It is busy until
+                                 * the call returns; free it before or after the other handle */
 } var_edge_settings;
 
 /* Sets the defaults: seed 0, cfg 4, top_k VAR_EDGE_TOP_K_DEFAULT, top_p 0.95, batch 8. */
@@ -272,13 +277,15 @@ VAR_EDGE_API void var_edge_default_settings(var_edge_settings* settings);
 
 /* Draws one picture for each of `count` labels, 1 to 2^20, into images (count, H, W, 3), and writes their tokens, scale
  * after scale, into tokens (count, T) unless that is NULL. NULL settings mean the defaults. A picture drawn in a batch
- * has exactly the tokens it has alone; its pixels differ by at most 1/255. Returns VAR_EDGE_BAD_BUNDLE if smooth
- * sampling lacks its graph, VAR_EDGE_UNSUPPORTED if images_on_device does not work, VAR_EDGE_FAILED, or
- * VAR_EDGE_STOPPED. After VAR_EDGE_OUT_OF_MEMORY a smaller settings.batch may work. */
+ * has exactly the tokens it has alone; its pixels differ by at most 1/255. With settings.draft, that model draws the
+ * first scales of all pictures; then this one draws the others and decodes. on_scale is called by this model only.
+ * Returns VAR_EDGE_BAD_BUNDLE if smooth sampling lacks its graph, the engines lack settings.guidance_scales or the two
+ * models do not fit, VAR_EDGE_UNSUPPORTED if images_on_device does not work, VAR_EDGE_FAILED, or VAR_EDGE_STOPPED.
+ * After VAR_EDGE_OUT_OF_MEMORY a smaller settings.batch may work. */
 VAR_EDGE_API var_edge_status var_edge_generate(var_edge_model* model, const int32_t* labels, int32_t count,
                                                const var_edge_settings* settings, uint8_t* images, int32_t* tokens);
 
-/* Makes the running call of this handle, if there is one, end soon with VAR_EDGE_STOPPED: within a graph with ONNX
+/* Makes the running call of this handle, or the one that it drafts for, end soon with VAR_EDGE_STOPPED: within a graph with ONNX
  * Runtime; with TensorRT after the current scale if the call has on_scale, else after the current batch, which the GPU
  * then draws without asking back. A call that is just finishing may still return VAR_EDGE_OK. The handle can be used
  * again. May be called at any time and from any thread, but not from a signal handler. */

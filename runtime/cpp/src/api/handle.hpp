@@ -26,25 +26,28 @@ struct var_edge_model {
 
     std::mutex mutex;  // guards what follows
     bool busy = false, stopping = false;
+    var_edge_model* draft = nullptr;  // that the running call draws with too
 };
 
 namespace var_edge_impl {
 
-inline void check_process(const var_edge_model* model) {
+inline void check_process(const var_edge_model* model, const char* name = "model") {
     if (model->process == getpid()) return;
-    throw bad_argument("model: created before a fork, in process " + std::to_string(model->process) +
+    throw bad_argument(std::string(name) + ": created before a fork, in process " + std::to_string(model->process) +
                        "; create a handle in this process");
 }
 
-// Marks a handle as busy while it lives. Throws Error BAD_ARGUMENT if the handle is serving another call.
+// Marks a handle as busy while it lives. Throws Error BAD_ARGUMENT, with the argument's name, if the handle is serving
+// another call: nobody waits for a handle, so two calls cannot wait for each other.
 class Exclusive {
   public:
-    explicit Exclusive(var_edge_model* model) : model_(model) {
-        check_process(model);
+    explicit Exclusive(var_edge_model* model, const char* name = "model") : model_(model) {
+        check_process(model, name);
         const std::lock_guard<std::mutex> lock(model->mutex);
         if (model->busy) {
-            throw bad_argument(
-                "model: busy with another call, in another thread or around this callback; use one handle per thread");
+            throw bad_argument(std::string(name) +
+                               ": busy with another call, in another thread or around this callback; use one handle"
+                               " per thread");
         }
         model->busy = true;
         model->stopping = false;
@@ -66,6 +69,28 @@ class Exclusive {
     var_edge_model* model_;
 };
 
+// Lends a second handle to the running call of the first while it lives: a stop of the first stops both.
+class Drafting {
+  public:
+    Drafting(var_edge_model* model, var_edge_model* draft) : model_(model), exclusive_(draft, "draft") {
+        const std::lock_guard<std::mutex> lock(model->mutex);
+        model->draft = draft;
+        if (model->stopping) draft->pipeline.stop(true);
+    }
+    ~Drafting() {  // before the second is free for other calls
+        const std::lock_guard<std::mutex> lock(model_->mutex);
+        model_->draft = nullptr;
+    }
+    Drafting(const Drafting&) = delete;
+    Drafting& operator=(const Drafting&) = delete;
+
+    bool stopped() const { return exclusive_.stopped(); }
+
+  private:
+    var_edge_model* model_;
+    Exclusive exclusive_;
+};
+
 // Asks the running call, if there is one, to stop.
 inline void stop(var_edge_model* model) {
     check_process(model);
@@ -73,6 +98,7 @@ inline void stop(var_edge_model* model) {
     if (!model->busy) return;
     model->stopping = true;
     model->pipeline.stop(true);
+    if (model->draft) model->draft->pipeline.stop(true);
 }
 
 }  // namespace var_edge_impl

@@ -84,7 +84,8 @@ class Loaded {
     // allocated.
     void check_shapes(bool smooth) {
         NoArrays none;
-        for (const Stage& stage : Wiring(1, smooth, *manifest, constants, none).stages()) {
+        const Wanted one = {1, smooth, std::int64_t(manifest->scales.size())};
+        for (const Stage& stage : Wiring(one, *manifest, constants, none).stages()) {
             session(stage.graph).check(stage);
         }
     }
@@ -130,8 +131,8 @@ class OnnxRuntimeBackend final : public WiredBackend {
     // The stages of one batch size, bound to their arrays.
     class BoundBatch final : public Batch {
       public:
-        BoundBatch(std::int64_t size, bool smooth, OnnxRuntimeBackend& backend)
-            : Batch(backend.new_arrays(), size, smooth, backend.manifest(), backend.loaded_->constants),
+        BoundBatch(const Wanted& wanted, OnnxRuntimeBackend& backend)
+            : Batch(backend.new_arrays(), wanted, backend.manifest(), backend.loaded_->constants),
               backend_(backend),
               condition_(bound(wiring.condition)) {
             for (std::size_t k : {0, 1}) {  // for either f_hat
@@ -146,12 +147,14 @@ class OnnxRuntimeBackend final : public WiredBackend {
             host_logits_.reset();
             if (through_host) {
                 host_logits_.emplace();
-                host_logits_->array = host_logits_->arrays.empty(wiring.logits.shape, wiring.logits.dtype);
+                host_logits_->wide = host_logits_->arrays.empty(wiring.logits.shape, wiring.logits.dtype);
+                if (wiring.narrow_logits.data) {
+                    host_logits_->narrow = host_logits_->arrays.empty(wiring.narrow_logits.shape, wiring.logits.dtype);
+                }
             }
-            for (auto [transformer, bridge] : wiring.steps) {
-                Array& logits = transformer.outputs.at("logits");
-                if (through_host) logits = bridge.inputs.at("logits") = host_logits_->array.rows(0, logits.shape[0]);
-                steps_.emplace_back(bound(transformer), bound(bridge));
+            for (Step step : wiring.steps) {
+                if (through_host) host_logits_->replace(step);
+                steps_.push_back({bound(step.transformer), step.widened, bound(step.bridge), step.narrowed});
             }
         }
 
@@ -162,9 +165,13 @@ class OnnxRuntimeBackend final : public WiredBackend {
         }
 
         void step(std::size_t k) override {
+            BoundStep& step = steps_[k];
             wiring.upload_scale(k);
-            run(steps_[k].first, "transformer", std::int64_t(k));
-            run(steps_[k].second, wiring.smooth ? SMOOTH_BRIDGE : "bridge", std::int64_t(k));
+            run(step.transformer, "transformer", std::int64_t(k));
+            Arrays& holding_logits = host_logits_ ? host_logits_->arrays : *arrays;
+            for (const auto& [target, source] : step.widened) holding_logits.copy_columns(target, source);
+            run(step.bridge, wiring.smooth ? SMOOTH_BRIDGE : "bridge", std::int64_t(k));
+            for (const auto& [target, source] : step.narrowed) arrays->copy_columns(target, source);
         }
 
         void decode() override {
@@ -173,14 +180,31 @@ class OnnxRuntimeBackend final : public WiredBackend {
             arrays->wait();
         }
 
-        Array logits() const override { return host_logits_ ? host_logits_->array : wiring.logits; }
+        Array logits() const override { return host_logits_ ? host_logits_->wide : wiring.logits; }
 
       private:
         // With a GPU, the logits pass through the host's memory if somebody may ask for them: ONNX Runtime copies what
         // a graph reads or writes, and nothing else.
         struct HostLogits {
             HostArrays arrays;
-            Array array;
+            Array wide, narrow;
+
+            // Puts these logits where a step has those of the wiring.
+            void replace(Step& step) const {
+                const std::int64_t rows = step.bridge.inputs.at("logits").shape[0];
+                const Array bridge = wide.rows(0, rows);
+                step.bridge.inputs["logits"] = step.transformer.outputs["logits"] = bridge;
+                if (step.widened.empty()) return;
+                step.transformer.outputs["logits"] = narrow.rows(0, rows);
+                step.widened = {{bridge, narrow.rows(0, rows)}};
+            }
+        };
+
+        struct BoundStep {
+            Bound transformer;
+            std::vector<ColumnCopy> widened;
+            Bound bridge;
+            std::vector<ColumnCopy> narrowed;
         };
 
         Bound bound(const Stage& stage) { return backend_.loaded_->session(stage.graph).bind(stage); }
@@ -192,7 +216,7 @@ class OnnxRuntimeBackend final : public WiredBackend {
         OnnxRuntimeBackend& backend_;
         Bound condition_;
         std::optional<HostLogits> host_logits_;
-        std::vector<std::pair<Bound, Bound>> steps_;
+        std::vector<BoundStep> steps_;
         std::vector<Bound> decoders_[2];
     };
 
@@ -202,9 +226,9 @@ class OnnxRuntimeBackend final : public WiredBackend {
         return std::make_unique<CudaArrays>(loaded_->session("transformer").get(), *provider);
     }
 
-    std::unique_ptr<Batch> new_batch(std::int64_t size, bool smooth) override {
-        if (smooth) loaded_->open_smooth();
-        return std::make_unique<BoundBatch>(size, smooth, *this);
+    std::unique_ptr<Batch> new_batch(const Wanted& wanted) override {
+        if (wanted.smooth) loaded_->open_smooth();
+        return std::make_unique<BoundBatch>(wanted, *this);
     }
 
     std::shared_ptr<Loaded> loaded_;

@@ -175,10 +175,10 @@ class TensorRTBackend final : public WiredBackend {
     // first needed.
     class RecordedBatch final : public Batch {
       public:
-        RecordedBatch(std::int64_t size, bool smooth, TensorRTBackend& backend)
-            : Batch(std::make_unique<DeviceArrays>(*backend.cuda_), size, smooth, backend.manifest(),
-                    backend.constants_),
-              backend_(backend) {}
+        RecordedBatch(const Wanted& wanted, TensorRTBackend& backend)
+            : Batch(std::make_unique<DeviceArrays>(*backend.cuda_), wanted, backend.manifest(), backend.constants_),
+              backend_(backend),
+              guided_(std::size_t(wanted.guided)) {}
 
         ~RecordedBatch() override { cudaStreamSynchronize(backend_.cuda_->stream()); }  // of a run that was stopped
 
@@ -228,9 +228,13 @@ class TensorRTBackend final : public WiredBackend {
         void run_condition() { run(wiring.condition, backend_.record_.profile(wiring.size, 0, 1)); }
 
         void run_step(std::size_t k) {
-            const std::size_t profile = backend_.record_.profile(wiring.size, k, wiring.steps.size());
-            run(wiring.steps[k].first, profile);
-            run(wiring.steps[k].second, profile);
+            const EngineRecord& record = backend_.record_;
+            const std::size_t scales = wiring.steps.size(), profile = record.profile(wiring.size, k, scales);
+            const Step& step = wiring.steps[k];
+            run(step.transformer, k < guided_ ? profile : record.unguided_profile(wiring.size, k, scales));
+            for (const auto& [target, source] : step.widened) arrays->copy_columns(target, source);
+            run(step.bridge, profile);
+            for (const auto& [target, source] : step.narrowed) arrays->copy_columns(target, source);
         }
 
         void run_decoders(std::size_t k) {
@@ -249,6 +253,7 @@ class TensorRTBackend final : public WiredBackend {
         }
 
         TensorRTBackend& backend_;
+        const std::size_t guided_;  // scales
         bool whole_ = false;  // whether the batch that is drawn is one graph
         Graph image_, condition_, decoders_[2];
         std::vector<Graph> steps_;
@@ -266,15 +271,22 @@ class TensorRTBackend final : public WiredBackend {
 
     void synchronize() const override { cuda_->synchronize(); }
 
-    std::unique_ptr<Batch> new_batch(std::int64_t size, bool smooth) override {
+    std::unique_ptr<Batch> new_batch(const Wanted& wanted) override {
         const std::vector<std::int64_t>& sizes = record_.batches;
-        if (std::find(sizes.begin(), sizes.end(), size) == sizes.end()) {
+        if (std::find(sizes.begin(), sizes.end(), wanted.size) == sizes.end()) {
             std::string known;
             for (std::int64_t one : sizes) known += (known.empty() ? "" : ", ") + std::to_string(one);
-            throw bad_argument("batch: these engines draw " + known + " pictures at once, not " + std::to_string(size));
+            throw bad_argument("batch: these engines draw " + known + " pictures at once, not " +
+                               std::to_string(wanted.size));
         }
-        if (smooth) load_smooth_bridge();
-        return std::make_unique<RecordedBatch>(size, smooth, *this);
+        if (wanted.guided < record_.guidance_scales) {
+            const std::string asked = std::to_string(wanted.guided);
+            throw bad_argument("guidance_scales: these engines draw with guidance at " +
+                               std::to_string(record_.guidance_scales) + " scales or more, not at " + asked +
+                               "; build engines with --guidance-scales " + asked);
+        }
+        if (wanted.smooth) load_smooth_bridge();
+        return std::make_unique<RecordedBatch>(wanted, *this);
     }
 
     // Only smooth sampling needs it, so it is loaded late and has scratch memory of its own.

@@ -59,6 +59,70 @@ std::vector<SharedBlock::Part> result_parts(const Manifest& manifest, std::int64
     return parts;
 }
 
+// What the transformer reads and writes, in arrays of 2B columns, or of B for the conditional half alone.
+struct Columns {
+    Columns() = default;
+
+    // The caches have rows for the first `cached` tokens.
+    Columns(std::int64_t columns, std::int64_t cached, const Manifest& manifest, Arrays& arrays) {
+        const Model& model = manifest.model;
+        const std::int64_t rows = manifest.scales.back().tokens;
+        logits = arrays.empty({rows, columns, model.vocab_size}, Dtype::float32);
+        x = arrays.empty({rows, columns, model.width}, Dtype::float32);
+        modulation = arrays.empty({model.depth, 6, columns, model.width}, Dtype::float32);
+        head_modulation = arrays.empty({2, columns, model.width}, Dtype::float32);
+        std::map<std::string, Dtype> dtypes;
+        for (const TensorSpec& spec : manifest.graphs.at("transformer").inputs) dtypes[spec.name] = spec.dtype;
+        const Shape cache_shape = {cached, columns, model.heads, model.width / model.heads};
+        for (const char* kind : {"k", "v"}) {
+            for (std::int64_t block = 0; block < model.depth; ++block) {
+                const std::string name = numbered(kind, block);
+                const auto dtype = dtypes.find("past_" + name);
+                if (dtype == dtypes.end()) throw bad_bundle("manifest: the transformer has no input past_" + name);
+                caches[name] = arrays.empty(cache_shape, dtype->second);
+            }
+        }
+    }
+
+    Stage transformer(const Scale& scale, const Tensors& constants) const {
+        const std::int64_t start = scale.offset, end = scale.offset + scale.tokens, depth = modulation.shape[0];
+        Tensors inputs = {{"x", x.rows(0, scale.tokens)}, {"head_modulation", head_modulation}};
+        inputs.insert(constants.begin(), constants.end());
+        for (std::int64_t i = 0; i < depth; ++i) {
+            const Array block = modulation.rows(i, i + 1);
+            inputs[numbered("modulation", i)] = block.reshaped({6, block.shape[2], block.shape[3]});
+        }
+        Tensors outputs = {{"logits", logits.rows(0, scale.tokens)}};
+        for (const auto& [name, cache] : caches) {
+            inputs["past_" + name] = cache.rows(0, start);
+            outputs["new_" + name] = cache.rows(start, end);
+        }
+        return {"transformer", std::move(inputs), std::move(outputs)};
+    }
+
+    // Returns the copies of what later scales read of `wide`: the first `past` rows of its caches, and its modulation.
+    std::vector<ColumnCopy> state_of(const Columns& wide, std::int64_t past) const {
+        std::vector<ColumnCopy> copies = {{by_row(modulation), by_row(wide.modulation)},
+                                          {head_modulation, wide.head_modulation}};
+        for (const auto& [name, cache] : caches) {
+            copies.push_back({cache.rows(0, past), wide.caches.at(name).rows(0, past)});
+        }
+        return copies;
+    }
+
+    Array logits;           // (L, columns, V)
+    Array x;                // (L, columns, C)
+    Array modulation;       // (D, 6, columns, C)
+    Array head_modulation;  // (2, columns, C)
+    Tensors caches;         // (cached, columns, H, 64) each
+
+  private:
+    static Array by_row(const Array& modulation) {
+        const Shape& shape = modulation.shape;
+        return modulation.reshaped({shape[0] * shape[1], shape[2], shape[3]});
+    }
+};
+
 }  // namespace
 
 SharedBlock::SharedBlock(Arrays& arrays, const std::vector<Part>& parts) : arrays_(&arrays) {
@@ -146,64 +210,50 @@ std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle,
     return constants;
 }
 
-Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const std::vector<ScaleConstants>& constants,
+Wiring::Wiring(const Wanted& wanted, const Manifest& manifest, const std::vector<ScaleConstants>& constants,
                Arrays& arrays)
-    : size(batch),
-      smooth(mixed),
-      settings(arrays, settings_parts(manifest, batch, mixed)),
-      results(arrays, result_parts(manifest, batch)),
+    : size(wanted.size),
+      smooth(wanted.smooth),
+      settings(arrays, settings_parts(manifest, size, smooth)),
+      results(arrays, result_parts(manifest, size)),
       vocab_size_(manifest.model.vocab_size) {
     const Model& model = manifest.model;
     const std::vector<Scale>& scales = manifest.scales;
-    const std::int64_t rows = scales.back().tokens, columns = 2 * size;
+    const auto guided = std::size_t(wanted.guided);
+    const bool all_guided = guided == scales.size();
     for (const Scale& scale : scales) counts_.push_back(scale.tokens);
-    logits = arrays.empty({rows, columns, model.vocab_size}, Dtype::float32);       // (L, 2B, V)
     const Shape f_hat_shape = {size, model.code_size, model.grid(), model.grid()};  // (B, Z, P, P)
     for (Array& f_hat : f_hat_) f_hat = arrays.empty(f_hat_shape, Dtype::float32);
     const std::vector<std::uint8_t> zeros(f_hat_[0].data ? f_hat_[0].bytes() : 0);
     const Array f_hat_before = arrays.constant(f_hat_shape, Dtype::float32, zeros.data());  // scale 0
 
-    const Array x = arrays.empty({rows, columns, model.width}, Dtype::float32);  // (L, 2B, C)
-    const Array modulation = arrays.empty({model.depth, 6, columns, model.width}, Dtype::float32);
-    const Array head_modulation = arrays.empty({2, columns, model.width}, Dtype::float32);
-    Tensors by_block = {{"head_modulation", head_modulation}};
-    for (std::int64_t i = 0; i < model.depth; ++i) {
-        by_block[numbered("modulation", i)] = modulation.rows(i, i + 1).reshaped({6, columns, model.width});
-    }
-    std::map<std::string, Dtype> dtypes;
-    for (const TensorSpec& spec : manifest.graphs.at("transformer").inputs) dtypes[spec.name] = spec.dtype;
-    const Shape cache_shape = {model.tokens(), columns, model.heads, model.width / model.heads};  // (T, 2B, H, 64)
-    Tensors caches;
-    for (const char* kind : {"k", "v"}) {
-        for (std::int64_t block = 0; block < model.depth; ++block) {
-            const std::string name = numbered(kind, block);
-            const auto dtype = dtypes.find("past_" + name);
-            if (dtype == dtypes.end()) throw bad_bundle("manifest: the transformer has no input past_" + name);
-            caches[name] = arrays.empty(cache_shape, dtype->second);
-        }
-    }
+    const Columns wide(2 * size, all_guided ? model.tokens() : scales[guided].offset, manifest, arrays);
+    const Columns narrow = all_guided ? Columns() : Columns(size, model.tokens(), manifest, arrays);
+    logits = wide.logits;
+    narrow_logits = narrow.logits;
 
-    condition = {
-        "condition",
-        settings.stages(0),
-        {{"modulation", modulation}, {"head_modulation", head_modulation}, {"x", x.rows(0, scales[0].tokens)}}};
+    condition = {"condition",
+                 settings.stages(0),
+                 {{"modulation", wide.modulation},
+                  {"head_modulation", wide.head_modulation},
+                  {"x", wide.x.rows(0, scales[0].tokens)}}};
     for (std::size_t k = 0; k < scales.size(); ++k) {
         const Scale& scale = scales[k];
-        const std::int64_t start = scale.offset, end = scale.offset + scale.tokens;
-        Tensors past, made = {{"logits", logits.rows(0, scale.tokens)}};
-        for (const auto& [name, cache] : caches) {
-            past["past_" + name] = cache.rows(0, start);
-            made["new_" + name] = cache.rows(start, end);
-        }
-        const Tensors input = {{"x", x.rows(0, scale.tokens)}};
+        const Columns& columns = k < guided ? wide : narrow;
+        const std::int64_t next = scale_sizes(scales, k, size).at("L_next");
         const Tensors drawing = {{"logits", logits.rows(0, scale.tokens)},
                                  {"f_hat", k ? f_hat_after(k - 1) : f_hat_before}};
-        const std::int64_t next = scale_sizes(scales, k, size).at("L_next");
-        const Tensors following = {{"f_hat_out", f_hat_after(k)}, {"x_next", x.rows(0, next)}};
-        steps.emplace_back(
-            Stage{"transformer", joined({&input, &by_block, &past, &constants[k].transformer}), made},
-            Stage{smooth ? SMOOTH_BRIDGE : "bridge", joined({&drawing, &settings.stages(k + 1), &constants[k].bridge}),
-                  joined({&results.stages(k), &following})});
+        const Tensors following = {{"f_hat_out", f_hat_after(k)}, {"x_next", wide.x.rows(0, next)}};
+        Step step = {columns.transformer(scale, constants[k].transformer), {}, {}, {}};
+        step.bridge = {smooth ? SMOOTH_BRIDGE : "bridge",
+                       joined({&drawing, &settings.stages(k + 1), &constants[k].bridge}),
+                       joined({&results.stages(k), &following})};
+        if (k >= guided) step.widened = {{logits.rows(0, scale.tokens), narrow_logits.rows(0, scale.tokens)}};
+        if (k + 1 == guided && !all_guided) step.narrowed = narrow.state_of(wide, scales[guided].offset);
+        if (k + 1 >= guided && k + 1 < scales.size()) {
+            step.narrowed.push_back({narrow.x.rows(0, next), wide.x.rows(0, next)});
+        }
+        steps.push_back(std::move(step));
     }
 }
 
@@ -235,7 +285,7 @@ void Wiring::set_scale(std::size_t k, const Draw& draw, const Sampling& sampling
 
 std::vector<Stage> Wiring::stages() const {
     std::vector<Stage> all = {condition};
-    for (const auto& [transformer, bridge] : steps) all.insert(all.end(), {transformer, bridge});
+    for (const Step& step : steps) all.insert(all.end(), {step.transformer, step.bridge});
     const std::vector<Stage> last = decoders(steps.size() - 1);
     all.insert(all.end(), last.begin(), last.end());
     return all;

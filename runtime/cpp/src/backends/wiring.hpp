@@ -70,13 +70,37 @@ struct Draw {
     const std::int32_t* kept_tokens;
 };
 
+// What arrays are made for: a batch size, smooth sampling, and how many scales are drawn with guidance.
+struct Wanted {
+    std::int64_t size;
+    bool smooth;
+    std::int64_t guided;
+
+    bool operator<(const Wanted& other) const {
+        return std::tie(size, smooth, guided) < std::tie(other.size, other.smooth, other.guided);
+    }
+};
+
+// A copy of the first columns of every row, see `Arrays::copy_columns`.
+struct ColumnCopy {
+    Array target, source;
+};
+
+// One scale. Behind the guided scales the transformer runs on B columns, the conditional half, and the bridge on 2B.
+struct Step {
+    Stage transformer;
+    std::vector<ColumnCopy> widened;  // before the bridge: logits (L, B, V) into (L, 2B, V)
+    Stage bridge;
+    std::vector<ColumnCopy> narrowed;  // after the bridge: what the transformer reads next, from 2B to B columns
+};
+
 // The arrays of one batch size, allocated once, and the stages on them. Drawing allocates nothing.
 //
 // Token-major arrays are as long as the largest scale needs; a smaller one uses the first rows. The past keys and
-// values are the first rows of caches for all T tokens, and the new ones go right behind them.
+// values are the first rows of caches for all tokens, and the new ones go right behind them.
 class Wiring {
   public:
-    Wiring(std::int64_t size, bool smooth, const Manifest& manifest, const std::vector<ScaleConstants>& constants,
+    Wiring(const Wanted& wanted, const Manifest& manifest, const std::vector<ScaleConstants>& constants,
            Arrays& arrays);
 
     // Write on the host what is uploaded before the stages run.
@@ -96,8 +120,9 @@ class Wiring {
     SharedBlock settings;  // the labels, then what each scale is drawn with
     SharedBlock results;   // the tokens of each scale, then the pictures and whether they are finite
     Array logits;          // (L, 2B, V) of the scale stepped last, in its first rows
+    Array narrow_logits;   // (L, B, V); no memory if all scales are guided
     Stage condition;
-    std::vector<std::pair<Stage, Stage>> steps;  // transformer and bridge, by scale
+    std::vector<Step> steps;  // by scale
 
   private:
     std::vector<std::int64_t> counts_;  // tokens, by scale

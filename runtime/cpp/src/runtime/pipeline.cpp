@@ -4,6 +4,7 @@
 
 #include "backends/create.hpp"
 #include "errors.hpp"
+#include "runtime/drafted.hpp"
 #include "runtime/editing.hpp"
 #include "runtime/numeric.hpp"
 #include "runtime/uniforms.hpp"
@@ -62,7 +63,7 @@ void Pipeline::check(const Request& request, bool to_device) const {
                                std::to_string(label));
         }
     }
-    request.sampling.check(model.vocab_size);
+    request.sampling.check(model.vocab_size, std::int64_t(manifest().scales.size()));
     if (!limits::BATCH.holds(double(request.batch))) {
         throw bad_argument("batch: expected 1 to " + number(limits::BATCH.most) + ", found " +
                            std::to_string(request.batch));
@@ -80,6 +81,7 @@ void Pipeline::check(const Request& request, bool to_device) const {
                                std::to_string(request.kept_tokens[i]));
         }
     }
+    if (request.draft) check_draft(request.draft->manifest(), manifest(), request.draft_scales);
     if (to_device && !backend_->on_device()) {
         throw unsupported("images_on_device: " + backend_->name() +
                           " keeps its pictures in host memory; use the TensorRT backend");
@@ -98,30 +100,62 @@ std::int64_t Pipeline::batch_size(std::int64_t left, std::int64_t batch) const {
 
 void Pipeline::generate(const Request& request, std::uint8_t* images, bool to_device, std::int32_t* tokens) {
     check(request, to_device);
+    if (request.draft) {
+        const Drafted drafted(request, manifest());
+        return generate(drafted.request(), images, to_device, tokens);
+    }
     const Listening listening(*backend_, request.on_stage);
     const Model& model = manifest().model;
-    const std::size_t picture = std::size_t(model.image_size * model.image_size * 3);
-    const std::int64_t count = std::int64_t(request.labels.size()), total = model.tokens();
-    for (std::int64_t start = 0; start < count;) {
-        const std::int64_t size = batch_size(count - start, request.batch);
-        draw(request, start, size);
+    const std::size_t picture = std::size_t(model.image_size * model.image_size * 3), scales = manifest().scales.size();
+    for_each_batch(request, [&](std::int64_t start, std::int64_t size) {
+        draw(request, start, size, scales);
         check_stop();
         backend_->decode(images + std::size_t(start) * picture, to_device);
-        check_finite(*backend_, manifest(), size);
-        for (std::size_t k = 0; tokens && k < manifest().scales.size(); ++k) {
-            const Scale& scale = manifest().scales[k];
-            std::vector<std::int32_t> map(std::size_t(size * scale.tokens));
-            backend_->tokens(k, map.data());
-            for (std::int64_t i = 0; i < size; ++i) {
-                std::copy_n(map.data() + i * scale.tokens, scale.tokens, tokens + (start + i) * total + scale.offset);
-            }
-        }
+        check_drawn(*backend_, manifest(), size, scales);
+        check_pixels(*backend_, manifest());
+        if (tokens) copy_tokens(start, size, scales, tokens);
+    });
+}
+
+std::vector<std::int32_t> Pipeline::draft(const Request& request, std::size_t scales) {
+    check(request, false);
+    const Listening listening(*backend_, request.on_stage);
+    std::vector<std::int32_t> tokens(request.labels.size() * std::size_t(manifest().model.tokens()));
+    for_each_batch(request, [&](std::int64_t start, std::int64_t size) {
+        draw(request, start, size, scales);
+        check_drawn(*backend_, manifest(), size, scales);
+        copy_tokens(start, size, scales, tokens.data());
+    });
+    return tokens;
+}
+
+// Calls `draw` with the first picture and the number of pictures of each batch.
+void Pipeline::for_each_batch(const Request& request,
+                              const std::function<void(std::int64_t start, std::int64_t size)>& draw) const {
+    const auto count = std::int64_t(request.labels.size());
+    for (std::int64_t start = 0; start < count;) {
+        const std::int64_t size = batch_size(count - start, request.batch);
+        draw(start, size);
         check_stop();
         start += size;
     }
 }
 
-void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t size) {
+// Copies the first scales of the batch drawn last into tokens (N, T).
+void Pipeline::copy_tokens(std::int64_t start, std::int64_t size, std::size_t scales, std::int32_t* tokens) {
+    const std::int64_t total = manifest().model.tokens();
+    for (std::size_t k = 0; k < scales; ++k) {
+        const Scale& scale = manifest().scales[k];
+        std::vector<std::int32_t> map(std::size_t(size * scale.tokens));
+        backend_->tokens(k, map.data());
+        for (std::int64_t i = 0; i < size; ++i) {
+            std::copy_n(map.data() + i * scale.tokens, scale.tokens, tokens + (start + i) * total + scale.offset);
+        }
+    }
+}
+
+// Draws the first scales of a batch.
+void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t size, std::size_t scales) {
     const std::int64_t total = manifest().model.tokens();
     const bool smooth = request.sampling.smooth;
     const std::int64_t values = smooth ? manifest().model.vocab_size : 1;  // random numbers of a token
@@ -130,8 +164,9 @@ void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t siz
         const std::uint64_t seed = request.seeds ? request.seeds[start + i] : request.seed + std::uint64_t(start + i);
         numbers.push_back((smooth ? gumbel_noise : uniforms)(seed, total * values));
     }
-    backend_->begin({request.labels.begin() + start, request.labels.begin() + start + size}, smooth, !request.on_scale);
-    for (std::size_t k = 0; k < manifest().scales.size(); ++k) {
+    backend_->begin({request.labels.begin() + start, request.labels.begin() + start + size}, request.sampling,
+                    !request.on_scale && scales == manifest().scales.size());
+    for (std::size_t k = 0; k < scales; ++k) {
         check_stop();
         const Scale& scale = manifest().scales[k];
         // Rows (B, L) of this scale out of (N, T).

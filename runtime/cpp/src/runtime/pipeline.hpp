@@ -15,6 +15,8 @@
 
 namespace var_edge_impl {
 
+class Pipeline;
+
 struct Request {
     std::vector<std::int64_t> labels;
     std::uint64_t seed = 0;                // picture i is drawn with seed + i
@@ -25,6 +27,8 @@ struct Request {
     const std::int32_t* kept_tokens = nullptr;                                                // (N, T)
     std::function<bool(std::int64_t k, std::int64_t first, std::int64_t pictures)> on_scale;  // false stops
     OnStage on_stage;
+    Pipeline* draft = nullptr;  // draws the first `draft_scales` scales
+    std::int64_t draft_scales = 0;
 };
 
 class Pipeline {
@@ -34,6 +38,9 @@ class Pipeline {
 
     // Draws images (N, H, W, 3), in GPU memory if `to_device`, and tokens (N, T), which may be null. Throws Error.
     void generate(const Request& request, std::uint8_t* images, bool to_device, std::int32_t* tokens);
+
+    // Draws the first scales alone, without calling on_scale. Returns tokens (N, T), of which the others are 0.
+    std::vector<std::int32_t> draft(const Request& request, std::size_t scales);
 
     // Within on_scale, in its thread: the pictures of this batch as they are, the scale's tokens (B, L), and its logits
     // with guidance (B, L, V).
@@ -58,7 +65,10 @@ class Pipeline {
   private:
     void check(const Request& request, bool to_device) const;
     std::int64_t batch_size(std::int64_t left, std::int64_t batch) const;
-    void draw(const Request& request, std::int64_t start, std::int64_t size);
+    void for_each_batch(const Request& request,
+                        const std::function<void(std::int64_t start, std::int64_t size)>& draw) const;
+    void draw(const Request& request, std::int64_t start, std::int64_t size, std::size_t scales);
+    void copy_tokens(std::int64_t start, std::int64_t size, std::size_t scales, std::int32_t* tokens);
     void check_stop() const;
 
     // The scale that on_scale is being called for, and in which thread.
