@@ -155,7 +155,7 @@ def write_bundle(folder: Path) -> Manifest:
         ),
         graphs=graphs,
         files={path.name: File.of(path) for path in sorted(folder.iterdir())},
-        provenance=Provenance("2026-01-01T00:00:00Z", {"weights": "none"}, {"onnx": onnx.__version__}, {}),
+        provenance=Provenance("2026-01-01T00:00:00Z", {"vqvae_sha256": "0" * 64}, {"onnx": onnx.__version__}, {}),
     )
     manifest.write(folder)
     return manifest

@@ -28,6 +28,7 @@ class Loaded {
         name = "ONNX Runtime " + Ort::GetVersionString();
         if (wanted == VAR_EDGE_ONNXRUNTIME_CUDA) {
             provider_.emplace(options_, options);
+            copier_.emplace(options_, *provider_);
             name += ", CUDA execution provider";
         } else if (!options.provider.empty()) {
             throw bad_argument("provider_options: expected NULL, as the CPU has none");
@@ -62,6 +63,12 @@ class Loaded {
         check_shapes(true);
     }
 
+    // Returns arrays for a batch.
+    std::unique_ptr<Arrays> new_arrays() {
+        if (!provider_) return std::make_unique<HostArrays>();
+        return std::make_unique<CudaArrays>(session("transformer").get(), *provider_, *copier_);
+    }
+
     const CudaProvider* provider() const { return provider_ ? &*provider_ : nullptr; }  // null: on the CPU
 
     const std::filesystem::path bundle;
@@ -84,7 +91,7 @@ class Loaded {
     // allocated.
     void check_shapes(bool smooth) {
         NoArrays none;
-        const Wanted one = {1, smooth, std::int64_t(manifest->scales.size())};
+        const Wanted one = {1, smooth, manifest->scales.size()};
         for (const Stage& stage : Wiring(one, *manifest, constants, none).stages()) {
             session(stage.graph).check(stage);
         }
@@ -94,6 +101,7 @@ class Loaded {
     Log log_;
     Ort::SessionOptions options_;
     std::optional<CudaProvider> provider_;
+    std::optional<ColumnCopier> copier_;  // with the provider
     HostArrays arrays_;
     std::mutex mutex_;
     std::map<std::string, Session> sessions_;
@@ -132,7 +140,7 @@ class OnnxRuntimeBackend final : public WiredBackend {
     class BoundBatch final : public Batch {
       public:
         BoundBatch(const Wanted& wanted, OnnxRuntimeBackend& backend)
-            : Batch(backend.new_arrays(), wanted, backend.manifest(), backend.loaded_->constants),
+            : Batch(backend.loaded_->new_arrays(), wanted, backend.manifest(), backend.loaded_->constants),
               backend_(backend),
               condition_(bound(wiring.condition)) {
             for (std::size_t k : {0, 1}) {  // for either f_hat
@@ -145,16 +153,9 @@ class OnnxRuntimeBackend final : public WiredBackend {
             if (!steps_.empty() && through_host == bool(host_logits_)) return;
             steps_.clear();
             host_logits_.reset();
-            if (through_host) {
-                host_logits_.emplace();
-                host_logits_->wide = host_logits_->arrays.empty(wiring.logits.shape, wiring.logits.dtype);
-                if (wiring.narrow_logits.data) {
-                    host_logits_->narrow = host_logits_->arrays.empty(wiring.narrow_logits.shape, wiring.logits.dtype);
-                }
-            }
-            for (Step step : wiring.steps) {
-                if (through_host) host_logits_->replace(step);
-                steps_.push_back({bound(step.transformer), step.widened, bound(step.bridge), step.narrowed});
+            if (through_host) host_logits_.emplace(wiring);
+            for (const auto& [transformer, bridge] : host_logits_ ? host_logits_->steps : wiring.steps) {
+                steps_.emplace_back(Run{bound(transformer), transformer.copies}, Run{bound(bridge), bridge.copies});
             }
         }
 
@@ -165,13 +166,12 @@ class OnnxRuntimeBackend final : public WiredBackend {
         }
 
         void step(std::size_t k) override {
-            BoundStep& step = steps_[k];
             wiring.upload_scale(k);
-            run(step.transformer, "transformer", std::int64_t(k));
-            Arrays& holding_logits = host_logits_ ? host_logits_->arrays : *arrays;
-            for (const auto& [target, source] : step.widened) holding_logits.copy_columns(target, source);
-            run(step.bridge, wiring.smooth ? SMOOTH_BRIDGE : "bridge", std::int64_t(k));
-            for (const auto& [target, source] : step.narrowed) arrays->copy_columns(target, source);
+            for (const auto& [target, source] : steps_[k].first.copies) arrays->copy_columns(target, source);
+            run(steps_[k].first.graph, "transformer", std::int64_t(k));
+            Arrays& of_logits = host_logits_ ? host_logits_->arrays : *arrays;
+            for (const auto& [target, source] : steps_[k].second.copies) of_logits.copy_columns(target, source);
+            run(steps_[k].second.graph, wiring.smooth ? SMOOTH_BRIDGE : "bridge", std::int64_t(k));
         }
 
         void decode() override {
@@ -180,31 +180,36 @@ class OnnxRuntimeBackend final : public WiredBackend {
             arrays->wait();
         }
 
-        Array logits() const override { return host_logits_ ? host_logits_->wide : wiring.logits; }
+        Array logits() const override { return host_logits_ ? host_logits_->both : wiring.logits; }
 
       private:
         // With a GPU, the logits pass through the host's memory if somebody may ask for them: ONNX Runtime copies what
         // a graph reads or writes, and nothing else.
         struct HostLogits {
-            HostArrays arrays;
-            Array wide, narrow;
-
-            // Puts these logits where a step has those of the wiring.
-            void replace(Step& step) const {
-                const std::int64_t rows = step.bridge.inputs.at("logits").shape[0];
-                const Array bridge = wide.rows(0, rows);
-                step.bridge.inputs["logits"] = step.transformer.outputs["logits"] = bridge;
-                if (step.widened.empty()) return;
-                step.transformer.outputs["logits"] = narrow.rows(0, rows);
-                step.widened = {{bridge, narrow.rows(0, rows)}};
+            explicit HostLogits(const Wiring& wiring) : steps(wiring.steps) {
+                const Array& device = wiring.logits;
+                both = arrays.empty(device.shape, device.dtype);
+                Shape half = device.shape;
+                half[1] = wiring.size;
+                const bool all_guided = wiring.guided == steps.size();
+                const Array labelled = all_guided ? both : arrays.empty(half, device.dtype);
+                for (std::size_t k = 0; k < steps.size(); ++k) {
+                    auto& [transformer, bridge] = steps[k];
+                    const std::int64_t rows = bridge.inputs.at("logits").shape[0];
+                    bridge.inputs["logits"] = both.rows(0, rows);
+                    transformer.outputs["logits"] = (k < wiring.guided ? both : labelled).rows(0, rows);
+                    if (k >= wiring.guided) bridge.copies = {{both.rows(0, rows), labelled.rows(0, rows)}};
+                }
             }
+
+            HostArrays arrays;
+            std::vector<std::pair<Stage, Stage>> steps;  // those of the wiring, but for the logits
+            Array both;                                  // (L, 2B, V)
         };
 
-        struct BoundStep {
-            Bound transformer;
-            std::vector<ColumnCopy> widened;
-            Bound bridge;
-            std::vector<ColumnCopy> narrowed;
+        struct Run {
+            Bound graph;
+            std::vector<ColumnCopy> copies;  // made before
         };
 
         Bound bound(const Stage& stage) { return backend_.loaded_->session(stage.graph).bind(stage); }
@@ -216,15 +221,9 @@ class OnnxRuntimeBackend final : public WiredBackend {
         OnnxRuntimeBackend& backend_;
         Bound condition_;
         std::optional<HostLogits> host_logits_;
-        std::vector<BoundStep> steps_;
+        std::vector<std::pair<Run, Run>> steps_;
         std::vector<Bound> decoders_[2];
     };
-
-    std::unique_ptr<Arrays> new_arrays() const {
-        const CudaProvider* provider = loaded_->provider();
-        if (!provider) return std::make_unique<HostArrays>();
-        return std::make_unique<CudaArrays>(loaded_->session("transformer").get(), *provider);
-    }
 
     std::unique_ptr<Batch> new_batch(const Wanted& wanted) override {
         if (wanted.smooth) loaded_->open_smooth();

@@ -177,8 +177,7 @@ class TensorRTBackend final : public WiredBackend {
       public:
         RecordedBatch(const Wanted& wanted, TensorRTBackend& backend)
             : Batch(std::make_unique<DeviceArrays>(*backend.cuda_), wanted, backend.manifest(), backend.constants_),
-              backend_(backend),
-              guided_(std::size_t(wanted.guided)) {}
+              backend_(backend) {}
 
         ~RecordedBatch() override { cudaStreamSynchronize(backend_.cuda_->stream()); }  // of a run that was stopped
 
@@ -223,18 +222,19 @@ class TensorRTBackend final : public WiredBackend {
         }
 
       private:
-        void run(const Stage& stage, std::size_t profile) { backend_.engines_.at(stage.graph).enqueue(profile, stage); }
+        void run(const Stage& stage, std::size_t profile) {
+            for (const auto& [target, source] : stage.copies) arrays->copy_columns(target, source);
+            backend_.engines_.at(stage.graph).enqueue(profile, stage);
+        }
 
         void run_condition() { run(wiring.condition, backend_.record_.profile(wiring.size, 0, 1)); }
 
         void run_step(std::size_t k) {
             const EngineRecord& record = backend_.record_;
             const std::size_t scales = wiring.steps.size(), profile = record.profile(wiring.size, k, scales);
-            const Step& step = wiring.steps[k];
-            run(step.transformer, k < guided_ ? profile : record.unguided_profile(wiring.size, k, scales));
-            for (const auto& [target, source] : step.widened) arrays->copy_columns(target, source);
-            run(step.bridge, profile);
-            for (const auto& [target, source] : step.narrowed) arrays->copy_columns(target, source);
+            const bool guided = k < wiring.guided;
+            run(wiring.steps[k].first, guided ? profile : record.unguided_profile(wiring.size, k, scales));
+            run(wiring.steps[k].second, profile);
         }
 
         void run_decoders(std::size_t k) {
@@ -253,7 +253,6 @@ class TensorRTBackend final : public WiredBackend {
         }
 
         TensorRTBackend& backend_;
-        const std::size_t guided_;  // scales
         bool whole_ = false;  // whether the batch that is drawn is one graph
         Graph image_, condition_, decoders_[2];
         std::vector<Graph> steps_;
@@ -279,11 +278,12 @@ class TensorRTBackend final : public WiredBackend {
             throw bad_argument("batch: these engines draw " + known + " pictures at once, not " +
                                std::to_string(wanted.size));
         }
-        if (wanted.guided < record_.guidance_scales) {
+        const std::size_t least = std::min(std::size_t(record_.guidance_scales), manifest().scales.size());
+        if (wanted.guided < least) {
             const std::string asked = std::to_string(wanted.guided);
-            throw bad_argument("guidance_scales: these engines draw with guidance at " +
-                               std::to_string(record_.guidance_scales) + " scales or more, not at " + asked +
-                               "; build engines with --guidance-scales " + asked);
+            throw bad_argument("guidance_scales: these engines have guidance at " + std::to_string(least) +
+                               " scales or more, not at " + asked +
+                               "; build them with python -m export.engine … --guidance-scales " + asked);
         }
         if (wanted.smooth) load_smooth_bridge();
         return std::make_unique<RecordedBatch>(wanted, *this);

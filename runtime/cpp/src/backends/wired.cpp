@@ -20,7 +20,7 @@ void WiredBackend::begin(const std::vector<std::int64_t>& labels, const Sampling
     const auto device = current_device();
     batch_ = nullptr;
     if (sampling.smooth) check_smooth(*manifest_);
-    const std::int64_t guided = sampling.guided(std::int64_t(manifest_->scales.size()));
+    const auto guided = std::size_t(sampling.guided(std::int64_t(manifest_->scales.size())));
     Batch& batch = prepared({std::int64_t(labels.size()), sampling.smooth, guided}, whole);
     batch.arrays->wait();  // a run that was stopped may still read what is written now
     batch.latest = -1;

@@ -59,21 +59,21 @@ std::vector<SharedBlock::Part> result_parts(const Manifest& manifest, std::int64
     return parts;
 }
 
-// What the transformer reads and writes, in arrays of 2B columns, or of B for the conditional half alone.
+// The transformer's arrays for a number of columns: 2B with guidance, B with the label only.
+//
+// Token-major arrays are as long as the largest scale needs; a smaller one uses the first rows. The caches of keys and
+// values have rows for `tokens` tokens: the past ones are the first rows, and the new ones go right behind them.
 struct Columns {
-    Columns() = default;
-
-    // The caches have rows for the first `cached` tokens.
-    Columns(std::int64_t columns, std::int64_t cached, const Manifest& manifest, Arrays& arrays) {
+    Columns(std::int64_t columns, std::int64_t tokens, const Manifest& manifest, Arrays& arrays) {
         const Model& model = manifest.model;
         const std::int64_t rows = manifest.scales.back().tokens;
-        logits = arrays.empty({rows, columns, model.vocab_size}, Dtype::float32);
         x = arrays.empty({rows, columns, model.width}, Dtype::float32);
+        logits = arrays.empty({rows, columns, model.vocab_size}, Dtype::float32);
         modulation = arrays.empty({model.depth, 6, columns, model.width}, Dtype::float32);
         head_modulation = arrays.empty({2, columns, model.width}, Dtype::float32);
         std::map<std::string, Dtype> dtypes;
         for (const TensorSpec& spec : manifest.graphs.at("transformer").inputs) dtypes[spec.name] = spec.dtype;
-        const Shape cache_shape = {cached, columns, model.heads, model.width / model.heads};
+        const Shape cache_shape = {tokens, columns, model.heads, model.width / model.heads};
         for (const char* kind : {"k", "v"}) {
             for (std::int64_t block = 0; block < model.depth; ++block) {
                 const std::string name = numbered(kind, block);
@@ -84,11 +84,11 @@ struct Columns {
         }
     }
 
-    Stage transformer(const Scale& scale, const Tensors& constants) const {
-        const std::int64_t start = scale.offset, end = scale.offset + scale.tokens, depth = modulation.shape[0];
+    Stage transformer(const Scale& scale, const Tensors& constants, std::vector<ColumnCopy> copies) const {
+        const std::int64_t start = scale.offset, end = scale.offset + scale.tokens;
         Tensors inputs = {{"x", x.rows(0, scale.tokens)}, {"head_modulation", head_modulation}};
         inputs.insert(constants.begin(), constants.end());
-        for (std::int64_t i = 0; i < depth; ++i) {
+        for (std::int64_t i = 0; i < modulation.shape[0]; ++i) {
             const Array block = modulation.rows(i, i + 1);
             inputs[numbered("modulation", i)] = block.reshaped({6, block.shape[2], block.shape[3]});
         }
@@ -97,30 +97,28 @@ struct Columns {
             inputs["past_" + name] = cache.rows(0, start);
             outputs["new_" + name] = cache.rows(start, end);
         }
-        return {"transformer", std::move(inputs), std::move(outputs)};
+        return {"transformer", std::move(inputs), std::move(outputs), std::move(copies)};
     }
 
-    // Returns the copies of what later scales read of `wide`: the first `past` rows of its caches, and its modulation.
-    std::vector<ColumnCopy> state_of(const Columns& wide, std::int64_t past) const {
-        std::vector<ColumnCopy> copies = {{by_row(modulation), by_row(wide.modulation)},
-                                          {head_modulation, wide.head_modulation}};
+    // Returns the copies of what `other` holds after `tokens` tokens, except x.
+    std::vector<ColumnCopy> taken_over(const Columns& other, std::int64_t tokens) const {
+        const auto by_row = [](const Array& array) {
+            const Shape& shape = array.shape;
+            return array.reshaped({shape[0] * shape[1], shape[2], shape[3]});
+        };
+        std::vector<ColumnCopy> copies = {{by_row(modulation), by_row(other.modulation)},
+                                          {head_modulation, other.head_modulation}};
         for (const auto& [name, cache] : caches) {
-            copies.push_back({cache.rows(0, past), wide.caches.at(name).rows(0, past)});
+            copies.push_back({cache.rows(0, tokens), other.caches.at(name).rows(0, tokens)});
         }
         return copies;
     }
 
-    Array logits;           // (L, columns, V)
-    Array x;                // (L, columns, C)
-    Array modulation;       // (D, 6, columns, C)
-    Array head_modulation;  // (2, columns, C)
-    Tensors caches;         // (cached, columns, H, 64) each
-
-  private:
-    static Array by_row(const Array& modulation) {
-        const Shape& shape = modulation.shape;
-        return modulation.reshaped({shape[0] * shape[1], shape[2], shape[3]});
-    }
+    Array x;                // (L, 2B, C)
+    Array logits;           // (L, 2B, V)
+    Array modulation;       // (depth, 6, 2B, C)
+    Array head_modulation;  // (2, 2B, C)
+    Tensors caches;         // (T, 2B, H, 64) each
 };
 
 }  // namespace
@@ -214,46 +212,44 @@ Wiring::Wiring(const Wanted& wanted, const Manifest& manifest, const std::vector
                Arrays& arrays)
     : size(wanted.size),
       smooth(wanted.smooth),
+      guided(wanted.guided),
       settings(arrays, settings_parts(manifest, size, smooth)),
       results(arrays, result_parts(manifest, size)),
       vocab_size_(manifest.model.vocab_size) {
     const Model& model = manifest.model;
     const std::vector<Scale>& scales = manifest.scales;
-    const auto guided = std::size_t(wanted.guided);
-    const bool all_guided = guided == scales.size();
     for (const Scale& scale : scales) counts_.push_back(scale.tokens);
     const Shape f_hat_shape = {size, model.code_size, model.grid(), model.grid()};  // (B, Z, P, P)
     for (Array& f_hat : f_hat_) f_hat = arrays.empty(f_hat_shape, Dtype::float32);
     const std::vector<std::uint8_t> zeros(f_hat_[0].data ? f_hat_[0].bytes() : 0);
     const Array f_hat_before = arrays.constant(f_hat_shape, Dtype::float32, zeros.data());  // scale 0
 
-    const Columns wide(2 * size, all_guided ? model.tokens() : scales[guided].offset, manifest, arrays);
-    const Columns narrow = all_guided ? Columns() : Columns(size, model.tokens(), manifest, arrays);
-    logits = wide.logits;
-    narrow_logits = narrow.logits;
-
+    const Scale& last_guided = scales[guided - 1];
+    const Columns both(2 * size, last_guided.offset + last_guided.tokens, manifest, arrays);
+    const Columns labelled = guided == scales.size() ? both : Columns(size, model.tokens(), manifest, arrays);
+    logits = both.logits;
     condition = {"condition",
                  settings.stages(0),
-                 {{"modulation", wide.modulation},
-                  {"head_modulation", wide.head_modulation},
-                  {"x", wide.x.rows(0, scales[0].tokens)}}};
+                 {{"modulation", both.modulation},
+                  {"head_modulation", both.head_modulation},
+                  {"x", both.x.rows(0, scales[0].tokens)}}};
     for (std::size_t k = 0; k < scales.size(); ++k) {
         const Scale& scale = scales[k];
-        const Columns& columns = k < guided ? wide : narrow;
+        const Columns& columns = k < guided ? both : labelled;
+        std::vector<ColumnCopy> before, after;  // of the transformer
+        if (k == guided) before = labelled.taken_over(both, scale.offset);
+        if (k >= guided) {
+            before.push_back({labelled.x.rows(0, scale.tokens), both.x.rows(0, scale.tokens)});
+            after.push_back({both.logits.rows(0, scale.tokens), labelled.logits.rows(0, scale.tokens)});
+        }
         const std::int64_t next = scale_sizes(scales, k, size).at("L_next");
         const Tensors drawing = {{"logits", logits.rows(0, scale.tokens)},
                                  {"f_hat", k ? f_hat_after(k - 1) : f_hat_before}};
-        const Tensors following = {{"f_hat_out", f_hat_after(k)}, {"x_next", wide.x.rows(0, next)}};
-        Step step = {columns.transformer(scale, constants[k].transformer), {}, {}, {}};
-        step.bridge = {smooth ? SMOOTH_BRIDGE : "bridge",
-                       joined({&drawing, &settings.stages(k + 1), &constants[k].bridge}),
-                       joined({&results.stages(k), &following})};
-        if (k >= guided) step.widened = {{logits.rows(0, scale.tokens), narrow_logits.rows(0, scale.tokens)}};
-        if (k + 1 == guided && !all_guided) step.narrowed = narrow.state_of(wide, scales[guided].offset);
-        if (k + 1 >= guided && k + 1 < scales.size()) {
-            step.narrowed.push_back({narrow.x.rows(0, next), wide.x.rows(0, next)});
-        }
-        steps.push_back(std::move(step));
+        const Tensors following = {{"f_hat_out", f_hat_after(k)}, {"x_next", both.x.rows(0, next)}};
+        steps.emplace_back(
+            columns.transformer(scale, constants[k].transformer, std::move(before)),
+            Stage{smooth ? SMOOTH_BRIDGE : "bridge", joined({&drawing, &settings.stages(k + 1), &constants[k].bridge}),
+                  joined({&results.stages(k), &following}), std::move(after)});
     }
 }
 
@@ -285,7 +281,7 @@ void Wiring::set_scale(std::size_t k, const Draw& draw, const Sampling& sampling
 
 std::vector<Stage> Wiring::stages() const {
     std::vector<Stage> all = {condition};
-    for (const Step& step : steps) all.insert(all.end(), {step.transformer, step.bridge});
+    for (const auto& [transformer, bridge] : steps) all.insert(all.end(), {transformer, bridge});
     const std::vector<Stage> last = decoders(steps.size() - 1);
     all.insert(all.end(), last.begin(), last.end());
     return all;

@@ -1,31 +1,28 @@
-// A large model drafts the first scales, a small one refines them: it draws the others. Twin of runtime/drafted.py.
+// Draft large, refine small: one model draws the first scales, a smaller one of the same VQVAE the rest. Twin of
+// runtime/drafted.py.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "bundle/manifest.hpp"
 #include "runtime/pipeline.hpp"
 
 namespace var_edge_impl {
 
-// Throws Error BAD_BUNDLE unless the refiner can go on with what the draft has drawn, BAD_ARGUMENT unless `scales` is
-// from 0 to K.
-void check_draft(const Manifest& draft, const Manifest& refiner, std::int64_t scales);
+// Throws Error BAD_ARGUMENT unless the refiner can go on with the tokens of the draft, BAD_BUNDLE if one of the
+// manifests does not say which VQVAE it has.
+void check_fit(const Pipeline& draft, const Pipeline& refiner);
 
-// A request whose first scales have been drafted.
-class Drafted {
-  public:
-    // Lets request.draft draw its scales, with the seeds, settings and kept tokens of the request.
-    Drafted(const Request& request, const Manifest& refiner);
+// What is left for the refiner of a request whose first scales have been drafted. It reads the memory of this object.
+struct Drafted {
+    // `on_scale` is called for the drafted scales; that of the request for the others, later.
+    Drafted(const Request& request, const Manifest& manifest, const OnScale& on_scale);
+    Drafted(const Drafted&) = delete;
+    Drafted& operator=(const Drafted&) = delete;
 
-    // Returns what is left for the refiner: the request with the drafted tokens kept. It reads this object's memory.
-    const Request& request() const { return left_; }
-
-  private:
-    std::vector<std::uint8_t> keep_;    // (N, T)
-    std::vector<std::int32_t> tokens_;  // (N, T)
-    Request left_;
+    std::vector<std::uint8_t> keep;    // (N, T)
+    std::vector<std::int32_t> tokens;  // (N, T)
+    Request rest;
 };
 
 }  // namespace var_edge_impl

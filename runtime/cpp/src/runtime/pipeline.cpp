@@ -47,11 +47,13 @@ void expect_count(const char* what, std::size_t count) {
 
 Pipeline::Pipeline(const std::filesystem::path& bundle, var_edge_backend backend, const BackendOptions& options) {
     const auto manifest = std::make_shared<const Manifest>(Manifest::load(bundle, options.verify, options.progress));
+    bundle_ = bundle.string();
     classes_ = load_classes(bundle, *manifest);
     backend_ = create_backend(backend, bundle, manifest, options);
 }
 
-Pipeline::Pipeline(const Pipeline& other) : classes_(other.classes_), backend_(other.backend_->share()) {}
+Pipeline::Pipeline(const Pipeline& other)
+    : bundle_(other.bundle_), classes_(other.classes_), backend_(other.backend_->share()) {}
 
 void Pipeline::check(const Request& request, bool to_device) const {
     const Model& model = manifest().model;
@@ -81,7 +83,14 @@ void Pipeline::check(const Request& request, bool to_device) const {
                                std::to_string(request.kept_tokens[i]));
         }
     }
-    if (request.draft) check_draft(request.draft->manifest(), manifest(), request.draft_scales);
+    if (request.draft) {
+        check_fit(*request.draft, *this);
+        const auto scales = std::int64_t(manifest().scales.size());
+        if (request.draft_scales < 0 || request.draft_scales > scales) {
+            throw bad_argument("draft_scales: expected 0 to " + std::to_string(scales) + ", found " +
+                               std::to_string(request.draft_scales));
+        }
+    }
     if (to_device && !backend_->on_device()) {
         throw unsupported("images_on_device: " + backend_->name() +
                           " keeps its pictures in host memory; use the TensorRT backend");
@@ -100,10 +109,7 @@ std::int64_t Pipeline::batch_size(std::int64_t left, std::int64_t batch) const {
 
 void Pipeline::generate(const Request& request, std::uint8_t* images, bool to_device, std::int32_t* tokens) {
     check(request, to_device);
-    if (request.draft) {
-        const Drafted drafted(request, manifest());
-        return generate(drafted.request(), images, to_device, tokens);
-    }
+    if (request.draft) return generate_drafted(request, images, to_device, tokens);
     const Listening listening(*backend_, request.on_stage);
     const Model& model = manifest().model;
     const std::size_t picture = std::size_t(model.image_size * model.image_size * 3), scales = manifest().scales.size();
@@ -117,7 +123,21 @@ void Pipeline::generate(const Request& request, std::uint8_t* images, bool to_de
     });
 }
 
-std::vector<std::int32_t> Pipeline::draft(const Request& request, std::size_t scales) {
+void Pipeline::generate_drafted(const Request& request, std::uint8_t* images, bool to_device, std::int32_t* tokens) {
+    OnScale on_scale;  // what it asks for is the draft's, through this pipeline
+    if (request.on_scale) {
+        on_scale = [&](std::int64_t k, std::int64_t first, std::int64_t pictures) {
+            drawn_ = request.draft->drawn_;
+            const During calling(callback_thread_);
+            return request.on_scale(k, first, pictures);
+        };
+    }
+    const Drafted drafted(request, manifest(), on_scale);
+    check_stop();
+    generate(drafted.rest, images, to_device, tokens);
+}
+
+std::vector<std::int32_t> Pipeline::draw_tokens(const Request& request, std::size_t scales) {
     check(request, false);
     const Listening listening(*backend_, request.on_stage);
     std::vector<std::int32_t> tokens(request.labels.size() * std::size_t(manifest().model.tokens()));
@@ -185,7 +205,7 @@ void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t siz
         backend_->step(k, {scale_numbers.data(), guidance, request.keep ? keep.data() : nullptr, kept.data()},
                        request.sampling);
         if (!request.on_scale) continue;
-        drawn_ = {k, size, guidance};
+        drawn_ = {backend_.get(), k, size, guidance};
         const During calling(callback_thread_);
         const bool go_on = request.on_scale(std::int64_t(k), start, size);
         if (!go_on) throw Error(VAR_EDGE_STOPPED, "stopped after scale " + std::to_string(k));
@@ -207,18 +227,20 @@ const Pipeline::Drawn& Pipeline::drawn(const char* function) const {
 }
 
 void Pipeline::preview(std::uint8_t* images) {
-    drawn("var_edge_preview");
-    backend_->decode(images, false);
+    drawn("var_edge_preview").by->decode(images, false);
 }
 
-void Pipeline::scale_tokens(std::int32_t* tokens) { backend_->tokens(drawn("var_edge_scale_tokens").scale, tokens); }
+void Pipeline::scale_tokens(std::int32_t* tokens) {
+    const Drawn& now = drawn("var_edge_scale_tokens");
+    now.by->tokens(now.scale, tokens);
+}
 
 void Pipeline::scale_logits(float* logits) {
     const Drawn& now = drawn("var_edge_scale_logits");
     const std::int64_t length = manifest().scales[now.scale].tokens, size = now.pictures,
                        vocab = manifest().model.vocab_size;
     std::vector<float> rows(std::size_t(length * 2 * size * vocab));  // (L, 2B, V)
-    backend_->logits(now.scale, rows.data());
+    now.by->logits(now.scale, rows.data());
     const auto t = float(now.guidance);
     for (std::int64_t i = 0; i < size; ++i) {
         for (std::int64_t token = 0; token < length; ++token) {
