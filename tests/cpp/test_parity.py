@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from runtime.drafted import DraftedPipeline
 
 from export.bundle import export_bundle
 from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import formula_weights
-from runtime.drafted import DraftedPipeline
 from runtime.errors import SettingsError
 from runtime.pipeline import Pipeline
 from tests.conftest import DATA, Shared
@@ -198,9 +198,7 @@ def test_edits(
     check_edit(release, smooth_demo_bundle, box, mode, 12, tmp_path)
 
 
-def test_an_edit_with_shortcuts(
-    release: Path, demo_bundle: Path, fp16_demo_bundle: Path, tmp_path: Path
-) -> None:
+def test_an_edit_with_shortcuts(release: Path, demo_bundle: Path, fp16_demo_bundle: Path, tmp_path: Path) -> None:
     """The draft keeps what the edit keeps."""
     box = (0.25, 0.25, 0.75, 0.75)
     check_edit(release, demo_bundle, box, "inpaint", 12, tmp_path, guidance_scales=4)

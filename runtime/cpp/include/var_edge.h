@@ -286,8 +286,8 @@ VAR_EDGE_API var_edge_status var_edge_generate(var_edge_model* model, const int3
                                                const var_edge_settings* settings, uint8_t* images, int32_t* tokens);
 
 /* Makes the running call of this handle, or the one that it drafts for, end soon with VAR_EDGE_STOPPED: within a graph
- * with ONNX Runtime; with TensorRT after the current scale if the call has on_scale or the handle drafts, else after the
- * current batch, which the GPU then draws without asking back. A call that is just finishing may still return
+ * with ONNX Runtime; with TensorRT after the current scale if the call has on_scale or the handle drafts, else after
+ * the current batch, which the GPU then draws without asking back. A call that is just finishing may still return
  * VAR_EDGE_OK. The handle can be used again. May be called at any time and from any thread, but not from a signal
  * handler. */
 VAR_EDGE_API var_edge_status var_edge_stop(var_edge_model* model);

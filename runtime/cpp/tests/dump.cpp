@@ -1,7 +1,7 @@
-// dump DIR OUT [TIMES [THREADS [DRAFT]]] < cases: draws each case as its line comes, "label,… seed cfg top_k top_p batch
-// smooth guidance_scales draft_scales", and writes tokens (int32), then images (uint8), to OUT ("-": standard output).
-// With TIMES each case is drawn so often, and the resident memory in kB goes to standard error after a tenth of them and
-// at the end. DRAFT is the bundle of the model that drafts.
+// dump DIR OUT [TIMES [THREADS [DRAFT]]] < cases: draws each case as its line comes, "label,… seed cfg top_k top_p
+// batch smooth guidance_scales draft_scales", and writes tokens (int32), then images (uint8), to OUT ("-": standard
+// output). With TIMES each case is drawn so often, and the resident memory in kB goes to standard error after a tenth
+// of them and at the end. DRAFT is the bundle of the model that drafts.
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>

@@ -1,7 +1,7 @@
 /* live DIR [THREADS [BACKEND [KEY VALUE]…]]: creates a model, with options of the execution provider, then does what
  * each line of standard input says: "generate", "generate N" for N pictures at once, "listen" for a picture with a
- * callback after each scale, "guided M" for guidance at M scales, "smooth", "encode". After creating and after each line it prints the status and the error,
- * so that a test can act in between. The log goes to standard error. */
+ * callback after each scale, "guided M" for guidance at M scales, "smooth", "encode". After creating and after each
+ * line it prints the status and the error, so that a test can act in between. The log goes to standard error. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -52,8 +52,8 @@ std::string copying_model(bool widening, Dtype dtype) {
                                 : field(1, source) + field(2, target) + field(2, std::string("rest"));
     node += field(4, std::string(widening ? "Concat" : "Split"));
     node += field(5, field(1, std::string("axis")) + field(3, 1) + field(20, 2));  // an integer
-    const std::string graph = field(1, node) + field(2, std::string("copy")) + field(11, tensor(source)) +
-                              field(12, tensor(target));
+    const std::string graph =
+        field(1, node) + field(2, std::string("copy")) + field(11, tensor(source)) + field(12, tensor(target));
     return field(1, 8) + field(7, graph) + field(8, field(2, 13));  // IR version 8, opset 13
 }
 

@@ -226,9 +226,7 @@ const Pipeline::Drawn& Pipeline::drawn(const char* function) const {
     throw bad_argument(std::string(function) + ": only within on_scale, in its thread");
 }
 
-void Pipeline::preview(std::uint8_t* images) {
-    drawn("var_edge_preview").by->decode(images, false);
-}
+void Pipeline::preview(std::uint8_t* images) { drawn("var_edge_preview").by->decode(images, false); }
 
 void Pipeline::scale_tokens(std::int32_t* tokens) {
     const Drawn& now = drawn("var_edge_scale_tokens");

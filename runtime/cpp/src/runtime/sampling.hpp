@@ -16,7 +16,7 @@ struct Sampling {
     double cfg = 4.0;
     std::int64_t top_k = 900;
     double top_p = 0.95;
-    bool smooth = false;  // mix codes instead of drawing tokens, the published demo's "more smooth"
+    bool smooth = false;               // mix codes instead of drawing tokens, the published demo's "more smooth"
     std::int64_t guidance_scales = 0;  // the first scales, which are drawn with guidance; 0: all
 
     void check(std::int64_t vocab_size, std::int64_t scales) const {

@@ -243,8 +243,7 @@ void draft(const std::string& directory) {
 
 // Two handles draft for each other in two threads: each call is right or refused, and none waits for ever.
 void draft_scramble(const std::string& directory) {
-    Model first(directory, one_thread());
-    Model second = first.share();
+    Model first(directory, one_thread()), second(directory, one_thread());
     const Pictures alone = first.generate({1, 2}, of_seed(3));
     std::atomic<int> right{0}, wrong{0};
     const auto draw_often = [&](Model& refiner, Model& large) {
@@ -267,8 +266,8 @@ void draft_stop(const std::string& directory) {
     Model large(directory, one_thread()), small(directory, one_thread());
     const Pictures alone = small.generate({1}, of_seed(3));
     for (Model* stopped : {&small, &large}) {
-        for (const auto& [where, at] : std::vector<std::pair<std::string, std::int32_t>>{
-                 {"condition", -1}, {"transformer", 0}, {"bridge", 1}}) {
+        for (const auto& [where, at] :
+             std::vector<std::pair<std::string, std::int32_t>>{{"condition", -1}, {"transformer", 0}, {"bridge", 1}}) {
             StopAt heard{stopped->get(), "draft " + where, "", at};
             Settings settings = drafted_by(large, 2);
             settings.on_stage = stop_at;
@@ -305,7 +304,14 @@ void share_memory(const std::string& directory) {
 
 }  // namespace
 
-const Features CALLS = {
-    {"busy", busy}, {"scramble", scramble},         {"fork", fork_child}, {"cancel", cancel},
-    {"stop", stop}, {"stop_between", stop_between}, {"share", share},     {"share_memory", share_memory},
-    {"draft", draft}, {"draft_scramble", draft_scramble}, {"draft_stop", draft_stop}};
+const Features CALLS = {{"busy", busy},
+                        {"scramble", scramble},
+                        {"fork", fork_child},
+                        {"cancel", cancel},
+                        {"stop", stop},
+                        {"stop_between", stop_between},
+                        {"share", share},
+                        {"share_memory", share_memory},
+                        {"draft", draft},
+                        {"draft_scramble", draft_scramble},
+                        {"draft_stop", draft_stop}};
