@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runtime.drafted import DraftedPipeline
 
 from export.bundle import export_bundle
 from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import formula_weights
-from runtime.errors import SettingsError
+from runtime.drafted import DraftedPipeline
+from runtime.errors import BundleError, SettingsError
 from runtime.pipeline import Pipeline
 from tests.conftest import DATA, Shared
 from tests.cpp.conftest import DEPENDENCIES, Configure, require, run
 from tests.cpp.dumps import Case, assert_equal, drawn_by_cpp, drawn_by_python
-from tests.cpp.test_core import BAD_ARGUMENT
+from tests.cpp.test_core import BAD_ARGUMENT, BAD_BUNDLE
 from tests.export.test_variants import CFG, LABEL, SEED, exported
 
 # 64 combinations of label, seed, guidance and both filters, and batches that end in some of other sizes.
@@ -121,12 +121,16 @@ def test_models_that_do_not_fit(release: Path, tiny_bundle: Path, demo_bundle: P
             document["provenance"]["source"]["vqvae_sha256"] = digest
         (bundle / "manifest.json").write_text(json.dumps(document))
     case = Case((0,), 3, 2.0, 50, 0.9, draft_scales=1)
-    for draft in (demo_bundle, old, other):
-        with pytest.raises(SettingsError) as refused:
+    for draft, status, error in (
+        (demo_bundle, BAD_ARGUMENT, SettingsError),
+        (old, BAD_BUNDLE, BundleError),
+        (other, BAD_ARGUMENT, SettingsError),
+    ):
+        with pytest.raises(error) as refused:
             drawn_by_python(tiny_bundle, [case], draft)
         command = [release / "tests" / "dump", tiny_bundle, tmp_path / "out", "1", "0", draft]
         result = subprocess.run(command, input=case.line, capture_output=True, text=True)
-        assert (result.returncode, result.stderr) == (1, f"{BAD_ARGUMENT}: {refused.value}\n")
+        assert (result.returncode, result.stderr) == (1, f"{status}: {refused.value}\n")
 
 
 def test_other_models(release: Path, tiny_bundle: Path, shared_bundle: Path, tmp_path: Path) -> None:

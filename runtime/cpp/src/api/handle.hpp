@@ -26,7 +26,7 @@ struct var_edge_model {
 
     std::mutex mutex;  // guards what follows
     bool busy = false, stopping = false;
-    var_edge_model* draft = nullptr;  // that the running call draws with too
+    var_edge_model* partner = nullptr;  // the other handle of the running call, if one drafts for the other
 };
 
 namespace var_edge_impl {
@@ -69,17 +69,16 @@ class Exclusive {
     var_edge_model* model_;
 };
 
-// Lends a second handle to the running call of the first while it lives: a stop of the first stops both.
+// Makes a handle draft for another while it lives: both are busy, and a stop of either stops both.
 class Drafting {
   public:
-    Drafting(var_edge_model* model, var_edge_model* draft) : model_(model), exclusive_(draft, "draft") {
-        const std::lock_guard<std::mutex> lock(model->mutex);
-        model->draft = draft;
-        if (model->stopping) draft->pipeline.stop(true);
+    Drafting(var_edge_model* model, var_edge_model* draft) : model_(model), draft_(draft), exclusive_(draft, "draft") {
+        join(model, draft);
+        join(draft, model);
     }
-    ~Drafting() {  // before the second is free for other calls
-        const std::lock_guard<std::mutex> lock(model_->mutex);
-        model_->draft = nullptr;
+    ~Drafting() {  // before they are free for other calls
+        join(model_, nullptr);
+        join(draft_, nullptr);
     }
     Drafting(const Drafting&) = delete;
     Drafting& operator=(const Drafting&) = delete;
@@ -87,7 +86,13 @@ class Drafting {
     bool stopped() const { return exclusive_.stopped(); }
 
   private:
-    var_edge_model* model_;
+    static void join(var_edge_model* model, var_edge_model* partner) {
+        const std::lock_guard<std::mutex> lock(model->mutex);
+        model->partner = partner;
+        if (partner && model->stopping) partner->pipeline.stop(true);  // it was stopped before
+    }
+
+    var_edge_model *model_, *draft_;
     Exclusive exclusive_;
 };
 
@@ -98,7 +103,7 @@ inline void stop(var_edge_model* model) {
     if (!model->busy) return;
     model->stopping = true;
     model->pipeline.stop(true);
-    if (model->draft) model->draft->pipeline.stop(true);
+    if (model->partner) model->partner->pipeline.stop(true);
 }
 
 }  // namespace var_edge_impl

@@ -41,8 +41,8 @@ class Backend {
     // Batch sizes that it can draw, including 1; empty if it can draw all.
     virtual const std::vector<std::int64_t>& batches() const = 0;
 
-    // Starts a batch, of which all scales are drawn with `sampling`. `whole` promises that all scales are stepped and
-    // that nothing is asked for before `decode`, so that a backend may run the whole image at once there.
+    // Starts a batch, drawn with `sampling`. `whole` promises that all scales are stepped and that nothing is asked for
+    // before `decode`, so that a backend may run the whole image at once there.
     virtual void begin(const std::vector<std::int64_t>& labels, const Sampling& sampling, bool whole) = 0;
     virtual void step(std::size_t k, const Draw& draw, const Sampling& sampling) = 0;
 

@@ -261,19 +261,22 @@ void draft_scramble(const std::string& directory) {
     expect(right > 0 && wrong == 0, std::to_string(wrong) + " wrong, " + std::to_string(right) + " right");
 }
 
-// A stop of either handle ends the call while the first one drafts.
+// A stop of either handle ends the call, whichever of the two draws.
 void draft_stop(const std::string& directory) {
     Model large(directory, one_thread()), small(directory, one_thread());
     const Pictures alone = small.generate({1}, of_seed(3));
     for (Model* stopped : {&small, &large}) {
-        for (const auto& [where, at] :
-             std::vector<std::pair<std::string, std::int32_t>>{{"condition", -1}, {"transformer", 0}, {"bridge", 1}}) {
-            StopAt heard{stopped->get(), "draft " + where, "", at};
+        for (const auto& [where, at] : std::vector<std::pair<std::string, std::int32_t>>{{"draft condition", -1},
+                                                                                         {"draft transformer", 0},
+                                                                                         {"draft bridge", 1},
+                                                                                         {"transformer", 2},
+                                                                                         {"decoder", -1}}) {
+            StopAt heard{stopped->get(), where, "", at};
             Settings settings = drafted_by(large, 2);
             settings.on_stage = stop_at;
             settings.user = &heard;
             refused(where, draw(small, settings), VAR_EDGE_STOPPED, "stopped by var_edge_stop");
-            expect(heard.heard == heard.where, "stopped at " + heard.where + ", but " + heard.heard + " ran");
+            expect(heard.heard == where, "stopped at " + where + ", but " + heard.heard + " ran");
         }
         expect(same(alone, small.generate({1}, drafted_by(large, 2))), "after a stop it draws something else");
         expect(same(alone, large.generate({1}, of_seed(3))), "after a stop the draft draws something else");
