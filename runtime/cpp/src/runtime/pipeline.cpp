@@ -114,7 +114,7 @@ void Pipeline::generate(const Request& request, std::uint8_t* images, bool to_de
     const Model& model = manifest().model;
     const std::size_t picture = std::size_t(model.image_size * model.image_size * 3), scales = manifest().scales.size();
     for_each_batch(request, [&](std::int64_t start, std::int64_t size) {
-        draw(request, start, size, scales);
+        draw(request, start, size, scales, !request.on_scale);
         check_stop();
         backend_->decode(images + std::size_t(start) * picture, to_device);
         check_drawn(*backend_, manifest(), size, scales);
@@ -142,7 +142,7 @@ std::vector<std::int32_t> Pipeline::draw_tokens(const Request& request, std::siz
     const Listening listening(*backend_, request.on_stage);
     std::vector<std::int32_t> tokens(request.labels.size() * std::size_t(manifest().model.tokens()));
     for_each_batch(request, [&](std::int64_t start, std::int64_t size) {
-        draw(request, start, size, scales);
+        draw(request, start, size, scales, false);
         check_drawn(*backend_, manifest(), size, scales);
         copy_tokens(start, size, scales, tokens.data());
     });
@@ -174,8 +174,8 @@ void Pipeline::copy_tokens(std::int64_t start, std::int64_t size, std::size_t sc
     }
 }
 
-// Draws the first scales of a batch.
-void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t size, std::size_t scales) {
+// Draws the first scales of a batch; `whole` is that of Backend::begin.
+void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t size, std::size_t scales, bool whole) {
     const std::int64_t total = manifest().model.tokens();
     const bool smooth = request.sampling.smooth;
     const std::int64_t values = smooth ? manifest().model.vocab_size : 1;  // random numbers of a token
@@ -184,8 +184,7 @@ void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t siz
         const std::uint64_t seed = request.seeds ? request.seeds[start + i] : request.seed + std::uint64_t(start + i);
         numbers.push_back((smooth ? gumbel_noise : uniforms)(seed, total * values));
     }
-    backend_->begin({request.labels.begin() + start, request.labels.begin() + start + size}, request.sampling,
-                    !request.on_scale && scales == manifest().scales.size());
+    backend_->begin({request.labels.begin() + start, request.labels.begin() + start + size}, request.sampling, whole);
     for (std::size_t k = 0; k < scales; ++k) {
         check_stop();
         const Scale& scale = manifest().scales[k];

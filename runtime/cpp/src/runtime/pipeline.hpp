@@ -71,7 +71,7 @@ class Pipeline {
     void generate_drafted(const Request& request, std::uint8_t* images, bool to_device, std::int32_t* tokens);
     void for_each_batch(const Request& request,
                         const std::function<void(std::int64_t start, std::int64_t size)>& draw) const;
-    void draw(const Request& request, std::int64_t start, std::int64_t size, std::size_t scales);
+    void draw(const Request& request, std::int64_t start, std::int64_t size, std::size_t scales, bool whole);
     void copy_tokens(std::int64_t start, std::int64_t size, std::size_t scales, std::int32_t* tokens);
     void check_stop() const;
 
