@@ -247,7 +247,7 @@ void draft_scramble(const std::string& directory) {
     const Pictures alone = first.generate({1, 2}, of_seed(3));
     std::atomic<int> right{0}, wrong{0};
     const auto draw_often = [&](Model& refiner, Model& large) {
-        for (int n = 0; n < 50 || (!right && n < 5000); ++n) {
+        for (int n = 0; n < 20 || (!right && n < 2000); ++n) {
             try {
                 (same(alone, refiner.generate({1, 2}, drafted_by(large, 1))) ? right : wrong) += 1;
             } catch (const var_edge::Error& error) {
