@@ -36,10 +36,10 @@
  *
  * Threads
  *   A handle serves one call at a time, and settings.draft is busy with the call too. A second call, from another
- *   thread or from a callback, returns VAR_EDGE_BAD_ARGUMENT; var_edge_free does nothing to a busy handle. var_edge_stop, var_edge_query and the functions
- *   for class names may be called at any time and from any thread. on_scale may call the functions listed under "Within
- *   on_scale". Different handles can be used in different threads at once. pthread_cancel takes effect when the call
- *   has returned.
+ *   thread or from a callback, returns VAR_EDGE_BAD_ARGUMENT; var_edge_free does nothing to a busy handle.
+ *   var_edge_stop, var_edge_query and the functions for class names may be called at any time and from any thread.
+ *   on_scale may call the functions listed under "Within on_scale". Different handles can be used in different threads
+ *   at once. pthread_cancel takes effect when the call has returned.
  *
  * Processes
  *   After fork, the child cannot use the handles of its parent: every call returns VAR_EDGE_BAD_ARGUMENT, and
