@@ -39,7 +39,7 @@ COMBINATIONS = [
 BATCHES = [Case(tuple(range(5)), 11, 3.0, 600, 0.96, batch) for batch in (1, 2, 8)]
 # Guidance at the first scales only, of the six that the demo model has: one picture, and three in batches of two.
 GUIDED = [Case((3,), 11, 3.5, 200, 0.8, guidance_scales=scales) for scales in range(1, 7)]
-GUIDED += [Case((3, 12, 30), 5, 7.25, 600, 0.96, 2, guidance_scales=scales) for scales in (1, 4, 5)]
+GUIDED += [Case((3, 12, 28), 5, 7.25, 600, 0.96, 2, guidance_scales=scales) for scales in (1, 4, 5)]
 # The first scales drafted: of three pictures in batches of two, and alone.
 DRAFTED = [Case((3, 12, 7), 5, 3.5, 200, 0.8, 2, draft_scales=scales) for scales in (0, 1, 4, 6)]
 DRAFTED += [Case((3,), 5, 3.5, 200, 0.8, draft_scales=4), Case((3,), 5, 3.5, 200, 0.8, 8, False, 3, 4)]
