@@ -196,6 +196,22 @@ Settings drafted_by(Model& draft, std::int32_t scales) {
     return settings;
 }
 
+// What a callback may ask for, of every scale.
+struct Shown {
+    std::vector<std::int32_t> indices;
+    std::vector<std::vector<std::int32_t>> tokens;
+    std::vector<std::vector<float>> logits;
+    std::vector<std::vector<std::uint8_t>> previews;
+
+    bool add(const var_edge::Scale& scale) {
+        indices.push_back(scale.index);
+        tokens.push_back(scale.tokens());
+        logits.push_back(scale.logits());
+        previews.push_back(scale.preview());
+        return true;
+    }
+};
+
 // A model drafts for a handle on its own weights, which then draws as it does alone; whoever is freed first.
 void draft(const std::string& directory) {
     auto large = std::make_unique<Model>(directory, one_thread());
@@ -208,12 +224,10 @@ void draft(const std::string& directory) {
         settings.batch = 2;
         expect(alone.tokens == small->generate({1, 2, 3}, settings).tokens, "in batches");
     }
-    int heard = 0;
-    std::vector<std::int32_t> tokens;
+    Shown expected, shown;
+    small->generate({1}, of_seed(3), [&](const var_edge::Scale& scale) { return expected.add(scale); });
     small->generate({1}, drafted_by(*large, scales - 1), [&](const var_edge::Scale& scale) {
-        expect(scale.index == heard++ && scale.preview().size() > 0 && scale.logits().size() > 0, "scales in order");
-        const std::vector<std::int32_t> drawn = scale.tokens();
-        tokens.insert(tokens.end(), drawn.begin(), drawn.end());
+        shown.add(scale);
         std::vector<std::uint8_t> image(alone.images);
         refused("busy", draw(*large, of_seed(3)), VAR_EDGE_BAD_ARGUMENT, "model: busy with another call");
         refused("busy with itself", draw(*small, drafted_by(*large, 1)), VAR_EDGE_BAD_ARGUMENT, "model: busy");
@@ -221,7 +235,9 @@ void draft(const std::string& directory) {
         expect(std::strstr(var_edge_last_error(), "model: busy"), "a draft is freed while it is in use");
         return true;
     });
-    expect(heard == scales && std::equal(tokens.begin(), tokens.end(), alone.tokens.begin()), "callbacks");
+    expect(shown.indices.size() == std::size_t(scales) && shown.indices == expected.indices, "scales in order");
+    expect(shown.tokens == expected.tokens && shown.logits == expected.logits && shown.previews == expected.previews,
+           "what is shown of the scales");
     try {
         small->generate({1}, drafted_by(*large, 2), [](const var_edge::Scale& scale) { return scale.index < 1; });
         expect(false, "a callback does not stop the draft");
