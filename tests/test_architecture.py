@@ -28,6 +28,7 @@ LAYERS = (
     ("runtime.sampling", "runtime.uniforms", "runtime.editing"),
     ("runtime.backends",),
     ("runtime.pipeline",),
+    ("runtime.drafted",),
     ("runtime.images", "runtime.dump", "runtime.evaluation_set"),
     ("runtime.cli",),
     ("runtime.drawing",),

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 from safetensors.numpy import save
 
 from export.engine.build_log import counted, int8_fault, int8_products
@@ -21,11 +22,12 @@ from runtime.backends.cuda import Gpu, gpu, gpu_or_reason
 from runtime.backends.wiring import ALIGNMENT
 from runtime.bundle import engine_record, manifest
 from runtime.bundle.engine_record import Built, Engine, EngineRecord
-from runtime.bundle.names import CONDITION, GRAPHS, channel_scaling
+from runtime.bundle.names import CONDITION, GRAPHS, TRANSFORMER, caches, channel_scaling, past
 from runtime.bundle.weight_file import open_weights, weight_bytes
 from runtime.errors import BundleError, SettingsError
 from runtime.files.atomic import atomic_directory
 from runtime.files.outputs import ENGINES
+from runtime.limits import Integers, shown
 from runtime.memory import available_memory, memory
 from runtime.optional import INSTALL
 from runtime.progress import Progress, silent
@@ -114,6 +116,7 @@ def build_engines(
     built: Built,
     batches: tuple[int, ...] = (1,),
     options: Options = DEFAULTS,
+    guidance_scales: int | None = None,
     timing_cache: Path | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -122,8 +125,8 @@ def build_engines(
     """Build the engines of `bundle` into `out`, by default `engines/<device and TensorRT>` in the bundle.
 
     Returns the directory and whether it was built: existing engines that are up to date are not built again, unless
-    `force`. The directory is self-contained: engines, manifest, class names, constants. Raises BundleError, BuildError,
-    SettingsError, OSError.
+    `force`. They draw with guidance at `guidance_scales` scales or at more; None: at all. The directory is
+    self-contained: engines, manifest, class names, constants. Raises BundleError, BuildError, SettingsError, OSError.
     """
     source = manifest.Manifest.load(bundle)
     if any(not graph.file.endswith(".onnx") for graph in source.graphs.values()):
@@ -133,9 +136,10 @@ def build_engines(
     if source.precision.target == "cpu":
         raise SettingsError(f"{bundle}: its INT8 is for ONNX Runtime on a CPU; calibrate with --target trt for engines")
     batches = tuple(sorted({1, *batches}))  # with 1, the engines can generate any number of images
-    _check_alignment(source, batches)
+    guided = _guidance_scales(source, guidance_scales)
+    _check_alignment(source, batches, guided)
     out = out or bundle / engine_record.FOLDER / built.tag
-    plan = _plan(source, built, batches, options)
+    plan = _plan(source, built, batches, options, guided)
     if not force and _is_up_to_date(out, plan):
         return out, False
     check_memory(bundle, source)
@@ -181,8 +185,8 @@ def _with_layers(engine: Engine, builder: Builder, plan: bytes) -> Engine:
     )
 
 
-def _check_alignment(source: manifest.Manifest, batches: tuple[int, ...]) -> None:
-    """Raise SettingsError if the images of a batch do not start at addresses that TensorRT accepts."""
+def _check_alignment(source: manifest.Manifest, batches: tuple[int, ...], guidance_scales: int) -> None:
+    """Raise SettingsError if images of a batch, or keys of one column, do not start where TensorRT accepts it."""
     model = source.model
     rows = model.code_size * model.grid**2 * 4, model.image_size**2 * 3  # bytes of one image in f_hat and in images
     if batches != (1,) and any(row % ALIGNMENT for row in rows):
@@ -190,15 +194,32 @@ def _check_alignment(source: manifest.Manifest, batches: tuple[int, ...]) -> Non
             f"--batches: TensorRT needs images at multiples of {ALIGNMENT} bytes, those of {model.name} are not;"
             " use --batches 1"
         )
+    dtypes = {spec.name: np.dtype(spec.dtype) for spec in source.graphs[TRANSFORMER].inputs}
+    keys = model.width * dtypes[past(*caches(model.depth)[0])].itemsize  # bytes of a token in a column
+    if guidance_scales < len(source.scales) and keys % ALIGNMENT:
+        raise SettingsError(
+            f"--guidance-scales: TensorRT needs keys at multiples of {ALIGNMENT} bytes, those of {model.name} take"
+            f" {keys}; leave it out"
+        )
 
 
-def _plan(source: manifest.Manifest, built: Built, batches: tuple[int, ...], options: Options) -> EngineRecord:
+def _guidance_scales(source: manifest.Manifest, wanted: int | None) -> int:
+    """Return the number of guided scales: `wanted`, or all. Raises SettingsError."""
+    scales = len(source.scales)
+    if wanted is not None and wanted not in Integers(1, scales):
+        raise SettingsError(f"--guidance-scales: expected 1 to {scales}, found {shown(wanted)}")
+    return scales if wanted is None else wanted
+
+
+def _plan(
+    source: manifest.Manifest, built: Built, batches: tuple[int, ...], options: Options, guidance_scales: int
+) -> EngineRecord:
     """Return the record as far as it is known before building. Equal records mean equal engines."""
     engines = {
         name: Engine(
             f"{name}.engine",
             source.files[source.graphs[name].file].sha256,
-            engine_record.profiles(name, source, batches),
+            engine_record.profiles(name, source, batches, guidance_scales),
             build_seconds=0.0,
             weight_bytes=0,
             layers={},
@@ -209,7 +230,8 @@ def _plan(source: manifest.Manifest, built: Built, batches: tuple[int, ...], opt
         if name in source.graphs
     }
     weights = source.files[manifest.WEIGHTS].sha256
-    return EngineRecord(engine_record.SCHEMA_VERSION, built, weights, batches, asdict(options), engines, 0, "")
+    version = engine_record.SCHEMA_VERSION
+    return EngineRecord(version, built, weights, batches, guidance_scales, asdict(options), engines, 0, "")
 
 
 def _is_up_to_date(out: Path, plan: EngineRecord) -> bool:

@@ -48,10 +48,11 @@ def readers(folder: Path) -> list[Reader]:
     manifest = Manifest.load(bundle)
     weights = (bundle / WEIGHTS).read_bytes()
     record = EngineRecord(
-        2,
+        3,
         Built("tensorrt_rtx", "1.7", ("8.6",), None, False, False),
         manifest.files[WEIGHTS].sha256,
         (1, 8),
+        7,
         {},
         {"decoder": Engine("decoder.engine", "0" * 64, ({"f_hat": (1, 2, 3, 3)},), 1.0, 5, {"gemm": 3}, 1, (1,))},
         5,
@@ -66,7 +67,28 @@ def readers(folder: Path) -> list[Reader]:
         "method": "mse",
         "calibration": {},
     }
-    evaluated = EvaluationSet(1, "toy", "fp32", "0" * 64, "onnxruntime", 6, (0, 1), 5, 0, 1.5, 5, 0.9, 8)
+    evaluated = EvaluationSet(
+        *(
+            1,
+            "toy",
+            "fp32",
+            "0" * 64,
+            "onnxruntime",
+            6,
+            (0, 1),
+            5,
+            0,
+            1.5,
+            5,
+            0.9,
+            3,
+            "0" * 64,
+            "fp32",
+            "onnxruntime",
+            2,
+            8,
+        )
+    )
 
     def of_bundle(path: Path) -> None:
         (bundle / FILE_NAME).write_bytes(path.read_bytes())
