@@ -14,7 +14,7 @@ from runtime.progress import progress_bar
 from runtime.sampling import TOP_K, Sampling
 
 # docs/int8.md, "Cost": ONNX Runtime unpacks the weights in each product.
-SLOW_WEIGHTS = "--weights-only on a CPU saves memory, not time: d16 takes 1.6 times as long as in FP32 (docs/int8.md)"
+SLOW_WEIGHTS = "--weights-only on a CPU saves memory, not time: d16 takes twice as long as in FP32 (docs/int8.md)"
 
 
 @command()
