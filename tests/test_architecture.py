@@ -57,7 +57,7 @@ LAYERS = (
     ("calibration.product",),
     ("calibration.quantize",),
     ("calibration.collect",),
-    ("calibration.bundle",),
+    ("calibration.bundle", "calibration.speed"),
     ("calibration.sensitivity",),
     ("calibration.make", "calibration.ablation", "calibration.__main__"),  # commands
     ("var_edge",),  # its table of commands
