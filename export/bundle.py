@@ -54,7 +54,7 @@ def export_bundle(
     if precision not in PRECISIONS:
         raise SettingsError(f"precision: expected {' or '.join(PRECISIONS)}, found {shown(precision)}")
     with new_bundle(out, EXPORTED, warn) as folder:
-        check_room(recipe, out)
+        check_room(recipe, out, Precision(precision))
         traced = list(_trace_all(recipe, precision, smooth, progress))
         head = Head(
             model=recipe.model,

@@ -10,10 +10,9 @@ from typing import Any
 import click
 
 from export import sizes
-from export.checkpoint.recipe import RECIPES, Recipe
+from export.checkpoint.recipe import RECIPES, Recipe, model_of
 from export.engine.build import build_bytes
 from export.footprint import Footprint, engine_code, on_cpu, on_tensorrt
-from export.roofline import model_of
 from export.sizes import FP16, FP32, INT8, INT8_CPU, INT8_MIXED, Kind
 from runtime import limits
 from runtime.bundle.manifest import Model
@@ -31,14 +30,18 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in later 
 
     name = "size"
 
+    def __init__(self, zero: bool = False) -> None:
+        self._zero = zero  # allowed
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
         found = SIZE.fullmatch(value.strip())
-        size = round(float(found[1]) * UNITS[found[2]]) if found else 0
-        if not size:
+        size = round(float(found[1]) * UNITS[found[2]]) if found else -1
+        if size < (0 if self._zero else 1):
+            least = "of 0 or more" if self._zero else "above 0"
             units = "8GB (GB is 10^9 bytes) or 8GiB (GiB is 2^30 bytes)"
-            self.fail(f"expected a size above 0 with its unit, such as {units}, found {shown(value)}", param, ctx)
+            self.fail(f"expected a size {least} with its unit, such as {units}, found {shown(value)}", param, ctx)
         return size
 
 
@@ -55,7 +58,7 @@ class Backend:
 BACKENDS = (
     # FP16 is left out on a CPU: ONNX Runtime computes it in FP32.
     Backend("ONNX Runtime on the CPU", (FP32, INT8_CPU), on_cpu, False),
-    # FP32 comes last on a GPU: FP16 draws the same images in half the memory (docs/fp16.md).
+    # FP32 comes last on a GPU: FP16 draws nearly the same tokens in half the memory (docs/fp16.md).
     Backend("TensorRT on a GPU that shares the memory", (FP16, INT8, INT8_MIXED, FP32), on_tensorrt, True),
 )
 
@@ -68,7 +71,7 @@ class Candidate:
     kind: Kind
     footprint: Footprint
     engines: float  # bytes of their files; 0 if nothing is built on the device
-    build: float  # bytes of memory that building them takes
+    build: float  # bytes of memory without which a build of them is refused
 
     @property
     def needed(self) -> float:
@@ -77,6 +80,11 @@ class Candidate:
     @property
     def text(self) -> str:
         return f"{self.model.name} in {self.kind.title}"
+
+    @property
+    def memory(self) -> str:
+        building = f", building its engines {_gb(self.build)}" if self.engines else ""
+        return f"Drawing takes {_gb(self.footprint.total)}{building}."
 
 
 def candidates(backend: Backend, models: Sequence[Model], batch: int) -> list[Candidate]:
@@ -99,20 +107,21 @@ def recommended(found: Sequence[Candidate], free: float) -> str:
     chosen = next((candidate for candidate in found if candidate.needed <= free), None)
     if chosen is None:
         least = min(found, key=lambda candidate: candidate.needed)
-        return f"**Nothing fits**: {least.text}, the smallest, needs {_gb(least.needed)}."
+        return f"**Nothing fits**, not even {least.text}. {least.memory}"
     better = found[: found.index(chosen)]
-    larger = [candidate for candidate in better if candidate.model is not chosen.model]
-    same = [candidate for candidate in better if candidate.model is chosen.model]
-    reasons = [_too_large(same[-1])] if same else []
+    larger = [candidate for candidate in better if candidate.model != chosen.model]
+    same = [candidate for candidate in better if candidate.model == chosen.model]
+    reasons = [_too_large(same[-1], free)] if same else []
     if larger:
-        reasons.append(_too_large(min(larger, key=lambda candidate: candidate.needed)))
-    head = f"**Deploy {chosen.text}**: the largest model that fits, in the best precision that fits. It needs"
-    return "\n".join([f"{head} {_gb(chosen.needed)}.", *([f"{', '.join(reasons)}."] if reasons else [])])
+        reasons.append(_too_large(min(larger, key=lambda candidate: candidate.needed), free))
+    head = f"**Deploy {chosen.text}**: the largest model that fits, in the best precision that fits."
+    return "\n".join([head, chosen.memory, *([f"{', '.join(reasons)}."] if reasons else [])])
 
 
-def _too_large(candidate: Candidate) -> str:
-    what = "needs" if candidate.footprint.total >= candidate.build else "would be built with"
-    return f"{candidate.text} {what} {_gb(candidate.needed)}"
+def _too_large(candidate: Candidate, free: float) -> str:
+    total = candidate.footprint.total
+    what = f"{_gb(total)} to draw" if total > free else f"{_gb(candidate.build)} to build"
+    return f"{candidate.text} takes {what}"
 
 
 def page(models: Sequence[Model], memory: int, system: int, batch: int) -> str:
@@ -156,7 +165,7 @@ def shipped() -> Iterator[Model]:
 @click.option("--memory", type=Size(), required=True, help="Memory of the device, such as 8GB or 7.4GiB.")
 @click.option("--model", "models", multiple=True, metavar="NAME", help="Recipe or bundle; repeatable.  [default: all]")
 @click.option("--batch", type=Number(int, limits.BATCH), default=1, help="Images drawn at once.")
-@click.option("--system", type=Size(), default=SYSTEM, help="Memory that stays free for the system.")
+@click.option("--system", type=Size(zero=True), default=SYSTEM, help="Memory that stays free for the system.")
 @reports_errors
 def main(memory: int, models: tuple[str, ...], batch: int, system: int) -> None:
     """Compute which models fit a device's memory, and recommend one to deploy.
@@ -166,7 +175,8 @@ def main(memory: int, models: tuple[str, ...], batch: int, system: int) -> None:
     """
     if system >= memory:
         raise SettingsError(f"--system: expected less than the {_gb(memory)} of --memory, found {_gb(system)}")
-    click.echo(page([model_of(name) for name in models] or list(shipped()), memory, system, batch), nl=False)
+    asked = dict.fromkeys(model_of(name) for name in models)  # each once
+    click.echo(page(list(asked or shipped()), memory, system, batch), nl=False)
 
 
 if __name__ == "__main__":

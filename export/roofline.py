@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import click
 
 from export import sizes
-from export.checkpoint.recipe import Recipe
+from export.checkpoint.recipe import model_of
 from export.sizes import decoder_layers
-from runtime.bundle.manifest import Manifest, Model
+from runtime.bundle.manifest import Model
 from runtime.cli import command, reports_errors
 
 FP32, FP16, INT8 = "fp32", "fp16", "int8"  # types of products; the last two also name the precisions of a bundle
@@ -255,13 +254,6 @@ def _time_row(device: Device, model: Model, precision: str) -> str:
 def _device_row(device: Device) -> str:
     peaks = " | ".join(f"{device.peak[kind] / 1e12:g} T" for kind in (FP32, FP16, INT8))
     return f"| {device.name} | {device.bandwidth / 1e9:g} GB/s | {peaks} |"
-
-
-def model_of(name: str) -> Model:
-    """Return the model of a bundle's directory, or of a recipe. Raises BundleError, SettingsError."""
-    if Path(name).is_dir():
-        return Manifest.load(Path(name), verify=False).model
-    return Recipe.load(name).model
 
 
 @command()

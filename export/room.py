@@ -8,17 +8,23 @@ from pathlib import Path
 from export import sizes
 from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import empty_models
+from runtime.bundle.precision import Precision
 from runtime.errors import SettingsError
 from runtime.memory import MEMINFO, available_memory
 
 MEMORY_OF_TOOLS = 0.5e9  # bytes: PyTorch, the traced graphs
+KINDS = {Precision.FP32: sizes.FP32, Precision.FP16: sizes.FP16}
+MARGIN = 0.01  # of the size of a bundle: the computed one is that near (docs/memory.md)
 COPIES_OF_A_TENSOR = 4  # the largest tensor as read, checked, transposed, written. Peaks: docs/benchmarks/cpu.md
 
 
-def check_room(recipe: Recipe, out: Path, meminfo: Path = MEMINFO) -> None:
-    """Raise SettingsError unless memory and disk suffice for the bundle `out`; it says what is needed and available."""
+def check_room(recipe: Recipe, out: Path, precision: Precision, meminfo: Path = MEMINFO) -> None:
+    """Raise SettingsError unless memory and disk suffice for the bundle `out`; it says what is needed and available.
+
+    `precision` is one of KINDS.
+    """
     parent = next(folder for folder in out.absolute().parents if folder.is_dir())
-    needed: float = sizes.bundle(recipe.model, sizes.FP32)
+    needed = (1 + MARGIN) * sizes.bundle(recipe.model, KINDS[precision])
     if (free := shutil.disk_usage(parent).free) < needed:
         raise SettingsError(
             f"--out {out}: the bundle needs {needed / 1e9:.2f} GB, {parent} has {free / 1e9:.2f} GB; free some space"

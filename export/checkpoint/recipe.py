@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 
 from runtime.bundle.classes import CLASS_LISTS, ClassNames
-from runtime.bundle.manifest import Model
+from runtime.bundle.manifest import Manifest, Model
 from runtime.errors import SettingsError, VarEdgeError
 from runtime.files.bounded import read_toml
 from runtime.limits import LISTS, MODEL, model_fault, shown
@@ -195,3 +195,12 @@ def _is_a(value: object, hint: Any) -> bool:
     if hint == (str | None):
         return isinstance(value, str)
     return type(value) is hint
+
+
+def model_of(name: str) -> Model:
+    """Return the model of a bundle's directory, or of a recipe. Raises BundleError, SettingsError."""
+    if not name:
+        raise SettingsError("model: expected the name of a recipe or the directory of a bundle, found ''")
+    if Path(name).is_dir():
+        return Manifest.load(Path(name), verify=False).model
+    return Recipe.load(name).model

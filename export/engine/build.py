@@ -34,8 +34,9 @@ from runtime.progress import Progress, silent
 
 AHEAD_OF_TIME = ("8.6",)  # the default without a GPU
 JETSONS = ("7.2", "8.7", "10.1", "11.0")  # compute capabilities of Xavier, Orin and Thor, which no other GPU has
+# A limit above every build that was measured, which are those up to d16 (docs/memory.md); not a prediction.
 MEMORY_OF_TOOLS = 0.7e9  # bytes: TensorRT, the parsed graph
-COPIES_OF_WEIGHTS = 3.5  # parsed, folded, in the plan, in the written file; measured: docs/benchmarks/engines.md
+COPIES_OF_WEIGHTS = 3.5  # parsed, folded, in the plan, in the written file
 DEFAULTS = Options()
 
 
@@ -260,7 +261,7 @@ def check_memory(bundle: Path, source: manifest.Manifest) -> None:
 
 
 def build_bytes(largest: int) -> float:
-    """Return the bytes of memory that a build needs whose largest graph has `largest` bytes of weights."""
+    """Return the bytes of memory without which a build is refused whose largest graph has `largest` bytes of weights."""
     return MEMORY_OF_TOOLS + COPIES_OF_WEIGHTS * largest
 
 

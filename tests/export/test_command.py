@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export import sizes
 from export.bundle import export_bundle
 from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import formula_weights
@@ -22,6 +23,7 @@ from export.room import check_room
 from runtime import Pipeline
 from runtime.backends.ort_session import Session
 from runtime.bundle.manifest import Manifest
+from runtime.bundle.precision import Precision
 from runtime.errors import SettingsError
 from tests.conftest import DATA
 
@@ -81,11 +83,24 @@ def test_too_little_disk_is_said_before_the_work(tmp_path: Path, monkeypatch: py
         export_bundle(recipe, formula_weights(recipe, 0), tmp_path / "bundle")
 
 
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_the_disk_must_hold_the_bundle_of_this_precision_and_a_margin(
+    precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, usage = Recipe.load("var_d16"), shutil.disk_usage(tmp_path)
+    size = sizes.bundle(recipe.model, {Precision.FP32: sizes.FP32, Precision.FP16: sizes.FP16}[precision])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=round(1.011 * size)))
+    check_room(recipe, tmp_path / "bundle", precision)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=round(1.009 * size)))
+    with pytest.raises(SettingsError, match="free some space"):
+        check_room(recipe, tmp_path / "bundle", precision)
+
+
 def test_too_little_memory_is_said_before_the_work(tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:        2000000 kB\nMemAvailable:     500000 kB\n")
     with pytest.raises(SettingsError, match=r"var_d30: the export needs 0\.8\d GB of memory, 0\.51 GB are available"):
-        check_room(Recipe.load("var_d30"), tmp_path / "bundle", meminfo)
+        check_room(Recipe.load("var_d30"), tmp_path / "bundle", Precision.FP32, meminfo)
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from export.checkpoint.recipe import Recipe
-from export.roofline import DEVICES, FP16, FP32, INT8, Work, main, model_of, stages
+from export.checkpoint.recipe import Recipe, model_of
+from export.roofline import DEVICES, FP16, FP32, INT8, Work, main, stages
 from runtime.bench.work import decoder_flop, transformer_flop
 from runtime.bundle.weight_file import weight_bytes
 
