@@ -14,20 +14,23 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from pathlib import Path
 
 import click
 
 from examples.int8_peers.inputs import GRAPHS, record_inputs, write_graphs
-from examples.int8_peers.judge import Found, Judge, in_int8, timed
+from examples.int8_peers.judge import NOT_INSTALLED, Found, Judge, in_int8, timed, versions
 from examples.int8_peers.tools import TOOLS
 from export.sizes import block
 from runtime.bench.machine import machine
 from runtime.bench.summary import Ratio, Summary
 from runtime.bundle.manifest import FILE_NAME, File, Manifest
-from runtime.errors import VarEdgeError
+from runtime.cli import command, reports_errors
+from runtime.errors import SettingsError, VarEdgeError
+from runtime.files.atomic import atomic_file
+from runtime.limits import shown
 
 WORK = Path("build/int8_peers")
 QUIET = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}  # ONNX Runtime reads it when it is loaded
@@ -96,9 +99,9 @@ def assembled(bundle: Path, graphs: dict[str, Path], out: Path) -> Path:
     return out
 
 
-def candidates(bundle: Path, ours: dict[str, str], tools: list[str]) -> list[Candidate]:
+def candidates(bundle: Path, ours: dict[str, Path], tools: list[str]) -> list[Candidate]:
     """Return this project's bundles and those of the tools, which are made where they are not there yet."""
-    found = [Candidate(name, "", in_int8(Path(folder)), Path(folder)) for name, folder in ours.items()]
+    found = [Candidate(name, "", in_int8(folder), folder) for name, folder in ours.items()]
     for tool in tools:
         made, version, graphs = quantised(tool, bundle)
         if graphs:
@@ -106,12 +109,18 @@ def candidates(bundle: Path, ours: dict[str, str], tools: list[str]) -> list[Can
     return found
 
 
+ROWS = ({field.name for field in fields(Found)}, {"accuracy", "other"})  # what a row of `Kept` has
+
+
 class Kept:
-    """What was found of bundles, in a file: a bundle that is the same is not measured again."""
+    """What was found of bundles, in a file: a bundle that is the same is not measured again.
+
+    The versions of ONNX Runtime and TensorRT count as settings. A file that is truncated or has other rows is not used.
+    """
 
     def __init__(self, path: Path, *settings: object) -> None:
-        self._path, self._settings = path, [*map(str, settings)]
-        self._rows: dict[str, dict[str, object]] = json.loads(path.read_text()) if path.exists() else {}
+        self._path, self._settings = path, [*map(str, (*settings, versions()))]
+        self._rows = _rows(path)
 
     def found(self, judge: Judge, bundle: Path) -> Found:
         key = self._key(bundle)
@@ -122,20 +131,35 @@ class Kept:
         return replace(row, int8_products=tuple(row.int8_products))
 
     def accuracies(self, judge: Judge, fp32: Path) -> tuple[float, float]:
-        key = self._key(fp32)
+        key = self._key(fp32, "accuracies")
         if key not in self._rows:
             self._rows[key] = dict(zip(("accuracy", "other"), judge.accuracies(), strict=True))
             self._write()
         return self._rows[key]["accuracy"], self._rows[key]["other"]  # type: ignore[return-value]
 
-    def _key(self, bundle: Path) -> str:
-        """Return a hash of the bundle's files, which its manifest lists, and of the settings."""
-        text = (bundle / FILE_NAME).read_bytes() + json.dumps(self._settings).encode()
+    def _key(self, bundle: Path, what: str = "") -> str:
+        """Return a hash of the bundle's files, which its manifest lists, of the settings, and of what was measured."""
+        text = (bundle / FILE_NAME).read_bytes() + json.dumps([what, *self._settings]).encode()
         return hashlib.sha256(text).hexdigest()
 
     def _write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(self._rows, indent=1) + "\n")
+        with atomic_file(self._path) as file:
+            file.write(json.dumps(self._rows, indent=1).encode() + b"\n")
+
+
+def _rows(path: Path) -> dict[str, dict[str, object]]:
+    """Return the rows of a file of `Kept`; none, and a line on stderr, if they are not all there."""
+    if not path.exists():
+        return {}
+    try:
+        rows: dict[str, dict[str, object]] = json.loads(path.read_text())
+        if all(row.keys() in ROWS for row in rows.values()):
+            return rows
+    except (ValueError, AttributeError):  # no JSON; no tables
+        pass
+    click.echo(f"{path}: truncated or of another release; every bundle is measured anew", err=True)
+    return {}
 
 
 SAME = 90  # dB; above it the decoder is that of FP32
@@ -153,7 +177,7 @@ def table(rows: list[tuple[Candidate, Found, Summary]], fp32: Summary, products:
     lines, notes = [HEAD], list[str]()
     for of, found, time in sorted(rows, key=lambda row: row[1].kl):
         engine = f"{_span(found.int8_products)} of {products}"
-        if found.refused:
+        if found.refused and found.refused != NOT_INSTALLED:
             reason = found.refused.partition(" (node ")[0]
             notes += [reason] if reason not in notes else []
             engine = f"refused [{notes.index(reason) + 1}]"
@@ -168,11 +192,11 @@ def table(rows: list[tuple[Candidate, Found, Summary]], fp32: Summary, products:
 
 
 def _span(counts: tuple[int, ...]) -> str:
-    """Return "16", or "12 to 16" if the profiles differ; "?" if the builder does not say."""
+    """Return "16", or "12 to 16" if the profiles differ; "?" if the builder does not say or is not there."""
     return " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else "?"
 
 
-@click.command(context_settings={"show_default": True})
+@command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--ours", multiple=True, metavar="NAME=DIR", help="INT8 bundle of this project, made from BUNDLE.")
 @click.option("--tools", default=",".join(TOOLS), help="The tools to run.")
@@ -181,6 +205,7 @@ def _span(counts: tuple[int, ...]) -> str:
 @click.option("--seed", default=1000, help="Seed of the compared images; calibration uses seeds from 0.")
 @click.option("--per-class", default=70, help="Number of images of each class for accuracy and Fréchet distance.")
 @click.option("--rounds", default=15, help="Number of timed images with each bundle.")
+@reports_errors
 def main(
     bundle: Path,
     ours: tuple[str, ...],
@@ -198,6 +223,9 @@ def main(
     chosen = [tool for tool in tools.split(",") if tool]
     if unknown := set(chosen) - set(TOOLS):
         raise click.UsageError(f"--tools: expected any of {', '.join(TOOLS)}, found {', '.join(sorted(unknown))}")
+    named = _named(ours)
+    for folder in (bundle, *named.values()):  # before minutes of work
+        Manifest.load(folder, verify=False)
     if chosen and not (WORK / "inputs").exists():
         WORK.mkdir(parents=True, exist_ok=True)
         write_graphs(bundle, WORK / "graphs")
@@ -205,7 +233,7 @@ def main(
         (WORK / "unfinished").rename(WORK / "inputs")
     judge, rows = Judge(bundle, tokens, seed, per_class), []
     kept = Kept(WORK / "rows.json", (bundle / FILE_NAME).read_text(), tokens, seed, per_class)
-    for candidate in candidates(bundle, dict(item.split("=", 1) for item in ours), chosen):
+    for candidate in candidates(bundle, named, chosen):
         try:
             rows.append((candidate, kept.found(judge, candidate.bundle)))
         except VarEdgeError as error:
@@ -219,6 +247,17 @@ def main(
     )
     timed_rows = [(*row, time) for row, time in zip(rows, times, strict=True)]
     click.echo(table(timed_rows, fp32, 1 + model.depth * len(block(model))))
+
+
+def _named(ours: tuple[str, ...]) -> dict[str, Path]:
+    """Return the bundles of `--ours` by their names. Raises SettingsError."""
+    found = {}
+    for item in ours:
+        name, _, folder = item.partition("=")
+        if not name or not folder:
+            raise SettingsError(f"--ours: expected NAME=DIR, found {shown(item)}")
+        found[name] = Path(folder)
+    return found
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 
 from examples.demo_model.classes import CLASSES
 from examples.demo_model.classifier import load_classifier
@@ -23,8 +24,11 @@ from runtime.bench.summary import Summary
 from runtime.bundle.engine_record import profiles
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.names import TRANSFORMER
+from runtime.errors import SettingsError
 from runtime.pipeline import Pipeline
 from runtime.progress import silent
+
+NOT_INSTALLED = "not installed"
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,8 @@ class Found:
     accuracy: float
     frechet: float  # to FP32 of other seeds, as a multiple of FP32's own distance
     size: int  # bytes of the three graphs with their weights
-    int8_products: tuple[int, ...]  # of the transformer's engine, in each profile; () if it was refused
-    refused: str  # why the builder refused the transformer's graph; "" if it did not
+    int8_products: tuple[int, ...]  # of the transformer's engine, in each profile; () if it was not built
+    refused: str  # why the builder refused the transformer's graph, or NOT_INSTALLED; "" if it is built
 
 
 class Judge:
@@ -102,9 +106,12 @@ def timed(bundles: Sequence[Path], rounds: int) -> list[Summary]:
 def products_in_engine(bundle: Path) -> tuple[tuple[int, ...], str]:
     """Return how many products of the transformer's engine read INT8 in each profile, and why it was refused or "".
 
-    It is built ahead of time with TensorRT for RTX. Raises SettingsError if that is not installed.
+    It is built ahead of time with TensorRT for RTX. Returns (), NOT_INSTALLED without that.
     """
-    flavour, trt = find_tensorrt("tensorrt-rtx")
+    try:
+        flavour, trt = find_tensorrt("tensorrt-rtx")
+    except SettingsError:
+        return (), NOT_INSTALLED
     builder = Builder(trt, target(trt, flavour, ("8.6",), DEFAULTS), DEFAULTS, None)
     manifest = Manifest.load(bundle, verify=False)
     shapes = profiles(TRANSFORMER, manifest, (1,))
@@ -113,6 +120,15 @@ def products_in_engine(bundle: Path) -> tuple[tuple[int, ...], str]:
     except BuildError as error:
         return (), str(error).partition("cannot build it: ")[2]
     return int8_products(builder.layers(), len(shapes)), ""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what bundles run and engines are built with."""
+    try:
+        tensorrt = str(find_tensorrt("tensorrt-rtx")[1].__version__)
+    except SettingsError:
+        tensorrt = NOT_INSTALLED
+    return {"onnxruntime": onnxruntime.__version__, "tensorrt_rtx": tensorrt}
 
 
 def in_int8(bundle: Path) -> list[str]:

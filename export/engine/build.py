@@ -34,7 +34,7 @@ from runtime.progress import Progress, silent
 
 AHEAD_OF_TIME = ("8.6",)  # the default without a GPU
 JETSONS = ("7.2", "8.7", "10.1", "11.0")  # compute capabilities of Xavier, Orin and Thor, which no other GPU has
-# A limit above every build that was measured, which are those up to d16 (docs/memory.md); not a prediction.
+# A guard, not a prediction: builds up to d16 were measured beside it (docs/memory.md#building).
 MEMORY_OF_TOOLS = 0.7e9  # bytes: TensorRT, the parsed graph
 COPIES_OF_WEIGHTS = 3.5  # parsed, folded, in the plan, in the written file
 DEFAULTS = Options()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import errno
+import os
 import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import onnxruntime
 import pytest
+from click.testing import CliRunner
 
 from calibration.make import Request, make_int8
 from examples.int8_peers import __main__ as peers
@@ -100,6 +105,86 @@ def test_what_was_found_is_kept_until_the_bundle_or_a_setting_changes(tiny_bundl
     manifest.write_text(manifest.read_text().replace('"sha256": "', '"sha256": "0', 1))
     peers.Kept(file, 2000, 1000).found(asked, bundle)
     assert counting.asked[bundle] == 3
+
+
+def test_what_was_found_with_other_versions_is_measured_anew(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = CountingJudge()
+    asked: Any = counting
+    peers.Kept(tmp_path / "rows.json").found(asked, tiny_bundle)
+    for count, version in ((1, judge.versions()), (2, {"onnxruntime": "1.0"}), (2, {"onnxruntime": "1.0"})):
+        monkeypatch.setattr(peers, "versions", lambda version=version: version)
+        peers.Kept(tmp_path / "rows.json").found(asked, tiny_bundle)
+        assert counting.asked[tiny_bundle] == count
+    assert judge.versions()["onnxruntime"] == onnxruntime.__version__
+
+
+@pytest.mark.parametrize("damage", ["truncated", "an older row", "no table", "no text"])
+def test_a_damaged_or_older_file_is_measured_anew(
+    damage: str, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, counting = tmp_path / "rows.json", CountingJudge()
+    asked: Any = counting
+    peers.Kept(file).found(asked, tiny_bundle)
+    text = file.read_bytes()
+    file.write_bytes(
+        {
+            "truncated": text[: len(text) // 2],
+            "an older row": text.replace(b'"refused"', b'"reason"'),
+            "no table": b"[1]",
+            "no text": b"\xff",
+        }[damage]
+    )
+    assert peers.Kept(file).found(asked, tiny_bundle) == FOUND
+    assert capsys.readouterr().err == f"{file}: truncated or of another release; every bundle is measured anew\n"
+    assert peers.Kept(file).found(asked, tiny_bundle) == FOUND
+    assert counting.asked[tiny_bundle] == 2
+    assert not capsys.readouterr().err
+
+
+def test_rows_that_cannot_be_written_leave_those_before(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, asked = tmp_path / "work" / "rows.json", cast(Any, CountingJudge())
+    peers.Kept(file).found(asked, tiny_bundle)
+    before, kept = file.read_bytes(), peers.Kept(file)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        kept.accuracies(asked, tiny_bundle)
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_without_tensorrt_the_rest_of_a_row_is_kept(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)  # an import fails
+    assert products_in_engine(tiny_bundle) == ((), "not installed")
+    assert judge.versions()["tensorrt_rtx"] == "not installed"
+    found = dataclasses.replace(FOUND, int8_products=(), refused="not installed")
+    row = peers.Candidate("a", "", ["decoder"], Path()), found, Summary.of([0.02])
+    assert peers.table([row], Summary.of([0.04]), 5).splitlines()[-1].endswith("| 2.00x | ? of 5 |")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["BUNDLE", "--ours", "foo"], "--ours: expected NAME=DIR, found 'foo'"),
+        (["BUNDLE", "--ours", "=foo"], "--ours: expected NAME=DIR, found '=foo'"),
+        (["BUNDLE", "--ours", "a=nowhere"], "nowhere: no manifest.json, so not a bundle; make onnx makes one"),
+        (["nowhere"], "nowhere: no manifest.json, so not a bundle; make onnx makes one"),
+    ],
+)
+def test_wrong_bundles_are_refused_in_one_line(
+    arguments: list[str], message: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(peers, "write_graphs", lambda *_: pytest.fail("work before the check"))
+    result = CliRunner().invoke(peers.main, [str(tiny_bundle) if item == "BUNDLE" else item for item in arguments])
+    assert (result.exit_code, result.stderr) == (1, f"Error: {message}\n")
 
 
 def test_times_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
