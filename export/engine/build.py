@@ -261,7 +261,7 @@ def check_memory(bundle: Path, source: manifest.Manifest) -> None:
 
 
 def build_bytes(largest: int) -> float:
-    """Return the bytes of memory without which a build is refused whose largest graph has `largest` bytes of weights."""
+    """Return the bytes without which a build is refused whose largest graph has `largest` bytes of weights."""
     return MEMORY_OF_TOOLS + COPIES_OF_WEIGHTS * largest
 
 
