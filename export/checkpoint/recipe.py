@@ -34,7 +34,7 @@ class Recipe:
 
     `width` is its `embed_dim` (default: 64 x depth), `heads` its `num_heads` (default: depth). `checkpoints` is the
     folder of the two checkpoint files, relative to the recipe, if they are shipped with it; `hub` is the model hub
-    repository that has them otherwise. `classes` is the name of a shipped list of class names, or a text file in the
+    repository that has them otherwise. `tiny_decoder` is the file of a tiny decoder beside them. `classes` is the name of a shipped list of class names, or a text file in the
     recipe's folder with one class a line.
     """
 
@@ -62,6 +62,7 @@ class Recipe:
     classes: str | None = None
     hub: str | None = None
     checkpoints: str | None = None
+    tiny_decoder: str | None = None
     folder: Path = RECIPES
 
     def __post_init__(self) -> None:
