@@ -62,7 +62,7 @@ def export_bundle(
             precision=Precision(precision),
             scales=_scales(recipe),
             step_constants=(),
-            provenance=_provenance(weights, options or {}),
+            provenance=_provenance(recipe, weights, options or {}),
         )
         entries = [*_weight_entries(traced, weights), *_resize_entries(recipe)]
         graphs = [(graph, model) for graph, model, _ in traced]
@@ -132,11 +132,11 @@ def _scales(recipe: Recipe) -> tuple[manifest.Scale, ...]:
     )
 
 
-def _provenance(weights: Weights, options: dict[str, Any]) -> manifest.Provenance:
+def _provenance(recipe: Recipe, weights: Weights, options: dict[str, Any]) -> manifest.Provenance:
     tools = {package: version(package) for package in ("var-edge", "torch", "onnx", "onnxscript", "onnx-ir", "numpy")}
     return manifest.Provenance(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        source=weights.source,
+        source=weights.source | {manifest.VQVAE_SHA256: weights.sha256_of(empty_models(recipe)[1])},
         tools=tools | {"python": platform.python_version()},
         options=options,
     )

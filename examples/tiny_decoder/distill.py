@@ -18,7 +18,9 @@ from examples.demo_model.device import pick_device
 from examples.demo_model.loop import Batch, Budget, Settings, train
 from examples.tiny_decoder.rollouts import rollouts
 from examples.tiny_decoder.stage import TinyDecoderStage
+from runtime.bundle.manifest import VQVAE_SHA256
 from runtime.cli import FILE, command, reports_errors
+from runtime.errors import SettingsError
 from runtime.files.outputs import check_target
 from runtime.pipeline import Pipeline
 from runtime.progress import progress_bar
@@ -54,13 +56,15 @@ def main(
         raise click.UsageError("Expected one of '--steps' and '--minutes'.")
     check_target(out, ".safetensors", sources=(bundle,))
     with Pipeline(bundle, backend) as pipeline, progress_bar() as progress:
-        model = pipeline.manifest.model
+        model, vqvae = pipeline.manifest.model, pipeline.manifest.vqvae_sha256
+        if vqvae is None:
+            raise SettingsError(f"{bundle}: does not say which VQVAE it has; export it again")
         folder = folder or BUILD / model.name
         f_hat, decoded = rollouts(pipeline, images, folder / "rollouts", progress)
     where = pick_device(device)
     stage = distil(TinyDecoderStage(model), f_hat, decoded, Budget(steps, minutes), folder / "tiny.pt", where)
     weights = stage.tiny_decoder.cpu().state_dict()
-    save_file({name: tensor.half().contiguous() for name, tensor in weights.items()}, out)
+    save_file({name: tensor.half().contiguous() for name, tensor in weights.items()}, out, {VQVAE_SHA256: vqvae})
     click.echo(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
 
 

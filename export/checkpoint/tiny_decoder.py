@@ -12,8 +12,9 @@ from safetensors import safe_open
 
 from export.checkpoint.file import CheckpointError
 from export.checkpoint.recipe import Recipe
-from export.checkpoint.weights import Weights
+from export.checkpoint.weights import Weights, empty_models
 from export.model.tiny_decoder import TinyDecoder
+from runtime.bundle.manifest import VQVAE_SHA256
 from runtime.bundle.weight_file import read_header
 from runtime.files.atomic import sha256
 
@@ -44,6 +45,10 @@ def with_tiny_decoder(weights: Weights, recipe: Recipe, path: Path) -> Weights:
     if not floats or {name: tensor.shape for name, tensor in found.items()} != shapes:
         advice = "python -m examples.tiny_decoder.distill makes one"
         raise CheckpointError(f"{path}: not a tiny decoder for the sizes of {recipe.name}; {advice}")
+    with safe_open(path, framework="numpy") as file:
+        imitated = (file.metadata() or {}).get(VQVAE_SHA256)
+    if imitated != weights.sha256_of(empty_models(recipe)[1]):
+        raise CheckpointError(f"{path}: imitates the decoder of another VQVAE; distil one from a bundle of this model")
 
     def reader(name: str) -> Callable[[], np.ndarray]:
         def read() -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
 from collections.abc import Callable, Mapping
@@ -40,6 +41,18 @@ class Weights:
         if not np.isfinite(tensor).all():
             raise CheckpointError(f"{name}: holds NaN or infinite values; the checkpoint is damaged, download it again")
         return tensor
+
+    def sha256_of(self, module: nn.Module) -> str:
+        """Return the SHA-256 of a module's tensors: name, shape and float32 values of each, in the order of names.
+
+        So it depends neither on the kind of the checkpoint file nor on the precision of a bundle made from it.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(module.state_dict()):
+            tensor = self.read(name)
+            digest.update(f"{name} {tensor.shape}\n".encode())
+            digest.update(tensor.astype("<f4", copy=False))
+        return digest.hexdigest()
 
     def load_into(self, module: nn.Module) -> None:
         """Load the tensors of a VAR or VQVAE into `module`."""

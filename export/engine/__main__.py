@@ -37,6 +37,12 @@ def timing_cache_file(built: Built) -> Path | None:
 @click.option("--out", type=FILE, help="Directory to write the engines to.  [default: BUNDLE/engines/DEVICE]")
 @click.option("--batches", default="1", help="Batch sizes that the engines can draw, such as 1,8.")
 @click.option(
+    "--guidance-scales",
+    type=Number(int, limits.GUIDANCE_SCALES),
+    metavar="M",
+    help="Let the engines also draw with guidance at the first M scales only, or at more.  [default: at all scales]",
+)
+@click.option(
     "--compute-capability", help="Build ahead of time for these GPUs, such as 8.6,8.9.  [default: this machine's]"
 )
 @click.option(
@@ -61,6 +67,7 @@ def main(
     trt: str,
     out: Path | None,
     batches: str,
+    guidance_scales: int | None,
     compute_capability: str | None,
     workspace: int | None,
     hardware_compatible: bool,
@@ -96,7 +103,9 @@ def main(
             open_file(cache, error=SettingsError).close()  # TensorRT would wait for a FIFO
         cache.parent.mkdir(parents=True, exist_ok=True)
     with progress_bar() as progress:
-        folder, anew = build_engines(bundle, out, module, built, sizes, options, cache, force, progress, warn)
+        folder, anew = build_engines(
+            bundle, out, module, built, sizes, options, guidance_scales, cache, force, progress, warn
+        )
     size = sum(file.stat().st_size for file in folder.iterdir())
     click.echo(f"{folder}: {'built' if anew else 'up to date'}, {size / 1e6:.1f} MB; see {folder / REPORT}")
 

@@ -26,6 +26,7 @@ from runtime.bundle.weight_file import open_weights, weight_bytes
 from runtime.errors import BundleError, SettingsError
 from runtime.files.atomic import atomic_directory
 from runtime.files.outputs import ENGINES
+from runtime.limits import Integers, shown
 from runtime.memory import available_memory, memory
 from runtime.optional import INSTALL
 from runtime.progress import Progress, silent
@@ -114,6 +115,7 @@ def build_engines(
     built: Built,
     batches: tuple[int, ...] = (1,),
     options: Options = DEFAULTS,
+    guidance_scales: int | None = None,
     timing_cache: Path | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -122,8 +124,8 @@ def build_engines(
     """Build the engines of `bundle` into `out`, by default `engines/<device and TensorRT>` in the bundle.
 
     Returns the directory and whether it was built: existing engines that are up to date are not built again, unless
-    `force`. The directory is self-contained: engines, manifest, class names, constants. Raises BundleError, BuildError,
-    SettingsError, OSError.
+    `force`. They draw with guidance at `guidance_scales` scales or at more; None: at all. The directory is
+    self-contained: engines, manifest, class names, constants. Raises BundleError, BuildError, SettingsError, OSError.
     """
     source = manifest.Manifest.load(bundle)
     if any(not graph.file.endswith(".onnx") for graph in source.graphs.values()):
@@ -135,7 +137,7 @@ def build_engines(
     batches = tuple(sorted({1, *batches}))  # with 1, the engines can generate any number of images
     _check_alignment(source, batches)
     out = out or bundle / engine_record.FOLDER / built.tag
-    plan = _plan(source, built, batches, options)
+    plan = _plan(source, built, batches, options, _guidance_scales(source, guidance_scales))
     if not force and _is_up_to_date(out, plan):
         return out, False
     check_memory(bundle, source)
@@ -192,13 +194,23 @@ def _check_alignment(source: manifest.Manifest, batches: tuple[int, ...]) -> Non
         )
 
 
-def _plan(source: manifest.Manifest, built: Built, batches: tuple[int, ...], options: Options) -> EngineRecord:
+def _guidance_scales(source: manifest.Manifest, wanted: int | None) -> int:
+    """Return the number of guided scales: `wanted`, or all. Raises SettingsError."""
+    scales = len(source.scales)
+    if wanted is not None and wanted not in Integers(1, scales):
+        raise SettingsError(f"--guidance-scales: expected 1 to {scales}, found {shown(wanted)}")
+    return scales if wanted is None else wanted
+
+
+def _plan(
+    source: manifest.Manifest, built: Built, batches: tuple[int, ...], options: Options, guidance_scales: int
+) -> EngineRecord:
     """Return the record as far as it is known before building. Equal records mean equal engines."""
     engines = {
         name: Engine(
             f"{name}.engine",
             source.files[source.graphs[name].file].sha256,
-            engine_record.profiles(name, source, batches),
+            engine_record.profiles(name, source, batches, guidance_scales),
             build_seconds=0.0,
             weight_bytes=0,
             layers={},
@@ -209,7 +221,8 @@ def _plan(source: manifest.Manifest, built: Built, batches: tuple[int, ...], opt
         if name in source.graphs
     }
     weights = source.files[manifest.WEIGHTS].sha256
-    return EngineRecord(engine_record.SCHEMA_VERSION, built, weights, batches, asdict(options), engines, 0, "")
+    version = engine_record.SCHEMA_VERSION
+    return EngineRecord(version, built, weights, batches, guidance_scales, asdict(options), engines, 0, "")
 
 
 def _is_up_to_date(out: Path, plan: EngineRecord) -> bool:

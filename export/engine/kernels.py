@@ -54,7 +54,7 @@ def for_a_batch(kernels: Mapping[str, Kernels], record: EngineRecord) -> dict[in
     The profiles of transformer and bridge are in the order of batch sizes and, within a size, of scales. The decoder
     takes one image at a time.
     """
-    scales = len(record.engines[TRANSFORMER].profiles) // len(record.batches)
+    scales = len(record.engines[BRIDGE].profiles) // len(record.batches)  # the transformer may have more profiles
     found = {}
     for i, batch in enumerate(record.batches):
         steps = slice(i * scales, (i + 1) * scales)

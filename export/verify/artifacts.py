@@ -67,7 +67,7 @@ def find(directories: Sequence[Path]) -> list[Artifact]:
     for path, manifest in present[1:]:
         if manifest.model != first.model:
             raise SettingsError(f"{path}: {manifest.model.name} has other sizes than {first_path}; verify one model")
-        if manifest.provenance.source != first.provenance.source:
+        if not manifest.provenance.same_checkpoints(first.provenance):
             raise SettingsError(f"{path}: made from other weights than {first_path}; verify one model at a time")
     return found
 

@@ -96,7 +96,8 @@ def bundle_reference(against: Path, first: Artifact, pictures: int, progress: Pr
     if not against.is_dir():
         raise SettingsError(f"--against {against}: expected the directory of an FP32 bundle")
     manifest = Manifest.load(against)
-    if manifest.model != first.manifest.model or manifest.provenance.source != first.manifest.provenance.source:
+    same = manifest.provenance.same_checkpoints(first.manifest.provenance)
+    if manifest.model != first.manifest.model or not same:
         raise SettingsError(f"--against {against}: expected the model and weights of {first.path}, found others")
     if manifest.precision is not Precision.FP32:
         raise SettingsError(f"--against {against}: expected an FP32 bundle, found {manifest.precision}")

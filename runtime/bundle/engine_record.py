@@ -13,10 +13,10 @@ from .. import limits
 from ..errors import BundleError
 from ..files.atomic import atomic_file
 from .manifest import WEIGHTS, Manifest, Scale
-from .names import CONDITION, DECODER, ENCODER, GRAPHS, TINY_DECODER
+from .names import CONDITION, DECODER, ENCODER, GRAPHS, TINY_DECODER, TRANSFORMER
 from .schema import load
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "engine.json"
 FOLDER = "engines"  # in a bundle; it has one directory of engines for each kind of device
 FLAVOURS = ("tensorrt", "tensorrt_rtx")  # names of the Python modules
@@ -61,6 +61,7 @@ class EngineRecord:
     built: Built
     weights_sha256: str  # of the bundle's weight file
     batches: tuple[int, ...]
+    guidance_scales: int  # they draw with guidance at this number of scales, or at more
     options: dict[str, Any]
     engines: dict[str, Engine]
     peak_bytes: int  # of the building process
@@ -78,6 +79,7 @@ class EngineRecord:
             ("built.version", _is_version(built.version), "numbers such as 10.3.0"),
             ("built.compute_capabilities", _are_capabilities(built.compute_capabilities), "numbers such as 8.6"),
             ("batches", 0 < len(sizes) <= limits.BATCHES and all(size in limits.BATCH for size in sizes), "sizes"),
+            ("guidance_scales", record.guidance_scales in limits.GUIDANCE_SCALES, f"{limits.GUIDANCE_SCALES}"),
             ("engines", record.engines.keys() <= set(GRAPHS), f"graphs out of {', '.join(GRAPHS)}"),
             (
                 "profiles",
@@ -105,6 +107,11 @@ class EngineRecord:
         """Return the index of the profile of transformer and bridge for a batch size and a scale."""
         return self.batches.index(batch) * scales + scale
 
+    def unguided_profile(self, batch: int, scale: int, scales: int) -> int:
+        """Return the index of the transformer's profile without guidance, for a scale from `guidance_scales` on."""
+        first, count = len(self.batches) * scales, scales - self.guidance_scales
+        return first + self.batches.index(batch) * count + scale - self.guidance_scales
+
 
 def _are_shapes(engine: Engine) -> bool:
     inputs = [entry for profile in engine.profiles for entry in profile.items()]
@@ -122,17 +129,25 @@ def _are_capabilities(texts: tuple[str, ...]) -> bool:
     return bool(texts) and all(re.fullmatch(r"[0-9]{1,3}\.[0-9]", text) for text in texts)
 
 
-def profiles(graph: str, manifest: Manifest, batches: tuple[int, ...]) -> tuple[dict[str, tuple[int, ...]], ...]:
+def profiles(
+    graph: str, manifest: Manifest, batches: tuple[int, ...], guidance_scales: int
+) -> tuple[dict[str, tuple[int, ...]], ...]:
     """Return the profiles of a graph: the fixed shape of each input for every batch size and, within it, every scale.
 
     Decoders and encoder take one image at a time: several images would not use the GPU better and need more memory.
+    The transformer has more profiles behind these: for every batch size, the scales from `guidance_scales` on without
+    guidance.
     """
+    scales = manifest.scales
     if graph in (DECODER, TINY_DECODER, ENCODER):
         sizes = [{"B": 1}]
     elif graph == CONDITION:
         sizes = [{"B": batch, "2B": 2 * batch} for batch in batches]
     else:
-        sizes = [scale_sizes(manifest.scales, k, batch) for batch in batches for k in range(len(manifest.scales))]
+        sizes = [scale_sizes(scales, k, batch) for batch in batches for k in range(len(scales))]
+    if graph == TRANSFORMER:
+        unguided = range(guidance_scales, len(scales))
+        sizes += [scale_sizes(scales, k, batch) | {"2B": batch} for batch in batches for k in unguided]
     inputs = manifest.graphs[graph].inputs
     return tuple(
         {spec.name: tuple(size[axis] if isinstance(axis, str) else axis for axis in spec.shape) for spec in inputs}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ FILE_NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
 SYMBOLS = ("B", "2B", "L", "L_next", "S")
+VQVAE_SHA256 = "vqvae_sha256"  # key of `provenance.source`: hash of the VQVAE's float32 tensors
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,11 @@ class Provenance:
     tools: dict[str, str]
     options: dict[str, Any]
 
+    def same_checkpoints(self, other: Provenance) -> bool:
+        """Return whether both bundles were made of the same checkpoints. Old bundles have no VQVAE hash."""
+        ours, theirs = ({key: v for key, v in p.source.items() if key != VQVAE_SHA256} for p in (self, other))
+        return ours == theirs
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -125,6 +132,12 @@ class Manifest:
     graphs: dict[str, Graph]
     files: dict[str, File]
     provenance: Provenance
+
+    @property
+    def vqvae_sha256(self) -> str | None:
+        """The hash of the VQVAE's tensors before any rounding: the same in FP32, FP16 and INT8. None in old bundles."""
+        digest: str | None = self.provenance.source.get(VQVAE_SHA256)
+        return digest
 
     @property
     def runtime_tensors(self) -> set[str]:
@@ -240,6 +253,13 @@ class Manifest:
             _expect(texts, f"{where}.provenance.source.{key}", "an object of strings", limits.shown(found))
             file = found.get("file", key)
             _expect(_is_plain(file), f"{where}.provenance.source.{key}", "a plain file name", limits.shown(file))
+        digest = source.get(VQVAE_SHA256, "0" * 64)
+        _expect(
+            isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest),
+            f"{where}.provenance.source.{VQVAE_SHA256}",
+            "64 hexadecimal digits",
+            limits.shown(digest),
+        )
         seed = source.get("random_weights", 0)
         _expect(
             type(seed) is int and seed in limits.STORED_SEED,
@@ -257,6 +277,6 @@ def _is_plain(name: str) -> bool:
     return limits.name_fault(name) is None and name not in (".", "..") and not {"/", "\\"} & set(name)
 
 
-def _expect(holds: bool, where: str, expected: str, found: object) -> None:
+def _expect(holds: object, where: str, expected: str, found: object) -> None:
     if not holds:
         raise BundleError(f"{where}: expected {expected}; found {found!s:.100}")

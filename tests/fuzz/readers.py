@@ -48,10 +48,11 @@ def readers(folder: Path) -> list[Reader]:
     manifest = Manifest.load(bundle)
     weights = (bundle / WEIGHTS).read_bytes()
     record = EngineRecord(
-        2,
+        3,
         Built("tensorrt_rtx", "1.7", ("8.6",), None, False, False),
         manifest.files[WEIGHTS].sha256,
         (1, 8),
+        7,
         {},
         {"decoder": Engine("decoder.engine", "0" * 64, ({"f_hat": (1, 2, 3, 3)},), 1.0, 5, {"gemm": 3}, 1, (1,))},
         5,

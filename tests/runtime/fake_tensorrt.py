@@ -229,9 +229,12 @@ class FakeContext:
         return bool(self.gpu.enqueue(kernel, stream, work) == 0)
 
 
-def write_engines(bundle: Path, batches: tuple[int, ...] = (1,), built: Built = BUILT) -> Path:
+def write_engines(
+    bundle: Path, batches: tuple[int, ...] = (1,), built: Built = BUILT, guidance_scales: int | None = None
+) -> Path:
     """Write a directory of fake engines into the bundle, with the layout of the engine builder."""
     source = Manifest.load(bundle)
+    guided = guidance_scales or len(source.scales)
     folder = bundle / engine_record.FOLDER / built.tag
     folder.mkdir(parents=True)
     engines, graphs = {}, {}
@@ -239,7 +242,7 @@ def write_engines(bundle: Path, batches: tuple[int, ...] = (1,), built: Built = 
         if name not in source.graphs:
             continue
         graph = source.graphs[name]
-        profiles = engine_record.profiles(name, source, batches)
+        profiles = engine_record.profiles(name, source, batches, guided)
         tensors = {t.name: (mode, t.dtype) for mode, ts in (("in", graph.inputs), ("out", graph.outputs)) for t in ts}
         plan = {"graph": name, "onnx": str(bundle / graph.file), "tensors": tensors, "profiles": profiles}
         (folder / f"{name}.engine").write_text(json.dumps(plan))
@@ -249,9 +252,8 @@ def write_engines(bundle: Path, batches: tuple[int, ...] = (1,), built: Built = 
     (folder / WEIGHTS).write_bytes((bundle / WEIGHTS).read_bytes())
     if source.classes:
         (folder / source.classes).write_bytes((bundle / source.classes).read_bytes())
-    EngineRecord(engine_record.SCHEMA_VERSION, built, source.files[WEIGHTS].sha256, batches, {}, engines, 0, "").write(
-        folder
-    )
+    weights = source.files[WEIGHTS].sha256
+    EngineRecord(engine_record.SCHEMA_VERSION, built, weights, batches, guided, {}, engines, 0, "").write(folder)
     rewrite_manifest(folder, Manifest(**{**vars(source), "graphs": graphs}))
     return folder
 

@@ -118,4 +118,5 @@ def test_the_documentation_says_the_other_limits() -> None:
     assert f"{limits.JSON_BYTES >> 20} MiB" in rows["JSON"] and f"{limits.JSON_DEPTH} deep" in rows["JSON"]
     versions = f"{manifest.SCHEMA_VERSION} in `manifest.json`, {engine_record.SCHEMA_VERSION} in `engine.json`"
     assert rows["schema_version"] == f"exactly {versions}"
+    assert rows["guidance_scales of engine.json"] == str(limits.GUIDANCE_SCALES)
     assert rows["batches of engine.json"] == f"1 to {limits.BATCHES} sizes of {limits.BATCH}"

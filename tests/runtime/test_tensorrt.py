@@ -520,7 +520,7 @@ def test_engines_unlike_their_manifest(own_bundle: Path, change: object, message
 def test_a_record_that_cannot_be_read(own_bundle: Path) -> None:
     folder = write_engines(own_bundle)
     (folder / FILE_NAME).write_text('{"schema_version": 1}')
-    with pytest.raises(BundleError, match=r"engine\.json: expected schema_version 2, found 1"):
+    with pytest.raises(BundleError, match=r"engine\.json: expected schema_version 3, found 1"):
         Pipeline(own_bundle, "tensorrt")
 
 
