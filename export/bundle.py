@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from export.checkpoint.recipe import Recipe
-from export.checkpoint.tiny_decoder import SOURCE as TINY, empty_tiny_decoder
+from export.checkpoint.tiny_decoder import SOURCE as TINY
+from export.checkpoint.tiny_decoder import empty_tiny_decoder
 from export.checkpoint.weights import Weights, empty_models
 from export.graphs.definitions import all_graphs
 from export.graphs.fold import Expression, fold
