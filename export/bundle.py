@@ -76,8 +76,8 @@ Traced = tuple[Signature, ir.Model, dict[str, Expression]]
 def _trace_all(recipe: Recipe, precision: str, smooth: bool, tiny: bool, progress: Progress) -> Iterator[Traced]:
     var, vqvae = empty_models(recipe)
     imitation = empty_tiny_decoder(recipe) if tiny else None
-    for model in filter(None, (var, vqvae, imitation)):
-        model.to_empty(device="cpu")  # addresses without memory: tracing reads no value
+    for module in filter(None, (var, vqvae, imitation)):
+        module.to_empty(device="cpu")  # addresses without memory: tracing reads no value
     graphs = list(all_graphs(recipe, var, vqvae, smooth, imitation))
     for i, graph in enumerate(graphs):
         progress(f"tracing {graph.name}", i, len(graphs))

@@ -18,7 +18,7 @@ from examples.demo_model.device import pick_device
 from examples.demo_model.loop import Batch, Budget, Settings, train
 from examples.tiny_decoder.rollouts import rollouts
 from examples.tiny_decoder.stage import TinyDecoderStage
-from runtime.bundle.manifest import VQVAE_SHA256
+from runtime.bundle.manifest import VQVAE_SHA256, WEIGHTS
 from runtime.cli import FILE, command, reports_errors
 from runtime.errors import SettingsError
 from runtime.files.outputs import check_target
@@ -39,7 +39,7 @@ LEARNING_RATE = 1e-3
 @click.option("--steps", type=int, help="Number of steps to train; the schedule ends with them.")
 @click.option("--device", default="auto", help="Device to train on: auto, cpu or cuda.")
 @click.option("--backend", default="auto", help="Backend that generates the images.")
-@click.option("--folder", type=FILE, help="Folder of rollouts and checkpoint [default: build/tiny_decoder/MODEL].")
+@click.option("--folder", type=FILE, default=BUILD, help="Folder of rollouts and checkpoints.")
 @reports_errors
 def main(
     bundle: Path,
@@ -49,7 +49,7 @@ def main(
     steps: int | None,
     device: str,
     backend: str,
-    folder: Path | None,
+    folder: Path,
 ) -> None:
     """Train a tiny decoder for BUNDLE. An interrupted run resumes when the command is run again."""
     if (steps is None) == (minutes is None):
@@ -59,7 +59,7 @@ def main(
         model, vqvae = pipeline.manifest.model, pipeline.manifest.vqvae_sha256
         if vqvae is None:
             raise SettingsError(f"{bundle}: does not say which VQVAE it has; export it again")
-        folder = folder or BUILD / model.name
+        folder /= f"{model.name}-{pipeline.manifest.files[WEIGHTS].sha256:.12}"  # rollouts belong to one bundle
         f_hat, decoded = rollouts(pipeline, images, folder / "rollouts", progress)
     where = pick_device(device)
     stage = distil(TinyDecoderStage(model), f_hat, decoded, Budget(steps, minutes), folder / "tiny.pt", where)
