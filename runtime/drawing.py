@@ -20,6 +20,7 @@ from .sampling import BATCH, TOP_K, Sampling
 if TYPE_CHECKING:
     import numpy as np
 
+    from .drafted import DraftedPipeline
     from .pipeline import Pipeline, Result, ScaleView
 
 Command = Callable[..., Any]
@@ -38,13 +39,24 @@ def together(*options: Options) -> Options:
 
 
 def sampling_options(defaults: Sampling) -> Options:
-    """Return the options --cfg, --top-k and --top-p. The command gets them as `sampling`, with its --smooth if any."""
+    """Return the options --cfg, --top-k, --top-p and --guidance-scales.
+
+    The command gets them as `sampling`, with its --smooth if any.
+    """
     default = f"{TOP_K}, or all of a smaller vocabulary"
 
     def gathered(command: Command) -> Command:
         @functools.wraps(command)
-        def run(*, cfg: float, top_k: int | None, top_p: float, smooth: bool = False, **others: Any) -> None:
-            command(sampling=Sampling(cfg, top_k, top_p, smooth), **others)
+        def run(
+            *,
+            cfg: float,
+            top_k: int | None,
+            top_p: float,
+            guidance_scales: int | None,
+            smooth: bool = False,
+            **others: Any,
+        ) -> None:
+            command(sampling=Sampling(cfg, top_k, top_p, smooth, guidance_scales), **others)
 
         return run
 
@@ -66,6 +78,12 @@ def sampling_options(defaults: Sampling) -> Options:
             default=defaults.top_p,
             help="Draw from the likeliest tokens whose probabilities add up to P; 0 means all.",
         ),
+        click.option(
+            "--guidance-scales",
+            type=Number(int, limits.GUIDANCE_SCALES),
+            metavar="M",
+            help="Guide the first M scales only; the others take half the work.  [default: all scales]",
+        ),
         gathered,
     )
 
@@ -81,7 +99,58 @@ drawing_options = together(
     click.option("--smooth", is_flag=True, help="Mix codes instead of drawing tokens, which gives smoother images."),
     click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Number of images drawn together."),
 )
-engine_options = together(
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How to load what draws: the options `loading_options`."""
+
+    threads: int | None
+    backend: str
+    verify: bool
+    draft: Path | None
+    draft_scales: int | None
+
+    def pipeline(self, bundle: Path) -> Pipeline | DraftedPipeline:
+        """Load the bundle, and the draft if there is one. Raises BundleError, SettingsError."""
+        from .drafted import DraftedPipeline
+        from .pipeline import Pipeline
+
+        if self.draft is None or self.draft_scales is None:
+            return Pipeline(bundle, self.backend, self.threads, self.verify)
+        return DraftedPipeline.load(self.draft, bundle, self.draft_scales, self.backend, self.threads, self.verify)
+
+    def sources(self, *others: Path | None) -> list[Path]:
+        """Return the files that must not be written: `others` and the draft."""
+        return [path for path in (*others, self.draft) if path]
+
+
+def _gathered(command: Command) -> Command:
+    @functools.wraps(command)
+    def run(
+        *,
+        threads: int | None,
+        backend: str,
+        verify: bool,
+        draft: Path | None,
+        draft_scales: int | None,
+        **others: Any,
+    ) -> None:
+        if (draft is None) != (draft_scales is None):
+            raise click.UsageError("Expected both of '--draft' and '--draft-scales', or neither.")
+        command(loading=Loading(threads, backend, verify, draft, draft_scales), **others)
+
+    return run
+
+
+loading_options = together(
+    click.option("--draft", type=FILE, help="Larger bundle with the same VQVAE, which draws the first scales."),
+    click.option(
+        "--draft-scales",
+        type=Number(int, limits.DRAFT_SCALES),
+        metavar="N",
+        help="Number of scales that the bundle of --draft draws.",
+    ),
     click.option(
         "--threads",
         type=Number(int, limits.THREADS),
@@ -89,6 +158,7 @@ engine_options = together(
     ),
     click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine to run on."),
     click.option("--verify/--no-verify", default=True, help="Check the SHA-256 of the bundle's files first."),
+    _gathered,
 )
 
 
@@ -172,7 +242,7 @@ class Watch:
     previews: dict[int, list[np.ndarray]] = field(default_factory=dict)
     logits: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
-    def of(self, pipeline: Pipeline) -> Watch | None:
+    def of(self, pipeline: Pipeline | DraftedPipeline) -> Watch | None:
         """Return the hook for this pipeline; None if it would only show progress and make a GPU stop for it."""
         wanted = self.with_previews or self.with_logits or not pipeline.backend.launches_whole
         return self if wanted else None

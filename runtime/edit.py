@@ -10,7 +10,7 @@ import click
 
 from .bundle.classes import NO_CLASS
 from .cli import FILE, command, reports_errors
-from .drawing import Files, drawing_options, engine_options, file_options
+from .drawing import Files, Loading, drawing_options, file_options, loading_options
 from .errors import SettingsError
 from .limits import shown
 from .progress import counter, progress_bar
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     "--compare", is_flag=True, help="Put the given image, and the part of it that is kept, before the results."
 )
 @drawing_options
-@engine_options
+@loading_options
 @file_options
 @reports_errors
 def main(
@@ -56,9 +56,7 @@ def main(
     mode: str,
     labels: tuple[str, ...],
     compare: bool,
-    threads: int | None,
-    backend: str,
-    verify: bool,
+    loading: Loading,
     files: Files,
     **settings: Any,
 ) -> None:
@@ -72,16 +70,15 @@ def main(
     from .bundle.manifest import Manifest
     from .editing import greyed, kept_cells
     from .images import grid, read_mask, read_picture
-    from .pipeline import Pipeline
 
-    files.check(*filter(None, (bundle, image, mask)))
+    files.check(*loading.sources(bundle, image, mask))
     manifest = Manifest.load(bundle, verify=False)
     model, wanted = manifest.model, ClassNames.load(bundle, manifest).listed(labels)
     picture = read_picture(image, model.image_size, smallest=model.grid)
     region = _box(box) if mask is None else read_mask(mask, image, model.image_size)
     kept = kept_cells(region, mode, model)
     with progress_bar() as progress:
-        pipeline = Pipeline(bundle, backend, threads, verify)
+        pipeline = loading.pipeline(bundle)
         watch = files.watch(counter(progress, "drawing", len(wanted) * model.tokens))
         start = time.perf_counter()
         result = pipeline.edit(picture, region, mode, wanted, on_scale=watch.of(pipeline), **settings)
@@ -89,7 +86,7 @@ def main(
     before = [picture, greyed(picture, kept)] if compare else []
     images = [*before, *result.images]
     files.write(grid(np.stack(images), len(images) if compare else None), result, watch)
-    click.echo(f"{files.out}: {len(wanted)} edit(s) in {seconds:.1f} s with {pipeline.backend.name}")
+    click.echo(f"{files.out}: {len(wanted)} edit(s) in {seconds:.1f} s with {pipeline.drawn_with}")
 
 
 def _box(text: str | None) -> Box:

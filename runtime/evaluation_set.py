@@ -19,6 +19,7 @@ import numpy as np
 from . import limits
 from .bundle.manifest import Manifest
 from .bundle.schema import load
+from .drafted import DraftedPipeline
 from .errors import SettingsError
 from .files.atomic import atomic_file
 from .files.outputs import SET, check_folder
@@ -27,7 +28,7 @@ from .limits import shown
 from .pipeline import Pipeline, ScaleView
 from .sampling import BATCH, EVALUATION, Sampling
 
-SCHEMA_VERSION = 2  # in version 1 samples.npz was in the order of the classes, and `backend` was free text
+SCHEMA_VERSION = 3  # version 2 had no shortcuts; in version 1 samples.npz was in the order of the classes
 SETTINGS, SAMPLES = "settings.json", "samples.npz"
 Advance = Callable[[float], None]  # called with the number of images, or the fraction of one, that was done
 
@@ -72,12 +73,17 @@ class EvaluationSet:
     cfg: float
     top_k: int
     top_p: float
+    guidance_scales: int
+    draft: str | None  # SHA-256 as for `bundle`; None without a draft
+    draft_precision: str | None
+    draft_backend: str | None
+    draft_scales: int
     batch: int
 
     @classmethod
     def of(
         cls,
-        pipeline: Pipeline,
+        pipeline: Pipeline | DraftedPipeline,
         classes: Sequence[int | str] = (),
         per_class: int = 50,
         seed: int = 0,
@@ -96,11 +102,14 @@ class EvaluationSet:
             if value not in allowed:
                 raise SettingsError(f"{name}: expected {allowed}, found {shown(value)}")
         model = pipeline.manifest.model
-        sampling = sampling.fitted(model.vocab_size)
+        sampling = sampling.fitted(model.vocab_size, len(model.patch_nums))
         labels = dict.fromkeys(pipeline.classes.labels(classes) or range(model.num_classes))
         if len(labels) * per_class not in limits.PICTURES:
             expected = f"at most {limits.PICTURES.most} pictures of all classes"
             raise SettingsError(f"per_class: expected {expected}, found {len(labels) * per_class}")
+        draft, draft_scales = None, 0
+        if isinstance(pipeline, DraftedPipeline):
+            draft, draft_scales = pipeline.draft, pipeline.draft_scales
         return cls(
             schema_version=SCHEMA_VERSION,
             model=model.name,
@@ -114,6 +123,11 @@ class EvaluationSet:
             cfg=float(sampling.cfg),
             top_k=sampling.tokens_kept,
             top_p=float(sampling.top_p),
+            guidance_scales=sampling.scales_guided,
+            draft=fingerprint(Manifest.load(draft.bundle, verify=False)) if draft else None,
+            draft_precision=str(draft.manifest.precision) if draft else None,
+            draft_backend=kind_of_backend(draft.backend.name) if draft else None,
+            draft_scales=draft_scales,
             batch=batch,
         )
 
@@ -150,9 +164,12 @@ class EvaluationSet:
         there = {entry.name for entry in folder.iterdir()}
         return [batch for batch in self.batches(shard, shards) if any(picture.file not in there for picture in batch)]
 
-    def draw(self, pipeline: Pipeline, folder: Path, shard: int, shards: int, advance: Advance) -> None:
+    def draw(
+        self, pipeline: Pipeline | DraftedPipeline, folder: Path, shard: int, shards: int, advance: Advance
+    ) -> None:
         """Draw the missing batches of a shard. Raises SettingsError."""
-        tokens, sampling = pipeline.manifest.model.tokens, Sampling(self.cfg, self.top_k, self.top_p)
+        tokens = pipeline.manifest.model.tokens
+        sampling = Sampling(self.cfg, self.top_k, self.top_p, guidance_scales=self.guidance_scales)
 
         def on_scale(view: ScaleView) -> None:
             advance(len(view.pictures) * view.side**2 / tokens)

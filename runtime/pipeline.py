@@ -75,9 +75,14 @@ class ScaleView:
 
 
 @dataclass(frozen=True)
-class _Hooks:
-    """The callbacks of a generation."""
+class _Request:
+    """What to draw, checked, and the callbacks."""
 
+    labels: np.ndarray  # (N,) int64
+    seeds: Sequence[int]
+    batch: int
+    sampling: Sampling
+    kept: Kept | None
     on_scale: Callable[[ScaleView], None] | None
     on_stage: OnStage | None
     observe: Observe | None
@@ -137,6 +142,7 @@ class Pipeline:
         smooth: bool = False,
         sampling: Sampling | None = None,
         observe: Observe | None = None,
+        guidance_scales: int | None = None,
     ) -> Result:
         """Draw one image for each label: a number (`num_classes` means "no class") or a class name.
 
@@ -152,17 +158,66 @@ class Pipeline:
         - `observe(run)` gets the inputs and outputs of every run of a graph, see `StageRun`.
         - `smooth` mixes codes, see `Sampling`. The returned tokens are then the most probable ones, and the images are
           not decoded from them.
-        - `sampling` replaces `cfg`, `top_k`, `top_p` and `smooth`.
+        - `guidance_scales` is the number of scales with guidance; None: all. At the others the transformer runs with
+          the label only, not also without, which takes half the work.
+        - `sampling` replaces `cfg`, `top_k`, `top_p`, `smooth` and `guidance_scales`.
 
         Raises SettingsError, NumericError if the model computes NaN or infinity, or BundleError for `smooth` if the
         bundle has no graph for it.
         """
-        numbers = np.array(self.classes.labels(labels), np.int64)  # (N,)
-        vocab_size = self.manifest.model.vocab_size
-        given = Sampling(cfg, top_k, top_p, smooth)
-        if sampling is not None and given != Sampling():
-            raise SettingsError("sampling: expected no cfg, top_k, top_p or smooth with it, found some; remove them")
-        sampling = (sampling or given).fitted(vocab_size)
+        sampling = Sampling.chosen(sampling, Sampling(cfg, top_k, top_p, smooth, guidance_scales))
+        kept = keep, kept_tokens
+        request = self._request(labels, seed, batch, sampling, kept, on_scale, on_stage, observe)
+        with self._take_turn():
+            return self._draw_all(request)
+
+    def draw_tokens(
+        self,
+        labels: int | str | Sequence[int | str],
+        seed: int | Sequence[int] = 0,
+        scales: int | None = None,
+        keep: Sequence[np.ndarray] | None = None,
+        kept_tokens: Sequence[np.ndarray] | None = None,
+        batch: int = BATCH,
+        on_scale: Callable[[ScaleView], None] | None = None,
+        on_stage: OnStage | None = None,
+        sampling: Sampling | None = None,
+        observe: Observe | None = None,
+    ) -> tuple[Maps, Maps]:
+        """Draw only the first `scales` scales (None: all) and decode nothing.
+
+        Returns `tokens` and `drawn` of the `Result` that `generate` would return, up to there. The other arguments are
+        those of `generate`. Raises SettingsError, NumericError.
+        """
+        count = len(self.manifest.scales) if scales is None else scales
+        if count not in limits.Integers(1, len(self.manifest.scales)):
+            raise SettingsError(f"scales: expected 1 to {len(self.manifest.scales)}, found {shown(count)}")
+        kept = keep, kept_tokens
+        request = self._request(labels, seed, batch, sampling or Sampling(), kept, on_scale, on_stage, observe)
+        tokens, drawn = [], []
+        with self._take_turn():
+            for pictures in batches(len(request.labels), batch, self.backend.batches):
+                self._draw(request, pictures, count, whole=False)
+                found = self._tokens(request, count)
+                tokens.append(found[0])
+                drawn.append(found[1])
+        joined = _join(tokens)
+        return joined, _join(drawn) if request.kept else joined
+
+    def _request(
+        self,
+        labels: int | str | Sequence[int | str],
+        seed: int | Sequence[int],
+        batch: int,
+        sampling: Sampling,
+        kept: tuple[Sequence[np.ndarray] | None, Sequence[np.ndarray] | None],
+        on_scale: Callable[[ScaleView], None] | None,
+        on_stage: OnStage | None,
+        observe: Observe | None,
+    ) -> _Request:
+        """Check these arguments of `generate` and return them. Raises SettingsError."""
+        numbers = np.array(self.classes.labels(labels), np.int64)
+        sampling = sampling.fitted(self.manifest.model.vocab_size, len(self.manifest.scales))
         if not len(numbers):
             raise SettingsError("labels: expected at least one")
         if len(numbers) not in limits.PICTURES:
@@ -170,32 +225,34 @@ class Pipeline:
         if batch not in limits.BATCH:
             raise SettingsError(f"batch: expected {limits.BATCH}, found {shown(batch)}")
         seeds = _seeds(seed, len(numbers))
-        kept = self._check_kept(keep, kept_tokens, len(numbers))
+        checked = self._check_kept(*kept, len(numbers))
+        return _Request(numbers, seeds, batch, sampling, checked, on_scale, on_stage, observe)
 
-        with self._take_turn():
-            return self._draw_all(numbers, seeds, batch, sampling, kept, _Hooks(on_scale, on_stage, observe))
-
-    def _draw_all(
-        self,
-        numbers: np.ndarray,
-        seeds: Sequence[int],
-        batch: int,
-        sampling: Sampling,
-        kept: Kept | None,
-        hooks: _Hooks,
-    ) -> Result:
+    def _draw_all(self, request: _Request) -> Result:
         images, tokens, drawn = [], [], []
-        for pictures in batches(len(numbers), batch, self.backend.batches):
-            self._draw(pictures, numbers, seeds, sampling, kept, hooks)
+        scales = len(self.manifest.scales)
+        # The noise of smooth sampling is large: it is made for one scale while the backend draws the scale before.
+        whole = request.on_scale is None and not request.sampling.smooth
+        for pictures in batches(len(request.labels), request.batch, self.backend.batches):
+            self._draw(request, pictures, scales, whole)
             images.append(self.backend.decode())
-            tokens.append([self.backend.tokens(k) for k in range(len(self.manifest.scales))])
-            if kept:
-                drawn.append([self.backend.drawn(k) for k in range(len(self.manifest.scales))])
-            for k, maps in enumerate((drawn if kept else tokens)[-1]):
-                self._check_finite(maps >= 0, f"logits of scale {k}")
+            found = self._tokens(request, scales)
+            tokens.append(found[0])
+            drawn.append(found[1])
             self._check_finite(self.backend.finite(), "pixels of the decoder")
-        all_tokens = _join(tokens)
-        return Result(np.concatenate(images), all_tokens, _join(drawn) if kept else all_tokens)
+        joined = _join(tokens)
+        return Result(np.concatenate(images), joined, _join(drawn) if request.kept else joined)
+
+    def _tokens(self, request: _Request, count: int) -> tuple[Maps, Maps]:
+        """Return the tokens of the first `count` scales of a batch, after and before kept ones replaced them.
+
+        Raises NumericError.
+        """
+        tokens = [self.backend.tokens(k) for k in range(count)]
+        drawn = [self.backend.drawn(k) for k in range(count)] if request.kept else tokens
+        for k, maps in enumerate(drawn):
+            self._check_finite(maps >= 0, f"logits of scale {k}")
+        return tokens, drawn
 
     def edit(
         self,
@@ -229,6 +286,11 @@ class Pipeline:
             tokens = self.backend.encode(images)
         self._check_finite(tokens >= 0, "features of the encoder")
         return np.split(tokens, ends[:-1], axis=1)
+
+    @property
+    def drawn_with(self) -> str:
+        """The name of the backend."""
+        return self.backend.name
 
     def close(self) -> None:
         """Wait for the calls of other threads, then release the memory. Later calls raise SettingsError."""
@@ -276,17 +338,12 @@ class Pipeline:
                 reason = f"{name} is exported in fp32, so its weights are damaged or too large; check the checkpoint"
             raise NumericError(f"{what} hold NaN or infinity: {reason}")
 
-    def _draw(
-        self,
-        pictures: range,
-        labels: np.ndarray,
-        seeds: Sequence[int],
-        sampling: Sampling,
-        kept: Kept | None,
-        hooks: _Hooks,
-    ) -> None:
-        """Draw one batch: all scales of these images, from coarse to fine."""
-        scales = self.manifest.scales
+    def _draw(self, request: _Request, pictures: range, count: int, whole: bool) -> None:
+        """Draw one batch: the first `count` scales of these images, from coarse to fine.
+
+        `whole` is that of `Backend.begin`.
+        """
+        scales, sampling, kept, seeds = self.manifest.scales, request.sampling, request.kept, request.seeds
         rows = slice(pictures.start, pictures.stop)
         counts = [scale.tokens for scale in scales]
         draws: list[Iterable[np.ndarray]]
@@ -294,16 +351,14 @@ class Pipeline:
             draws = [gumbel_noise(seeds[i], counts, self.manifest.model.vocab_size) for i in pictures]
         else:
             draws = [uniforms(seeds[i], counts) for i in pictures]
-        # The noise of smooth sampling is large: it is made for one scale while the backend draws the scale before.
-        whole = hooks.on_scale is None and not sampling.smooth
-        self.backend.begin(labels[rows], sampling, hooks.on_stage, hooks.observe, whole)
-        for k, (scale, *draw) in enumerate(zip(scales, *draws, strict=True)):
+        self.backend.begin(request.labels[rows], sampling, request.on_stage, request.observe, whole)
+        for k, (scale, *draw) in enumerate(zip(scales[:count], *draws, strict=False)):
             keep, kept_tokens = (None, None) if kept is None else (part[k][rows] for part in kept)
             self.backend.step(k, np.stack(draw), keep, kept_tokens)
-            if hooks.on_scale:
+            if request.on_scale:
                 view = ScaleView(k, scale.side, pictures, sampling.guidance(k, len(scales)), self.backend)
                 try:
-                    hooks.on_scale(view)
+                    request.on_scale(view)
                 finally:
                     view.end()
 

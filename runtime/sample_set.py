@@ -10,7 +10,7 @@ import click
 
 from . import limits
 from .cli import FILE, Number, command, reports_errors
-from .drawing import engine_options, sampling_options
+from .drawing import Loading, loading_options, sampling_options
 from .files.outputs import SET, check_folder
 from .limits import shown
 from .progress import counter, progress_bar
@@ -36,16 +36,14 @@ from .sampling import BATCH, EVALUATION
 )
 @sampling_options(EVALUATION)
 @click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Number of images drawn together.")
-@engine_options
+@loading_options
 @reports_errors
 def main(
     bundle: Path,
     out: Path,
     classes: tuple[str, ...],
     shard: str,
-    threads: int | None,
-    backend: str,
-    verify: bool,
+    loading: Loading,
     **settings: Any,
 ) -> None:
     """Draw the images that FID and IS are computed from.
@@ -55,13 +53,12 @@ def main(
     """
     part = _part(shard)
 
-    check_folder(out, SET, bundle)
+    check_folder(out, SET, *loading.sources(bundle))
 
     from .evaluation_set import SAMPLES, EvaluationSet
-    from .pipeline import Pipeline
 
     with progress_bar("images") as progress:
-        pipeline = Pipeline(bundle, backend, threads, verify)
+        pipeline = loading.pipeline(bundle)
         wanted = EvaluationSet.of(pipeline, pipeline.classes.listed(classes), **settings)
         wanted.claim(out)
         todo = sum(map(len, wanted.missing(out, *part)))
@@ -70,7 +67,7 @@ def main(
         if complete and not (out / SAMPLES).exists():
             wanted.write_samples(out, counter(progress, f"writing {SAMPLES}", len(wanted.pictures)))
     state = f"complete, with {SAMPLES}" if complete else "the other shards draw the rest"
-    click.echo(f"{out}: {todo} of {len(wanted.pictures)} picture(s) drawn with {pipeline.backend.name}; {state}")
+    click.echo(f"{out}: {todo} of {len(wanted.pictures)} picture(s) drawn with {pipeline.drawn_with}; {state}")
 
 
 def _part(text: str) -> tuple[int, int]:

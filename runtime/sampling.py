@@ -24,19 +24,30 @@ class Sampling:
     top_k: int | None = None  # None: TOP_K or the size of a smaller vocabulary; `fitted` sets the number
     top_p: float = 0.95
     smooth: bool = False  # mix codes instead of drawing one token, as "more smooth" in the published demo
+    guidance_scales: int | None = None  # the first scales have guidance, the rest only the label; None: all scales
 
     @staticmethod
     def default_top_k(vocab_size: int) -> int:
         """Return the default `top_k` of a vocabulary."""
         return min(TOP_K, vocab_size)
 
-    def fitted(self, vocab_size: int) -> Sampling:
-        """Return these settings for a vocabulary, with a number as `top_k`.
+    @staticmethod
+    def chosen(sampling: Sampling | None, given: Sampling) -> Sampling:
+        """Return `sampling`, or the settings `given` one by one. Raises SettingsError if there are both."""
+        if sampling is not None and given != Sampling():
+            others = "cfg, top_k, top_p, smooth or guidance_scales"
+            raise SettingsError(f"sampling: expected no {others} with it, found some; remove them")
+        return sampling or given
+
+    def fitted(self, vocab_size: int, scales: int) -> Sampling:
+        """Return these settings for a model, with numbers as `top_k` and `guidance_scales`.
 
         Raises SettingsError for a value outside its range, also for a `top_k` larger than the vocabulary.
         """
-        fitted = replace(self, top_k=self.default_top_k(vocab_size) if self.top_k is None else self.top_k)
-        fitted.check(vocab_size)
+        top_k = self.default_top_k(vocab_size) if self.top_k is None else self.top_k
+        guidance_scales = scales if self.guidance_scales is None else self.guidance_scales
+        fitted = replace(self, top_k=top_k, guidance_scales=guidance_scales)
+        fitted.check(vocab_size, scales)
         return fitted
 
     @property
@@ -45,7 +56,13 @@ class Sampling:
         assert self.top_k is not None, "fitted comes first"
         return self.top_k
 
-    def check(self, vocab_size: int) -> None:
+    @property
+    def scales_guided(self) -> int:
+        """The `guidance_scales` of fitted settings."""
+        assert self.guidance_scales is not None, "fitted comes first"
+        return self.guidance_scales
+
+    def check(self, vocab_size: int, scales: int) -> None:
         """Raise SettingsError for a value outside its range."""
         if self.cfg not in limits.CFG:
             raise SettingsError(f"cfg: expected {limits.CFG}, found {shown(self.cfg)}")
@@ -54,13 +71,16 @@ class Sampling:
         if self.top_p not in limits.TOP_P or 0 < self.top_p < limits.LEAST_TOP_P:
             expected = f"0 (all) or {limits.LEAST_TOP_P} to 1"
             raise SettingsError(f"top_p: expected {expected}, found {shown(self.top_p)}")
+        if self.guidance_scales not in limits.Integers(1, scales):
+            raise SettingsError(f"guidance_scales: expected 1 to {scales}, found {shown(self.guidance_scales)}")
 
     def guidance(self, scale: int, scales: int) -> float:
-        """Return the guidance t of a scale, which grows linearly from 0 to `cfg`.
+        """Return the guidance t of a scale: it grows linearly from 0 to `cfg`, and is 0 from `guidance_scales` on.
 
         The logits become (1 + t) * conditional - t * unconditional.
         """
-        return self.cfg * scale / (scales - 1)
+        guided = self.guidance_scales is None or scale < self.guidance_scales
+        return self.cfg * scale / (scales - 1) if guided else 0.0
 
     def sharpness(self, scale: int, scales: int) -> float:
         """Return the factor of a scale by which smooth sampling multiplies the logits."""

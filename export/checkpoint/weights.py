@@ -51,7 +51,7 @@ class Weights:
         for name in sorted(module.state_dict()):
             tensor = self.read(name)
             digest.update(f"{name} {tensor.shape}\n".encode())
-            digest.update(tensor.astype("<f4", copy=False))
+            digest.update(tensor.astype("<f4", copy=False).data)
         return digest.hexdigest()
 
     def load_into(self, module: nn.Module) -> None:

@@ -51,7 +51,8 @@ class Settings:
         """Return settings with the default sampling, fitted to the model's vocabulary. Raises SettingsError."""
         if pictures < 1:
             raise SettingsError(f"pictures: expected 1 or more, found {pictures}")
-        return cls(pictures, batch, 0, Sampling().fitted(pipeline.manifest.model.vocab_size))
+        model = pipeline.manifest.model
+        return cls(pictures, batch, 0, Sampling().fitted(model.vocab_size, len(model.patch_nums)))
 
     def batches(self, num_classes: int) -> list[Batch]:
         """Return batches whose labels are spread over the classes."""

@@ -78,6 +78,9 @@ class Arrays(Protocol):
     def clear(self, array: Array) -> None:
         """Queue setting `array` to 0."""
 
+    def copy_columns(self, target: Array, source: Array) -> None:
+        """Queue a copy of the columns that both have: (R, n, …) and (R, m, …), the first min(n, m) of each row."""
+
     def free(self) -> None:
         """Release the memory now; the arrays must not be used afterwards."""
 
@@ -107,6 +110,10 @@ class HostArrays:
 
     def clear(self, array: np.ndarray) -> None:
         array.fill(0)
+
+    def copy_columns(self, target: np.ndarray, source: np.ndarray) -> None:
+        columns = min(target.shape[1], source.shape[1])
+        target[:, :columns] = source[:, :columns]
 
     def free(self) -> None:
         pass  # the garbage collector does it
@@ -153,6 +160,10 @@ class DeviceArrays:
 
     def clear(self, array: DeviceArray) -> None:
         self._cuda.zero(array.address, array.nbytes)
+
+    def copy_columns(self, target: DeviceArray, source: DeviceArray) -> None:
+        pitches = [array.nbytes // len(array) for array in (target, source)]  # bytes of a row
+        self._cuda.copy_rows(target.address, pitches[0], source.address, pitches[1], min(pitches), len(source))
 
     def free(self) -> None:
         self._finalizer()

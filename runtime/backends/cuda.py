@@ -125,6 +125,11 @@ class Cuda:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", host.ctypes.data, device, host.nbytes, kind, self.stream)
 
+    def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
+        """Queue a copy within the device: `width` bytes of each row; pitches are the bytes between rows."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, kind, self.stream)
+
     def zero(self, device: int, size: int) -> None:
         self._call("cudaMemsetAsync", device, 0, size, self.stream)
 

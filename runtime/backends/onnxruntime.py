@@ -40,10 +40,10 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
         self._own_arrays = self._arrays()  # which are freed with this object
         self._constants = scale_constants(bundle, manifest, self._own_arrays)
 
-    def _new_batch(self, arrays: Arrays, size: int, smooth: bool) -> _Batch:
+    def _new_batch(self, arrays: Arrays, size: int, smooth: bool, guidance_scales: int) -> _Batch:
         if smooth and SMOOTH_BRIDGE not in self._sessions:  # loaded only if smooth sampling is used
             self._sessions[SMOOTH_BRIDGE] = self._open(SMOOTH_BRIDGE)
-        wiring = Wiring(size, self.manifest, self._constants, arrays, smooth)
+        wiring = Wiring(size, self.manifest, self._constants, arrays, smooth, guidance_scales)
         return _Batch(wiring, arrays, self._sessions, self._replaced)
 
     def replace_graph(
@@ -117,7 +117,7 @@ class _Replacement:
     def extended(self, stage: Stage, arrays: Arrays, shared: dict[str, Array]) -> Stage:
         """Return the stage with arrays for the additional inputs and outputs.
 
-        All scales share the output arrays in `shared`, so the stage of the largest scale must come first.
+        The scales share the output arrays in `shared`. A larger one than there is takes its place.
         """
         inputs, outputs = dict(stage.inputs), dict(stage.outputs)
         for name, rows in self.step_constants.items():
@@ -133,7 +133,7 @@ class _Replacement:
         for spec in self.graph.outputs:
             if spec.name not in outputs:
                 shape = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape)
-                if spec.name not in shared:
+                if spec.name not in shared or len(shared[spec.name]) < math.prod(shape):
                     shared[spec.name] = arrays.zeros((math.prod(shape),), spec.dtype)
                 outputs[spec.name] = shared[spec.name][: math.prod(shape)].reshape(shape)
         return replace(stage, inputs=inputs, outputs=outputs)
@@ -192,6 +192,8 @@ class _Batch:
         """Run these stages of one graph, then report each run to `_ran` and their total time to `_on_stage`."""
         start = time.perf_counter()
         for stage, run in runs:
+            for copy in stage.copies:
+                self.arrays.copy_columns(copy.target, copy.source)
             run()
             if self._ran:
                 self._ran(stage)

@@ -21,7 +21,7 @@ from .base import OnStage
 from .cuda import Cuda, Gpu, Recording
 from .kernel_cache import KernelCache
 from .trt_engine import LoadedEngine, Log, load_tensorrt
-from .wired import Ran, WiredBackend
+from .wired import Ran, Shape, WiredBackend
 from .wiring import Stage, Wiring, scale_constants
 
 
@@ -108,18 +108,22 @@ class TensorRTBackend(WiredBackend["_Batch"]):
     def _arrays(self) -> DeviceArrays:
         return DeviceArrays(self._cuda)
 
-    def _new_batch(self, arrays: Arrays, size: int, smooth: bool) -> _Batch:
+    def _new_batch(self, arrays: Arrays, size: int, smooth: bool, guidance_scales: int) -> _Batch:
         if size not in self._record.batches:
             sizes = ", ".join(map(str, self._record.batches))
             raise SettingsError(f"batch: these engines draw {sizes} pictures at once, not {size}")
+        if guidance_scales < min(self._record.guidance_scales, len(self.manifest.scales)):
+            least, option = self._record.guidance_scales, f"--guidance-scales {guidance_scales}"
+            built = f"these engines have guidance at {least} scales or more, not at {guidance_scales}"
+            raise SettingsError(f"guidance_scales: {built}; build them with python -m export.engine … {option}")
         if smooth and SMOOTH_BRIDGE not in self._engines:  # loaded only if smooth sampling is used
             engine = self._load(SMOOTH_BRIDGE)
             engine.use(self._own_arrays.zeros((engine.scratch_bytes(),), np.uint8), self._cuda.stream)
             self._engines[SMOOTH_BRIDGE] = engine
-        wiring = Wiring(size, self.manifest, self._constants, arrays, smooth)
+        wiring = Wiring(size, self.manifest, self._constants, arrays, smooth, guidance_scales)
         return _Batch(wiring, arrays, self._cuda, self._engines, self._record)
 
-    def _prepare(self, wanted: tuple[int, bool], whole: bool) -> _Batch:
+    def _prepare(self, wanted: Shape, whole: bool) -> _Batch:
         batch = super()._prepare(wanted, whole)
         self._kernels.save()  # those that were compiled for this batch
         return batch
@@ -211,7 +215,12 @@ class _Batch:
 
         scales = len(wiring.steps)
         condition = [(wiring.condition, record.batches.index(wiring.size))]
-        steps = [[(stage, record.profile(wiring.size, k, scales)) for stage in wiring.steps[k]] for k in range(scales)]
+        steps = []
+        for k, (transformer, bridge) in enumerate(wiring.steps):
+            profile = columns = record.profile(wiring.size, k, scales)
+            if k >= wiring.guidance_scales:
+                columns = record.unguided_profile(wiring.size, k, scales)
+            steps.append([(transformer, columns), (bridge, profile)])
         decoders = [[(stage, 0) for stage in wiring.decoders(k)] for k in range(2)]
         fetch = wiring.results.fetch
         self._condition = _Work(condition, before=(wiring.upload_labels, wiring.clear_f_hat))
@@ -260,6 +269,8 @@ class _Batch:
         for prepare in work.before:
             prepare()
         for stage, profile in work.runs:
+            for copy in stage.copies:
+                self.arrays.copy_columns(copy.target, copy.source)
             self._engines[stage.graph].enqueue(profile, stage.tensors)
             if self._ran:
                 self._ran(stage)

@@ -17,6 +17,9 @@ from .base import Observe, OnStage, StageRun
 from .wiring import Stage, Wiring
 
 Ran = Callable[[Stage], None]  # called with each stage as soon as it has run
+Shape = tuple[
+    int, bool, int
+]  # what a batch is prepared for: its size, smooth sampling, and the number of guided scales
 
 
 class Batch(Protocol):
@@ -54,13 +57,13 @@ class WiredBackend(ABC, Generic[B]):
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest  # the manifest of the graphs that run: with engines, that of the engines
-        self._batches: dict[tuple[int, bool], B] = {}  # by size and smooth sampling
+        self._batches: dict[Shape, B] = {}
         self._batch: B | None = None
         self._decoded = False
         self._sampling = Sampling()
 
     @abstractmethod
-    def _new_batch(self, arrays: Arrays, size: int, smooth: bool) -> B: ...
+    def _new_batch(self, arrays: Arrays, size: int, smooth: bool, guidance_scales: int) -> B: ...
 
     @abstractmethod
     def _arrays(self) -> Arrays: ...
@@ -82,7 +85,7 @@ class WiredBackend(ABC, Generic[B]):
             raise BundleError(f"{self.manifest.model.name}: no graph for smooth sampling; {advice}")
         whole = whole and on_stage is None and observe is None
         self._sampling = sampling
-        self._batch = batch = self._prepared(len(labels), sampling.smooth, whole)
+        self._batch = batch = self._prepared((len(labels), sampling.smooth, sampling.scales_guided), whole)
         batch.arrays.wait()  # a run that was stopped may still read the settings that are written now
         batch.wiring.set_labels(labels)
         batch.begin(on_stage, None if observe is None else _shown(observe, batch.arrays), whole)
@@ -123,12 +126,11 @@ class WiredBackend(ABC, Generic[B]):
         copied: np.ndarray = results.host[part][name].copy()
         return copied
 
-    def _prepared(self, size: int, smooth: bool, whole: bool) -> B:
-        """Return the batch of this size, ready to draw.
+    def _prepared(self, wanted: Shape, whole: bool) -> B:
+        """Return the batch of this shape, ready to draw.
 
         If memory runs out, all that is held is freed and it is tried again. Raises OutOfMemoryError.
         """
-        wanted = size, smooth
         if not self.keeps_batches and wanted not in self._batches:
             self._free_batches()  # before new arrays are allocated
         held = bool(self._batches)
@@ -140,7 +142,7 @@ class WiredBackend(ABC, Generic[B]):
             self._free_batches()
         return self._prepare(wanted, whole)
 
-    def _prepare(self, wanted: tuple[int, bool], whole: bool) -> B:
+    def _prepare(self, wanted: Shape, whole: bool) -> B:
         batch, arrays = self._batches.get(wanted), None
         try:
             if batch is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,13 +13,21 @@ import numpy as np
 
 from ..bundle import names
 from ..bundle.engine_record import scale_sizes
-from ..bundle.manifest import WEIGHTS, Manifest
+from ..bundle.manifest import WEIGHTS, Manifest, Scale
 from ..bundle.weight_file import open_weights
 from ..errors import BundleError
 from ..sampling import Sampling
 from .arrays import Array, Arrays
 
 ALIGNMENT = 256  # bytes; TensorRT requires it of an address
+
+
+@dataclass(frozen=True)
+class ColumnCopy:
+    """A copy of the columns with label between an array (R, 2B, …) and one without the other half, (R, B, …)."""
+
+    target: Array
+    source: Array
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Stage:
     scale: int | None  # None for condition and decoder
     inputs: dict[str, Array]
     outputs: dict[str, Array]
+    copies: tuple[ColumnCopy, ...] = ()  # made before it runs
 
     @property
     def tensors(self) -> dict[str, Array]:
@@ -86,19 +95,67 @@ class ScaleConstants:
     bridge: dict[str, Array]
 
 
+class _Columns:
+    """The transformer's arrays for a number of columns: 2B with guidance, B with the label only.
+
+    Token-major arrays are as long as the largest scale needs; a smaller scale uses the first rows. The caches of keys
+    and values have rows for `tokens` tokens: the past ones are the first rows, and the new ones follow directly.
+    """
+
+    def __init__(self, columns: int, tokens: int, manifest: Manifest, arrays: Arrays) -> None:
+        model, rows = manifest.model, manifest.scales[-1].tokens
+        dtypes = {spec.name: spec.dtype for spec in manifest.graphs[names.TRANSFORMER].inputs}
+        cache_shape = (tokens, columns, model.heads, model.width // model.heads)  # (T, 2B, H, 64)
+        self.x = arrays.zeros((rows, columns, model.width), np.float32)  # (L, 2B, C)
+        self.logits = arrays.zeros((rows, columns, model.vocab_size), np.float32)  # (L, 2B, V)
+        self.modulation = arrays.zeros((model.depth, 6, columns, model.width), np.float32)
+        self.head_modulation = arrays.zeros((2, columns, model.width), np.float32)
+        self.caches = {
+            cache: arrays.zeros(cache_shape, dtypes[names.past(*cache)]) for cache in names.caches(model.depth)
+        }
+
+    def transformer(self, k: int, scale: Scale, constants: dict[str, Array], copies: Sequence[ColumnCopy]) -> Stage:
+        start, end = scale.offset, scale.offset + scale.tokens
+        _, parts, columns, width = self.modulation.shape
+        by_block = {
+            names.modulation_of(i): self.modulation[i : i + 1].reshape((parts, columns, width))
+            for i in range(len(self.modulation))
+        } | {names.HEAD_MODULATION: self.head_modulation}
+        past = {names.past(*cache): array[:start] for cache, array in self.caches.items()}
+        new = {names.new(*cache): array[start:end] for cache, array in self.caches.items()}
+        inputs = {names.X: self.x[: scale.tokens], **by_block, **past, **constants}
+        return Stage(names.TRANSFORMER, k, inputs, {names.LOGITS: self.logits[: scale.tokens], **new}, tuple(copies))
+
+    def taken_over(self, other: _Columns, tokens: int) -> Iterator[ColumnCopy]:
+        """Yield the copies of what `other` holds after `tokens` tokens, except x."""
+        depth, parts, columns, width = self.modulation.shape
+        theirs = other.modulation.reshape((depth * parts, other.modulation.shape[2], width))
+        yield ColumnCopy(self.modulation.reshape((depth * parts, columns, width)), theirs)
+        yield ColumnCopy(self.head_modulation, other.head_modulation)
+        for cache, array in self.caches.items():
+            yield ColumnCopy(array[:tokens], other.caches[cache][:tokens])
+
+
 class Wiring:
     """All arrays of one batch size, and the stages on them. They are allocated once; drawing allocates nothing.
 
-    Token-major arrays are as long as the largest scale needs; a smaller scale uses the first rows. The caches of keys
-    and values have rows for all T tokens: the past ones are the first rows, and the new ones follow directly.
+    The first `guidance_scales` scales (None: all) run with 2B columns. The others run the same transformer on the B
+    columns with label, for which there is a second set of arrays. The bridge always reads and writes 2B columns; there
+    its guidance is 0.
     """
 
     def __init__(
-        self, size: int, manifest: Manifest, constants: list[ScaleConstants], arrays: Arrays, smooth: bool = False
+        self,
+        size: int,
+        manifest: Manifest,
+        constants: list[ScaleConstants],
+        arrays: Arrays,
+        smooth: bool = False,
+        guidance_scales: int | None = None,
     ) -> None:
         model, scales = manifest.model, manifest.scales
-        rows, columns = scales[-1].tokens, 2 * size
         self.size, self.smooth = size, smooth
+        self.guidance_scales = len(scales) if guidance_scales is None else guidance_scales
         self._arrays, self._scales = arrays, len(scales)
         self.settings = SharedBlock(  # the labels, then what each scale is drawn with
             arrays,
@@ -127,50 +184,47 @@ class Wiring:
                 },
             ],
         )
-        self.logits = arrays.zeros((rows, columns, model.vocab_size), np.float32)  # (L, 2B, V)
         # Two buffers in alternation: a graph may write an output before it has read all of its input.
         f_hat_shape = (size, model.code_size, model.grid, model.grid)  # (B, Z, P, P)
         self._f_hat = [arrays.zeros(f_hat_shape, np.float32) for _ in range(2)]
 
-        x = arrays.zeros((rows, columns, model.width), np.float32)  # (L, 2B, C)
-        modulation = arrays.zeros((model.depth, 6, columns, model.width), np.float32)
-        head_modulation = {names.HEAD_MODULATION: arrays.zeros((2, columns, model.width), np.float32)}
-        by_block = {
-            names.modulation_of(i): modulation[i : i + 1].reshape((6, columns, model.width)) for i in range(model.depth)
-        } | head_modulation
-        dtypes = {spec.name: spec.dtype for spec in manifest.graphs[names.TRANSFORMER].inputs}
-        cache_shape = (model.tokens, columns, model.heads, model.width // model.heads)  # (T, 2B, H, 64)
-        caches = {cache: arrays.zeros(cache_shape, dtypes[names.past(*cache)]) for cache in names.caches(model.depth)}
-        first = {names.MODULATION: modulation, **head_modulation, names.X: x[: scales[0].tokens]}
+        last_guided = scales[self.guidance_scales - 1]
+        both = _Columns(2 * size, last_guided.offset + last_guided.tokens, manifest, arrays)
+        labelled = both if self.guidance_scales == len(scales) else _Columns(size, model.tokens, manifest, arrays)
+        self.logits = both.logits  # (L, 2B, V)
+        first = {
+            names.MODULATION: both.modulation,
+            names.HEAD_MODULATION: both.head_modulation,
+            names.X: both.x[: scales[0].tokens],
+        }
         self.condition = Stage(names.CONDITION, None, self.settings.stages[0], first)
         self.steps = []
         for k, scale in enumerate(scales):
-            start, end = scale.offset, scale.offset + scale.tokens
-            logits = self.logits[: scale.tokens]
-            past = {names.past(*cache): array[:start] for cache, array in caches.items()}
-            new = {names.new(*cache): array[start:end] for cache, array in caches.items()}
-            f_hat = {names.F_HAT: self._f_hat[k % 2]}
-            results = {
-                **self.results.stages[k],
-                names.F_HAT_OUT: self.f_hat_after(k),
-                names.X_NEXT: x[: scale_sizes(scales, k, size)["L_next"]],
-            }
-            self.steps.append(
-                (
-                    Stage(
-                        names.TRANSFORMER,
-                        k,
-                        {names.X: x[: scale.tokens], **by_block, **past, **constants[k].transformer},
-                        {names.LOGITS: logits, **new},
-                    ),
-                    Stage(
-                        names.SMOOTH_BRIDGE if smooth else names.BRIDGE,
-                        k,
-                        {names.LOGITS: logits, **f_hat, **self.settings.stages[k + 1], **constants[k].bridge},
-                        results,
-                    ),
-                )
+            columns = both if k < self.guidance_scales else labelled
+            before: list[ColumnCopy] = []  # of the transformer
+            after: list[ColumnCopy] = []
+            if k == self.guidance_scales:
+                before += labelled.taken_over(both, scale.offset)
+            if k >= self.guidance_scales:
+                before.append(ColumnCopy(labelled.x[: scale.tokens], both.x[: scale.tokens]))
+                after.append(ColumnCopy(both.logits[: scale.tokens], labelled.logits[: scale.tokens]))
+            bridge = Stage(
+                names.SMOOTH_BRIDGE if smooth else names.BRIDGE,
+                k,
+                {
+                    names.LOGITS: both.logits[: scale.tokens],
+                    names.F_HAT: self._f_hat[k % 2],
+                    **self.settings.stages[k + 1],
+                    **constants[k].bridge,
+                },
+                {
+                    **self.results.stages[k],
+                    names.F_HAT_OUT: self.f_hat_after(k),
+                    names.X_NEXT: both.x[: scale_sizes(scales, k, size)["L_next"]],
+                },
+                tuple(after),
             )
+            self.steps.append((columns.transformer(k, scale, constants[k].transformer, before), bridge))
 
     def set_labels(self, labels: np.ndarray) -> None:
         """Write the labels (B,) on the host."""

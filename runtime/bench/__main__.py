@@ -65,7 +65,7 @@ def main(
     from .tables import print_report
 
     manifest = _checked(bundle, json_file, plot_file)
-    drawn = sampling.fitted(manifest.model.vocab_size)
+    drawn = sampling.fitted(manifest.model.vocab_size, len(manifest.scales))
     settings = Settings(batches=sizes, cfg=drawn.cfg, top_k=drawn.tokens_kept, top_p=drawn.top_p, **options)
     check_libraries(plot_file is not None, settings.compare == "pytorch")
     with progress_bar() as progress:

@@ -67,7 +67,28 @@ def readers(folder: Path) -> list[Reader]:
         "method": "mse",
         "calibration": {},
     }
-    evaluated = EvaluationSet(1, "toy", "fp32", "0" * 64, "onnxruntime", 6, (0, 1), 5, 0, 1.5, 5, 0.9, 8)
+    evaluated = EvaluationSet(
+        *(
+            1,
+            "toy",
+            "fp32",
+            "0" * 64,
+            "onnxruntime",
+            6,
+            (0, 1),
+            5,
+            0,
+            1.5,
+            5,
+            0.9,
+            3,
+            "0" * 64,
+            "fp32",
+            "onnxruntime",
+            2,
+            8,
+        )
+    )
 
     def of_bundle(path: Path) -> None:
         (bundle / FILE_NAME).write_bytes(path.read_bytes())

@@ -54,7 +54,7 @@ class FakeGpu:
     """
 
     cudaStreamNonBlocking = 1
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
 
     def __init__(self, name: str = "Fake RTX", capability: str = "8.6", total_bytes: int = 1 << 30) -> None:
@@ -203,6 +203,28 @@ class FakeGpu:
         if not to_device and not self._is_pinned(host, size):
             self._run(stream)  # such a download waits
         return (status,)
+
+    def cudaMemcpy2DAsync(
+        self,
+        target: int,
+        target_pitch: int,
+        source: int,
+        source_pitch: int,
+        width: int,
+        rows: int,
+        kind: int,
+        stream: int,
+    ) -> tuple[int]:
+        assert kind == self.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        assert 0 < width <= min(target_pitch, source_pitch)
+        for address, pitch in ((target, target_pitch), (source, source_pitch)):
+            self.at(address, (rows, pitch), np.uint8)
+
+        def copy() -> None:
+            rows_of_target = self.at(target, (rows, target_pitch), np.uint8)
+            rows_of_target[:, :width] = self.at(source, (rows, source_pitch), np.uint8)[:, :width]
+
+        return (self.enqueue("copy", stream, copy),)
 
     def cudaMemsetAsync(self, address: int, value: int, size: int, stream: int) -> tuple[int]:
         self.at(address, (size,), np.uint8)

@@ -39,7 +39,7 @@ def test_the_facade_is_the_runtime() -> None:
     for name in var_edge.__all__:
         assert getattr(var_edge, name) == getattr(runtime, name)
     assert issubclass(var_edge.NumericError, var_edge.VarEdgeError)
-    assert var_edge.Sampling().fitted(4096).top_k == 900
+    assert var_edge.Sampling().fitted(4096, 10).top_k == 900
     with pytest.raises(AttributeError, match="nothing"):
         var_edge.nothing  # noqa: B018
 
