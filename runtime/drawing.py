@@ -15,7 +15,7 @@ from .backends import BACKENDS
 from .cli import FILE, Number
 from .errors import SettingsError
 from .files.outputs import PREVIEW, check_apart, check_folder, check_target, followed, previews
-from .sampling import BATCH, TOP_K, Sampling
+from .sampling import BATCH, DECODERS, TOP_K, Sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ def together(*options: Options) -> Options:
 
 
 def sampling_options(defaults: Sampling) -> Options:
-    """Return the options --cfg, --top-k, --top-p and --guidance-scales.
+    """Return the options --cfg, --top-k, --top-p, --guidance-scales and --decoder.
 
     The command gets them as `sampling`, with its --smooth if any.
     """
@@ -53,10 +53,11 @@ def sampling_options(defaults: Sampling) -> Options:
             top_k: int | None,
             top_p: float,
             guidance_scales: int | None,
+            decoder: str,
             smooth: bool = False,
             **others: Any,
         ) -> None:
-            command(sampling=Sampling(cfg, top_k, top_p, smooth, guidance_scales), **others)
+            command(sampling=Sampling(cfg, top_k, top_p, smooth, guidance_scales, decoder), **others)
 
         return run
 
@@ -83,6 +84,12 @@ def sampling_options(defaults: Sampling) -> Options:
             type=Number(int, limits.GUIDANCE_SCALES),
             metavar="M",
             help="Guide the first M scales only; the others take half the work.  [default: all scales]",
+        ),
+        click.option(
+            "--decoder",
+            type=click.Choice(list(DECODERS)),
+            default=defaults.decoder,
+            help="Decoder of the image; the tiny one imitates the full one in a twentieth of the work.",
         ),
         gathered,
     )

@@ -56,7 +56,7 @@ def _draw(pipeline: Pipeline, seeds: range, images: int, progress: Progress) -> 
 
         def keep_preview(view: ScaleView, wanted: int = chosen, preview: list[np.ndarray] = preview) -> None:
             if view.index == wanted:
-                preview.append(view.preview())
+                preview.append(view.backend.decode())  # by the full decoder, also if there is a tiny one
 
         result = pipeline.generate(
             [int(label) for label in chance.integers(classes, size=BATCH)],
