@@ -178,7 +178,7 @@ def check_fit(draft: Path, drafting: Manifest, bundle: Path, refining: Manifest)
         found, expected = getattr(drafting.model, key), getattr(refining.model, key)
         if found != expected:
             raise SettingsError(
-                f"draft {draft}: expected {key} {shown(expected)} as in {bundle}, found {shown(found)};"
+                f"draft {draft}: expected {key} {expected} as in {bundle}, found {found};"
                 " draft with a model of the same VQVAE"
             )
     for path, manifest in ((draft, drafting), (bundle, refining)):

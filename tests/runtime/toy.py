@@ -6,6 +6,7 @@ uniforms, settings, constants), so a wrong row, a stale array or a missed input 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -111,8 +112,8 @@ GRAPHS = {
             image = Cast<to = 2>(colour)
         }""",
 }
+HALF = 0.5
 CONSTANTS = {
-    "half": np.float32(0.5),
     "ramp": RAMP,
     "ones_x": np.ones((1, 1, 64), np.float32),
     "ones_modulation": np.ones((2, 6, 1, 64), np.float32),
@@ -133,13 +134,13 @@ CONSTANTS = {
 }
 
 
-def write_bundle(folder: Path) -> Manifest:
-    """Write the toy bundle and return its manifest."""
+def write_bundle(folder: Path, half: float = HALF) -> Manifest:
+    """Write the toy bundle and return its manifest. Another `half` makes another model of the same VQVAE."""
     folder.mkdir(parents=True)
     tensors = resize_matrices()
     save_file(tensors, folder / WEIGHTS)
     (folder / "classes.txt").write_text(CLASS_FILE)
-    graphs = {name: _write_graph(folder, name, text) for name, text in GRAPHS.items()}
+    graphs = {name: _write_graph(folder, name, text, {"half": np.float32(half)}) for name, text in GRAPHS.items()}
     manifest = Manifest(
         schema_version=3,
         step_constants=(),
@@ -155,7 +156,7 @@ def write_bundle(folder: Path) -> Manifest:
         ),
         graphs=graphs,
         files={path.name: File.of(path) for path in sorted(folder.iterdir())},
-        provenance=Provenance("2026-01-01T00:00:00Z", {"weights": "none"}, {"onnx": onnx.__version__}, {}),
+        provenance=Provenance("2026-01-01T00:00:00Z", {"vqvae_sha256": "0" * 64}, {"onnx": onnx.__version__}, {}),
     )
     manifest.write(folder)
     return manifest
@@ -168,20 +169,35 @@ def resize_matrices() -> dict[str, np.ndarray]:
     return up | down
 
 
-def reference(label: int, seed: int, cfg: float, filters: float) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return the token maps (p*p,) of one image, and the image (6, 6, 3) uint8. `filters` is top_k * top_p."""
+def reference(
+    label: int,
+    seed: int,
+    cfg: float,
+    filters: float,
+    half: float = HALF,
+    guidance_scales: int = len(SIDES),
+    lead: Sequence[np.ndarray] = (),
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the token maps (p*p,) of one image, and the image (6, 6, 3) uint8.
+
+    `filters` is top_k * top_p. From `guidance_scales` on the logits are those with label. `lead` are the tokens of the
+    first scales, which are not drawn.
+    """
     matrices, draws = resize_matrices(), uniforms(seed, [p * p for p in SIDES])
     x = np.sin(np.array([[label, NUM_CLASSES]], np.float32))  # (L, 2): every channel is the same
     past: list[np.ndarray] = [np.empty((0, 2), np.float32)] * 4  # (S, 2) each
     f_hat = np.zeros(PIXELS, np.float32)
     maps = []
     for k, p in enumerate(SIDES):
-        new = [np.sin(x), np.cos(x), x / 2, x * x]
+        new = [np.sin(x), np.cos(x), x * np.float32(half), x * x]
         past = [np.concatenate(pair) for pair in zip(past, new, strict=True)]
         history = np.mean([np.cumsum(rows, axis=0).mean(axis=0) for rows in past], axis=0)  # (2,)
         logits = np.sin((x + history)[..., None] * RAMP)  # (L, 2, V)
-        guided = logits[:, 0] + cfg * k / 2 * (logits[:, 0] - logits[:, 1])  # (L, V)
+        guided = logits[:, 0]  # (L, V)
+        if k < guidance_scales:
+            guided = guided + cfg * k / 2 * (logits[:, 0] - logits[:, 1])
         tokens = (guided - draws[k][:, None] * RAMP * filters).argmax(axis=1)  # (L,)
+        tokens = lead[k] if k < len(lead) else tokens
         f_hat = f_hat + tokens.astype(np.float32) @ matrices[f"up.{k}"] + k
         maps.append(tokens.astype(np.int32))
         if k + 1 < len(SIDES):
@@ -193,11 +209,11 @@ def reference(label: int, seed: int, cfg: float, filters: float) -> tuple[list[n
     return maps, image[..., None].repeat(3, 2)
 
 
-def _write_graph(folder: Path, name: str, text: str) -> Graph:
+def _write_graph(folder: Path, name: str, text: str, constants: Mapping[str, np.generic]) -> Graph:
     model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> {name} {text}')
     used = {source for node in model.graph.node for source in node.input}
     model.graph.initializer.extend(
-        numpy_helper.from_array(value, key) for key, value in CONSTANTS.items() if key in used
+        numpy_helper.from_array(np.asarray(value), key) for key, value in (CONSTANTS | constants).items() if key in used
     )
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, folder / f"{name}.onnx")
