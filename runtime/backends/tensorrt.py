@@ -198,9 +198,9 @@ class _Batch:
 
     If nobody listens, a whole image is one graph, one for each decoder: the upload of all settings, the kernels of all
     engines, and the download of the results. Otherwise there is one graph for the condition, one for transformer and
-    bridge of each scale, and one for each decoder and f_hat buffer. Graphs are recorded when they are first needed. With
-    an observer the same work is queued stage by stage instead, because inside the graph of a scale the bridge overwrites
-    the inputs of the transformer before the observer could read them.
+    bridge of each scale, and one for each decoder and f_hat buffer. Graphs are recorded when they are first needed.
+    With an observer the same work is queued stage by stage instead, because inside the graph of a scale the bridge
+    overwrites the inputs of the transformer before the observer could read them.
     """
 
     def __init__(
