@@ -131,7 +131,7 @@ class PyTorchBackend:
         return result
 
     @torch.inference_mode()
-    def decode(self) -> np.ndarray:
+    def decode(self, preview: bool = False) -> np.ndarray:
         pixels = self.vqvae.decode(self._f_hat)  # (N, 3, H, W)
         self._finite = sampler.finite(pixels, (1, 2, 3)).numpy()
         images = ((pixels.clamp(-1, 1) * 0.5 + 0.5) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
