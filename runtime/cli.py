@@ -85,6 +85,7 @@ class _File(click.Path):
         return super().convert(value, param, ctx)
 
 
+BOTH = "Expected both of '--draft' and '--draft-scales', or neither."  # of every command that drafts
 FILE = _File(path_type=Path)
 
 

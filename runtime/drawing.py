@@ -12,7 +12,7 @@ import click
 
 from . import limits
 from .backends import BACKENDS
-from .cli import FILE, Number
+from .cli import BOTH, FILE, Number
 from .errors import SettingsError
 from .files.outputs import PREVIEW, check_apart, check_folder, check_target, followed, previews
 from .sampling import BATCH, DECODERS, TOP_K, Sampling
@@ -144,7 +144,7 @@ def _gathered(command: Command) -> Command:
         **others: Any,
     ) -> None:
         if (draft is None) != (draft_scales is None):
-            raise click.UsageError("Expected both of '--draft' and '--draft-scales', or neither.")
+            raise click.UsageError(BOTH)
         command(loading=Loading(threads, backend, verify, draft, draft_scales), **others)
 
     return run

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 from safetensors.numpy import save
 
 from export.engine.build_log import counted, int8_fault, int8_products
@@ -21,7 +22,7 @@ from runtime.backends.cuda import Gpu, gpu, gpu_or_reason
 from runtime.backends.wiring import ALIGNMENT
 from runtime.bundle import engine_record, manifest
 from runtime.bundle.engine_record import Built, Engine, EngineRecord
-from runtime.bundle.names import CONDITION, GRAPHS, channel_scaling
+from runtime.bundle.names import CONDITION, GRAPHS, TRANSFORMER, caches, channel_scaling, past
 from runtime.bundle.weight_file import open_weights, weight_bytes
 from runtime.errors import BundleError, SettingsError
 from runtime.files.atomic import atomic_directory
@@ -135,9 +136,10 @@ def build_engines(
     if source.precision.target == "cpu":
         raise SettingsError(f"{bundle}: its INT8 is for ONNX Runtime on a CPU; calibrate with --target trt for engines")
     batches = tuple(sorted({1, *batches}))  # with 1, the engines can generate any number of images
-    _check_alignment(source, batches)
+    guided = _guidance_scales(source, guidance_scales)
+    _check_alignment(source, batches, guided)
     out = out or bundle / engine_record.FOLDER / built.tag
-    plan = _plan(source, built, batches, options, _guidance_scales(source, guidance_scales))
+    plan = _plan(source, built, batches, options, guided)
     if not force and _is_up_to_date(out, plan):
         return out, False
     check_memory(bundle, source)
@@ -183,14 +185,21 @@ def _with_layers(engine: Engine, builder: Builder, plan: bytes) -> Engine:
     )
 
 
-def _check_alignment(source: manifest.Manifest, batches: tuple[int, ...]) -> None:
-    """Raise SettingsError if the images of a batch do not start at addresses that TensorRT accepts."""
+def _check_alignment(source: manifest.Manifest, batches: tuple[int, ...], guidance_scales: int) -> None:
+    """Raise SettingsError if images of a batch, or keys of one column, do not start where TensorRT accepts it."""
     model = source.model
     rows = model.code_size * model.grid**2 * 4, model.image_size**2 * 3  # bytes of one image in f_hat and in images
     if batches != (1,) and any(row % ALIGNMENT for row in rows):
         raise SettingsError(
             f"--batches: TensorRT needs images at multiples of {ALIGNMENT} bytes, those of {model.name} are not;"
             " use --batches 1"
+        )
+    dtypes = {spec.name: np.dtype(spec.dtype) for spec in source.graphs[TRANSFORMER].inputs}
+    keys = model.width * dtypes[past(*caches(model.depth)[0])].itemsize  # bytes of a token in a column
+    if guidance_scales < len(source.scales) and keys % ALIGNMENT:
+        raise SettingsError(
+            f"--guidance-scales: TensorRT needs keys at multiples of {ALIGNMENT} bytes, those of {model.name} take"
+            f" {keys}; leave it out"
         )
 
 

@@ -23,6 +23,7 @@ def report(record: EngineRecord, kernels: Mapping[str, Kernels], folder: Path) -
         f"# Engines for {built.tag}",
         "",
         f"GPU: {built.gpu or 'none, built ahead of time'}; batches {', '.join(map(str, record.batches))};"
+        f" guidance at {record.guidance_scales} scales or more;"
         f" the building process held {record.peak_bytes / 1e9:.2f} GB at most; {record.created}",
         "",
         "| graph | profiles | seconds | weights | engine | rest | ratio | INT8 products: planned, in each profile |",

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from runtime import limits
-from runtime.cli import FILE, Number, command, reports_errors
+from runtime.cli import BOTH, FILE, Number, command, reports_errors
 from runtime.files.outputs import REPORT, check_directory
 from runtime.progress import progress_bar
 
@@ -25,6 +25,16 @@ from runtime.progress import progress_bar
     default=8,
     help="Number of images to compare, of classes from the whole range.",
 )
+@click.option(
+    "--guidance-scales",
+    type=Number(int, limits.GUIDANCE_SCALES),
+    metavar="M",
+    help="Also compare guidance at the first M scales with guidance at all.",
+)
+@click.option("--draft", type=FILE, help="Also check drafting by this bundle; needs --draft-scales.")
+@click.option(
+    "--draft-scales", type=Number(int, limits.DRAFT_SCALES), metavar="N", help="Number of scales that --draft draws."
+)
 @click.option("--bisect", "with_bisect", is_flag=True, help="Where a stage fails, find the first node that is wrong.")
 @click.option("--report", type=FILE, help="Directory to write report.html and report.json to.")
 @reports_errors
@@ -34,6 +44,9 @@ def main(
     vae_checkpoint: Path | None,
     against: Path | None,
     images: int,
+    guidance_scales: int | None,
+    draft: Path | None,
+    draft_scales: int | None,
     with_bisect: bool,
     report: Path | None,
 ) -> None:
@@ -44,13 +57,19 @@ def main(
     """
     from export.verify.html import HTML, write
     from export.verify.run import verify
+    from export.verify.shortcuts import Shortcuts
 
     if report is not None:
         check_directory(report, REPORT, *directories)
     if against is not None and (var_checkpoint or vae_checkpoint):
         raise click.UsageError("--against takes the place of both checkpoints; give one or the other.")
+    if (draft is None) != (draft_scales is None):
+        raise click.UsageError(BOTH)
+    shortcuts = Shortcuts(guidance_scales, draft, draft_scales)
     with progress_bar() as progress:
-        result = verify(directories, (var_checkpoint, vae_checkpoint), against, images, with_bisect, progress)
+        result = verify(
+            directories, (var_checkpoint, vae_checkpoint), against, images, with_bisect, progress, shortcuts
+        )
     result.print()
     if report is not None:
         write(result, report)

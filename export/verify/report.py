@@ -19,9 +19,23 @@ from export.verify.check import Row
 from export.verify.recording import Reference
 from export.verify.tolerances import LIMITS
 
-COLUMNS = ("max", "mean", "relative", "cosine", "top1", "top5", "kl", "tokens", "drawn", "explained", "psnr", "ssim")
+COLUMNS = (
+    "max",
+    "mean",
+    "relative",
+    "cosine",
+    "top1",
+    "top5",
+    "kl",
+    "tokens",
+    "drawn",
+    "explained",
+    "equal",
+    "psnr",
+    "ssim",
+)
 FAILED = "FAILED"  # the status of an artifact; a reason that starts with it is a failure, others are not
-SHARES = ("top1", "top5", "tokens", "drawn", "explained")
+SHARES = ("top1", "top5", "tokens", "drawn", "explained", "equal")
 
 
 @dataclass(frozen=True)

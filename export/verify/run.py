@@ -24,6 +24,8 @@ from export.verify.check import (
 )
 from export.verify.recording import Drawn, Recording, Reference, Settings, prepare
 from export.verify.report import Entry, Report
+from export.verify.shortcuts import DRAFTING, Shortcuts, check_shortcuts
+from export.verify.tolerances import GUIDANCE
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.names import SMOOTH_BRIDGE
 from runtime.bundle.precision import Precision
@@ -33,6 +35,7 @@ from runtime.pipeline import Pipeline
 from runtime.progress import Progress, silent
 
 Checkpoints = tuple[Path | None, Path | None]
+NO_SHORTCUTS = Shortcuts()
 
 
 def verify(
@@ -42,14 +45,17 @@ def verify(
     pictures: int = 8,
     with_bisect: bool = False,
     progress: Progress = silent,
+    shortcuts: Shortcuts = NO_SHORTCUTS,
 ) -> Report:
     """Compare everything in `directories` with the PyTorch model, or with the FP32 bundle `against`.
 
-    `checkpoints` are the files of VAR and VQVAE; a file that is not given is found by the manifest's provenance. Raises
-    BundleError, CheckpointError, SettingsError.
+    `checkpoints` are the files of VAR and VQVAE; a file that is not given is found by the manifest's provenance.
+    `shortcuts` are compared with the exact path. Raises BundleError, CheckpointError, SettingsError.
     """
     artifacts = find(directories)
     first = next(artifact for artifact in artifacts if artifact.manifest)
+    assert first.manifest
+    shortcuts.check(first.path, first.manifest)
     smooth = any(artifact.manifest and SMOOTH_BRIDGE in artifact.manifest.graphs for artifact in artifacts)
     if against is None:
         reference = _pytorch_reference(first, checkpoints, pictures, smooth, progress)
@@ -62,7 +68,7 @@ def verify(
         elif reason := artifact.unable():
             entries.append(Entry(artifact, reason))
         else:
-            entries.append(_verified(artifact, reference, _titled(progress, artifact.name)))
+            entries.append(_verified(artifact, reference, _titled(progress, artifact.name), shortcuts))
     if with_bisect and any(entry.failed for entry in entries):
         with _sound(artifacts, checkpoints, against, progress) as sound:
             entries = [_bisected(entry, reference, sound, progress) for entry in entries]
@@ -118,12 +124,13 @@ def verified(artifact: Artifact, pipeline: Pipeline, reference: Reference, progr
     return Entry(artifact, None, pipeline.backend.name, checked.rows, checked.led, checked.free)
 
 
-def _verified(artifact: Artifact, reference: Reference, progress: Progress) -> Entry:
+def _verified(artifact: Artifact, reference: Reference, progress: Progress, shortcuts: Shortcuts) -> Entry:
     assert artifact.manifest
     progress("loading", 0, 1)
     try:
         with runnable(artifact) as (_, pipeline):
             entry = verified(artifact, pipeline, reference, progress)
+            entry = replace(entry, rows=[*entry.rows, *check_shortcuts(reference, pipeline, shortcuts, progress)])
             del pipeline  # free its memory before the static steps need theirs
     except (BundleError, SettingsError) as error:
         if not artifact.engines:
@@ -183,6 +190,8 @@ def _bisected(entry: Entry, reference: Reference, sound: Path, progress: Progres
     if not entry.failed or entry.artifact.engines:
         return entry
     row, artifact = entry.failed[0], entry.artifact
+    if row.stage.startswith((GUIDANCE, DRAFTING)):
+        return replace(entry, finding="every stage is within tolerance: the shortcut differs from the exact path")
     if row.stage.endswith("generation"):
         said: Finding | str | None = "every stage is within tolerance: the loop, the seeds or the sampler differ"
         return replace(entry, finding=said)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 from runtime.bundle.precision import Precision
 
-AT_LEAST = ("cosine", "top1", "top5", "tokens", "drawn", "explained", "psnr", "ssim")  # for all others, less is better
+GUIDANCE = "guidance at"  # begins the name of the stage of the scales without guidance
+# For all other metrics less is better.
+AT_LEAST = ("cosine", "top1", "top5", "tokens", "drawn", "explained", "equal", "psnr", "ssim")
 
 # relative: norm of the error over the norm of the tensor. kl: mean over contexts, in nats. drawn: share of the draws
 # that follow from the stage's own logits. explained: share of the draws where images first diverge from the reference's
@@ -53,8 +55,8 @@ INSIDE = {"fp32": 1e-3, "fp16": 0.01, "int8": 0.2}
 
 
 def limits(precision: Precision, stage: str) -> Mapping[str, float]:
-    """Return the limits of the stage's metrics. A static step has those of the transformer."""
-    return LIMITS[precision.kind]["transformer" if stage.startswith("static step") else stage]
+    """Return the limits of the stage's metrics. Static steps and scales without guidance have the transformer's."""
+    return LIMITS[precision.kind]["transformer" if stage.startswith(("static step", GUIDANCE)) else stage]
 
 
 def misses(precision: Precision, stage: str, metrics: Mapping[str, float]) -> list[str]:

@@ -8,10 +8,9 @@ from typing import Any
 import click
 
 from .. import limits
-from ..backends import BACKENDS
 from ..bundle.manifest import Manifest
 from ..cli import FILE, Number, batch_sizes, command, reports_errors
-from ..drawing import sampling_options
+from ..drawing import Loading, loading_options, sampling_options
 from ..files.outputs import check_apart, check_target
 from ..progress import progress_bar
 from ..sampling import Sampling
@@ -19,12 +18,7 @@ from ..sampling import Sampling
 
 @command()
 @click.option("--bundle", type=FILE, required=True, help="Bundle to measure.")
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="Inference engine to run on.")
-@click.option(
-    "--threads",
-    type=Number(int, limits.THREADS),
-    help="Number of CPU threads.  [default: as many CPUs as this process may use]",
-)
+@loading_options
 @click.option("--batches", default="1", help="Batch sizes to measure, such as 1,4.")
 @click.option("--runs", type=Number(int, limits.RUNS), default=9, help="Number of timed runs for each batch size.")
 @click.option("--label", default="0", help="Class of all images, as number or name.")
@@ -41,7 +35,6 @@ from ..sampling import Sampling
 )
 @click.option("--var-checkpoint", type=FILE, help="Transformer weights of the bundle, for --compare pytorch.")
 @click.option("--vae-checkpoint", type=FILE, help="VQVAE weights of the bundle, for --compare pytorch.")
-@click.option("--verify/--no-verify", default=True, help="Check the SHA-256 of the bundle's files first.")
 @reports_errors
 def main(
     bundle: Path,
@@ -51,12 +44,16 @@ def main(
     var_checkpoint: Path | None,
     vae_checkpoint: Path | None,
     sampling: Sampling,
+    loading: Loading,
     **options: Any,
 ) -> None:
     """Measure the time, memory and energy of drawing with a bundle. Energy is measured on a Jetson only."""
     sizes = batch_sizes(batches)
     if (var_checkpoint or vae_checkpoint) and not options["compare"]:
         raise click.UsageError("--var-checkpoint and --vae-checkpoint need --compare.")
+
+    if options["compare"] and (sampling.guidance_scales is not None or loading.draft):
+        raise click.UsageError("--compare draws without shortcuts; leave out --guidance-scales and --draft.")
 
     from .benchmark import benchmark, check_libraries
     from .jetson import Jetson
@@ -66,7 +63,19 @@ def main(
 
     manifest = _checked(bundle, json_file, plot_file)
     drawn = sampling.fitted(manifest.model.vocab_size, len(manifest.scales))
-    settings = Settings(batches=sizes, cfg=drawn.cfg, top_k=drawn.tokens_kept, top_p=drawn.top_p, **options)
+    settings = Settings(
+        backend=loading.backend,
+        threads=loading.threads,
+        batches=sizes,
+        cfg=drawn.cfg,
+        top_k=drawn.tokens_kept,
+        top_p=drawn.top_p,
+        verify=loading.verify,
+        guidance_scales=drawn.guidance_scales,
+        draft=str(loading.draft) if loading.draft else None,
+        draft_scales=loading.draft_scales,
+        **options,
+    )
     check_libraries(plot_file is not None, settings.compare == "pytorch")
     with progress_bar() as progress:
         report = benchmark(bundle, settings, (var_checkpoint, vae_checkpoint), Jetson.find(), progress)

@@ -14,14 +14,13 @@ from ..bundle.manifest import WEIGHTS, Manifest, Model
 from ..bundle.weight_file import loaded_weights
 from ..errors import SettingsError
 from ..optional import require
-from ..pipeline import Pipeline
 from ..processors import usable_cpus
 from ..progress import Progress, counter, silent
 from .compare import Draw
 from .gemm import gemm_rate
 from .jetson import Jetson
 from .machine import machine
-from .measure import load, measure_batch, memory_while_drawing
+from .measure import Drawing, load, measure_batch, memory_while_drawing
 from .report import SCHEMA_VERSION, BundleFacts, Floor, JetsonFacts, Report, Settings
 from .work import decoder_flop, transformer_flop
 
@@ -77,7 +76,7 @@ def benchmark(
 
 
 def _rivals(
-    bundle: Path, pipeline: Pipeline, settings: Settings, threads: int, checkpoints: Checkpoints, progress: Progress
+    bundle: Path, pipeline: Drawing, settings: Settings, threads: int, checkpoints: Checkpoints, progress: Progress
 ) -> tuple[dict[str, Draw], dict[str, str]]:
     """Return the rivals by name, ready to run, and those that cannot run, with the reason."""
     if settings.compare is None:

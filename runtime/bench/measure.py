@@ -12,6 +12,8 @@ from statistics import median
 
 from ..backends.base import OnStage
 from ..bundle.manifest import Manifest
+from ..drafted import DraftedPipeline
+from ..drawing import Loading
 from ..memory import Memory, memory
 from ..pipeline import Maps, Pipeline
 from ..sampling import Sampling
@@ -22,6 +24,7 @@ from .report import BatchTimes, Energy, Load, Settings, StageTime
 from .summary import Summary
 
 Stage = tuple[str, int | None]  # graph, scale
+Drawing = Pipeline | DraftedPipeline
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Run:
     joules: dict[str, float]
 
 
-def load(bundle: Path, settings: Settings) -> tuple[Pipeline, Load]:
+def load(bundle: Path, settings: Settings) -> tuple[Drawing, Load]:
     """Load the bundle and draw a first image; return the pipeline and the times.
 
     The hashes are checked first, so the later steps find the files in the page cache.
@@ -45,22 +48,23 @@ def load(bundle: Path, settings: Settings) -> tuple[Pipeline, Load]:
         Manifest.load(bundle)
         hashing = time.perf_counter() - start
     start = time.perf_counter()
-    pipeline = Pipeline(bundle, settings.backend, settings.threads, verify=False)
+    draft = Path(settings.draft) if settings.draft is not None else None
+    pipeline = Loading(settings.threads, settings.backend, False, draft, settings.draft_scales).pipeline(bundle)
     loading, loaded = time.perf_counter() - start, memory()
     start = time.perf_counter()
     draw(pipeline, settings, 1)
     return pipeline, Load(hashing, loading, time.perf_counter() - start, loaded)
 
 
-def draw(pipeline: Pipeline, settings: Settings, batch: int, on_stage: OnStage | None = None) -> Maps:
+def draw(pipeline: Drawing, settings: Settings, batch: int, on_stage: OnStage | None = None) -> Maps:
     """Draw `batch` images together and return their tokens."""
     s = settings
-    sampling = Sampling(s.cfg, s.top_k, s.top_p)
+    sampling = Sampling(s.cfg, s.top_k, s.top_p, guidance_scales=s.guidance_scales)
     result = pipeline.generate([s.label] * batch, s.seed, batch=batch, on_stage=on_stage, sampling=sampling)
     return result.tokens
 
 
-def memory_while_drawing(pipeline: Pipeline, settings: Settings, batch: int) -> Memory | None:
+def memory_while_drawing(pipeline: Drawing, settings: Settings, batch: int) -> Memory | None:
     """Return the most memory that a run holds, measured between its graphs."""
     held: list[Memory] = []
 
@@ -73,7 +77,7 @@ def memory_while_drawing(pipeline: Pipeline, settings: Settings, batch: int) -> 
 
 
 def measure_batch(
-    pipeline: Pipeline,
+    pipeline: Drawing,
     settings: Settings,
     batch: int,
     held: Memory | None,
@@ -106,7 +110,7 @@ def measure_batch(
     )
 
 
-def _run(pipeline: Pipeline, settings: Settings, batch: int, jetson: Jetson | None) -> Run:
+def _run(pipeline: Drawing, settings: Settings, batch: int, jetson: Jetson | None) -> Run:
     """Draw once and measure. A backend that launches a whole batch at once draws again to time its stages."""
     stages: dict[Stage, float] = defaultdict(float)
 

@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..drafted import DRAFT
 from ..files.atomic import atomic_file
 from .report import BatchTimes, Report
 from .tables import seconds
@@ -20,6 +21,7 @@ COLOUR_MAPS = {
     "bridge": "Oranges",
     "step": "Blues",  # transformer and bridge together, if an engine records them as one CUDA graph
     "decoder": "Greens",
+    **{DRAFT + graph: "Reds" for graph in ("condition", "transformer", "bridge", "step")},
 }
 OUTSIDE, RIVAL = "#999999", "#d4d4d4"
 LABELLED = 0.03  # share of the axis above which a segment has room for text

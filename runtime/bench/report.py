@@ -45,6 +45,9 @@ class Settings:
     top_p: float
     verify: bool
     compare: str | None
+    guidance_scales: int | None = None  # None: all scales
+    draft: str | None = None  # directory of the bundle that draws the first `draft_scales` scales
+    draft_scales: int | None = None
 
 
 @dataclass(frozen=True)

@@ -237,3 +237,43 @@ def test_records_that_differ_are_not_equal(built: tuple[Path, Path]) -> None:
     document = json.loads((built[1] / "engine.json").read_text())
     assert document["batches"] == list(record.batches)
     assert replace(record, options={**record.options, "workspace_bytes": 1}) != record
+
+
+def test_profiles_without_guidance(built: tuple[Path, Path], tmp_path: Path) -> None:
+    """The transformer has one more for each scale from --guidance-scales on, with half the columns."""
+    command = [str(built[0]), "--guidance-scales", "5", "--out", str(tmp_path / "engines")]
+    assert run(*command).returncode == 0
+    record, exact = EngineRecord.load(tmp_path / "engines"), EngineRecord.load(built[1])
+    assert (record.guidance_scales, exact.guidance_scales) == (5, 6)
+    for name, engine in record.engines.items():
+        known = exact.engines[name].profiles
+        assert engine.profiles[: len(known)] == known and len(engine.profiles) == len(known) + (name == "transformer")
+    inputs = Manifest.load(built[0]).graphs["transformer"].inputs
+    guided, narrow = (record.engines["transformer"].profiles[i] for i in (5, 6))
+    assert record.unguided_profile(1, 5, 6) == 6
+    columns = {spec.name: spec.shape.index("2B") for spec in inputs if "2B" in spec.shape}
+    assert columns and all(
+        narrow[name] == (*shape[: columns[name]], 1, *shape[columns[name] + 1 :])
+        for name, shape in guided.items()
+        if name in columns
+    )
+    assert "up to date" in run(*command).stdout
+    assert "built" in run(str(built[0]), "--out", str(tmp_path / "engines")).stdout
+
+
+@pytest.mark.parametrize(
+    ("value", "code", "message"),
+    [
+        ("7", 1, "--guidance-scales: expected 1 to 6, found 7"),
+        ("0", 2, "expected an integer of 1 to 64, found '0'"),
+    ],
+)
+def test_wrong_numbers_of_guided_scales(fp16_demo_bundle: Path, value: str, code: int, message: str) -> None:
+    result = run(str(fp16_demo_bundle), "--guidance-scales", value)
+    assert (result.returncode, result.stderr.count("\n")) == (code, 1) and message in result.stderr
+
+
+def test_keys_that_tensorrt_cannot_address(fp16_tiny_bundle: Path) -> None:
+    result = run(str(fp16_tiny_bundle), "--guidance-scales", "2")
+    assert result.returncode == 1
+    assert "--guidance-scales: TensorRT needs keys at multiples of 256 bytes, those of tiny take 128;" in result.stderr

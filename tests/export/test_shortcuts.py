@@ -1,0 +1,85 @@
+"""Shortcuts draw what the same shortcuts in PyTorch draw: with one likeliest token, and with the default filters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.checkpoint.recipe import Recipe
+from export.checkpoint.weights import Weights, checkpoint_weights, formula_weights, load_models
+from export.model.reference import Generation
+from export.model.reference import generate as generate_exactly
+from export.model.shortcuts import Models, generate_drafted, generate_shortened
+from runtime.drafted import DraftedPipeline
+from runtime.pipeline import Pipeline, Result
+from runtime.sampling import Sampling
+from tests.conftest import DATA
+from tests.export.agreement import draws
+
+SEED = 3
+GREEDY, DRAWN = Sampling(3.0, 1, 0.0), Sampling(3.0, 50, 0.9)
+
+
+@pytest.fixture(scope="module")
+def demo() -> Models:
+    recipe = Recipe.load("var_demo")
+    return load_models(recipe, checkpoint_weights(recipe, None, None))
+
+
+def tiny(head: float = 1.0) -> Models:
+    """The tiny model, or one with a larger head, as the fixture `other_tiny_bundle` has it."""
+    recipe = Recipe.load(str(DATA / "tiny.toml"))
+    weights = formula_weights(recipe, 0)
+    larger = {"head.weight": lambda: np.asarray(weights.read("head.weight") * np.float32(head))}
+    return load_models(recipe, Weights({**weights.readers, **larger}, {}))
+
+
+def same(found: Result, expected: Generation) -> None:
+    for k, (tokens, wanted) in enumerate(zip(found.tokens, expected.tokens, strict=True)):
+        np.testing.assert_array_equal(tokens, wanted, err_msg=f"scale {k}")
+    error = np.abs(found.images.astype(int) - expected.images)
+    assert (error <= 1).mean() >= 0.999
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
+def test_guidance_at_the_first_scales(demo_bundle: Path, demo: Models, sampling: Sampling) -> None:
+    pipeline, labels = Pipeline(demo_bundle), [3, 12, 29]
+    scales = len(pipeline.manifest.scales)
+    for m in range(1, scales + 1):
+        expected = generate_shortened(demo, labels, draws(pipeline, 3, SEED), sampling, m)
+        same(pipeline.generate(labels, SEED, batch=2, sampling=replace(sampling, guidance_scales=m)), expected)
+    exact = generate_exactly(*demo, labels, draws(pipeline, 3, SEED), sampling)
+    assert all(map(np.array_equal, exact.tokens, expected.tokens))  # of the last, which guides all scales
+
+
+def test_the_tiny_model(tiny_bundle: Path) -> None:
+    pipeline, labels, models = Pipeline(tiny_bundle), [0, 9, 10], tiny()
+    for m in (1, 2, 3):
+        expected = generate_shortened(models, labels, draws(pipeline, 3, SEED), GREEDY, m)
+        same(pipeline.generate(labels, SEED, sampling=replace(GREEDY, guidance_scales=m)), expected)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
+def test_drafting(tiny_bundle: Path, other_tiny_bundle: Path, sampling: Sampling) -> None:
+    pair = Pipeline(other_tiny_bundle), Pipeline(tiny_bundle)
+    labels: Sequence[int] = [0, 9, 10]
+    for count in range(4):
+        for m in (1, 2, 3):
+            uniforms = draws(pair[1], 3, SEED)
+            expected = generate_drafted(tiny(1.02), tiny(), labels, uniforms, sampling, m, count)
+            found = DraftedPipeline(*pair, count).generate(
+                labels, SEED, batch=2, sampling=replace(sampling, guidance_scales=m)
+            )
+            same(found, expected)
+
+
+def test_drafting_with_two_precisions(demo_bundle: Path, int8_bundles: dict[str, Path], demo: Models) -> None:
+    """What FP32 drafts for INT8 is exact; INT8 draws the rest."""
+    large, small = Pipeline(demo_bundle), Pipeline(int8_bundles["cpu"])
+    expected = generate_exactly(*demo, [3, 12], draws(large, 2, SEED), GREEDY)
+    found = DraftedPipeline(large, small, 4).generate([3, 12], SEED, sampling=GREEDY)
+    assert all(map(np.array_equal, found.tokens[:4], expected.tokens[:4]))
