@@ -35,6 +35,15 @@ def shipped(recipe: Recipe) -> Path | None:
     return recipe.folder / recipe.checkpoints / recipe.tiny_decoder
 
 
+def load_tiny_decoder(weights: Weights, recipe: Recipe, path: Path) -> TinyDecoder:
+    """Return the tiny decoder in the file `path` in float32, ready for inference. Raises CheckpointError."""
+    read, tiny = with_tiny_decoder(weights, recipe, path).read, empty_tiny_decoder(recipe)
+    tiny.load_state_dict(
+        {name: torch.from_numpy(read(PREFIX + name)) for name in tiny.state_dict()}, strict=True, assign=True
+    )
+    return tiny.requires_grad_(False)
+
+
 def with_tiny_decoder(weights: Weights, recipe: Recipe, path: Path) -> Weights:
     """Return `weights` and those of the tiny decoder in the file `path`. Raises CheckpointError."""
     if not os.path.isfile(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,11 @@ from export.__main__ import main as export
 from export.checkpoint.recipe import RECIPES, Recipe
 from export.checkpoint.weights import empty_models
 from export.model.tiny_decoder import TinyDecoder
-from runtime.bundle.manifest import Manifest
+from export.verify.check import Row
+from export.verify.run import verify
+from runtime.bundle.manifest import WEIGHTS, File, Manifest
 from runtime.bundle.names import TINY_DECODER
+from runtime.bundle.weight_file import read_header
 
 SHARE = 0.05  # of the decoder's FLOP
 
@@ -95,6 +99,36 @@ def test_the_exported_graph_computes_it(distilled: Path, tmp_path: Path, precisi
     assert finite.all()
     _, finite = session.run(None, {"f_hat": np.where(np.arange(8).reshape(8, 1, 1, 1) == 3, np.nan, f_hat)})
     assert finite.tolist() == [True] * 3 + [False] + [True] * 4
+
+
+def test_verify_compares_it(distilled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    assert not command(export, "--model", "var_demo", "--out", out, "--tiny-decoder", distilled).exit_code
+    (row,) = rows_of_the_tiny_decoder(out, distilled)
+    assert row.verdict == "passed" and row.metrics["psnr"] > 65
+    (row,) = rows_of_the_tiny_decoder(out, None)
+    assert row.remark == "the reference has none to compare with"
+    with_other_weights(out)
+    (row,) = rows_of_the_tiny_decoder(out, distilled)
+    assert row.verdict == "failed" and "psnr" in row.remark
+
+
+def rows_of_the_tiny_decoder(bundle: Path, file: Path | None) -> list[Row]:
+    (entry,) = verify([bundle], pictures=1, tiny_decoder=file).entries
+    return [row for row in entry.rows if row.stage == "tiny decoder"]
+
+
+def with_other_weights(bundle: Path) -> None:
+    """Scale one bias of the tiny decoder in the weight file, and let the manifest agree."""
+    manifest, path = Manifest.load(bundle), bundle / WEIGHTS
+    tensor = read_header(path)["tiny_decoder.up.2.bias"]
+    with path.open("r+b") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        file.seek(start + tensor.start)
+        values = np.frombuffer(file.read(tensor.end - tensor.start), "<f4")
+        file.seek(start + tensor.start)
+        file.write((values + 0.1).astype("<f4").tobytes())
+    replace(manifest, files=manifest.files | {WEIGHTS: File.of(path)}).write(bundle)
 
 
 def test_a_file_of_another_model_is_refused_in_one_line(distilled: Path, tmp_path: Path) -> None:
