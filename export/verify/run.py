@@ -51,7 +51,8 @@ def verify(
     """Compare everything in `directories` with the PyTorch model, or with the FP32 bundle `against`.
 
     `checkpoints` are the files of VAR and VQVAE; a file that is not given is found by the manifest's provenance.
-    `tiny_decoder` is the file of the tiny decoder, if it is not shipped. `shortcuts` are compared with the exact path. Raises BundleError, CheckpointError, SettingsError.
+    `tiny_decoder` is the file of the tiny decoder, if it is not shipped. `shortcuts` are compared with the exact path.
+    Raises BundleError, CheckpointError, SettingsError.
     """
     artifacts = find(directories)
     first = next(artifact for artifact in artifacts if artifact.manifest)
