@@ -110,7 +110,7 @@ def test_verify_compares_it(distilled: Path, tmp_path: Path) -> None:
     assert row.remark == "the reference has none to compare with"
     with_other_weights(out)
     (row,) = rows_of_the_tiny_decoder(out, distilled)
-    assert row.verdict == "failed" and "psnr" in row.remark
+    assert row.verdict == "FAILED" and "psnr" in row.remark
 
 
 def rows_of_the_tiny_decoder(bundle: Path, file: Path | None) -> list[Row]:
