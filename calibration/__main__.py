@@ -13,6 +13,9 @@ from runtime.optional import require
 from runtime.progress import progress_bar
 from runtime.sampling import TOP_K, Sampling
 
+# docs/int8.md, "Cost": ONNX Runtime unpacks the weights in each product.
+SLOW_WEIGHTS = "--weights-only on a CPU saves memory, not time: d16 takes twice as long as in FP32 (docs/int8.md)"
+
 
 @command()
 @click.argument("bundle", type=FILE)
@@ -55,6 +58,11 @@ from runtime.sampling import TOP_K, Sampling
 )
 @click.option("--weights-only", is_flag=True, help="Quantize only the weights; compute in FP16 (trt) or FP32 (cpu).")
 @click.option(
+    "--measure-speed",
+    is_flag=True,
+    help="Time each kind of layer on this CPU, with --target cpu, and leave those float that are slower in INT8.",
+)
+@click.option(
     "--channel-scaling",
     "--smoothing",
     type=click.Choice(["adaln", "all", "none"]),
@@ -90,6 +98,7 @@ def main(
     budget: float | None,
     overrides: tuple[str, ...],
     weights_only: bool,
+    measure_speed: bool,
     channel_scaling: str | None,
     alpha: float,
     seed: int,
@@ -107,6 +116,12 @@ def main(
     sizes = sorted(batch_sizes(batches))
     if weights_only and budget is not None:
         raise click.UsageError("--weights-only has no activations to plan for; give it without --budget.")
+    if measure_speed and (target != "cpu" or weights_only):
+        raise click.UsageError(
+            "--measure-speed times INT8 layers on this CPU; give it --target cpu and no --weights-only."
+        )
+    if weights_only and target == "cpu":
+        warn(SLOW_WEIGHTS)
     require("calibration", "onnx", "onnxscript", "onnx_ir")
     if budget is not None:
         require("--budget", "matplotlib")  # for the map of what it measured
@@ -118,7 +133,8 @@ def main(
     scales = scales or DEFAULT_SCALES[target]
     scaled = channel_scaling or ("none" if scales == "row" else "adaln")
     settings = Settings(seed, Sampling.cfg, TOP_K, Sampling.top_p, scaled, alpha)
-    request = Request(target, scales, method, images, first, settings, budget, kinds, weights_only, tuple(sizes), merge)
+    request = Request(target, scales, method, images, first, settings, budget, kinds, weights_only, tuple(sizes), merge,
+                      measure_speed)  # fmt: skip
     with progress_bar() as progress:
         summary = make_int8(bundle, out, request, calibration, progress, warn)
     click.echo(f"{out}: {summary}")

@@ -15,6 +15,7 @@ from calibration.record import FILE_NAME, Calibration, Settings, fingerprint
 from calibration.sensitivity import FILE_NAME as SENSITIVITY
 from calibration.sensitivity import Sensitivity, heat_map, measure, table, within_budget
 from calibration.sites import Site, all_sites
+from calibration.speed import measure_speed, speed_table, without_slower
 from calibration.target import TARGETS
 from export.kept import Warn
 from runtime.bundle.manifest import Manifest
@@ -41,6 +42,7 @@ class Request:
     weights_only: bool = False
     batches: tuple[int, ...] = (1,)
     merge: tuple[Path, ...] = ()
+    measure_speed: bool = False  # time the layers on this CPU, and plan those as float that are slower in INT8
 
 
 def make_int8(
@@ -76,9 +78,14 @@ def make_int8(
             sensitivity = measure(bundle, where, found, target, scales, method, progress, sites)
             plan, expected = within_budget(sites, plan, sensitivity, request.budget)
     plan = with_overrides(sites, plan, dict(request.overrides))
+    speeds = measure_speed(bundle, sites, plan, progress) if request.measure_speed else []
+    plan = with_overrides(sites, without_slower(plan, speeds), dict(request.overrides))
 
     def report(folder: Path) -> None:
-        (folder / REPORT).write_text(_report(request, found, plan, sites, sensitivity, expected), encoding="utf-8")
+        text = _report(request, found, plan, sites, sensitivity, expected)
+        if speeds:
+            text += "\n" + speed_table(speeds)
+        (folder / REPORT).write_text(text, encoding="utf-8")
         if sensitivity:
             heat_map(sensitivity, sites, folder / HEAT_MAP)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from export.checkpoint.recipe import Recipe
+from export.checkpoint.recipe import Recipe, phi_indices
 from export.checkpoint.tiny_decoder import SOURCE as TINY
 from export.checkpoint.tiny_decoder import empty_tiny_decoder
 from export.checkpoint.weights import Weights, empty_models
@@ -24,7 +24,7 @@ from export.graphs.trace import trace
 from export.graphs.weights import STORED, Entry
 from export.graphs.write import Head, write_bundle
 from export.kept import Warn, new_bundle
-from export.model.quantizer import area_matrix, bicubic_matrix, phi_indices
+from export.model.quantizer import area_matrix, bicubic_matrix
 from export.room import check_room
 from runtime.bundle import manifest
 from runtime.bundle.precision import Precision

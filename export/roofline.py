@@ -12,12 +12,15 @@ from pathlib import Path
 
 import click
 
+from export import sizes
 from export.checkpoint.recipe import Recipe
+from export.sizes import decoder_layers
 from runtime.bundle.manifest import Manifest, Model
 from runtime.cli import command, reports_errors
 
 FP32, FP16, INT8 = "fp32", "fp16", "int8"  # types of products; the last two also name the precisions of a bundle
 BYTES = {FP32: 4, FP16: 2, INT8: 1}
+KINDS = {FP16: sizes.FP16, INT8: sizes.INT8}  # of bundles
 BATCHES = (1, 8)
 
 
@@ -106,7 +109,7 @@ def _condition(model: Model, precision: str, batch: int) -> Work:
     modulation = 4 * rows * (6 * width * model.depth + 2 * width)
     return Work(
         "condition",
-        weights=outputs * (BYTES[precision] * width + 2),
+        weights=sum(layer.bytes(KINDS[precision].linear) for layer in sizes.modulation(model)),
         activations=modulation + 2 * 2 * rows * outputs,
         flop={precision: digits * 2 * rows * width * outputs},
     )
@@ -119,8 +122,6 @@ def _step(model: Model, precision: str, columns: int, tokens: int, past: int, fo
     fc2 = width * hidden
     linear = 4 * width * width + 2 * fc2  # qkv, projection, fc1, fc2
     digits = fc2 if precision == INT8 else 0  # fc2 takes its operand as two digits
-    weights = model.depth * (one * linear + 2 * (5 * width + hidden)) + 4 * (width + 1) * model.vocab_size
-    weights += model.depth * 4 * 2 * model.heads * model.attn_l2_norm  # scales of q and k
     norm = 4 * width + 2 * width + 4 * width + one * width  # reads the residual stream and a product, writes both
     block = {
         "qkv": one * width + 6 * width,
@@ -141,78 +142,30 @@ def _step(model: Model, precision: str, columns: int, tokens: int, past: int, fo
     flop[precision] = flop.get(precision, 0.0) + 2 * rows * model.depth * (linear + digits)
     return Work(
         f"{tokens} tokens",
-        weights=weights,
+        weights=sizes.blocks(model, KINDS[precision]) + sizes.head(model),
         cache=model.depth * 2 * 2 * width * columns * (past + tokens + tokens),
         activations=rows * (model.depth * sum(block.values()) + head) + modulation + bridge,
         flop=flop,
     )
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A convolution of the decoder, and what it reads besides its operand."""
-
-    side: int
-    channels_in: int
-    channels_out: int
-    kernel: int = 3
-    normed: bool = False  # a GroupNorm makes its operand
-    added: bool = False  # the residual is added to its result
-    resized: bool = False  # its operand is the map before, enlarged
-
-
 def _decoder(model: Model) -> Work:
     """Return the work of the decoder, which the default plan of INT8 leaves in FP16."""
-    weights = activations = flop = 0.0
+    activations = flop = 0.0
     one = BYTES[FP16]
-    for layer in _layers(model):
-        size, pixels = layer.kernel**2 * layer.channels_in * layer.channels_out, layer.side**2
-        weights += one * (size + layer.channels_out)
+    for layer in decoder_layers(model):
+        pixels = layer.side**2
         if layer.normed:
-            weights += 2 * 4 * layer.channels_in  # weight and bias of the norm
-            activations += 2 * one * pixels * layer.channels_in
+            activations += 2 * one * pixels * layer.inputs
         if layer.resized:
-            activations += (one / 4 + one) * pixels * layer.channels_in
-        activations += one * pixels * (layer.channels_in + layer.channels_out * (1 + layer.added))
-        flop += 2 * pixels * size
+            activations += (one / 4 + one) * pixels * layer.inputs
+        activations += one * pixels * (layer.inputs + layer.outputs * (1 + layer.added))
+        flop += 2 * pixels * layer.size
     pixels, width, count = model.grid**2, model.ch * model.ch_mult[-1], model.num_res_blocks + 2
     maps = 2 * pixels * width * (3 + 3 + 2 + 1 + 1)  # split q, k, v: read and write; scores; weighted sum
     activations += count * (maps + 2 * pixels**2 * 4) + 4 * pixels * model.code_size + 5 * model.image_size**2 * 3
     flop += count * 4 * pixels**2 * width
-    return Work("decoder", weights, activations=activations, flop={FP16: flop})
-
-
-def _layers(model: Model) -> Iterator[_Layer]:
-    """Yield the convolutions of the decoder in order; `export.model.vqvae.Decoder` is the model."""
-    widths = [model.ch * multiplier for multiplier in model.ch_mult]
-    side, channels = model.grid, widths[-1]
-    yield _Layer(side, model.code_size, model.code_size, model.quant_conv_ks)
-    yield _Layer(side, model.code_size, channels)
-    yield from _residual(side, channels, channels)
-    yield from _attention(side, channels)
-    yield from _residual(side, channels, channels)
-    for level in reversed(range(len(widths))):
-        for _ in range(model.num_res_blocks + 1):
-            yield from _residual(side, channels, widths[level])
-            channels = widths[level]
-            if level == len(widths) - 1:
-                yield from _attention(side, channels)
-        if level:
-            side *= 2
-            yield _Layer(side, channels, channels, resized=True)
-    yield _Layer(side, channels, 3, normed=True)
-
-
-def _residual(side: int, before: int, after: int) -> Iterator[_Layer]:
-    yield _Layer(side, before, after, normed=True)
-    yield _Layer(side, after, after, normed=True, added=True)
-    if before != after:
-        yield _Layer(side, before, after, kernel=1)
-
-
-def _attention(side: int, channels: int) -> Iterator[_Layer]:
-    yield _Layer(side, channels, 3 * channels, kernel=1, normed=True)
-    yield _Layer(side, channels, channels, kernel=1, added=True)
+    return Work("decoder", sizes.decoder(model, sizes.FP16), activations=activations, flop={FP16: flop})
 
 
 PAGE = """\

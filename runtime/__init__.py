@@ -15,11 +15,13 @@ from .errors import BundleError, NumericError, OutOfMemoryError, SettingsError, 
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .drafted import DraftedPipeline
     from .pipeline import Pipeline, Result, ScaleView
     from .sampling import Sampling
 
 __all__ = [
     "BundleError",
+    "DraftedPipeline",
     "NumericError",
     "OutOfMemoryError",
     "Pipeline",
@@ -38,6 +40,10 @@ def __getattr__(name: str) -> Any:
         from . import pipeline
 
         return getattr(pipeline, name)
+    if name == "DraftedPipeline":
+        from .drafted import DraftedPipeline
+
+        return DraftedPipeline
     if name == "Sampling":
         from .sampling import Sampling
 

@@ -28,6 +28,7 @@ LAYERS = (
     ("runtime.sampling", "runtime.uniforms", "runtime.editing"),
     ("runtime.backends",),
     ("runtime.pipeline",),
+    ("runtime.drafted",),
     ("runtime.images", "runtime.dump", "runtime.evaluation_set"),
     ("runtime.cli",),
     ("runtime.drawing",),
@@ -38,17 +39,25 @@ LAYERS = (
     ("export.model",),
     ("export.checkpoint",),
     ("export.graphs",),
-    ("export.engine", "export.kept", "export.room"),
+    ("export.sizes",),
+    ("export.engine", "export.kept", "export.room", "export.footprint"),
     ("export.bundle",),
     ("export.verify",),
-    ("export.__main__", "export.bench", "export.fidelity", "export.gpu_check", "export.roofline"),  # commands
+    (
+        "export.__main__",
+        "export.bench",
+        "export.fidelity",
+        "export.gpu_check",
+        "export.roofline",
+        "export.fits",
+    ),  # commands
     ("calibration.", "calibration.sites", "calibration.ranges", "calibration.channel_scaling"),
     ("calibration.plan", "calibration.record", "calibration.target", "calibration.weight"),
     ("calibration.graph_editor", "calibration.row_scales"),
     ("calibration.product",),
     ("calibration.quantize",),
     ("calibration.collect",),
-    ("calibration.bundle",),
+    ("calibration.bundle", "calibration.speed"),
     ("calibration.sensitivity",),
     ("calibration.make", "calibration.ablation", "calibration.__main__"),  # commands
     ("var_edge",),  # its table of commands

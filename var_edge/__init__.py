@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from runtime import (
         BundleError,
+        DraftedPipeline,
         NumericError,
         OutOfMemoryError,
         Pipeline,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BundleError",
+    "DraftedPipeline",
     "NumericError",
     "OutOfMemoryError",
     "Pipeline",

@@ -8,6 +8,7 @@ such a model. Each runs in an environment of its own in build/int8_peers, which 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,19 +19,15 @@ from datetime import date
 from pathlib import Path
 
 import click
-import numpy as np
-import onnx
 
-from examples.demo_model.classes import CLASSES
-from examples.demo_model.classifier import load_classifier
-from examples.demo_model.compare import draw, frechet_distance, judged
 from examples.int8_peers.inputs import GRAPHS, record_inputs, write_graphs
+from examples.int8_peers.judge import Found, Judge, in_int8, timed
 from examples.int8_peers.tools import TOOLS
-from export.verify.fidelity import Teacher
+from export.sizes import block
 from runtime.bench.machine import machine
-from runtime.bundle.manifest import File, Manifest
+from runtime.bench.summary import Ratio, Summary
+from runtime.bundle.manifest import FILE_NAME, File, Manifest
 from runtime.errors import VarEdgeError
-from runtime.pipeline import Pipeline
 
 WORK = Path("build/int8_peers")
 QUIET = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}  # ONNX Runtime reads it when it is loaded
@@ -38,19 +35,13 @@ SCRIPT = Path(__file__).with_name("tools.py")
 
 
 @dataclass(frozen=True)
-class Row:
-    """What is known of one bundle."""
+class Candidate:
+    """A bundle of the table: who made it, and the graphs that are INT8 in it."""
 
     name: str
     version: str
-    graphs: str  # those that the tool quantised
-    kl: float  # nats, mean per token
-    kl_of_scales: float  # nats, mean of the means of the scales
-    agreement: float  # of the most probable token
-    psnr: float  # dB
-    accuracy: float
-    frechet: float  # to FP32 of other seeds, as a multiple of FP32's own distance
-    size: int  # bytes of the three graphs with their weights
+    graphs: list[str]
+    bundle: Path
 
 
 def environment(tool: str) -> Path:
@@ -89,18 +80,6 @@ def quantised(tool: str, bundle: Path) -> tuple[Path, str, list[str]]:
     return made, version, in_int8(made)
 
 
-def in_int8(bundle: Path) -> list[str]:
-    """Return the graphs that hold anything in INT8. Some tools leave a graph as it is, without a word."""
-    manifest = Manifest.load(bundle, verify=False)
-    kinds = ("Quantize", "DynamicQuantize", "QLinear")
-
-    def quantised(graph: str) -> bool:
-        nodes = onnx.load(bundle / manifest.graphs[graph].file, load_external_data=False).graph.node
-        return any(node.op_type.startswith(kinds) for node in nodes)
-
-    return [graph for graph in GRAPHS if quantised(graph)]
-
-
 def assembled(bundle: Path, graphs: dict[str, Path], out: Path) -> Path:
     """Write a bundle with these graphs in place of those of `bundle`."""
     manifest = Manifest.load(bundle, verify=False)
@@ -117,62 +96,80 @@ def assembled(bundle: Path, graphs: dict[str, Path], out: Path) -> Path:
     return out
 
 
-class Judge:
-    """Measures bundles against the FP32 bundle, with the images and the metrics of `examples.demo_model.compare`."""
-
-    def __init__(self, fp32: Path, tokens: int, seed: int, per_class: int) -> None:
-        self.teacher = Teacher.draw(Pipeline(fp32), tokens, seed)
-        self.classifier = load_classifier()
-        self.labels = np.repeat(np.arange(len(CLASSES)), per_class)
-        base, other = (judged(self.classifier, draw(fp32, self.labels, s), self.labels) for s in (0, len(self.labels)))
-        self.base, self.other = base, other
-        self.own = frechet_distance(base.features, other.features)
-
-    def row(self, name: str, bundle: Path, version: str, graphs: list[str]) -> Row:
-        fidelity = self.teacher.compare(Pipeline(bundle, verify=False))
-        found = judged(self.classifier, draw(bundle, self.labels, 0), self.labels)
-        return Row(
-            name,
-            version,
-            ", ".join(graphs),
-            fidelity.kl,
-            fidelity.kl_of_scales,
-            fidelity.agreement,
-            fidelity.psnr,
-            found.accuracy,
-            frechet_distance(found.features, self.other.features) / self.own,
-            used_bytes(bundle),
-        )
+def candidates(bundle: Path, ours: dict[str, str], tools: list[str]) -> list[Candidate]:
+    """Return this project's bundles and those of the tools, which are made where they are not there yet."""
+    found = [Candidate(name, "", in_int8(Path(folder)), Path(folder)) for name, folder in ours.items()]
+    for tool in tools:
+        made, version, graphs = quantised(tool, bundle)
+        if graphs:
+            found.append(Candidate(tool, version, graphs, made))
+    return found
 
 
-def used_bytes(bundle: Path) -> int:
-    """Return the bytes of the graphs that the tools were given, with their weights."""
-    manifest = Manifest.load(bundle, verify=False)
-    total = 0
-    for name in GRAPHS:
-        file = bundle / manifest.graphs[name].file
-        beside = {
-            tensor.name: int(entry.value)
-            for tensor in onnx.load(file, load_external_data=False).graph.initializer
-            for entry in tensor.external_data
-            if entry.key == "length"
-        }
-        total += file.stat().st_size + sum(beside.values())
-    return total
+class Kept:
+    """What was found of bundles, in a file: a bundle that is the same is not measured again."""
+
+    def __init__(self, path: Path, *settings: object) -> None:
+        self._path, self._settings = path, [*map(str, settings)]
+        self._rows: dict[str, dict[str, object]] = json.loads(path.read_text()) if path.exists() else {}
+
+    def found(self, judge: Judge, bundle: Path) -> Found:
+        key = self._key(bundle)
+        if key not in self._rows:
+            self._rows[key] = asdict(judge.find(bundle))
+            self._write()
+        row = Found(**self._rows[key])  # type: ignore[arg-type]
+        return replace(row, int8_products=tuple(row.int8_products))
+
+    def accuracies(self, judge: Judge, fp32: Path) -> tuple[float, float]:
+        key = self._key(fp32)
+        if key not in self._rows:
+            self._rows[key] = dict(zip(("accuracy", "other"), judge.accuracies(), strict=True))
+            self._write()
+        return self._rows[key]["accuracy"], self._rows[key]["other"]  # type: ignore[return-value]
+
+    def _key(self, bundle: Path) -> str:
+        """Return a hash of the bundle's files, which its manifest lists, and of the settings."""
+        text = (bundle / FILE_NAME).read_bytes() + json.dumps(self._settings).encode()
+        return hashlib.sha256(text).hexdigest()
+
+    def _write(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(self._rows, indent=1) + "\n")
 
 
-def table(rows: list[Row]) -> str:
-    lines = [
-        "| tool | graphs in INT8 | KL per token | mean of scales | top-1 | PSNR | accuracy | Fréchet | MB |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in sorted(rows, key=lambda row: row.kl):
+SAME = 90  # dB; above it the decoder is that of FP32
+HEAD = (
+    "| tool | in INT8 | KL of a token | mean KL of the scales | top-1 | PSNR | accuracy | Fréchet | MB | ms | speed"
+    " | INT8 products of the engine |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def table(rows: list[tuple[Candidate, Found, Summary]], fp32: Summary, products: int) -> str:
+    """Return the table, the best first, and what the builder of engines said about the graphs that it refused.
+
+    `fp32` is the time of FP32 in the same rounds. `products` is how many products of the transformer have a weight.
+    """
+    lines, notes = [HEAD], list[str]()
+    for of, found, time in sorted(rows, key=lambda row: row[1].kl):
+        engine = f"{_span(found.int8_products)} of {products}"
+        if found.refused:
+            reason = found.refused.partition(" (node ")[0]
+            notes += [reason] if reason not in notes else []
+            engine = f"refused [{notes.index(reason) + 1}]"
+        psnr = f"{found.psnr:.1f} dB" if found.psnr < SAME else ""
         lines.append(
-            f"| {row.name}{f' ({row.version})' if row.version else ''} | {row.graphs} | {row.kl:.4f}"
-            f" | {row.kl_of_scales:.4f} | {row.agreement:.1%} | {row.psnr:.1f} dB | {row.accuracy:.1%}"
-            f" | {row.frechet:.2f}x | {row.size / 1e6:.1f} |"
+            f"| {of.name}{f' ({of.version})' if of.version else ''} | {', '.join(of.graphs)} | {found.kl:.4f}"
+            f" | {found.kl_of_scales:.4f} | {found.agreement:.1%} | {psnr} | {found.accuracy:.1%}"
+            f" | {found.frechet:.2f}x | {found.size / 1e6:.1f} | {1e3 * time.median:.1f}"
+            f" | {Ratio.of(fp32, time).of_medians:.2f}x | {engine} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *(f"[{i + 1}] {note:.240}" for i, note in enumerate(notes))]).rstrip()
+
+
+def _span(counts: tuple[int, ...]) -> str:
+    """Return "16", or "12 to 16" if the profiles differ; "?" if the builder does not say."""
+    return " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else "?"
 
 
 @click.command(context_settings={"show_default": True})
@@ -183,33 +180,45 @@ def table(rows: list[Row]) -> str:
 @click.option("--tokens", default=2000, help="Number of tokens compared at every scale.")
 @click.option("--seed", default=1000, help="Seed of the compared images; calibration uses seeds from 0.")
 @click.option("--per-class", default=70, help="Number of images of each class for accuracy and Fréchet distance.")
-def main(bundle: Path, ours: tuple[str, ...], tools: str, images: int, tokens: int, seed: int, per_class: int) -> None:
-    """Quantise the FP32 BUNDLE of the demo model with other tools, and print a table beside bundles of this project."""
+@click.option("--rounds", default=15, help="Number of timed images with each bundle.")
+def main(
+    bundle: Path,
+    ours: tuple[str, ...],
+    tools: str,
+    images: int,
+    tokens: int,
+    seed: int,
+    per_class: int,
+    rounds: int,
+) -> None:
+    """Quantise the FP32 BUNDLE of the demo model with other tools, and print a table beside bundles of this project.
+
+    What was measured of a bundle is kept in build/int8_peers; only the times are measured again.
+    """
     chosen = [tool for tool in tools.split(",") if tool]
     if unknown := set(chosen) - set(TOOLS):
         raise click.UsageError(f"--tools: expected any of {', '.join(TOOLS)}, found {', '.join(sorted(unknown))}")
-    own = dict(item.split("=", 1) for item in ours)
     if chosen and not (WORK / "inputs").exists():
         WORK.mkdir(parents=True, exist_ok=True)
         write_graphs(bundle, WORK / "graphs")
         record_inputs(bundle, WORK / "unfinished", images)
         (WORK / "unfinished").rename(WORK / "inputs")
     judge, rows = Judge(bundle, tokens, seed, per_class), []
-    for name, folder in own.items():
-        rows.append(judge.row(name, Path(folder), "", in_int8(Path(folder))))
-    for tool in chosen:
-        made, version, graphs = quantised(tool, bundle)
-        if not graphs:
-            continue
+    kept = Kept(WORK / "rows.json", (bundle / FILE_NAME).read_text(), tokens, seed, per_class)
+    for candidate in candidates(bundle, dict(item.split("=", 1) for item in ours), chosen):
         try:
-            rows.append(judge.row(tool, made, version, graphs))
+            rows.append((candidate, kept.found(judge, candidate.bundle)))
         except VarEdgeError as error:
-            click.echo(f"{tool}: {error}", err=True)
-    (WORK / "rows.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    base = f"FP32: accuracy {judge.base.accuracy:.1%}, with other seeds {judge.other.accuracy:.1%}"
-    here = machine()
-    where = f"{here.cpu} ({', '.join(here.instruction_sets)})"
-    click.echo(f"{date.today()}, {where}, {images} calibration images. {base}.\n\n{table(rows)}")
+            click.echo(f"{candidate.name}: {error}", err=True)
+    accuracy, other = kept.accuracies(judge, bundle)
+    fp32, *times = timed([bundle, *(candidate.bundle for candidate, _ in rows)], rounds)
+    here, model = machine(), Manifest.load(bundle, verify=False).model
+    click.echo(
+        f"{date.today()}, {here.cpu} ({', '.join(here.instruction_sets)}), {images} calibration images. FP32: accuracy"
+        f" {accuracy:.1%}, with other seeds {other:.1%}; {1e3 * fp32.median:.1f} ms.\n"
+    )
+    timed_rows = [(*row, time) for row, time in zip(rows, times, strict=True)]
+    click.echo(table(timed_rows, fp32, 1 + model.depth * len(block(model))))
 
 
 if __name__ == "__main__":

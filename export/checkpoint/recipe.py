@@ -10,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+import numpy as np
+
 from runtime.bundle.classes import CLASS_LISTS, ClassNames
 from runtime.bundle.manifest import Model
 from runtime.errors import SettingsError, VarEdgeError
@@ -176,6 +178,16 @@ class Recipe:
         yield self.width % self.heads == 0, f"width: expected a multiple of heads ({self.heads}), found {self.width}"
         yield self.hidden > 0, f"mlp_ratio: expected 1 or more channels, found ratio {self.mlp_ratio}"
         yield self.ch % 32 == 0, "ch: expected a multiple of 32, the groups of GroupNorm"
+
+
+def phi_indices(scale_count: int, phi_count: int) -> list[int]:
+    """Return the index of each scale's phi convolution: its tick is the nearest to k / (K - 1). Without any, return 0.
+
+    Some scales are equally near to two ticks. Float64 and this formula break those ties as the published code does.
+    """
+    edge = (1 / 3 if phi_count == 4 else 1 / 2) / max(phi_count, 1)
+    ticks = np.linspace(edge, 1 - edge, max(phi_count, 1))
+    return [int(np.argmin(np.abs(ticks - k / (scale_count - 1)))) for k in range(scale_count)]
 
 
 def _is_a(value: object, hint: Any) -> bool:

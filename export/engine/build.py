@@ -251,12 +251,17 @@ def check_memory(bundle: Path, source: manifest.Manifest) -> None:
     """Raise SettingsError unless memory suffices for the largest graph; it says how much is needed and available."""
     files = [source.graphs[name].file for name in GRAPHS if name in source.graphs]
     largest = max(weight_bytes(bundle, [file]) for file in files)
-    needed, available = MEMORY_OF_TOOLS + COPIES_OF_WEIGHTS * largest, available_memory()
+    needed, available = build_bytes(largest), available_memory()
     if available is not None and available < needed:
         raise SettingsError(
             f"{bundle}: building needs {needed / 1e9:.2f} GB of memory, {available / 1e9:.2f} GB are available;"
             " close other programs or add swap"
         )
+
+
+def build_bytes(largest: int) -> float:
+    """Return the bytes of memory that a build needs whose largest graph has `largest` bytes of weights."""
+    return MEMORY_OF_TOOLS + COPIES_OF_WEIGHTS * largest
 
 
 def _copy_constants(bundle: Path, source: manifest.Manifest, folder: Path) -> None:

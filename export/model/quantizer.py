@@ -9,17 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.checkpoint.recipe import Recipe
-
-
-def phi_indices(scale_count: int, phi_count: int) -> list[int]:
-    """Return the index of each scale's phi convolution: its tick is the nearest to k / (K - 1). Without any, return 0.
-
-    Some scales are equally near to two ticks. Float64 and this formula break those ties as the published code does.
-    """
-    edge = (1 / 3 if phi_count == 4 else 1 / 2) / max(phi_count, 1)
-    ticks = np.linspace(edge, 1 - edge, max(phi_count, 1))
-    return [int(np.argmin(np.abs(ticks - k / (scale_count - 1)))) for k in range(scale_count)]
+from export.checkpoint.recipe import Recipe, phi_indices
 
 
 def bicubic_matrix(source: int, target: int) -> Tensor:

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from runtime.bundle.manifest import Manifest
+from runtime.drafted import DraftedPipeline
 from runtime.pipeline import Pipeline
+from runtime.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,15 @@ class Case:
     top_p: float
     batch: int = 8
     smooth: bool = False
+    guidance_scales: int | None = None
+    draft_scales: int = 0
 
     @property
     def line(self) -> str:
         """As tests/dump.cpp reads it."""
         labels = ",".join(map(str, self.labels))
-        return f"{labels} {self.seed} {self.cfg!r} {self.top_k} {self.top_p!r} {self.batch} {self.smooth:d}\n"
+        sampling = f"{self.cfg!r} {self.top_k} {self.top_p!r} {self.batch} {self.smooth:d}"
+        return f"{labels} {self.seed} {sampling} {self.guidance_scales or 0} {self.draft_scales}\n"
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,18 @@ class Drawn:
 
 
 def drawn_by_cpp(
-    program: Sequence[str | Path], bundle: Path, cases: Sequence[Case], out: Path, timeout: float = 600
+    program: Sequence[str | Path],
+    bundle: Path,
+    cases: Sequence[Case],
+    out: Path,
+    timeout: float = 600,
+    draft: Path | None = None,
 ) -> list[Drawn]:
-    """`program` is tests/dump.cpp, with what it runs under."""
+    """`program` is tests/dump.cpp, with what it runs under. `draft` is the bundle of the model that drafts."""
     model = Manifest.load(bundle, verify=False).model
+    once_with_all_threads = ("1", "0", str(draft)) if draft else ()
     result = subprocess.run(
-        [*map(str, program), str(bundle), str(out)],
+        [*map(str, program), str(bundle), str(out), *once_with_all_threads],
         input="".join(case.line for case in cases),
         capture_output=True,
         text=True,
@@ -61,11 +72,13 @@ def drawn_by_cpp(
     return found
 
 
-def drawn_by_python(bundle: Path, cases: Sequence[Case]) -> list[Drawn]:
-    pipeline, found = Pipeline(bundle, "onnxruntime"), []
+def drawn_by_python(bundle: Path, cases: Sequence[Case], draft: Path | None = None) -> list[Drawn]:
+    refiner, found = Pipeline(bundle, "onnxruntime"), []
+    large = Pipeline(draft, "onnxruntime") if draft else None
     for case in cases:
-        settings = {"batch": case.batch, "smooth": case.smooth}
-        result = pipeline.generate(list(case.labels), case.seed, case.cfg, case.top_k, case.top_p, **settings)  # type: ignore[arg-type]
+        pipeline = DraftedPipeline(large, refiner, case.draft_scales) if large else refiner
+        sampling = Sampling(case.cfg, case.top_k, case.top_p, case.smooth, case.guidance_scales)
+        result = pipeline.generate(list(case.labels), case.seed, batch=case.batch, sampling=sampling)
         found.append(Drawn(np.concatenate(result.tokens, axis=1), result.images))
     return found
 

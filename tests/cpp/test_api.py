@@ -14,9 +14,10 @@ from tests.cpp.conftest import SOURCE, Configure, run
 FEATURES = (
     *("busy", "scramble", "fork", "cancel", "values", "structs", "labels", "seeds", "stop", "stop_between"),
     *("stages", "scales", "progress", "memory", "log", "provider", "share", "version"),
+    *("guidance", "draft", "draft_scramble", "draft_stop"),
 )
 # What the thread sanitizer may say something about.
-THREADED = ("busy", "scramble", "stop", "stop_between", "share", "cancel")
+THREADED = ("busy", "scramble", "stop", "stop_between", "share", "cancel", "draft", "draft_scramble", "draft_stop")
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,25 @@ def test_it_draws_what_the_cpu_draws(
     assert "memory of GPU 0" in log.read_text().splitlines()
 
 
+def test_guidance_at_the_first_scales(
+    release: Path,
+    gpu: Mapping[str, str],
+    log: Path,
+    smooth_demo_bundle: Path,
+    fp16_demo_bundle: Path,
+    tmp_path: Path,
+) -> None:
+    """ONNX Runtime copies the columns with label on the GPU, also those of keys and values in FP16."""
+    cases = [Case((3, 12, 7), 5, 3.5, 200, 0.8, 2, guidance_scales=scales) for scales in (1, 4, None)]
+    for bundle in (smooth_demo_bundle, fp16_demo_bundle):
+        found = drawn_on_gpu(release, gpu, bundle, cases, tmp_path / "out")
+        assert_equal(drawn_by_python(bundle, cases), found, cases)
+    assert not {"copy source", "copy target"} & set(log.read_text().splitlines())
+    smooth = [Case((3,), 5, 3.5, 200, 0.8, 8, True, guidance_scales=4)]
+    found = drawn_on_gpu(release, gpu, smooth_demo_bundle, smooth, tmp_path / "out")
+    np.testing.assert_array_equal(drawn_by_python(smooth_demo_bundle, smooth)[0].tokens, found[0].tokens)
+
+
 def test_fp16(release: Path, gpu: Mapping[str, str], fp16_demo_bundle: Path, tmp_path: Path) -> None:
     cases = [Case((3, 12), 5, 3.5, 200, 0.8)]
     found = drawn_on_gpu(release, gpu, fp16_demo_bundle, cases, tmp_path / "out")

@@ -6,7 +6,9 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,13 @@ from PIL import Image
 from export.bundle import export_bundle
 from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import formula_weights
+from runtime.drafted import DraftedPipeline
+from runtime.errors import BundleError, SettingsError
 from runtime.pipeline import Pipeline
 from tests.conftest import DATA, Shared
 from tests.cpp.conftest import DEPENDENCIES, Configure, require, run
 from tests.cpp.dumps import Case, assert_equal, drawn_by_cpp, drawn_by_python
+from tests.cpp.test_core import BAD_ARGUMENT, BAD_BUNDLE
 from tests.export.test_variants import CFG, LABEL, SEED, exported
 
 # 64 combinations of label, seed, guidance and both filters, and batches that end in some of other sizes.
@@ -32,6 +37,12 @@ COMBINATIONS = [
     )
 ]
 BATCHES = [Case(tuple(range(5)), 11, 3.0, 600, 0.96, batch) for batch in (1, 2, 8)]
+# Guidance at the first scales only, of the six that the demo model has: one picture, and three in batches of two.
+GUIDED = [Case((3,), 11, 3.5, 200, 0.8, guidance_scales=scales) for scales in range(1, 7)]
+GUIDED += [Case((3, 12, 28), 5, 7.25, 600, 0.96, 2, guidance_scales=scales) for scales in (1, 4, 5)]
+# The first scales drafted: of three pictures in batches of two, and alone.
+DRAFTED = [Case((3, 12, 7), 5, 3.5, 200, 0.8, 2, draft_scales=scales) for scales in (0, 1, 4, 6)]
+DRAFTED += [Case((3,), 5, 3.5, 200, 0.8, draft_scales=4), Case((3,), 5, 3.5, 200, 0.8, 8, False, 3, 4)]
 
 
 def test_64_combinations(release: Path, demo_bundle: Path, tmp_path: Path) -> None:
@@ -54,6 +65,72 @@ def test_other_precisions(
     cases = COMBINATIONS[8:16]
     found = drawn_by_cpp([release / "tests" / "dump"], bundle, cases, tmp_path / "out")
     assert_equal(drawn_by_python(bundle, cases), found, cases)
+
+
+def test_guidance_at_the_first_scales(release: Path, smooth_demo_bundle: Path, tmp_path: Path) -> None:
+    """With all six scales it is the exact path, bit for bit; each number draws something else."""
+    exact = replace(GUIDED[0], guidance_scales=None)
+    cases = [*GUIDED, exact]
+    found = drawn_by_cpp([release / "tests" / "dump"], smooth_demo_bundle, cases, tmp_path / "out")
+    assert_equal(drawn_by_python(smooth_demo_bundle, cases), found, cases)
+    assert_equal([found[-1]], [found[5]], [exact])
+    assert len({drawn.images.tobytes() for drawn in found[:6]}) == 6
+    smooth = [replace(GUIDED[3], smooth=True)]
+    found = drawn_by_cpp([release / "tests" / "dump"], smooth_demo_bundle, smooth, tmp_path / "out")
+    for a, b in zip(drawn_by_python(smooth_demo_bundle, smooth), found, strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+
+
+@pytest.mark.parametrize("which", ["fp16", "cpu"])
+def test_guidance_in_other_precisions(
+    which: str, release: Path, fp16_demo_bundle: Path, int8_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    """Keys and values of 2 bytes; scales of INT8 that depend on the scale of the image."""
+    bundle = fp16_demo_bundle if which == "fp16" else int8_bundles[which]
+    found = drawn_by_cpp([release / "tests" / "dump"], bundle, GUIDED[-2:], tmp_path / "out")
+    assert_equal(drawn_by_python(bundle, GUIDED[-2:]), found, GUIDED[-2:])
+
+
+def test_drafts(release: Path, demo_bundle: Path, int8_bundles: dict[str, Path], tmp_path: Path) -> None:
+    """FP32 drafts for INT8. No scale is the refiner alone; all scales are the tokens of the draft alone."""
+    refiner, program = int8_bundles["cpu"], [release / "tests" / "dump"]
+    found = drawn_by_cpp(program, refiner, DRAFTED, tmp_path / "out", draft=demo_bundle)
+    assert_equal(drawn_by_python(refiner, DRAFTED, demo_bundle), found, DRAFTED)
+    alone = [replace(DRAFTED[0], draft_scales=0)]
+    assert_equal(drawn_by_cpp(program, refiner, alone, tmp_path / "out"), [found[0]], alone)
+    large = drawn_by_cpp(program, demo_bundle, alone, tmp_path / "out")
+    np.testing.assert_array_equal(large[0].tokens, found[3].tokens)
+    np.testing.assert_array_equal(found[2].tokens[0], found[4].tokens[0])  # in a batch and alone
+
+
+def test_drafts_of_another_model(release: Path, tiny_bundle: Path, other_tiny_bundle: Path, tmp_path: Path) -> None:
+    """One with other weights but for those of the VQVAE: what is drafted is its own, what follows is not."""
+    cases = [Case((0, 9), 3, 2.0, 50, 0.9, draft_scales=scales) for scales in (0, 1, 2, 3)]
+    found = drawn_by_cpp([release / "tests" / "dump"], tiny_bundle, cases, tmp_path / "out", draft=other_tiny_bundle)
+    assert_equal(drawn_by_python(tiny_bundle, cases, other_tiny_bundle), found, cases)
+    assert len({drawn.tokens.tobytes() for drawn in found}) >= 3
+
+
+def test_models_that_do_not_fit(release: Path, tiny_bundle: Path, demo_bundle: Path, tmp_path: Path) -> None:
+    """The words of Python, with the number of the status before."""
+    old, other = (Path(shutil.copytree(tiny_bundle, tmp_path / name)) for name in ("old", "other"))
+    for bundle, digest in ((old, None), (other, "0" * 64)):
+        document = json.loads((bundle / "manifest.json").read_text())
+        document["provenance"]["source"].pop("vqvae_sha256")
+        if digest:
+            document["provenance"]["source"]["vqvae_sha256"] = digest
+        (bundle / "manifest.json").write_text(json.dumps(document))
+    case = Case((0,), 3, 2.0, 50, 0.9, draft_scales=1)
+    for draft, status, error in (
+        (demo_bundle, BAD_ARGUMENT, SettingsError),
+        (old, BAD_BUNDLE, BundleError),
+        (other, BAD_ARGUMENT, SettingsError),
+    ):
+        with pytest.raises(error) as refused:
+            drawn_by_python(tiny_bundle, [case], draft)
+        command = [release / "tests" / "dump", tiny_bundle, tmp_path / "out", "1", "0", draft]
+        result = subprocess.run(command, input=case.line, capture_output=True, text=True)
+        assert (result.returncode, result.stderr) == (1, f"{status}: {refused.value}\n")
 
 
 def test_other_models(release: Path, tiny_bundle: Path, shared_bundle: Path, tmp_path: Path) -> None:
@@ -85,7 +162,17 @@ def test_the_example_writes_the_picture(release: Path, demo_bundle: Path, tmp_pa
         with Image.open(tmp_path / f"picture_{i}.png") as picture:
             np.testing.assert_array_equal(np.asarray(picture), image)
     lines = (Path(__file__).parents[2] / "runtime/cpp/examples/generate.cpp").read_text().splitlines()
-    assert len(lines) <= 80
+    assert len(lines) <= 85
+
+
+def test_the_example_drafts(release: Path, demo_bundle: Path, fp16_demo_bundle: Path, tmp_path: Path) -> None:
+    options = ("--seed", "5", "--guidance-scales", "5", "--draft", demo_bundle, "--draft-scales", "3")
+    program, out = release / "examples" / "var_edge_generate", tmp_path / "picture.png"
+    run(program, fp16_demo_bundle, "3", *options, "--out", out)
+    draft, refiner = (Pipeline(bundle, "onnxruntime") for bundle in (demo_bundle, fp16_demo_bundle))
+    result = DraftedPipeline(draft, refiner, 3).generate([3], 5, guidance_scales=5)
+    with Image.open(out) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), result.images[0])
 
 
 def test_previews(release: Path, demo_bundle: Path, tmp_path: Path) -> None:
@@ -115,6 +202,13 @@ def test_edits(
     check_edit(release, smooth_demo_bundle, box, mode, 12, tmp_path)
 
 
+def test_an_edit_with_shortcuts(release: Path, demo_bundle: Path, fp16_demo_bundle: Path, tmp_path: Path) -> None:
+    """The draft keeps what the edit keeps."""
+    box = (0.25, 0.25, 0.75, 0.75)
+    check_edit(release, demo_bundle, box, "inpaint", 12, tmp_path, guidance_scales=4)
+    check_edit(release, fp16_demo_bundle, box, "inpaint", 12, tmp_path, guidance_scales=5, draft=demo_bundle)
+
+
 def check_edit(
     release: Path,
     bundle: Path,
@@ -124,15 +218,24 @@ def check_edit(
     tmp_path: Path,
     engines: Path | None = None,
     machine: Mapping[str, str] | None = None,
+    guidance_scales: int | None = None,
+    draft: Path | None = None,
 ) -> None:
-    """Python edits with the bundle; C++ does with it or its engines, in an environment with these variables."""
-    pipeline = Pipeline(bundle, "onnxruntime")
-    image = pipeline.generate([4], 9).images[0]
+    """Python edits with the bundle; C++ does with it or its engines, in an environment with these variables.
+
+    `draft` is the bundle of a model that drafts four scales.
+    """
+    alone = pipeline = Pipeline(bundle, "onnxruntime")
+    if draft:
+        pipeline = DraftedPipeline(Pipeline(draft, "onnxruntime"), alone, 4)
+    image = alone.generate([4], 9).images[0]
     (tmp_path / "image").write_bytes(image.tobytes())
-    options = [*map(repr, box), mode, str(label), "7", "0"]
+    options = [*map(repr, box), mode, str(label), "7", "0", str(guidance_scales or 0)]
+    if draft:
+        options += [str(draft), "4"]
     arguments = [engines or bundle, tmp_path / "image", tmp_path / "out", *options]
     run(release / "tests" / "edit", *arguments, env=os.environ | (machine or {}))
-    expected = pipeline.edit(image, box, mode, [label], seed=7)
+    expected = pipeline.edit(image, box, mode, [label], seed=7, guidance_scales=guidance_scales)
     data = (tmp_path / "out").read_bytes()
     tokens = np.concatenate(expected.tokens, axis=1)
     np.testing.assert_array_equal(np.frombuffer(data[: tokens.nbytes], "<i4"), tokens[0])

@@ -14,7 +14,7 @@ import pytest
 from runtime.bundle.manifest import Manifest
 from tests.cpp.conftest import run
 from tests.cpp.dumps import Case, Drawn, assert_equal, drawn_by_cpp, drawn_by_python
-from tests.cpp.test_core import OK, OUT_OF_MEMORY, Live
+from tests.cpp.test_core import BAD_ARGUMENT, OK, OUT_OF_MEMORY, TENSORRT, Live
 from tests.runtime.fake_tensorrt import write_engines
 
 ONE, EIGHT, NINE = (Case(tuple(range(3, 3 + n)), 11, 3.5, 200, 0.8) for n in (1, 8, 9))
@@ -65,7 +65,61 @@ def test_smooth_sampling_runs_scale_by_scale(
     assert len(trace("begin capture")) == 1 + scales + 2 + 1
 
 
-@pytest.mark.parametrize("feature", ["scales", "batch", "busy", "values", "seeds", "stop_between"])
+@pytest.fixture(scope="module")
+def guided(smooth_demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model, with engines for 1 and 2 pictures at once and guidance at four of the six scales, or at more."""
+    copy = tmp_path_factory.mktemp("guided") / "bundle"
+    shutil.copytree(smooth_demo_bundle, copy)
+    write_engines(copy, (1, 2), guidance_scales=4)
+    return copy
+
+
+def test_guidance_at_the_first_scales(
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], guided: Path, tmp_path: Path
+) -> None:
+    """Still one graph: the columns with label are copied on the GPU, once what is kept, then logits and x."""
+    scales = [4, 5, None]
+    cases = [Case((3, 12, 7), 5, 3.5, 200, 0.8, 2, guidance_scales=count) for count in scales]
+    assert_equal(drawn_by_python(guided, cases), drawn(checked, machine, guided, cases, tmp_path / "out"), cases)
+    depth, count = Manifest.load(guided).model.depth, len(Manifest.load(guided).scales)
+    launches = trace("^launch: .*")
+    assert len(launches) == 2 * len(scales)  # two pictures, then one
+    for launch, guiding in zip(launches, [scales[0]] * 2 + [scales[1]] * 2 + [scales[2]] * 2, strict=True):
+        names = [name.split()[0] for name in launch.removeprefix("launch: ").split("; ")]
+        steps = []
+        for k in range(count):
+            without = guiding is not None and k >= guiding
+            kept = 2 + 2 * depth if k == guiding else 0
+            steps += ["copy"] * (kept + without) + ["transformer"] + ["copy"] * without + ["bridge"]
+        assert [name for name in names if name not in ("upload", "condition", "decoder", "download")] == steps
+    smooth = [Case((3,), 5, 3.5, 200, 0.8, 8, True, guidance_scales=4)]
+    found = drawn(checked, machine, guided, smooth, tmp_path / "smooth")
+    np.testing.assert_array_equal(drawn_by_python(guided, smooth)[0].tokens, found[0].tokens)
+
+
+def test_guidance_that_engines_lack(checked: Path, machine: dict[str, str], bundle: Path, guided: Path) -> None:
+    """One line, which names the option of the builder; what they can draw is drawn afterwards."""
+    for folder, request, least in ((guided, 3, 4), (bundle, 5, 6)):
+        live = Live(checked, folder, backend=TENSORRT, **machine)
+        assert live.created == (OK, "")
+        status, message = live.ask(f"guided {request}")
+        assert status == BAD_ARGUMENT
+        assert message.startswith(f"guidance_scales: these engines have guidance at {least} scales or more, not at")
+        assert message.endswith(f"; build them with python -m export.engine … --guidance-scales {request}")
+        assert live.ask(f"guided {least}") == (OK, "")
+        live.end()
+
+
+def test_drafts(checked: Path, machine: dict[str, str], guided: Path, demo_bundle: Path, tmp_path: Path) -> None:
+    """Engines draft for ONNX Runtime, and ONNX Runtime for engines."""
+    cases = [Case((3, 12, 7), 5, 3.5, 200, 0.8, 2, False, 5, scales) for scales in (2, 6)]
+    program = ["env", *(f"{name}={value}" for name, value in machine.items()), checked / "tests" / "dump"]
+    for refiner, draft in ((guided, demo_bundle), (demo_bundle, guided)):
+        found = drawn_by_cpp(program, refiner, cases, tmp_path / "out", draft=draft)
+        assert_equal(drawn_by_python(refiner, cases, draft), found, cases)
+
+
+@pytest.mark.parametrize("feature", ["scales", "batch", "busy", "values", "seeds", "stop_between", "draft_scramble"])
 def test_features(
     feature: str, checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
 ) -> None:
@@ -73,7 +127,7 @@ def test_features(
     result = run(checked / "tests" / "features", bundle, feature, timeout=500, env={**os.environ, **machine})
     assert result.stdout == ""
     by_scale = trace("^launch: upload [0-9]+; transformer")
-    assert bool(by_scale) == (feature in ("scales", "busy"))
+    assert bool(by_scale) == (feature in ("scales", "busy", "draft_scramble"))
 
 
 def memory_of(trace: Callable[[str], list[str]]) -> int:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from calibration.make import Request, make_int8
 from examples.int8_peers import __main__ as peers
-from examples.int8_peers import tools
+from examples.int8_peers import judge, tools
 from examples.int8_peers.inputs import GRAPHS, record_inputs, write_graphs
+from examples.int8_peers.judge import Found, products_in_engine, timed, used_bytes
+from runtime.bench.summary import Summary
 from runtime.bundle.manifest import Manifest
 from runtime.pipeline import Pipeline
 
@@ -46,7 +53,7 @@ def test_a_tool_s_graphs_make_a_bundle(
     assert (version.split()[0], graphs) == ("onnxruntime", list(GRAPHS))
     images = [Pipeline(folder).generate([0, 1], seed=3).images.astype(int) for folder in (tiny_bundle, bundle)]
     assert 0 < np.abs(images[0] - images[1]).mean() < 64
-    assert peers.used_bytes(bundle) < 0.5 * peers.used_bytes(tiny_bundle)
+    assert used_bytes(bundle) < 0.5 * used_bytes(tiny_bundle)
 
 
 def test_a_graph_that_a_tool_cannot_quantise_stays_fp32(
@@ -58,3 +65,82 @@ def test_a_graph_that_a_tool_cannot_quantise_stays_fp32(
     assert (version, graphs) == ("?", [])
     assert "ort-dynamic: decoder stays FP32; see" in capsys.readouterr().err
     assert Manifest.load(bundle).graphs["decoder"] == Manifest.load(tiny_bundle).graphs["decoder"]
+
+
+FOUND = Found(0.01, 0.02, 0.9, 40.0, 0.93, 1.1, 10**7, (4, 4), "")
+
+
+class CountingJudge:
+    """Stands in for the judge: counts what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[Path] = Counter()
+
+    def find(self, bundle: Path) -> Found:
+        self.asked[bundle] += 1
+        return FOUND
+
+    def accuracies(self) -> tuple[float, float]:
+        self.asked[Path()] += 1
+        return 0.93, 0.94
+
+
+def test_what_was_found_is_kept_until_the_bundle_or_a_setting_changes(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle, counting, file = tmp_path / "bundle", CountingJudge(), tmp_path / "work" / "rows.json"
+    shutil.copytree(tiny_bundle, bundle)
+    asked: Any = counting
+    for _ in range(2):
+        kept = peers.Kept(file, 2000, 1000)
+        assert kept.found(asked, bundle) == FOUND
+        assert kept.accuracies(asked, tiny_bundle) == (0.93, 0.94)
+    assert counting.asked == {bundle: 1, Path(): 1}
+    peers.Kept(file, 2000, 1001).found(asked, bundle)
+    assert counting.asked[bundle] == 2
+    manifest = bundle / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    peers.Kept(file, 2000, 1000).found(asked, bundle)
+    assert counting.asked[bundle] == 3
+
+
+def test_times_are_measured_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(
+        judge, "Pipeline", lambda bundle, verify: SimpleNamespace(generate=lambda *a, **b: drawn.append(bundle.name))
+    )
+    times = timed([Path("a"), Path("b")], 3)
+    assert drawn == ["a", "b"] * 4  # the first round is not counted
+    assert [len(summary.samples) for summary in times] == [3, 3]
+
+
+def test_int8_products_are_counted_in_the_engine_and_a_refused_graph_says_why(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX has no package for this machine")
+    make_int8(tiny_bundle, tmp_path / "int8", Request("trt"), tmp_path / "calibration.json")
+    assert products_in_engine(tmp_path / "int8") == ((4, 4, 4), "")
+    assert products_in_engine(tiny_bundle) == ((0, 0, 0), "")
+
+    monkeypatch.setattr(peers, "WORK", tmp_path / "work")
+    monkeypatch.setattr(peers, "environment", lambda tool: Path(sys.executable))
+    write_graphs(tiny_bundle, tmp_path / "work" / "graphs")
+    record_inputs(tiny_bundle, tmp_path / "work" / "inputs", 1)
+    bundle, _, _ = peers.quantised("ort-dynamic", tiny_bundle)
+    products, reason = products_in_engine(bundle)
+    assert products == ()
+    assert "DynamicQuantizeLinear" in reason
+
+
+def test_the_table_has_the_best_first_and_notes_for_refused_graphs() -> None:
+    def row(name: str, found: Found, seconds: float) -> tuple[peers.Candidate, Found, Summary]:
+        return peers.Candidate(name, "tool 1.0", ["decoder"], Path()), found, Summary.of([seconds])
+
+    refused, again = (Found(kl, 0.02, 0.9, 96.3, 0.93, 1.1, 10**7, (), f"no plugin (node '{kl}')") for kl in (0.5, 0.6))
+    rows = [row("c", again, 0.1), row("b", refused, 0.1), row("a", FOUND, 0.02)]
+    a, b, c, note = [line for line in peers.table(rows, Summary.of([0.04]), 5).splitlines()[2:] if line]
+    assert a == (
+        "| a (tool 1.0) | decoder | 0.0100 | 0.0200 | 90.0% | 40.0 dB | 93.0% | 1.10x | 10.0 | 20.0 | 2.00x | 4 of 5 |"
+    )
+    for line in (b, c):
+        assert "| 90.0% |  | 93.0% |" in line  # the decoder of FP32
+        assert line.endswith("| 100.0 | 0.40x | refused [1] |")
+    assert note == "[1] no plugin"

@@ -16,7 +16,7 @@ from export.bundle import export_bundle
 from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import Weights, formula_weights
 from export.graphs.simulate import round_to_half, simulate, typed
-from export.room import weight_bytes
+from export.sizes import FP32, weight_file
 from export.verify.fidelity import Fidelity, compare
 from export.verify.magnitudes import LIMIT, check, largest_magnitudes
 from runtime import Pipeline, SettingsError, VarEdgeError
@@ -166,7 +166,7 @@ def test_d16_at_full_size(tmp_path: Path) -> None:
     for precision in ("fp32", "fp16"):
         export_bundle(recipe, formula_weights(recipe, 0), tmp_path / precision, precision)
     size = sum(file.stat().st_size for file in (tmp_path / "fp16").iterdir())
-    assert size < 0.52 * weight_bytes(recipe)
+    assert size < 0.52 * weight_file(recipe.model, FP32)
     check(largest_magnitudes(tmp_path / "fp16", [207]))
     is_faithful(compare(Pipeline(tmp_path / "fp32"), simulated(tmp_path / "fp16", tmp_path / "simulated")))
     shutil.rmtree(tmp_path)

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from export.model.quantizer import area_matrix, bicubic_matrix, phi_indices, resize
+from export.checkpoint.recipe import phi_indices
+from export.model.quantizer import area_matrix, bicubic_matrix, resize
 
 
 @pytest.mark.parametrize("grid", [8, 16, 32])

@@ -13,7 +13,7 @@ from export.bundle import export_bundle
 from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import formula_weights, load_models
 from export.model.reference import Generation, generate
-from export.room import weight_bytes
+from export.sizes import FP32, weight_file
 from runtime.pipeline import Pipeline, ScaleView
 from runtime.sampling import Sampling
 from runtime.uniforms import uniforms
@@ -93,4 +93,4 @@ def test_golden_d16(tmp_path: Path) -> None:
     check_golden(out, DATA / "golden_d16.npz")
     size = sum(file.stat().st_size for file in out.iterdir())
     shutil.rmtree(out)
-    assert size <= 1.05 * weight_bytes(recipe)
+    assert size <= 1.05 * weight_file(recipe.model, FP32)

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibration.make import Request, make_int8
+from calibration.plan import MIXED
 from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import Weights, checkpoint_weights, formula_weights, load_models
 from export.model.reference import Generation
@@ -77,9 +79,18 @@ def test_drafting(tiny_bundle: Path, other_tiny_bundle: Path, sampling: Sampling
             same(found, expected)
 
 
-def test_drafting_with_two_precisions(demo_bundle: Path, int8_bundles: dict[str, Path], demo: Models) -> None:
+def test_drafting_with_two_precisions(tiny_bundle: Path, tmp_path: Path) -> None:
     """What FP32 drafts for INT8 is exact; INT8 draws the rest."""
-    large, small = Pipeline(demo_bundle), Pipeline(int8_bundles["cpu"])
-    expected = generate_exactly(*demo, [3, 12], draws(large, 2, SEED), GREEDY)
-    found = DraftedPipeline(large, small, 4).generate([3, 12], SEED, sampling=GREEDY)
-    assert all(map(np.array_equal, found.tokens[:4], expected.tokens[:4]))
+    make_int8(tiny_bundle, tmp_path / "int8", Request("cpu", MIXED))
+    large, small = Pipeline(tiny_bundle), Pipeline(tmp_path / "int8")
+    expected = generate_exactly(*tiny(), [3, 9], draws(large, 2, SEED), GREEDY)
+    found = DraftedPipeline(large, small, 2).generate([3, 9], SEED, sampling=GREEDY)
+    assert all(map(np.array_equal, found.tokens[:2], expected.tokens[:2]))
+    rest = small.generate(
+        [3, 9],
+        SEED,
+        keep=[np.full_like(maps, k < 2, bool) for k, maps in enumerate(found.tokens)],
+        kept_tokens=found.tokens,
+        sampling=GREEDY,
+    )
+    assert np.array_equal(found.tokens[2], rest.tokens[2])

@@ -64,6 +64,22 @@ def test_everything_is_measured_and_written(toy_bundle: Path, tmp_path: Path) ->
     assert report["jetson"] is None
 
 
+def test_shortcuts_are_measured(toy_bundle: Path, tmp_path: Path) -> None:
+    """The graphs of the draft are rows of their own."""
+    json_file, plot_file = tmp_path / "bench.json", tmp_path / "bench.png"
+    shortcuts = ["--guidance-scales", 2, "--draft", toy_bundle, "--draft-scales", 1]
+    result = bench("--bundle", toy_bundle, *shortcuts, "--runs", 1, "--json", json_file, "--plot", plot_file)
+    assert result.exit_code == 0, result.output
+    assert "draft transformer" in result.output
+    report = json.loads(json_file.read_text())
+    assert report["settings"]["guidance_scales"] == 2
+    assert (report["settings"]["draft"], report["settings"]["draft_scales"]) == (str(toy_bundle), 1)
+    stages = [(stage["graph"], stage["scale"]) for stage in report["batches"][0]["stages"]]
+    steps = [(graph, k) for k in range(len(SIDES)) for graph in ("transformer", "bridge")]
+    drafted = [("draft condition", None), ("draft transformer", 0), ("draft bridge", 0)]
+    assert stages == [*drafted, ("condition", None), *steps, ("decoder", None)]
+
+
 def test_plot_is_a_picture(toy_bundle: Path, tmp_path: Path) -> None:
     plot = tmp_path / "bench.png"
     assert bench("--bundle", toy_bundle, "--top-k", 5, "--runs", 1, "--plot", plot).exit_code == 0
@@ -122,6 +138,9 @@ def test_energy_on_a_jetson(toy_bundle: Path, tmp_path: Path) -> None:
         (["--json", "missing/bench.json"], 1, "there is no folder"),
         (["--plot", "bench.jpg"], 1, "ends in .png"),
         (["--bundle", "missing"], 1, "not a bundle"),
+        (["--guidance-scales", "4"], 1, "guidance_scales: expected 1 to 3, found 4"),
+        (["--draft-scales", "1"], 2, "Expected both of '--draft' and '--draft-scales'"),
+        (["--compare", "cpp", "--guidance-scales", "2"], 2, "--compare draws without shortcuts"),
         (["--compare", "pytorch"], 1, "does not say what the weights were made of"),
     ],
 )

@@ -1,10 +1,12 @@
-// var_edge_generate DIR LABEL,… [--seed N] [--cfg X] [--top-k N] [--top-p X] [--backend NAME] [--out PICTURE.png]
+// var_edge_generate DIR LABEL,… [--seed N] [--cfg X] [--top-k N] [--top-p X] [--guidance-scales M]
+//                   [--draft DIR --draft-scales N] [--backend NAME] [--out PICTURE.png]
 //
 // Draws one picture for each label, into picture.png or, for several labels, into picture_0.png, picture_1.png, …
 #include <cstdlib>
 #include <cstring>
 #include <iostream>
 #include <map>
+#include <optional>
 #include <sstream>
 
 #include <var_edge.hpp>
@@ -36,23 +38,28 @@ std::vector<std::int32_t> labels(const std::string& text) {
 int run(int count, char** arguments) {
     if (count < 3 || count % 2 == 0) {
         std::cerr << "usage: " << arguments[0] << " DIR LABEL,… [--seed N] [--cfg X] [--top-k N] [--top-p X]"
-                  << " [--backend NAME] [--out PICTURE.png]\n";
+                  << " [--guidance-scales M] [--draft DIR --draft-scales N] [--backend NAME] [--out PICTURE.png]\n";
         return 2;
     }
     var_edge::Options options;
     var_edge::Settings settings;
-    std::string out = "picture.png";
+    std::string out = "picture.png", large;
     for (int i = 3; i < count; i += 2) {
         const std::string name = arguments[i], value = arguments[i + 1];
         if (name == "--seed") settings.seed = number<std::uint64_t>(name, value);
         else if (name == "--cfg") settings.cfg = number<double>(name, value);
         else if (name == "--top-k") settings.top_k = number<std::int32_t>(name, value);
         else if (name == "--top-p") settings.top_p = number<double>(name, value);
+        else if (name == "--guidance-scales") settings.guidance_scales = number<std::int32_t>(name, value);
+        else if (name == "--draft-scales") settings.draft_scales = number<std::int32_t>(name, value);
+        else if (name == "--draft") large = value;
         else if (name == "--backend" && BACKENDS.count(value)) options.backend = BACKENDS.at(value);
         else if (name == "--out") out = value;
         else throw std::invalid_argument("unknown: " + name + " " + value);
     }
     var_edge::Model model(arguments[1], options);
+    std::optional<var_edge::Model> draft;
+    if (!large.empty()) settings.draft = draft.emplace(large, options).get();
     const var_edge::Pictures pictures = model.generate(labels(arguments[2]), settings);
     for (int i = 0; i < pictures.count; ++i) {
         const std::string number = pictures.count > 1 ? "_" + std::to_string(i) : "";

@@ -35,11 +35,11 @@
  *   exits or prints. After an error the handle can be used again, and the content of output buffers is undefined.
  *
  * Threads
- *   A handle serves one call at a time. A second call, from another thread or from a callback, returns
- *   VAR_EDGE_BAD_ARGUMENT; var_edge_free does nothing to a busy handle. var_edge_stop, var_edge_query and the functions
- *   for class names may be called at any time and from any thread. on_scale may call the functions listed under "Within
- *   on_scale". Different handles can be used in different threads at once. pthread_cancel takes effect when the call
- *   has returned.
+ *   A handle serves one call at a time, and settings.draft is busy with the call too. A second call, from another
+ *   thread or from a callback, returns VAR_EDGE_BAD_ARGUMENT; var_edge_free does nothing to a busy handle.
+ *   var_edge_stop, var_edge_query and the functions for class names may be called at any time and from any thread.
+ *   on_scale may call the functions listed under "Within on_scale". Different handles can be used in different threads
+ *   at once. pthread_cancel takes effect when the call has returned.
  *
  * Processes
  *   After fork, the child cannot use the handles of its parent: every call returns VAR_EDGE_BAD_ARGUMENT, and
@@ -244,8 +244,8 @@ typedef int (*var_edge_on_scale)(var_edge_model* model, const var_edge_scale* sc
 
 /* Receives the time that each run of a stage took, in the thread of the call. Stages are "condition", "transformer",
  * "bridge", "bridge_smooth", "decoder" and "encoder"; with the TensorRT backend transformer and bridge together are
- * "step". `scale` is -1 for a stage that belongs to no scale. While stages are timed, the CPU waits for the GPU after
- * each of them. */
+ * "step". Those of a draft begin with "draft ". `scale` is -1 for a stage that belongs to no scale. While stages are
+ * timed, the CPU waits for the GPU after each of them. */
 typedef void (*var_edge_on_stage)(const char* stage, int32_t scale, double seconds, void* user);
 
 #define VAR_EDGE_TOP_K_DEFAULT (-1) /* 900, or vocab_size if that is smaller */
@@ -265,6 +265,11 @@ typedef struct var_edge_settings {
     void* user;                 /* passed to on_scale and on_stage */
     const uint64_t* seeds;      /* (count,) or NULL: the seed of each picture, in place of seed + i */
     var_edge_on_stage on_stage; /* may be NULL */
+    int32_t guidance_scales;    /* draw the first so many scales with guidance, 1 to K, and the others without, which
+                                 * takes half the work of the transformer there; 0: all. Engines must be built for it */
+    int32_t draft_scales;       /* let `draft` draw the first so many scales, 0 to K; not with smooth */
+    var_edge_model* draft;      /* another handle, of a model with the same VQVAE, or NULL. It is busy until the call
+                                 * returns, and may be freed before or after the other handle */
 } var_edge_settings;
 
 /* Sets the defaults: seed 0, cfg 4, top_k VAR_EDGE_TOP_K_DEFAULT, top_p 0.95, batch 8. */
@@ -272,16 +277,19 @@ VAR_EDGE_API void var_edge_default_settings(var_edge_settings* settings);
 
 /* Draws one picture for each of `count` labels, 1 to 2^20, into images (count, H, W, 3), and writes their tokens, scale
  * after scale, into tokens (count, T) unless that is NULL. NULL settings mean the defaults. A picture drawn in a batch
- * has exactly the tokens it has alone; its pixels differ by at most 1/255. Returns VAR_EDGE_BAD_BUNDLE if smooth
- * sampling lacks its graph, VAR_EDGE_UNSUPPORTED if images_on_device does not work, VAR_EDGE_FAILED, or
- * VAR_EDGE_STOPPED. After VAR_EDGE_OUT_OF_MEMORY a smaller settings.batch may work. */
+ * has exactly the tokens it has alone; its pixels differ by at most 1/255. With settings.draft, that model draws the
+ * first scales of all pictures; then this one draws the others and decodes. on_scale is called with `model` for all of
+ * them. Returns VAR_EDGE_BAD_BUNDLE if smooth sampling lacks its graph or a bundle is too old to draft,
+ * VAR_EDGE_UNSUPPORTED if images_on_device does not work, VAR_EDGE_FAILED, or VAR_EDGE_STOPPED. After
+ * VAR_EDGE_OUT_OF_MEMORY a smaller settings.batch may work. */
 VAR_EDGE_API var_edge_status var_edge_generate(var_edge_model* model, const int32_t* labels, int32_t count,
                                                const var_edge_settings* settings, uint8_t* images, int32_t* tokens);
 
-/* Makes the running call of this handle, if there is one, end soon with VAR_EDGE_STOPPED: within a graph with ONNX
- * Runtime; with TensorRT after the current scale if the call has on_scale, else after the current batch, which the GPU
- * then draws without asking back. A call that is just finishing may still return VAR_EDGE_OK. The handle can be used
- * again. May be called at any time and from any thread, but not from a signal handler. */
+/* Makes the running call of this handle, or the one that it drafts for, end soon with VAR_EDGE_STOPPED: within a graph
+ * with ONNX Runtime; with TensorRT after the current scale if the call has on_scale or the handle drafts, else after
+ * the current batch, which the GPU then draws without asking back. A call that is just finishing may still return
+ * VAR_EDGE_OK. The handle can be used again. May be called at any time and from any thread, but not from a signal
+ * handler. */
 VAR_EDGE_API var_edge_status var_edge_stop(var_edge_model* model);
 
 /* ---- Within on_scale, in its thread -------------------------------------------------------------------------- */

@@ -13,6 +13,13 @@
 //         return !cancelled;
 //     });
 //
+// Let a large model draw the first eight scales, and a small one the rest:
+//
+//     var_edge::Model large("build/var_d30/fp16");
+//     settings.draft = large.get();
+//     settings.draft_scales = 8;
+//     model.generate({980}, settings);
+//
 // Functions throw var_edge::Error for a status other than VAR_EDGE_OK. What var_edge.h says about threads and callbacks
 // holds here too; on_scale may throw, though, and its exception reaches the caller.
 #ifndef VAR_EDGE_HPP

@@ -40,7 +40,8 @@ constexpr Range SIZE{0, INT32_MAX};  // of an axis
 
 // Settings and options.
 constexpr Range CFG{0, 1000}, TOP_P{0, 1}, BATCH{1, 1024}, PICTURES{1, 1 << 20}, THREADS{1, 1024};
-constexpr double LEAST_TOP_P = 1e-6;  // of those above 0
-constexpr std::size_t BATCHES = 64;   // sizes that engines are built for
+constexpr Range GUIDANCE_SCALES{1, 64}, DRAFT_SCALES{0, 64};  // at most the scales of the model
+constexpr double LEAST_TOP_P = 1e-6;                          // of those above 0
+constexpr std::size_t BATCHES = 64;                           // sizes that engines are built for
 
 }  // namespace var_edge_impl::limits

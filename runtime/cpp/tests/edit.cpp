@@ -1,13 +1,14 @@
-// edit DIR IMAGE OUT y0 x0 y1 x1 inpaint|outpaint LABEL SEED SMOOTH: edits the picture whose bytes IMAGE holds, and
-// writes tokens (int32) and picture (uint8) to OUT.
+// edit DIR IMAGE OUT y0 x0 y1 x1 inpaint|outpaint LABEL SEED SMOOTH [GUIDANCE_SCALES [DRAFT DRAFT_SCALES]]: edits the
+// picture whose bytes IMAGE holds, and writes tokens (int32) and picture (uint8) to OUT.
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <memory>
 
 #include <var_edge.hpp>
 
 int main(int count, char** arguments) {
-    if (count != 12) return 2;
+    if (count < 12) return 2;
     try {
         var_edge::Model model(arguments[1]);
         std::ifstream file(arguments[2], std::ios::binary);
@@ -15,6 +16,13 @@ int main(int count, char** arguments) {
         var_edge::Settings settings;
         settings.seed = std::stoull(arguments[10]);
         settings.smooth = std::stoi(arguments[11]);
+        if (count > 12) settings.guidance_scales = std::stoi(arguments[12]);
+        std::unique_ptr<var_edge::Model> draft;
+        if (count > 14) {
+            draft = std::make_unique<var_edge::Model>(arguments[13]);
+            settings.draft = draft->get();
+            settings.draft_scales = std::stoi(arguments[14]);
+        }
         const std::array<double, 4> box = {std::stod(arguments[4]), std::stod(arguments[5]), std::stod(arguments[6]),
                                            std::stod(arguments[7])};
         const var_edge_mode mode = std::string(arguments[8]) == "inpaint" ? VAR_EDGE_INPAINT : VAR_EDGE_OUTPAINT;

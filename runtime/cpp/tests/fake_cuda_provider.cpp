@@ -192,6 +192,14 @@ OrtStatus* ORT_API_CALL create_session(const OrtEnv* env, const char* path, cons
     return status;
 }
 
+OrtStatus* ORT_API_CALL create_session_of(const OrtEnv* env, const void* data, std::size_t size,
+                                          const OrtSessionOptions* options, OrtSession** out) noexcept {
+    const Lock lock(mutex);
+    OrtStatus* status = real->CreateSessionFromArray(env, data, size, options, out);
+    if (!status && gpu_options.count(options)) gpu_sessions.insert(*out);
+    return status;
+}
+
 void ORT_API_CALL release_session_options(OrtSessionOptions* options) noexcept {
     const Lock lock(mutex);
     gpu_options.erase(options);
@@ -369,6 +377,7 @@ const OrtApi* ORT_API_CALL api(std::uint32_t wanted) noexcept {
     patched.ReleaseCUDAProviderOptions = release_options;
     patched.SessionOptionsAppendExecutionProvider_CUDA_V2 = append;
     patched.CreateSession = create_session;
+    patched.CreateSessionFromArray = create_session_of;
     patched.ReleaseSessionOptions = release_session_options;
     patched.ReleaseSession = release_session;
     patched.CreateMemoryInfo = create_info;

@@ -1,7 +1,7 @@
 /* live DIR [THREADS [BACKEND [KEY VALUE]…]]: creates a model, with options of the execution provider, then does what
  * each line of standard input says: "generate", "generate N" for N pictures at once, "listen" for a picture with a
- * callback after each scale, "smooth", "encode". After creating and after each line it prints the status and the error,
- * so that a test can act in between. The log goes to standard error. */
+ * callback after each scale, "guided M" for guidance at M scales, "smooth", "encode". After creating and after each
+ * line it prints the status and the error, so that a test can act in between. The log goes to standard error. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +27,7 @@ int main(int count, char** arguments) {
     char line[64];
     int32_t labels[64];
     var_edge_options options;
-    var_edge_settings smooth, listen;
+    var_edge_settings smooth, listen, guided;
     var_edge_model* model = NULL;
     var_edge_info info;
     if (count < 2) return 2;
@@ -53,10 +53,14 @@ int main(int count, char** arguments) {
     smooth.smooth = 1;
     var_edge_default_settings(&listen);
     listen.on_scale = go_on;
+    var_edge_default_settings(&guided);
     while (fgets(line, sizeof line, stdin)) {
         int pictures = 1;
         if (!strcmp(line, "generate\n") || (sscanf(line, "generate %d", &pictures) == 1 && pictures <= (int)most)) {
             say(var_edge_generate(model, labels, pictures, NULL, image, tokens));
+        }
+        if (sscanf(line, "guided %d", &guided.guidance_scales) == 1) {
+            say(var_edge_generate(model, labels, 1, &guided, image, tokens));
         }
         if (!strcmp(line, "smooth\n")) say(var_edge_generate(model, labels, 1, &smooth, image, tokens));
         if (!strcmp(line, "listen\n")) say(var_edge_generate(model, labels, 1, &listen, image, tokens));

@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 
 #include "api/handle.hpp"
 #include "api/structs.hpp"
@@ -65,14 +66,17 @@ var_edge_status guarded(Call&& call) noexcept {
     }
 }
 
-// The same for a call that a handle serves alone.
+// The same for a call that a handle serves alone, or with a second one that drafts.
 template <typename Call>
-void alone(var_edge_model* model, Call&& call) {
+void alone(var_edge_model* model, Call&& call, var_edge_model* draft = nullptr) {
+    if (draft && draft == model) throw bad_argument("draft: expected another handle than the one that refines");
     const Exclusive exclusive(model);
+    std::optional<Drafting> drafting;
+    if (draft) drafting.emplace(model, draft);
     try {
         call(model->pipeline);
     } catch (const Error& error) {
-        if (error.status == VAR_EDGE_FAILED && exclusive.stopped()) {
+        if (error.status == VAR_EDGE_FAILED && (exclusive.stopped() || (drafting && drafting->stopped()))) {
             throw Error(VAR_EDGE_STOPPED, "stopped by var_edge_stop");
         }
         throw;
@@ -134,11 +138,16 @@ Request request_of(var_edge_model* model, const int32_t* labels, int32_t count, 
     if (count > 0) request.labels.assign(labels, labels + count);
     request.seed = asked.seed;
     request.seeds = asked.seeds;
-    request.sampling = {asked.cfg, asked.top_k, asked.top_p, asked.smooth != 0};
+    request.sampling = {asked.cfg, asked.top_k, asked.top_p, asked.smooth != 0, asked.guidance_scales};
     if (asked.top_k == VAR_EDGE_TOP_K_DEFAULT) {
         request.sampling.top_k = std::min(Sampling().top_k, manifest.model.vocab_size);
     }
     request.batch = asked.batch;
+    if (!asked.draft && asked.draft_scales) {
+        throw bad_argument("draft_scales: expected 0 without a draft, found " + std::to_string(asked.draft_scales));
+    }
+    request.draft = asked.draft ? &asked.draft->pipeline : nullptr;
+    request.draft_scales = asked.draft_scales;
     request.keep = asked.keep;
     request.kept_tokens = asked.kept_tokens;
     if (asked.on_scale) {
@@ -307,9 +316,10 @@ var_edge_status var_edge_generate(var_edge_model* model, const int32_t* labels, 
         required(labels, "labels");
         required(images, "images");
         const var_edge_settings asked = read_struct(settings, "settings");
-        alone(model, [&](Pipeline& pipeline) {
+        const auto draw = [&](Pipeline& pipeline) {
             pipeline.generate(request_of(model, labels, count, asked), images, asked.images_on_device != 0, tokens);
-        });
+        };
+        alone(model, draw, asked.draft);
     });
 }
 
@@ -373,11 +383,12 @@ var_edge_status var_edge_edit(var_edge_model* model, const uint8_t* image, const
         const var_edge_settings asked = read_struct(settings, "settings");
         const Model& about = model->pipeline.manifest().model;
         const bool outpaint = mode == VAR_EDGE_OUTPAINT;
-        alone(model, [&](Pipeline& pipeline) {
+        const auto draw = [&](Pipeline& pipeline) {
             const auto kept = box ? kept_cells_of_box({box[0], box[1], box[2], box[3]}, outpaint, about)
                                   : kept_cells_of_mask(mask, outpaint, about);
             pipeline.edit(request_of(model, labels, count, asked), image, kept, images, asked.images_on_device != 0,
                           tokens);
-        });
+        };
+        alone(model, draw, asked.draft);
     });
 }

@@ -1,5 +1,6 @@
 #include "backends/arrays.hpp"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -58,6 +59,13 @@ void HostArrays::upload(std::uint8_t* target, const void* host, std::size_t size
 
 void HostArrays::fetch(void* host, const std::uint8_t* source, std::size_t size) {
     if (host != source && size) std::memcpy(host, source, size);
+}
+
+void HostArrays::copy_columns(const Array& target, const Array& source) {
+    const std::size_t to = target.row_bytes(), from = source.row_bytes();
+    for (std::int64_t row = 0; row < source.shape[0]; ++row) {
+        std::memcpy(target.data + std::size_t(row) * to, source.data + std::size_t(row) * from, std::min(to, from));
+    }
 }
 
 }  // namespace var_edge_impl

@@ -27,6 +27,7 @@ struct Array {
     std::int64_t values() const;  // throws Error BAD_BUNDLE if there are more than memory holds
     std::size_t bytes() const { return std::size_t(values()) * item_size(dtype); }
     Array rows(std::int64_t begin, std::int64_t end) const;
+    std::size_t row_bytes() const { return shape[0] ? bytes() / std::size_t(shape[0]) : 0; }
     Array reshaped(Shape other) const { return {data, std::move(other), dtype, place}; }
 };
 
@@ -49,6 +50,10 @@ class Arrays {
     virtual void upload(std::uint8_t* target, const void* host, std::size_t size) = 0;
     virtual void fetch(void* target, const std::uint8_t* source, std::size_t size) = 0;
 
+    // Queues a copy of the first columns of every row, (rows, columns, …) to (rows, other columns, …): as many as both
+    // have. A backend may write others of the target too, with values that are as finite as the source's.
+    virtual void copy_columns(const Array& target, const Array& source) = 0;
+
     virtual void wait() = 0;  // for everything that was queued
 
     // Copies an array after the stages queued so far, to memory of the host or of the arrays' device.
@@ -65,6 +70,7 @@ class HostArrays final : public Arrays {
     std::pair<std::uint8_t*, Array> shared(std::size_t size) override;
     void upload(std::uint8_t* target, const void* host, std::size_t size) override;
     void fetch(void* host, const std::uint8_t* source, std::size_t size) override;
+    void copy_columns(const Array& target, const Array& source) override;
     void wait() override {}  // a stage has run when the call that runs it returns
 
   private:
@@ -88,6 +94,7 @@ class NoArrays final : public Arrays {
     }
     void upload(std::uint8_t*, const void*, std::size_t) override {}
     void fetch(void*, const std::uint8_t*, std::size_t) override {}
+    void copy_columns(const Array&, const Array&) override {}
     void wait() override {}
 
     std::uint64_t bytes = 0;  // that the arrays would take

@@ -41,9 +41,9 @@ class Backend {
     // Batch sizes that it can draw, including 1; empty if it can draw all.
     virtual const std::vector<std::int64_t>& batches() const = 0;
 
-    // Starts a batch. `whole` promises that all scales are stepped and that nothing is asked for before `decode`, so
-    // that a backend may run the whole image at once there.
-    virtual void begin(const std::vector<std::int64_t>& labels, bool smooth, bool whole) = 0;
+    // Starts a batch, drawn with `sampling`. `whole` promises that all scales are stepped and that nothing is asked for
+    // before `decode`, so that a backend may run the whole image at once there.
+    virtual void begin(const std::vector<std::int64_t>& labels, const Sampling& sampling, bool whole) = 0;
     virtual void step(std::size_t k, const Draw& draw, const Sampling& sampling) = 0;
 
     // Copies the tokens of scale k, which has been stepped: (B, L), drawn or kept.
@@ -52,7 +52,8 @@ class Backend {
     // Copies the same before `keep`: -1 where the logits hold NaN or infinity.
     virtual void drawn(std::size_t k, std::int32_t* out) = 0;
 
-    // Copies the logits of scale k, the latest one stepped: (L, 2B, V), before guidance.
+    // Copies the logits of scale k, the latest one stepped: (L, 2B, V), before guidance. Without guidance only the
+    // first B columns are of this scale; the others are finite.
     virtual void logits(std::size_t k, float* out) = 0;
 
     // Decodes f_hat as it is after the latest step into images (B, H, W, 3).

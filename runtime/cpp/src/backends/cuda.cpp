@@ -130,6 +130,12 @@ void Cuda::copy(void* target, const void* source, std::size_t size) const {
     check(cudaMemcpyAsync(target, source, size, cudaMemcpyDefault, stream_), "cudaMemcpyAsync");
 }
 
+void Cuda::copy_rows(void* target, std::size_t target_pitch, const void* source, std::size_t source_pitch,
+                     std::size_t size, std::size_t rows) const {
+    check(cudaMemcpy2DAsync(target, target_pitch, source, source_pitch, size, rows, cudaMemcpyDefault, stream_),
+          "cudaMemcpy2DAsync");
+}
+
 void Cuda::synchronize() const { check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
 
 Graph Cuda::captured(const std::function<void()>& queue) const {
@@ -181,6 +187,11 @@ void DeviceArrays::upload(std::uint8_t* target, const void* host, std::size_t si
 
 void DeviceArrays::fetch(void* target, const std::uint8_t* source, std::size_t size) {
     cuda_->copy(target, source, size);
+}
+
+void DeviceArrays::copy_columns(const Array& target, const Array& source) {
+    const std::size_t to = target.row_bytes(), from = source.row_bytes();
+    cuda_->copy_rows(target.data, to, source.data, from, std::min(to, from), std::size_t(source.shape[0]));
 }
 
 void DeviceArrays::wait() { cuda_->synchronize(); }

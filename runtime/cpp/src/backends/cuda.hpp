@@ -67,6 +67,10 @@ class Cuda {
     // Queues a copy between any memory of the host or the device. That of the host must stay until `synchronize`.
     void copy(void* target, const void* source, std::size_t size) const;
 
+    // Queues a copy of `size` bytes of each of `rows` rows, which begin so many bytes after one another.
+    void copy_rows(void* target, std::size_t target_pitch, const void* source, std::size_t source_pitch,
+                   std::size_t size, std::size_t rows) const;
+
     void synchronize() const;
 
     // Records what `queue` queues as a graph, instead of running it.
@@ -95,6 +99,7 @@ class DeviceArrays final : public Arrays {
     std::pair<std::uint8_t*, Array> shared(std::size_t size) override;
     void upload(std::uint8_t* target, const void* host, std::size_t size) override;
     void fetch(void* target, const std::uint8_t* source, std::size_t size) override;
+    void copy_columns(const Array& target, const Array& source) override;
     void wait() override;
 
   private:

@@ -28,6 +28,7 @@ class Loaded {
         name = "ONNX Runtime " + Ort::GetVersionString();
         if (wanted == VAR_EDGE_ONNXRUNTIME_CUDA) {
             provider_.emplace(options_, options);
+            copier_.emplace(options_, *provider_);
             name += ", CUDA execution provider";
         } else if (!options.provider.empty()) {
             throw bad_argument("provider_options: expected NULL, as the CPU has none");
@@ -62,6 +63,12 @@ class Loaded {
         check_shapes(true);
     }
 
+    // Returns arrays for a batch.
+    std::unique_ptr<Arrays> new_arrays() {
+        if (!provider_) return std::make_unique<HostArrays>();
+        return std::make_unique<CudaArrays>(session("transformer").get(), *provider_, *copier_);
+    }
+
     const CudaProvider* provider() const { return provider_ ? &*provider_ : nullptr; }  // null: on the CPU
 
     const std::filesystem::path bundle;
@@ -84,7 +91,8 @@ class Loaded {
     // allocated.
     void check_shapes(bool smooth) {
         NoArrays none;
-        for (const Stage& stage : Wiring(1, smooth, *manifest, constants, none).stages()) {
+        const Wanted one = {1, smooth, manifest->scales.size()};
+        for (const Stage& stage : Wiring(one, *manifest, constants, none).stages()) {
             session(stage.graph).check(stage);
         }
     }
@@ -93,6 +101,7 @@ class Loaded {
     Log log_;
     Ort::SessionOptions options_;
     std::optional<CudaProvider> provider_;
+    std::optional<ColumnCopier> copier_;  // with the provider
     HostArrays arrays_;
     std::mutex mutex_;
     std::map<std::string, Session> sessions_;
@@ -130,8 +139,8 @@ class OnnxRuntimeBackend final : public WiredBackend {
     // The stages of one batch size, bound to their arrays.
     class BoundBatch final : public Batch {
       public:
-        BoundBatch(std::int64_t size, bool smooth, OnnxRuntimeBackend& backend)
-            : Batch(backend.new_arrays(), size, smooth, backend.manifest(), backend.loaded_->constants),
+        BoundBatch(const Wanted& wanted, OnnxRuntimeBackend& backend)
+            : Batch(backend.loaded_->new_arrays(), wanted, backend.manifest(), backend.loaded_->constants),
               backend_(backend),
               condition_(bound(wiring.condition)) {
             for (std::size_t k : {0, 1}) {  // for either f_hat
@@ -144,14 +153,9 @@ class OnnxRuntimeBackend final : public WiredBackend {
             if (!steps_.empty() && through_host == bool(host_logits_)) return;
             steps_.clear();
             host_logits_.reset();
-            if (through_host) {
-                host_logits_.emplace();
-                host_logits_->array = host_logits_->arrays.empty(wiring.logits.shape, wiring.logits.dtype);
-            }
-            for (auto [transformer, bridge] : wiring.steps) {
-                Array& logits = transformer.outputs.at("logits");
-                if (through_host) logits = bridge.inputs.at("logits") = host_logits_->array.rows(0, logits.shape[0]);
-                steps_.emplace_back(bound(transformer), bound(bridge));
+            if (through_host) host_logits_.emplace(wiring);
+            for (const auto& [transformer, bridge] : host_logits_ ? host_logits_->steps : wiring.steps) {
+                steps_.emplace_back(Run{bound(transformer), transformer.copies}, Run{bound(bridge), bridge.copies});
             }
         }
 
@@ -163,8 +167,11 @@ class OnnxRuntimeBackend final : public WiredBackend {
 
         void step(std::size_t k) override {
             wiring.upload_scale(k);
-            run(steps_[k].first, "transformer", std::int64_t(k));
-            run(steps_[k].second, wiring.smooth ? SMOOTH_BRIDGE : "bridge", std::int64_t(k));
+            for (const auto& [target, source] : steps_[k].first.copies) arrays->copy_columns(target, source);
+            run(steps_[k].first.graph, "transformer", std::int64_t(k));
+            Arrays& of_logits = host_logits_ ? host_logits_->arrays : *arrays;
+            for (const auto& [target, source] : steps_[k].second.copies) of_logits.copy_columns(target, source);
+            run(steps_[k].second.graph, wiring.smooth ? SMOOTH_BRIDGE : "bridge", std::int64_t(k));
         }
 
         void decode() override {
@@ -173,14 +180,36 @@ class OnnxRuntimeBackend final : public WiredBackend {
             arrays->wait();
         }
 
-        Array logits() const override { return host_logits_ ? host_logits_->array : wiring.logits; }
+        Array logits() const override { return host_logits_ ? host_logits_->both : wiring.logits; }
 
       private:
         // With a GPU, the logits pass through the host's memory if somebody may ask for them: ONNX Runtime copies what
         // a graph reads or writes, and nothing else.
         struct HostLogits {
+            explicit HostLogits(const Wiring& wiring) : steps(wiring.steps) {
+                const Array& device = wiring.logits;
+                both = arrays.empty(device.shape, device.dtype);
+                Shape half = device.shape;
+                half[1] = wiring.size;
+                const bool all_guided = wiring.guided == steps.size();
+                const Array labelled = all_guided ? both : arrays.empty(half, device.dtype);
+                for (std::size_t k = 0; k < steps.size(); ++k) {
+                    auto& [transformer, bridge] = steps[k];
+                    const std::int64_t rows = bridge.inputs.at("logits").shape[0];
+                    bridge.inputs["logits"] = both.rows(0, rows);
+                    transformer.outputs["logits"] = (k < wiring.guided ? both : labelled).rows(0, rows);
+                    if (k >= wiring.guided) bridge.copies = {{both.rows(0, rows), labelled.rows(0, rows)}};
+                }
+            }
+
             HostArrays arrays;
-            Array array;
+            std::vector<std::pair<Stage, Stage>> steps;  // those of the wiring, but for the logits
+            Array both;                                  // (L, 2B, V)
+        };
+
+        struct Run {
+            Bound graph;
+            std::vector<ColumnCopy> copies;  // made before
         };
 
         Bound bound(const Stage& stage) { return backend_.loaded_->session(stage.graph).bind(stage); }
@@ -192,19 +221,13 @@ class OnnxRuntimeBackend final : public WiredBackend {
         OnnxRuntimeBackend& backend_;
         Bound condition_;
         std::optional<HostLogits> host_logits_;
-        std::vector<std::pair<Bound, Bound>> steps_;
+        std::vector<std::pair<Run, Run>> steps_;
         std::vector<Bound> decoders_[2];
     };
 
-    std::unique_ptr<Arrays> new_arrays() const {
-        const CudaProvider* provider = loaded_->provider();
-        if (!provider) return std::make_unique<HostArrays>();
-        return std::make_unique<CudaArrays>(loaded_->session("transformer").get(), *provider);
-    }
-
-    std::unique_ptr<Batch> new_batch(std::int64_t size, bool smooth) override {
-        if (smooth) loaded_->open_smooth();
-        return std::make_unique<BoundBatch>(size, smooth, *this);
+    std::unique_ptr<Batch> new_batch(const Wanted& wanted) override {
+        if (wanted.smooth) loaded_->open_smooth();
+        return std::make_unique<BoundBatch>(wanted, *this);
     }
 
     std::shared_ptr<Loaded> loaded_;

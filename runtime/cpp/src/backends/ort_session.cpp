@@ -12,13 +12,6 @@ namespace {
 
 using Specs = Session::Specs;
 
-ONNXTensorElementDataType element_type(Dtype dtype) {
-    constexpr ONNXTensorElementDataType types[] = {
-        ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
-        ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,   ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL};
-    return types[std::size_t(dtype)];
-}
-
 Specs declared(const std::vector<TensorSpec>& tensors) {
     Specs specs;
     for (const TensorSpec& tensor : tensors) {

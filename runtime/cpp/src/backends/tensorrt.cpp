@@ -175,9 +175,8 @@ class TensorRTBackend final : public WiredBackend {
     // first needed.
     class RecordedBatch final : public Batch {
       public:
-        RecordedBatch(std::int64_t size, bool smooth, TensorRTBackend& backend)
-            : Batch(std::make_unique<DeviceArrays>(*backend.cuda_), size, smooth, backend.manifest(),
-                    backend.constants_),
+        RecordedBatch(const Wanted& wanted, TensorRTBackend& backend)
+            : Batch(std::make_unique<DeviceArrays>(*backend.cuda_), wanted, backend.manifest(), backend.constants_),
               backend_(backend) {}
 
         ~RecordedBatch() override { cudaStreamSynchronize(backend_.cuda_->stream()); }  // of a run that was stopped
@@ -223,13 +222,18 @@ class TensorRTBackend final : public WiredBackend {
         }
 
       private:
-        void run(const Stage& stage, std::size_t profile) { backend_.engines_.at(stage.graph).enqueue(profile, stage); }
+        void run(const Stage& stage, std::size_t profile) {
+            for (const auto& [target, source] : stage.copies) arrays->copy_columns(target, source);
+            backend_.engines_.at(stage.graph).enqueue(profile, stage);
+        }
 
         void run_condition() { run(wiring.condition, backend_.record_.profile(wiring.size, 0, 1)); }
 
         void run_step(std::size_t k) {
-            const std::size_t profile = backend_.record_.profile(wiring.size, k, wiring.steps.size());
-            run(wiring.steps[k].first, profile);
+            const EngineRecord& record = backend_.record_;
+            const std::size_t scales = wiring.steps.size(), profile = record.profile(wiring.size, k, scales);
+            const bool guided = k < wiring.guided;
+            run(wiring.steps[k].first, guided ? profile : record.unguided_profile(wiring.size, k, scales));
             run(wiring.steps[k].second, profile);
         }
 
@@ -266,15 +270,23 @@ class TensorRTBackend final : public WiredBackend {
 
     void synchronize() const override { cuda_->synchronize(); }
 
-    std::unique_ptr<Batch> new_batch(std::int64_t size, bool smooth) override {
+    std::unique_ptr<Batch> new_batch(const Wanted& wanted) override {
         const std::vector<std::int64_t>& sizes = record_.batches;
-        if (std::find(sizes.begin(), sizes.end(), size) == sizes.end()) {
+        if (std::find(sizes.begin(), sizes.end(), wanted.size) == sizes.end()) {
             std::string known;
             for (std::int64_t one : sizes) known += (known.empty() ? "" : ", ") + std::to_string(one);
-            throw bad_argument("batch: these engines draw " + known + " pictures at once, not " + std::to_string(size));
+            throw bad_argument("batch: these engines draw " + known + " pictures at once, not " +
+                               std::to_string(wanted.size));
         }
-        if (smooth) load_smooth_bridge();
-        return std::make_unique<RecordedBatch>(size, smooth, *this);
+        const std::size_t least = std::min(std::size_t(record_.guidance_scales), manifest().scales.size());
+        if (wanted.guided < least) {
+            const std::string asked = std::to_string(wanted.guided);
+            throw bad_argument("guidance_scales: these engines have guidance at " + std::to_string(least) +
+                               " scales or more, not at " + asked +
+                               "; build them with python -m export.engine … --guidance-scales " + asked);
+        }
+        if (wanted.smooth) load_smooth_bridge();
+        return std::make_unique<RecordedBatch>(wanted, *this);
     }
 
     // Only smooth sampling needs it, so it is loaded late and has scratch memory of its own.

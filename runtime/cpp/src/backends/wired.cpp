@@ -6,9 +6,9 @@
 
 namespace var_edge_impl {
 
-Batch::Batch(std::unique_ptr<Arrays> made, std::int64_t size, bool smooth, const Manifest& manifest,
+Batch::Batch(std::unique_ptr<Arrays> made, const Wanted& wanted, const Manifest& manifest,
              const std::vector<ScaleConstants>& constants)
-    : arrays(std::move(made)), wiring(size, smooth, manifest, constants, *arrays) {}
+    : arrays(std::move(made)), wiring(wanted, manifest, constants, *arrays) {}
 
 void check_smooth(const Manifest& manifest) {
     if (manifest.graphs.count(SMOOTH_BRIDGE)) return;
@@ -16,11 +16,12 @@ void check_smooth(const Manifest& manifest) {
                      ": no graph for smooth sampling; make onnx SMOOTH=1 exports the bundle with it");
 }
 
-void WiredBackend::begin(const std::vector<std::int64_t>& labels, bool smooth, bool whole) {
+void WiredBackend::begin(const std::vector<std::int64_t>& labels, const Sampling& sampling, bool whole) {
     const auto device = current_device();
     batch_ = nullptr;
-    if (smooth) check_smooth(*manifest_);
-    Batch& batch = prepared({std::int64_t(labels.size()), smooth}, whole);
+    if (sampling.smooth) check_smooth(*manifest_);
+    const auto guided = std::size_t(sampling.guided(std::int64_t(manifest_->scales.size())));
+    Batch& batch = prepared({std::int64_t(labels.size()), sampling.smooth, guided}, whole);
     batch.arrays->wait();  // a run that was stopped may still read what is written now
     batch.latest = -1;
     batch.decoded = false;
@@ -91,7 +92,7 @@ Batch& WiredBackend::prepared(const Wanted& wanted, bool whole) {
 Batch& WiredBackend::prepare(const Wanted& wanted, bool whole) {
     std::unique_ptr<Batch>& batch = batches_[wanted];
     try {
-        if (!batch) batch = new_batch(wanted.first, wanted.second);
+        if (!batch) batch = new_batch(wanted);
         batch->prepare(whole);
     } catch (...) {
         batches_.erase(wanted);  // also what is allocated of it

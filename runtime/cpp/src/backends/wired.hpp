@@ -16,7 +16,7 @@ namespace var_edge_impl {
 // The arrays of one batch size and the stages on them, ready to run.
 class Batch {
   public:
-    Batch(std::unique_ptr<Arrays> made, std::int64_t size, bool smooth, const Manifest& manifest,
+    Batch(std::unique_ptr<Arrays> made, const Wanted& wanted, const Manifest& manifest,
           const std::vector<ScaleConstants>& constants);
     virtual ~Batch() = default;
     Batch(const Batch&) = delete;
@@ -47,7 +47,7 @@ class WiredBackend : public Backend {
         : manifest_(std::move(manifest)), keeps_batches_(keeps_batches) {}
 
     const Manifest& manifest() const final { return *manifest_; }
-    void begin(const std::vector<std::int64_t>& labels, bool smooth, bool whole) final;
+    void begin(const std::vector<std::int64_t>& labels, const Sampling& sampling, bool whole) final;
     void step(std::size_t k, const Draw& draw, const Sampling& sampling) final;
     void tokens(std::size_t k, std::int32_t* out) final;
     void drawn(std::size_t k, std::int32_t* out) final;
@@ -56,7 +56,7 @@ class WiredBackend : public Backend {
     void decode(std::uint8_t* images, bool to_device) final;
 
   protected:
-    virtual std::unique_ptr<Batch> new_batch(std::int64_t size, bool smooth) = 0;
+    virtual std::unique_ptr<Batch> new_batch(const Wanted& wanted) = 0;
 
     // Held during every call: makes the backend's GPU the current device of the calling thread.
     virtual std::shared_ptr<void> current_device() const { return {}; }
@@ -78,8 +78,6 @@ class WiredBackend : public Backend {
     void free_batches();  // in every derived destructor: batches use members of the derived class
 
   private:
-    using Wanted = std::pair<std::int64_t, bool>;  // size, smooth
-
     Batch& prepared(const Wanted& wanted, bool whole);
     Batch& prepare(const Wanted& wanted, bool whole);
     void copy_result(std::size_t part, const char* name, void* out) const;

@@ -59,6 +59,68 @@ std::vector<SharedBlock::Part> result_parts(const Manifest& manifest, std::int64
     return parts;
 }
 
+// The transformer's arrays for a number of columns: 2B with guidance, B with the label only.
+//
+// Token-major arrays are as long as the largest scale needs; a smaller one uses the first rows. The caches of keys and
+// values have rows for `tokens` tokens: the past ones are the first rows, and the new ones go right behind them.
+struct Columns {
+    Columns(std::int64_t columns, std::int64_t tokens, const Manifest& manifest, Arrays& arrays) {
+        const Model& model = manifest.model;
+        const std::int64_t rows = manifest.scales.back().tokens;
+        x = arrays.empty({rows, columns, model.width}, Dtype::float32);
+        logits = arrays.empty({rows, columns, model.vocab_size}, Dtype::float32);
+        modulation = arrays.empty({model.depth, 6, columns, model.width}, Dtype::float32);
+        head_modulation = arrays.empty({2, columns, model.width}, Dtype::float32);
+        std::map<std::string, Dtype> dtypes;
+        for (const TensorSpec& spec : manifest.graphs.at("transformer").inputs) dtypes[spec.name] = spec.dtype;
+        const Shape cache_shape = {tokens, columns, model.heads, model.width / model.heads};
+        for (const char* kind : {"k", "v"}) {
+            for (std::int64_t block = 0; block < model.depth; ++block) {
+                const std::string name = numbered(kind, block);
+                const auto dtype = dtypes.find("past_" + name);
+                if (dtype == dtypes.end()) throw bad_bundle("manifest: the transformer has no input past_" + name);
+                caches[name] = arrays.empty(cache_shape, dtype->second);
+            }
+        }
+    }
+
+    Stage transformer(const Scale& scale, const Tensors& constants, std::vector<ColumnCopy> copies) const {
+        const std::int64_t start = scale.offset, end = scale.offset + scale.tokens;
+        Tensors inputs = {{"x", x.rows(0, scale.tokens)}, {"head_modulation", head_modulation}};
+        inputs.insert(constants.begin(), constants.end());
+        for (std::int64_t i = 0; i < modulation.shape[0]; ++i) {
+            const Array block = modulation.rows(i, i + 1);
+            inputs[numbered("modulation", i)] = block.reshaped({6, block.shape[2], block.shape[3]});
+        }
+        Tensors outputs = {{"logits", logits.rows(0, scale.tokens)}};
+        for (const auto& [name, cache] : caches) {
+            inputs["past_" + name] = cache.rows(0, start);
+            outputs["new_" + name] = cache.rows(start, end);
+        }
+        return {"transformer", std::move(inputs), std::move(outputs), std::move(copies)};
+    }
+
+    // Returns the copies of what `other` holds after `tokens` tokens, except x.
+    std::vector<ColumnCopy> taken_over(const Columns& other, std::int64_t tokens) const {
+        const auto by_row = [](const Array& array) {
+            const Shape& shape = array.shape;
+            return array.reshaped({shape[0] * shape[1], shape[2], shape[3]});
+        };
+        std::vector<ColumnCopy> copies = {{by_row(modulation), by_row(other.modulation)},
+                                          {head_modulation, other.head_modulation}};
+        for (const auto& [name, cache] : caches) {
+            copies.push_back({cache.rows(0, tokens), other.caches.at(name).rows(0, tokens)});
+        }
+        return copies;
+    }
+
+    Array x;                // (L, 2B, C)
+    Array logits;           // (L, 2B, V)
+    Array modulation;       // (depth, 6, 2B, C)
+    Array head_modulation;  // (2, 2B, C)
+    Tensors caches;         // (T, 2B, H, 64) each
+};
+
 }  // namespace
 
 SharedBlock::SharedBlock(Arrays& arrays, const std::vector<Part>& parts) : arrays_(&arrays) {
@@ -146,64 +208,48 @@ std::vector<ScaleConstants> scale_constants(const std::filesystem::path& bundle,
     return constants;
 }
 
-Wiring::Wiring(std::int64_t batch, bool mixed, const Manifest& manifest, const std::vector<ScaleConstants>& constants,
+Wiring::Wiring(const Wanted& wanted, const Manifest& manifest, const std::vector<ScaleConstants>& constants,
                Arrays& arrays)
-    : size(batch),
-      smooth(mixed),
-      settings(arrays, settings_parts(manifest, batch, mixed)),
-      results(arrays, result_parts(manifest, batch)),
+    : size(wanted.size),
+      smooth(wanted.smooth),
+      guided(wanted.guided),
+      settings(arrays, settings_parts(manifest, size, smooth)),
+      results(arrays, result_parts(manifest, size)),
       vocab_size_(manifest.model.vocab_size) {
     const Model& model = manifest.model;
     const std::vector<Scale>& scales = manifest.scales;
-    const std::int64_t rows = scales.back().tokens, columns = 2 * size;
     for (const Scale& scale : scales) counts_.push_back(scale.tokens);
-    logits = arrays.empty({rows, columns, model.vocab_size}, Dtype::float32);       // (L, 2B, V)
     const Shape f_hat_shape = {size, model.code_size, model.grid(), model.grid()};  // (B, Z, P, P)
     for (Array& f_hat : f_hat_) f_hat = arrays.empty(f_hat_shape, Dtype::float32);
     const std::vector<std::uint8_t> zeros(f_hat_[0].data ? f_hat_[0].bytes() : 0);
     const Array f_hat_before = arrays.constant(f_hat_shape, Dtype::float32, zeros.data());  // scale 0
 
-    const Array x = arrays.empty({rows, columns, model.width}, Dtype::float32);  // (L, 2B, C)
-    const Array modulation = arrays.empty({model.depth, 6, columns, model.width}, Dtype::float32);
-    const Array head_modulation = arrays.empty({2, columns, model.width}, Dtype::float32);
-    Tensors by_block = {{"head_modulation", head_modulation}};
-    for (std::int64_t i = 0; i < model.depth; ++i) {
-        by_block[numbered("modulation", i)] = modulation.rows(i, i + 1).reshaped({6, columns, model.width});
-    }
-    std::map<std::string, Dtype> dtypes;
-    for (const TensorSpec& spec : manifest.graphs.at("transformer").inputs) dtypes[spec.name] = spec.dtype;
-    const Shape cache_shape = {model.tokens(), columns, model.heads, model.width / model.heads};  // (T, 2B, H, 64)
-    Tensors caches;
-    for (const char* kind : {"k", "v"}) {
-        for (std::int64_t block = 0; block < model.depth; ++block) {
-            const std::string name = numbered(kind, block);
-            const auto dtype = dtypes.find("past_" + name);
-            if (dtype == dtypes.end()) throw bad_bundle("manifest: the transformer has no input past_" + name);
-            caches[name] = arrays.empty(cache_shape, dtype->second);
-        }
-    }
-
-    condition = {
-        "condition",
-        settings.stages(0),
-        {{"modulation", modulation}, {"head_modulation", head_modulation}, {"x", x.rows(0, scales[0].tokens)}}};
+    const Scale& last_guided = scales[guided - 1];
+    const Columns both(2 * size, last_guided.offset + last_guided.tokens, manifest, arrays);
+    const Columns labelled = guided == scales.size() ? both : Columns(size, model.tokens(), manifest, arrays);
+    logits = both.logits;
+    condition = {"condition",
+                 settings.stages(0),
+                 {{"modulation", both.modulation},
+                  {"head_modulation", both.head_modulation},
+                  {"x", both.x.rows(0, scales[0].tokens)}}};
     for (std::size_t k = 0; k < scales.size(); ++k) {
         const Scale& scale = scales[k];
-        const std::int64_t start = scale.offset, end = scale.offset + scale.tokens;
-        Tensors past, made = {{"logits", logits.rows(0, scale.tokens)}};
-        for (const auto& [name, cache] : caches) {
-            past["past_" + name] = cache.rows(0, start);
-            made["new_" + name] = cache.rows(start, end);
+        const Columns& columns = k < guided ? both : labelled;
+        std::vector<ColumnCopy> before, after;  // of the transformer
+        if (k == guided) before = labelled.taken_over(both, scale.offset);
+        if (k >= guided) {
+            before.push_back({labelled.x.rows(0, scale.tokens), both.x.rows(0, scale.tokens)});
+            after.push_back({both.logits.rows(0, scale.tokens), labelled.logits.rows(0, scale.tokens)});
         }
-        const Tensors input = {{"x", x.rows(0, scale.tokens)}};
+        const std::int64_t next = scale_sizes(scales, k, size).at("L_next");
         const Tensors drawing = {{"logits", logits.rows(0, scale.tokens)},
                                  {"f_hat", k ? f_hat_after(k - 1) : f_hat_before}};
-        const std::int64_t next = scale_sizes(scales, k, size).at("L_next");
-        const Tensors following = {{"f_hat_out", f_hat_after(k)}, {"x_next", x.rows(0, next)}};
+        const Tensors following = {{"f_hat_out", f_hat_after(k)}, {"x_next", both.x.rows(0, next)}};
         steps.emplace_back(
-            Stage{"transformer", joined({&input, &by_block, &past, &constants[k].transformer}), made},
+            columns.transformer(scale, constants[k].transformer, std::move(before)),
             Stage{smooth ? SMOOTH_BRIDGE : "bridge", joined({&drawing, &settings.stages(k + 1), &constants[k].bridge}),
-                  joined({&results.stages(k), &following})});
+                  joined({&results.stages(k), &following}), std::move(after)});
     }
 }
 

@@ -19,10 +19,16 @@ constexpr std::size_t ALIGNMENT = 256;  // bytes; what TensorRT asks of an addre
 
 using Tensors = std::map<std::string, Array>;
 
+// A copy of the columns with label between an array (R, 2B, …) and one without the other half, (R, B, …).
+struct ColumnCopy {
+    Array target, source;
+};
+
 // One run of a graph on fixed arrays.
 struct Stage {
     std::string graph;
     Tensors inputs, outputs;
+    std::vector<ColumnCopy> copies = {};  // made before it runs
 };
 
 // Small arrays that the host sets or reads, in one block of memory, so that one copy moves several of them. They are in
@@ -70,13 +76,24 @@ struct Draw {
     const std::int32_t* kept_tokens;
 };
 
+// What arrays are made for: a batch size, smooth sampling, and the number of guided scales.
+struct Wanted {
+    std::int64_t size;
+    bool smooth;
+    std::size_t guided;
+
+    bool operator<(const Wanted& other) const {
+        return std::tie(size, smooth, guided) < std::tie(other.size, other.smooth, other.guided);
+    }
+};
+
 // The arrays of one batch size, allocated once, and the stages on them. Drawing allocates nothing.
 //
-// Token-major arrays are as long as the largest scale needs; a smaller one uses the first rows. The past keys and
-// values are the first rows of caches for all T tokens, and the new ones go right behind them.
+// The guided scales run with 2B columns. The others run the same transformer on the B columns with label, for which
+// there is a second set of arrays. The bridge always reads and writes 2B columns; there its guidance is 0.
 class Wiring {
   public:
-    Wiring(std::int64_t size, bool smooth, const Manifest& manifest, const std::vector<ScaleConstants>& constants,
+    Wiring(const Wanted& wanted, const Manifest& manifest, const std::vector<ScaleConstants>& constants,
            Arrays& arrays);
 
     // Write on the host what is uploaded before the stages run.
@@ -93,6 +110,7 @@ class Wiring {
 
     std::int64_t size;
     bool smooth;
+    std::size_t guided;    // scales
     SharedBlock settings;  // the labels, then what each scale is drawn with
     SharedBlock results;   // the tokens of each scale, then the pictures and whether they are finite
     Array logits;          // (L, 2B, V) of the scale stepped last, in its first rows

@@ -16,10 +16,11 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr std::int64_t ENGINE_SCHEMA_VERSION = 2;
+constexpr std::int64_t ENGINE_SCHEMA_VERSION = 3;
 
 constexpr const char* FLAVOURS[] = {"tensorrt", "tensorrt_rtx"};
-constexpr const char* GRAPHS[] = {"condition", "transformer", "bridge", "bridge_smooth", "decoder", "encoder"};
+constexpr const char* GRAPHS[] = {"condition", "transformer",  "bridge", "bridge_smooth",
+                                  "decoder",   "decoder_tiny", "encoder"};
 
 template <std::size_t N>
 bool is_one_of(const char* const (&known)[N], const std::string& text) {
@@ -92,8 +93,10 @@ EngineRecord EngineRecord::parse(const std::string& text, const std::string& whe
     const nlohmann::json document = parse_json(text, where);
     check_schema(document, ENGINE_SCHEMA_VERSION, where, "run make engine again");
     const Strict s(document, where);
-    s.with({"schema_version", "built", "weights_sha256", "batches", "options", "engines", "peak_bytes", "created"});
-    EngineRecord record{parse_built(s["built"]), s["weights_sha256"].string(), {}, {}};
+    s.with({"schema_version", "built", "weights_sha256", "batches", "guidance_scales", "options", "engines",
+            "peak_bytes", "created"});
+    EngineRecord record{parse_built(s["built"]), s["weights_sha256"].string(), {}, 0, {}};
+    record.guidance_scales = s["guidance_scales"].integer(limits::GUIDANCE_SCALES);
     for (const Strict& batch : s["batches"].list(limits::BATCHES)) {
         record.batches.push_back(batch.integer(limits::BATCH));
     }
@@ -128,6 +131,11 @@ bool EngineRecord::fits(const Manifest& manifest) const {
 std::size_t EngineRecord::profile(std::int64_t batch, std::size_t scale, std::size_t scales) const {
     const auto found = std::find(batches.begin(), batches.end(), batch);
     return std::size_t(found - batches.begin()) * scales + scale;
+}
+
+std::size_t EngineRecord::unguided_profile(std::int64_t batch, std::size_t scale, std::size_t scales) const {
+    const auto guided = std::size_t(guidance_scales);
+    return batches.size() * scales + profile(batch, scale - guided, scales - guided);
 }
 
 std::map<std::string, std::int64_t> scale_sizes(const std::vector<Scale>& scales, std::size_t k, std::int64_t batch) {

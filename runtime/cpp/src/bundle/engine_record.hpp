@@ -34,6 +34,7 @@ struct EngineRecord {
     Built built;
     std::string weights_sha256;
     std::vector<std::int64_t> batches;
+    std::int64_t guidance_scales;  // they draw with guidance at this number of scales, or at more
     std::map<std::string, Engine> engines;
 
     static EngineRecord parse(const std::string& text, const std::string& where);
@@ -44,6 +45,9 @@ struct EngineRecord {
 
     // Returns the index of the transformer's and the bridge's profile for a batch size and a scale.
     std::size_t profile(std::int64_t batch, std::size_t scale, std::size_t scales) const;
+
+    // Returns the index of the transformer's profile without guidance, for a scale from `guidance_scales` on.
+    std::size_t unguided_profile(std::int64_t batch, std::size_t scale, std::size_t scales) const;
 };
 
 // Returns the sizes of the symbolic axes at scale k. The last scale has no next one: it computes the input of scale 1

@@ -115,10 +115,17 @@ FileSpec parse_file(const Strict& s) {
     return {s["size"].integer({0, double(INT64_MAX)}), s["sha256"].string(), {}};
 }
 
-void check_provenance(const Strict& s) {
+// Checks where a bundle comes from, and returns the hash of its VQVAE, or "" if it has none.
+std::string parse_provenance(const Strict& s) {
     s.with({"created", "source", "tools", "options"});
     s["created"].string();
+    std::string vqvae;
     for (const auto& [key, found] : s["source"].members()) {
+        if (key == "vqvae_sha256") {
+            vqvae = found.string();
+            const bool digest = vqvae.size() == 64 && vqvae.find_first_not_of("0123456789abcdef") == vqvae.npos;
+            if (!digest) throw found.wrong("64 hexadecimal digits");
+        }
         if (key == "random_weights") found.integer({0, double(INT64_MAX)});
         if (key != "var_checkpoint" && key != "vae_checkpoint") continue;
         for (const auto& [name, text] : found.members(SIZE_MAX)) name == "file" ? text.plain_name() : text.string();
@@ -130,6 +137,7 @@ void check_provenance(const Strict& s) {
             for (const Strict& layer : layers.list(SIZE_MAX)) layer.string();
         }
     }
+    return vqvae;
 }
 
 // Throws unless the file has its size and, if `verify`, its SHA-256.
@@ -179,7 +187,7 @@ Manifest Manifest::parse(const std::string& text, const std::string& where) {
     for (const Strict& name : s["step_constants"].list(SIZE_MAX)) manifest.step_constants.push_back(name.string());
     for (const auto& [name, graph] : s["graphs"].named()) manifest.graphs.emplace(name, parse_graph(graph));
     for (const auto& [name, file] : s["files"].named()) manifest.files.emplace(name, parse_file(file));
-    check_provenance(s["provenance"]);
+    manifest.vqvae_sha256 = parse_provenance(s["provenance"]);
     manifest.check(where);
     return manifest;
 }

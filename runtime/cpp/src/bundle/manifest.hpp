@@ -77,6 +77,7 @@ struct Manifest {
     std::vector<std::string> step_constants;  // inputs of the transformer: at scale k row k of the equally named weight
     std::map<std::string, GraphSpec> graphs;
     std::map<std::string, FileSpec> files;
+    std::string vqvae_sha256;  // of the VQVAE's tensors before any rounding; "" in old bundles
 
     // Parses and checks a manifest's text; `where` begins every message. Throws Error BAD_BUNDLE.
     static Manifest parse(const std::string& text, const std::string& where);

@@ -9,7 +9,8 @@ namespace var_edge_impl {
 MemoryUse memory_use(const Manifest& manifest, std::int64_t batch, bool smooth) {
     if (smooth) check_smooth(manifest);
     NoArrays arrays;
-    const Wiring wiring(batch, smooth, manifest, std::vector<ScaleConstants>(manifest.scales.size()), arrays);
+    const std::size_t scales = manifest.scales.size();
+    const Wiring wiring({batch, smooth, scales}, manifest, std::vector<ScaleConstants>(scales), arrays);
     std::set<std::string> files = {WEIGHTS, manifest.graphs.at(smooth ? SMOOTH_BRIDGE : "bridge").file};
     for (const char* graph : {"condition", "transformer", "decoder"}) files.insert(manifest.graphs.at(graph).file);
     std::uint64_t weights = 0;

@@ -9,8 +9,11 @@
 
 namespace var_edge_impl {
 
-// Throws Error FAILED if the logits of a scale, or a picture, of the `size` pictures drawn last hold NaN or infinity.
-void check_finite(Backend& backend, const Manifest& manifest, std::int64_t size);
+// Throws Error FAILED if the logits of one of the first scales of the `size` pictures drawn last hold NaN or infinity.
+void check_drawn(Backend& backend, const Manifest& manifest, std::int64_t size, std::size_t scales);
+
+// Throws Error FAILED if the pixels of a picture decoded last hold NaN or infinity.
+void check_pixels(Backend& backend, const Manifest& manifest);
 
 // Throws Error FAILED if the encoder's features, of which it made these tokens (T,), hold NaN or infinity.
 void check_encoded(const std::int32_t* tokens, const Manifest& manifest);

@@ -4,6 +4,7 @@
 
 #include "backends/create.hpp"
 #include "errors.hpp"
+#include "runtime/drafted.hpp"
 #include "runtime/editing.hpp"
 #include "runtime/numeric.hpp"
 #include "runtime/uniforms.hpp"
@@ -46,11 +47,13 @@ void expect_count(const char* what, std::size_t count) {
 
 Pipeline::Pipeline(const std::filesystem::path& bundle, var_edge_backend backend, const BackendOptions& options) {
     const auto manifest = std::make_shared<const Manifest>(Manifest::load(bundle, options.verify, options.progress));
+    bundle_ = bundle.string();
     classes_ = load_classes(bundle, *manifest);
     backend_ = create_backend(backend, bundle, manifest, options);
 }
 
-Pipeline::Pipeline(const Pipeline& other) : classes_(other.classes_), backend_(other.backend_->share()) {}
+Pipeline::Pipeline(const Pipeline& other)
+    : bundle_(other.bundle_), classes_(other.classes_), backend_(other.backend_->share()) {}
 
 void Pipeline::check(const Request& request, bool to_device) const {
     const Model& model = manifest().model;
@@ -62,7 +65,7 @@ void Pipeline::check(const Request& request, bool to_device) const {
                                std::to_string(label));
         }
     }
-    request.sampling.check(model.vocab_size);
+    request.sampling.check(model.vocab_size, std::int64_t(manifest().scales.size()));
     if (!limits::BATCH.holds(double(request.batch))) {
         throw bad_argument("batch: expected 1 to " + number(limits::BATCH.most) + ", found " +
                            std::to_string(request.batch));
@@ -78,6 +81,14 @@ void Pipeline::check(const Request& request, bool to_device) const {
         if (request.keep[i] && (request.kept_tokens[i] < 0 || request.kept_tokens[i] >= model.vocab_size)) {
             throw bad_argument("kept_tokens: expected 0 to " + std::to_string(model.vocab_size - 1) + ", found " +
                                std::to_string(request.kept_tokens[i]));
+        }
+    }
+    if (request.draft) {
+        check_fit(*request.draft, *this);
+        const auto scales = std::int64_t(manifest().scales.size());
+        if (request.draft_scales < 0 || request.draft_scales > scales) {
+            throw bad_argument("draft_scales: expected 0 to " + std::to_string(scales) + ", found " +
+                               std::to_string(request.draft_scales));
         }
     }
     if (to_device && !backend_->on_device()) {
@@ -98,30 +109,73 @@ std::int64_t Pipeline::batch_size(std::int64_t left, std::int64_t batch) const {
 
 void Pipeline::generate(const Request& request, std::uint8_t* images, bool to_device, std::int32_t* tokens) {
     check(request, to_device);
+    if (request.draft) return generate_drafted(request, images, to_device, tokens);
     const Listening listening(*backend_, request.on_stage);
     const Model& model = manifest().model;
-    const std::size_t picture = std::size_t(model.image_size * model.image_size * 3);
-    const std::int64_t count = std::int64_t(request.labels.size()), total = model.tokens();
-    for (std::int64_t start = 0; start < count;) {
-        const std::int64_t size = batch_size(count - start, request.batch);
-        draw(request, start, size);
+    const std::size_t picture = std::size_t(model.image_size * model.image_size * 3), scales = manifest().scales.size();
+    for_each_batch(request, [&](std::int64_t start, std::int64_t size) {
+        draw(request, start, size, scales, !request.on_scale);
         check_stop();
         backend_->decode(images + std::size_t(start) * picture, to_device);
-        check_finite(*backend_, manifest(), size);
-        for (std::size_t k = 0; tokens && k < manifest().scales.size(); ++k) {
-            const Scale& scale = manifest().scales[k];
-            std::vector<std::int32_t> map(std::size_t(size * scale.tokens));
-            backend_->tokens(k, map.data());
-            for (std::int64_t i = 0; i < size; ++i) {
-                std::copy_n(map.data() + i * scale.tokens, scale.tokens, tokens + (start + i) * total + scale.offset);
-            }
-        }
+        check_drawn(*backend_, manifest(), size, scales);
+        check_pixels(*backend_, manifest());
+        if (tokens) copy_tokens(start, size, scales, tokens);
+    });
+}
+
+void Pipeline::generate_drafted(const Request& request, std::uint8_t* images, bool to_device, std::int32_t* tokens) {
+    OnScale on_scale;  // what it asks for is the draft's, through this pipeline
+    if (request.on_scale) {
+        on_scale = [&](std::int64_t k, std::int64_t first, std::int64_t pictures) {
+            drawn_ = request.draft->drawn_;
+            const During calling(callback_thread_);
+            return request.on_scale(k, first, pictures);
+        };
+    }
+    const Drafted drafted(request, manifest(), on_scale);
+    check_stop();
+    generate(drafted.rest, images, to_device, tokens);
+}
+
+std::vector<std::int32_t> Pipeline::draw_tokens(const Request& request, std::size_t scales) {
+    check(request, false);
+    const Listening listening(*backend_, request.on_stage);
+    std::vector<std::int32_t> tokens(request.labels.size() * std::size_t(manifest().model.tokens()));
+    for_each_batch(request, [&](std::int64_t start, std::int64_t size) {
+        draw(request, start, size, scales, false);
+        check_drawn(*backend_, manifest(), size, scales);
+        copy_tokens(start, size, scales, tokens.data());
+    });
+    return tokens;
+}
+
+// Calls `draw` with the first picture and the number of pictures of each batch.
+void Pipeline::for_each_batch(const Request& request,
+                              const std::function<void(std::int64_t start, std::int64_t size)>& draw) const {
+    const auto count = std::int64_t(request.labels.size());
+    for (std::int64_t start = 0; start < count;) {
+        const std::int64_t size = batch_size(count - start, request.batch);
+        draw(start, size);
         check_stop();
         start += size;
     }
 }
 
-void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t size) {
+// Copies the first scales of the batch drawn last into tokens (N, T).
+void Pipeline::copy_tokens(std::int64_t start, std::int64_t size, std::size_t scales, std::int32_t* tokens) {
+    const std::int64_t total = manifest().model.tokens();
+    for (std::size_t k = 0; k < scales; ++k) {
+        const Scale& scale = manifest().scales[k];
+        std::vector<std::int32_t> map(std::size_t(size * scale.tokens));
+        backend_->tokens(k, map.data());
+        for (std::int64_t i = 0; i < size; ++i) {
+            std::copy_n(map.data() + i * scale.tokens, scale.tokens, tokens + (start + i) * total + scale.offset);
+        }
+    }
+}
+
+// Draws the first scales of a batch; `whole` is that of Backend::begin.
+void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t size, std::size_t scales, bool whole) {
     const std::int64_t total = manifest().model.tokens();
     const bool smooth = request.sampling.smooth;
     const std::int64_t values = smooth ? manifest().model.vocab_size : 1;  // random numbers of a token
@@ -130,8 +184,8 @@ void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t siz
         const std::uint64_t seed = request.seeds ? request.seeds[start + i] : request.seed + std::uint64_t(start + i);
         numbers.push_back((smooth ? gumbel_noise : uniforms)(seed, total * values));
     }
-    backend_->begin({request.labels.begin() + start, request.labels.begin() + start + size}, smooth, !request.on_scale);
-    for (std::size_t k = 0; k < manifest().scales.size(); ++k) {
+    backend_->begin({request.labels.begin() + start, request.labels.begin() + start + size}, request.sampling, whole);
+    for (std::size_t k = 0; k < scales; ++k) {
         check_stop();
         const Scale& scale = manifest().scales[k];
         // Rows (B, L) of this scale out of (N, T).
@@ -150,7 +204,7 @@ void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t siz
         backend_->step(k, {scale_numbers.data(), guidance, request.keep ? keep.data() : nullptr, kept.data()},
                        request.sampling);
         if (!request.on_scale) continue;
-        drawn_ = {k, size, guidance};
+        drawn_ = {backend_.get(), k, size, guidance};
         const During calling(callback_thread_);
         const bool go_on = request.on_scale(std::int64_t(k), start, size);
         if (!go_on) throw Error(VAR_EDGE_STOPPED, "stopped after scale " + std::to_string(k));
@@ -171,19 +225,19 @@ const Pipeline::Drawn& Pipeline::drawn(const char* function) const {
     throw bad_argument(std::string(function) + ": only within on_scale, in its thread");
 }
 
-void Pipeline::preview(std::uint8_t* images) {
-    drawn("var_edge_preview");
-    backend_->decode(images, false);
-}
+void Pipeline::preview(std::uint8_t* images) { drawn("var_edge_preview").by->decode(images, false); }
 
-void Pipeline::scale_tokens(std::int32_t* tokens) { backend_->tokens(drawn("var_edge_scale_tokens").scale, tokens); }
+void Pipeline::scale_tokens(std::int32_t* tokens) {
+    const Drawn& now = drawn("var_edge_scale_tokens");
+    now.by->tokens(now.scale, tokens);
+}
 
 void Pipeline::scale_logits(float* logits) {
     const Drawn& now = drawn("var_edge_scale_logits");
     const std::int64_t length = manifest().scales[now.scale].tokens, size = now.pictures,
                        vocab = manifest().model.vocab_size;
     std::vector<float> rows(std::size_t(length * 2 * size * vocab));  // (L, 2B, V)
-    backend_->logits(now.scale, rows.data());
+    now.by->logits(now.scale, rows.data());
     const auto t = float(now.guidance);
     for (std::int64_t i = 0; i < size; ++i) {
         for (std::int64_t token = 0; token < length; ++token) {

@@ -15,16 +15,22 @@
 
 namespace var_edge_impl {
 
+class Pipeline;
+
+using OnScale = std::function<bool(std::int64_t k, std::int64_t first, std::int64_t pictures)>;  // false stops
+
 struct Request {
     std::vector<std::int64_t> labels;
     std::uint64_t seed = 0;                // picture i is drawn with seed + i
     const std::uint64_t* seeds = nullptr;  // (N,) or null: in place of it
     Sampling sampling;
     std::int64_t batch = BATCH;
-    const std::uint8_t* keep = nullptr;                                                       // (N, T) or null
-    const std::int32_t* kept_tokens = nullptr;                                                // (N, T)
-    std::function<bool(std::int64_t k, std::int64_t first, std::int64_t pictures)> on_scale;  // false stops
+    const std::uint8_t* keep = nullptr;         // (N, T) or null
+    const std::int32_t* kept_tokens = nullptr;  // (N, T)
+    OnScale on_scale;
     OnStage on_stage;
+    Pipeline* draft = nullptr;  // draws the first `draft_scales` scales
+    std::int64_t draft_scales = 0;
 };
 
 class Pipeline {
@@ -34,6 +40,9 @@ class Pipeline {
 
     // Draws images (N, H, W, 3), in GPU memory if `to_device`, and tokens (N, T), which may be null. Throws Error.
     void generate(const Request& request, std::uint8_t* images, bool to_device, std::int32_t* tokens);
+
+    // Draws only the tokens of the first scales, and decodes nothing. Returns (N, T), with 0 for the other scales.
+    std::vector<std::int32_t> draw_tokens(const Request& request, std::size_t scales);
 
     // Within on_scale, in its thread: the pictures of this batch as they are, the scale's tokens (B, L), and its logits
     // with guidance (B, L, V).
@@ -51,6 +60,7 @@ class Pipeline {
     void edit(Request request, const std::uint8_t* image, const std::vector<std::uint8_t>& kept, std::uint8_t* images,
               bool to_device, std::int32_t* tokens);
 
+    const std::string& bundle() const { return bundle_; }  // the directory, as it was given
     const Manifest& manifest() const { return backend_->manifest(); }
     const Backend& backend() const { return *backend_; }
     const ClassNames& classes() const { return classes_; }
@@ -58,17 +68,23 @@ class Pipeline {
   private:
     void check(const Request& request, bool to_device) const;
     std::int64_t batch_size(std::int64_t left, std::int64_t batch) const;
-    void draw(const Request& request, std::int64_t start, std::int64_t size);
+    void generate_drafted(const Request& request, std::uint8_t* images, bool to_device, std::int32_t* tokens);
+    void for_each_batch(const Request& request,
+                        const std::function<void(std::int64_t start, std::int64_t size)>& draw) const;
+    void draw(const Request& request, std::int64_t start, std::int64_t size, std::size_t scales, bool whole);
+    void copy_tokens(std::int64_t start, std::int64_t size, std::size_t scales, std::int32_t* tokens);
     void check_stop() const;
 
     // The scale that on_scale is being called for, and in which thread.
     struct Drawn {
+        Backend* by = nullptr;
         std::size_t scale = 0;
         std::int64_t pictures = 0;
         double guidance = 0;
     };
     const Drawn& drawn(const char* function) const;
 
+    std::string bundle_;
     ClassNames classes_;
     std::unique_ptr<Backend> backend_;
     std::atomic<bool> stop_{false};

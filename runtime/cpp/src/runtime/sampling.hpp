@@ -16,9 +16,10 @@ struct Sampling {
     double cfg = 4.0;
     std::int64_t top_k = 900;
     double top_p = 0.95;
-    bool smooth = false;  // mix codes instead of drawing tokens, the published demo's "more smooth"
+    bool smooth = false;               // mix codes instead of drawing tokens, the published demo's "more smooth"
+    std::int64_t guidance_scales = 0;  // the first scales, which are drawn with guidance; 0: all
 
-    void check(std::int64_t vocab_size) const {
+    void check(std::int64_t vocab_size, std::int64_t scales) const {
         if (!limits::CFG.holds(cfg)) {
             throw bad_argument("cfg: expected 0 to " + number(limits::CFG.most) + ", found " + number(cfg));
         }
@@ -31,10 +32,20 @@ struct Sampling {
             throw bad_argument("top_p: expected 0 (all) or " + number(limits::LEAST_TOP_P) + " to 1, found " +
                                number(top_p));
         }
+        if (guidance_scales < 0 || guidance_scales > scales) {
+            throw bad_argument("guidance_scales: expected 0 (all) to " + std::to_string(scales) + ", found " +
+                               std::to_string(guidance_scales));
+        }
     }
 
-    // Returns the guidance t, which grows from 0 to `cfg`; logits become (1 + t) * conditional - t * unconditional.
-    double guidance(std::int64_t scale, std::int64_t scales) const { return cfg * double(scale) / double(scales - 1); }
+    // Returns how many scales are drawn with guidance.
+    std::int64_t guided(std::int64_t scales) const { return guidance_scales ? guidance_scales : scales; }
+
+    // Returns the guidance t, which grows from 0 to `cfg`; logits become (1 + t) * conditional - t * unconditional. It
+    // is 0 behind the guided scales.
+    double guidance(std::int64_t scale, std::int64_t scales) const {
+        return scale < guided(scales) ? cfg * double(scale) / double(scales - 1) : 0;
+    }
 
     // Returns the factor that smooth sampling multiplies the logits by.
     double sharpness(std::int64_t scale, std::int64_t scales) const { return 1 + double(scale) / double(scales - 1); }

@@ -189,6 +189,116 @@ void share(const std::string& directory) {
     expect(same(alone[1], second.share().generate({1}, of_seed(2))), "without the first it draws something else");
 }
 
+Settings drafted_by(Model& draft, std::int32_t scales) {
+    Settings settings = of_seed(3);
+    settings.draft = draft.get();
+    settings.draft_scales = scales;
+    return settings;
+}
+
+// What a callback may ask for, of every scale.
+struct Shown {
+    std::vector<std::int32_t> indices;
+    std::vector<std::vector<std::int32_t>> tokens;
+    std::vector<std::vector<float>> logits;
+    std::vector<std::vector<std::uint8_t>> previews;
+
+    bool add(const var_edge::Scale& scale) {
+        indices.push_back(scale.index);
+        tokens.push_back(scale.tokens());
+        logits.push_back(scale.logits());
+        previews.push_back(scale.preview());
+        return true;
+    }
+};
+
+// A model drafts for a handle on its own weights, which then draws as it does alone; whoever is freed first.
+void draft(const std::string& directory) {
+    auto large = std::make_unique<Model>(directory, one_thread());
+    auto small = std::make_unique<Model>(directory, one_thread());
+    const std::int32_t scales = small->info().scales;
+    const Pictures alone = small->generate({1, 2, 3}, of_seed(3));
+    for (std::int32_t count = 0; count <= scales; ++count) {
+        Settings settings = drafted_by(*large, count);
+        expect(same(alone, small->generate({1, 2, 3}, settings)), std::to_string(count) + " scales");
+        settings.batch = 2;
+        expect(alone.tokens == small->generate({1, 2, 3}, settings).tokens, "in batches");
+    }
+    Shown expected, shown;
+    small->generate({1}, of_seed(3), [&](const var_edge::Scale& scale) { return expected.add(scale); });
+    small->generate({1}, drafted_by(*large, scales - 1), [&](const var_edge::Scale& scale) {
+        shown.add(scale);
+        std::vector<std::uint8_t> image(alone.images);
+        refused("busy", draw(*large, of_seed(3)), VAR_EDGE_BAD_ARGUMENT, "model: busy with another call");
+        refused("busy with itself", draw(*small, drafted_by(*large, 1)), VAR_EDGE_BAD_ARGUMENT, "model: busy");
+        var_edge_free(large->get());
+        expect(std::strstr(var_edge_last_error(), "model: busy"), "a draft is freed while it is in use");
+        return true;
+    });
+    expect(shown.indices.size() == std::size_t(scales) && shown.indices == expected.indices, "scales in order");
+    expect(shown.tokens == expected.tokens && shown.logits == expected.logits && shown.previews == expected.previews,
+           "what is shown of the scales");
+    try {
+        small->generate({1}, drafted_by(*large, 2), [](const var_edge::Scale& scale) { return scale.index < 1; });
+        expect(false, "a callback does not stop the draft");
+    } catch (const var_edge::Error& error) {
+        expect(error.status == VAR_EDGE_STOPPED, "stopped by a callback");
+    }
+    expect(same(alone, large->generate({1, 2, 3}, of_seed(3))), "the draft draws something else afterwards");
+    Model beside = large->share();
+    large->generate({1}, of_seed(3), [&](const var_edge::Scale&) {
+        refused("a busy draft", draw(*small, drafted_by(*large, 1)), VAR_EDGE_BAD_ARGUMENT, "draft: busy with another");
+        expect(draw(*small, drafted_by(beside, 1)) == VAR_EDGE_OK, "a shared draft");
+        return true;
+    });
+    large.reset();
+    expect(same(alone, small->generate({1, 2, 3}, drafted_by(beside, 1))), "without the first handle");
+    small.reset();
+    expect(same(alone, beside.generate({1, 2, 3}, of_seed(3))), "without the refiner");
+}
+
+// Two handles draft for each other in two threads: each call is right or refused, and none waits for ever.
+void draft_scramble(const std::string& directory) {
+    Model first(directory, one_thread()), second(directory, one_thread());
+    const Pictures alone = first.generate({1, 2}, of_seed(3));
+    std::atomic<int> right{0}, wrong{0};
+    const auto draw_often = [&](Model& refiner, Model& large) {
+        for (int n = 0; n < 20 || (!right && n < 2000); ++n) {
+            try {
+                (same(alone, refiner.generate({1, 2}, drafted_by(large, 1))) ? right : wrong) += 1;
+            } catch (const var_edge::Error& error) {
+                if (error.status != VAR_EDGE_BAD_ARGUMENT) ++wrong;
+            }
+        }
+    };
+    std::thread other([&] { draw_often(second, first); });
+    draw_often(first, second);
+    other.join();
+    expect(right > 0 && wrong == 0, std::to_string(wrong) + " wrong, " + std::to_string(right) + " right");
+}
+
+// A stop of either handle ends the call, whichever of the two draws.
+void draft_stop(const std::string& directory) {
+    Model large(directory, one_thread()), small(directory, one_thread());
+    const Pictures alone = small.generate({1}, of_seed(3));
+    for (Model* stopped : {&small, &large}) {
+        for (const auto& [where, at] : std::vector<std::pair<std::string, std::int32_t>>{{"draft condition", -1},
+                                                                                         {"draft transformer", 0},
+                                                                                         {"draft bridge", 1},
+                                                                                         {"transformer", 2},
+                                                                                         {"decoder", -1}}) {
+            StopAt heard{stopped->get(), where, "", at};
+            Settings settings = drafted_by(large, 2);
+            settings.on_stage = stop_at;
+            settings.user = &heard;
+            refused(where, draw(small, settings), VAR_EDGE_STOPPED, "stopped by var_edge_stop");
+            expect(heard.heard == where, "stopped at " + where + ", but " + heard.heard + " ran");
+        }
+        expect(same(alone, small.generate({1}, drafted_by(large, 2))), "after a stop it draws something else");
+        expect(same(alone, large.generate({1}, of_seed(3))), "after a stop the draft draws something else");
+    }
+}
+
 long resident_kilobytes() {
     std::ifstream file("/proc/self/statm");
     long total = 0, resident = 0;
@@ -213,6 +323,14 @@ void share_memory(const std::string& directory) {
 
 }  // namespace
 
-const Features CALLS = {
-    {"busy", busy}, {"scramble", scramble},         {"fork", fork_child}, {"cancel", cancel},
-    {"stop", stop}, {"stop_between", stop_between}, {"share", share},     {"share_memory", share_memory}};
+const Features CALLS = {{"busy", busy},
+                        {"scramble", scramble},
+                        {"fork", fork_child},
+                        {"cancel", cancel},
+                        {"stop", stop},
+                        {"stop_between", stop_between},
+                        {"share", share},
+                        {"share_memory", share_memory},
+                        {"draft", draft},
+                        {"draft_scramble", draft_scramble},
+                        {"draft_stop", draft_stop}};

@@ -24,6 +24,22 @@ void values(const std::string& directory) {
     wrong("found 1000.5", [](Settings& s) { s.cfg = 1000.5; });
     wrong("found -1", [](Settings& s) { s.cfg = -1; });
     wrong("batch: expected 1 to 1024, found 1025", [](Settings& s) { s.batch = 1025; });
+    const std::string scales = std::to_string(model.info().scales);
+    wrong("guidance_scales: expected 0 (all) to " + scales + ", found -1", [](Settings& s) { s.guidance_scales = -1; });
+    wrong("guidance_scales: expected 0 (all) to " + scales + ", found 65", [](Settings& s) { s.guidance_scales = 65; });
+    wrong("draft_scales: expected 0 without a draft, found 1", [](Settings& s) { s.draft_scales = 1; });
+    wrong("draft: expected another handle", [&](Settings& s) { s.draft = model.get(); });
+    Model draft = model.info().batch_count ? Model(directory) : model.share();
+    wrong("expected no smooth sampling with a draft", [&](Settings& s) {
+        s.draft = draft.get();
+        s.draft_scales = s.smooth = 1;
+    });
+    for (const std::int32_t count : {-1, model.info().scales + 1}) {
+        wrong("draft_scales: expected 0 to " + scales + ", found " + std::to_string(count), [&](Settings& s) {
+            s.draft = draft.get();
+            s.draft_scales = count;
+        });
+    }
     wrong("top_k: expected", [](Settings& s) { s.top_k = -2; });
     wrong("top_k: expected", [&](Settings& s) { s.top_k = model.info().vocab_size + 1; });
     Settings last;
@@ -109,6 +125,28 @@ void seeds(const std::string& directory) {
     }
 }
 
+// The exact path, bit for bit, if guidance is everywhere; with guidance nowhere but at scale 0, where it is 0, a batch
+// has the tokens that pictures have alone.
+void guidance(const std::string& directory) {
+    Model model(directory, one_thread());
+    Settings settings = of_seed(3);
+    settings.top_k = 1;  // so that the guidance decides
+    const Pictures exact = model.generate({1, 2, 3}, settings);
+    settings.guidance_scales = model.info().scales;
+    expect(same(exact, model.generate({1, 2, 3}, settings)), "with all scales it is another picture");
+    settings.guidance_scales = 1;
+    const Pictures drawn = model.generate({1, 2, 3}, settings);
+    expect(!same(drawn, exact), "without guidance it is the same picture");
+    settings.batch = 2;
+    expect(drawn.tokens == model.generate({1, 2, 3}, settings).tokens, "tokens of another batch");
+    settings.seed = 5;
+    const Pictures last = model.generate({3}, settings);
+    expect(std::equal(last.tokens.rbegin(), last.tokens.rend(), drawn.tokens.rbegin()), "tokens alone");
+    settings.cfg = 0;
+    settings.guidance_scales = 0;
+    expect(last.tokens == model.generate({3}, settings).tokens, "with a guidance of 0 it draws something else");
+}
+
 // A picture drawn in a batch has exactly the tokens it has alone; its pixels differ by at most 1/255.
 void batch(const std::string& directory) {
     Model model(directory, one_thread());
@@ -151,26 +189,32 @@ void stages(const std::string& directory) {
     expect(draw(model, Settings()) == VAR_EDGE_OK && heard == expected, "heard by the next call");
 }
 
+// What somebody may ask for between scales: with guidance at all of them, and at the first one or two.
 void scales(const std::string& directory) {
     Model model(directory, one_thread());
     const std::size_t vocab = std::size_t(model.info().vocab_size);
-    Settings settings;
-    settings.top_k = 1;
-    settings.top_p = 0;
-    std::vector<std::vector<std::int32_t>> rows(2);
-    const Pictures drawn = model.generate({1, 2}, settings, [&](const var_edge::Scale& scale) {
-        const std::vector<std::int32_t> tokens = scale.tokens();
-        const std::vector<float> logits = scale.logits();
-        for (std::size_t i = 0; i < tokens.size(); ++i) {
-            const auto row = logits.begin() + std::ptrdiff_t(i * vocab);
-            const auto best = std::max_element(row, row + std::ptrdiff_t(vocab));
-            expect(*best - row[tokens[i]] <= 1e-4f, "a token that is not the most probable one");
-            rows[i / (tokens.size() / 2)].push_back(tokens[i]);
-        }
-        return true;
-    });
-    rows[0].insert(rows[0].end(), rows[1].begin(), rows[1].end());
-    expect(rows[0] == drawn.tokens, "tokens of the scales");
+    const bool any = model.info().batch_count == 0;  // engines are built for some of these
+    for (const std::int32_t guided : any ? std::vector<std::int32_t>{0, 1, 2} : std::vector<std::int32_t>{0}) {
+        Settings settings;
+        settings.top_k = 1;
+        settings.top_p = 0;
+        settings.guidance_scales = guided;
+        std::vector<std::vector<std::int32_t>> rows(2);
+        const Pictures drawn = model.generate({1, 2}, settings, [&](const var_edge::Scale& scale) {
+            const std::vector<std::int32_t> tokens = scale.tokens();
+            const std::vector<float> logits = scale.logits();
+            for (std::size_t i = 0; i < tokens.size(); ++i) {
+                const auto row = logits.begin() + std::ptrdiff_t(i * vocab);
+                const auto best = std::max_element(row, row + std::ptrdiff_t(vocab));
+                expect(*best - row[tokens[i]] <= 1e-4f, "a token that is not the most probable one");
+                rows[i / (tokens.size() / 2)].push_back(tokens[i]);
+            }
+            return true;
+        });
+        rows[0].insert(rows[0].end(), rows[1].begin(), rows[1].end());
+        expect(rows[0] == drawn.tokens, "tokens of the scales");
+        expect(same(drawn, model.generate({1, 2}, settings)), "with a callback it draws something else");
+    }
     std::vector<float> logits(1);
     refused("outside", var_edge_scale_logits(model.get(), logits.data()), VAR_EDGE_BAD_ARGUMENT,
             "only within on_scale");
@@ -205,4 +249,4 @@ void edit(const std::string& directory) {
 }  // namespace
 
 const Features DRAWING = {{"values", values}, {"labels", labels}, {"seeds", seeds}, {"batch", batch},
-                          {"stages", stages}, {"scales", scales}, {"edit", edit}};
+                          {"stages", stages}, {"scales", scales}, {"edit", edit},   {"guidance", guidance}};

@@ -405,6 +405,26 @@ cudaError_t cudaMemcpyAsync(void* target, const void* source, std::size_t size, 
     return standin::queue(stream, copy_name(on_device(source), on_device(target), size), copying(target, source, size));
 }
 
+// Within the memory of one device only, as the library uses it.
+cudaError_t cudaMemcpy2DAsync(void* target, std::size_t target_pitch, const void* source, std::size_t source_pitch,
+                              std::size_t width, std::size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
+    const Lock lock(gpu().mutex);
+    if (!height || width > target_pitch || width > source_pitch) return answer(cudaErrorInvalidValue);
+    const std::size_t to = (height - 1) * target_pitch + width, from = (height - 1) * source_pitch + width;
+    const auto on_device = [](const void* memory) { return allocation(memory) && !allocation(memory)->second.pinned; };
+    const bool inside = lies_in(target, to) && lies_in(source, from) && on_device(target) && on_device(source);
+    const bool known = kind == cudaMemcpyDefault || kind == cudaMemcpyDeviceToDevice;
+    if (!inside || !known) return answer(cudaErrorInvalidValue);
+    return standin::queue(stream, "copy " + std::to_string(height) + " rows", [=]() -> std::string {
+        if (!lies_in(target, to) || !lies_in(source, from)) return "memory of the copy was freed";
+        for (std::size_t row = 0; row < height; ++row) {
+            std::memcpy(static_cast<char*>(target) + row * target_pitch,
+                        static_cast<const char*>(source) + row * source_pitch, width);
+        }
+        return "";
+    });
+}
+
 cudaError_t cudaMemsetAsync(void* memory, int value, std::size_t size, cudaStream_t stream) {
     const Lock lock(gpu().mutex);
     if (!lies_in(memory, size)) return answer(cudaErrorInvalidValue);

@@ -1,0 +1,173 @@
+"""python -m export.fits: which models fit a device's memory, in which precision, and which one to deploy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from export import sizes
+from export.checkpoint.recipe import RECIPES, Recipe
+from export.engine.build import build_bytes
+from export.footprint import Footprint, engine_code, on_cpu, on_tensorrt
+from export.roofline import model_of
+from export.sizes import FP16, FP32, INT8, INT8_CPU, INT8_MIXED, Kind
+from runtime import limits
+from runtime.bundle.manifest import Model
+from runtime.cli import Number, command, reports_errors
+from runtime.errors import SettingsError
+from runtime.limits import shown
+
+UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
+SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([MG]i?B)", re.ASCII)
+SYSTEM = "1.5GB"  # for the operating system and other programs: an allowance, more where a desktop runs
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in later releases of click
+    """A number of bytes, such as 8GB (8 * 10^9) or 8GiB (8 * 2^30)."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = SIZE.fullmatch(value.strip())
+        size = round(float(found[1]) * UNITS[found[2]]) if found else 0
+        if not size:
+            units = "8GB (GB is 10^9 bytes) or 8GiB (GiB is 2^30 bytes)"
+            self.fail(f"expected a size above 0 with its unit, such as {units}, found {shown(value)}", param, ctx)
+        return size
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to run models: the kinds of bundle it is used with, the best first, and the memory that it takes."""
+
+    title: str
+    kinds: tuple[Kind, ...]
+    footprint: Callable[[Model, Kind, int], Footprint]
+    builds: bool  # engines, on the device
+
+
+BACKENDS = (
+    # FP16 is left out on a CPU: ONNX Runtime computes it in FP32.
+    Backend("ONNX Runtime on the CPU", (FP32, INT8_CPU), on_cpu, False),
+    # FP32 comes last on a GPU: FP16 draws the same images in half the memory (docs/fp16.md).
+    Backend("TensorRT on a GPU that shares the memory", (FP16, INT8, INT8_MIXED, FP32), on_tensorrt, True),
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model in one precision on one backend."""
+
+    model: Model
+    kind: Kind
+    footprint: Footprint
+    engines: float  # bytes of their files; 0 if nothing is built on the device
+    build: float  # bytes of memory that building them takes
+
+    @property
+    def needed(self) -> float:
+        return max(self.footprint.total, self.build)
+
+    @property
+    def text(self) -> str:
+        return f"{self.model.name} in {self.kind.title}"
+
+
+def candidates(backend: Backend, models: Sequence[Model], batch: int) -> list[Candidate]:
+    """Return what can run on the backend, the largest model first, and the best precision of a model first."""
+    ordered = sorted(models, key=lambda model: -sizes.weight_file(model, FP32))
+    return [_candidate(backend, model, kind, batch) for model in ordered for kind in backend.kinds]
+
+
+def _candidate(backend: Backend, model: Model, kind: Kind, batch: int) -> Candidate:
+    footprint = backend.footprint(model, kind, batch)
+    if not backend.builds:
+        return Candidate(model, kind, footprint, 0, 0)
+    weights = sizes.graph_weights(model, kind).values()
+    engines = sum(weights) + engine_code(model, kind, batch)
+    return Candidate(model, kind, footprint, engines, build_bytes(max(weights)))
+
+
+def recommended(found: Sequence[Candidate], free: float) -> str:
+    """Return which of `found` to deploy within `free` bytes, and why not those that would be better."""
+    chosen = next((candidate for candidate in found if candidate.needed <= free), None)
+    if chosen is None:
+        least = min(found, key=lambda candidate: candidate.needed)
+        return f"**Nothing fits**: {least.text}, the smallest, needs {_gb(least.needed)}."
+    better = found[: found.index(chosen)]
+    larger = [candidate for candidate in better if candidate.model is not chosen.model]
+    same = [candidate for candidate in better if candidate.model is chosen.model]
+    reasons = [_too_large(same[-1])] if same else []
+    if larger:
+        reasons.append(_too_large(min(larger, key=lambda candidate: candidate.needed)))
+    head = f"**Deploy {chosen.text}**: the largest model that fits, in the best precision that fits. It needs"
+    return "\n".join([f"{head} {_gb(chosen.needed)}.", *([f"{', '.join(reasons)}."] if reasons else [])])
+
+
+def _too_large(candidate: Candidate) -> str:
+    what = "needs" if candidate.footprint.total >= candidate.build else "would be built with"
+    return f"{candidate.text} {what} {_gb(candidate.needed)}"
+
+
+def page(models: Sequence[Model], memory: int, system: int, batch: int) -> str:
+    """Return the tables and the recommendations as Markdown."""
+    free = memory - system
+    head = f"{_gb(memory)} of memory, of which {_gb(system)} stay free for the system and other programs. "
+    head += f"Images drawn at once: {batch}. GB is 10^9 bytes."
+    return "\n\n".join([head, *(_section(backend, models, free, batch) for backend in BACKENDS)]) + "\n"
+
+
+def _section(backend: Backend, models: Sequence[Model], free: float, batch: int) -> str:
+    found = candidates(backend, models, batch)
+    built = " engines | building |" if backend.builds else ""
+    columns = f"| model | precision | bundle |{built} weights | keys, values | scratch | host | peak | fits |"
+    lines = [f"## {backend.title}", "", columns, "|---" * (columns.count("|") - 1) + "|"]
+    lines += [_row(candidate, free) for candidate in found]
+    return "\n".join([*lines, "", recommended(found, free)])
+
+
+def _row(candidate: Candidate, free: float) -> str:
+    model, kind, footprint = candidate.model, candidate.kind, candidate.footprint
+    cells = [model.name, kind.title, _gb(sizes.bundle(model, kind))]
+    if candidate.engines:
+        cells += [_gb(candidate.engines), _gb(candidate.build)]
+    parts = (footprint.weights, footprint.cache, footprint.scratch, footprint.host, footprint.total)
+    fits = "yes" if candidate.needed <= free else "no" if footprint.total > free else "not its build"
+    return f"| {' | '.join([*cells, *map(_gb, parts), fits])} |"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def shipped() -> Iterator[Model]:
+    """Yield the models whose recipes are shipped."""
+    for path in sorted(RECIPES.glob("*.toml")):
+        yield Recipe.load(path.stem).model
+
+
+@command()
+@click.option("--memory", type=Size(), required=True, help="Memory of the device, such as 8GB or 7.4GiB.")
+@click.option("--model", "models", multiple=True, metavar="NAME", help="Recipe or bundle; repeatable.  [default: all]")
+@click.option("--batch", type=Number(int, limits.BATCH), default=1, help="Images drawn at once.")
+@click.option("--system", type=Size(), default=SYSTEM, help="Memory that stays free for the system.")
+@reports_errors
+def main(memory: int, models: tuple[str, ...], batch: int, system: int) -> None:
+    """Compute which models fit a device's memory, and recommend one to deploy.
+
+    Prints tables of Markdown: the size of each bundle, and the peak memory of drawing by what takes it. Nothing is
+    exported or loaded.
+    """
+    if system >= memory:
+        raise SettingsError(f"--system: expected less than the {_gb(memory)} of --memory, found {_gb(system)}")
+    click.echo(page([model_of(name) for name in models] or list(shipped()), memory, system, batch), nl=False)
+
+
+if __name__ == "__main__":
+    main()
