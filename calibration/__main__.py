@@ -8,6 +8,7 @@ import click
 
 from runtime import limits
 from runtime.cli import FILE, Number, batch_sizes, command, reports_errors, warn
+from runtime.drawing import sampling_options
 from runtime.limits import shown
 from runtime.optional import require
 from runtime.progress import progress_bar
@@ -44,14 +45,14 @@ from runtime.sampling import TOP_K, Sampling
 @click.option(
     "--budget",
     type=Number(float, limits.KL),
-    help="Measure each layer in INT8, and plan for at most this mean KL divergence per token, such as 0.008.",
+    help="Measure each layer in INT8, and plan for at most this mean KL of the scales in nats, such as 0.005.",
 )
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="LAYER=KIND",
-    help="Compute the layers that LAYER names as int8, int8x2, weights or float. Can be repeated.",
+    help="Compute the layers that LAYER names as int8, int8x2, weights or float, also with --budget. Can be repeated.",
 )
 @click.option("--weights-only", is_flag=True, help="Quantize only the weights; compute in FP16 (trt) or FP32 (cpu).")
 @click.option(
@@ -79,6 +80,7 @@ from runtime.sampling import TOP_K, Sampling
     "--calibration", type=FILE, help="File to keep the measured ranges in.  [default: BUNDLE/calibration.json]"
 )
 @click.option("--batches", default="1", help="Batch sizes of the static graphs for each scale, such as 1,8.")
+@sampling_options(Sampling())
 @reports_errors
 def main(
     bundle: Path,
@@ -97,6 +99,7 @@ def main(
     merge: tuple[Path, ...],
     calibration: Path | None,
     batches: str,
+    sampling: Sampling,
 ) -> None:
     """Calibrate an FP32 bundle and write it in INT8.
 
@@ -117,7 +120,8 @@ def main(
 
     scales = scales or DEFAULT_SCALES[target]
     scaled = channel_scaling or ("none" if scales == "row" else "adaln")
-    settings = Settings(seed, Sampling.cfg, TOP_K, Sampling.top_p, scaled, alpha)
+    top_k = TOP_K if sampling.top_k is None else sampling.top_k
+    settings = Settings(seed, sampling.cfg, top_k, sampling.top_p, scaled, alpha)
     request = Request(target, scales, method, images, first, settings, budget, kinds, weights_only, tuple(sizes), merge)
     with progress_bar() as progress:
         summary = make_int8(bundle, out, request, calibration, progress, warn)

@@ -49,7 +49,9 @@ LAYERS = (
     ("calibration.quantize",),
     ("calibration.collect",),
     ("calibration.bundle",),
+    ("calibration.bench",),
     ("calibration.sensitivity",),
+    ("calibration.budget", "calibration.report"),
     ("calibration.make", "calibration.ablation", "calibration.__main__"),  # commands
     ("var_edge",),  # its table of commands
 )

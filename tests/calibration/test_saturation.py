@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.verify.fidelity import Teacher
+from calibration.bench import Bench
+from calibration.plan import SCALE
+from calibration.record import Calibration
+from calibration.sites import all_sites
 from runtime.backends.ort_session import Session
-from runtime.bundle.manifest import Graph, Tensor
-from runtime.pipeline import Pipeline
+from runtime.bundle.manifest import Graph, Manifest, Tensor
 from tests.cpuid import avx2_only, reason_for_none
 
 ROWS, INSIDE, OUT = 37, 256, 96
-TOKENS = 60  # compared at every scale
 
 
 def product(folder: Path, levels: int, dtype: type[np.integer]) -> tuple[Graph, np.ndarray, np.ndarray]:
@@ -32,20 +33,22 @@ def product(folder: Path, levels: int, dtype: type[np.integer]) -> tuple[Graph, 
     b = (random.choice(np.array([-1, 1]), (INSIDE, OUT)) * levels).astype(np.int8)
     b[:, :32] = levels  # the same sign throughout: the largest sums
     zero = lowest + 128
-    constants = {"b": b, "one": np.array(1, np.float32), "ones": np.ones(OUT, np.float32), "zero": np.array(zero, dtype)}
+    one, ones = np.array(1, np.float32), np.ones(OUT, np.float32)
+    constants = {"b": b, "one": one, "ones": ones, "zero": np.array(zero, dtype)}
     nodes = [
         helper.make_node("QuantizeLinear", ["a", "one", "zero"], ["q"]),
         helper.make_node("DequantizeLinear", ["q", "one", "zero"], ["x"]),
         helper.make_node("DequantizeLinear", ["b", "ones"], ["w"], axis=1),
         helper.make_node("MatMul", ["x", "w"], ["y"]),
     ]
-    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [ROWS, size]) for n, size in (("a", INSIDE), ("y", OUT))]
+    shapes = {"a": (ROWS, INSIDE), "y": (ROWS, OUT)}
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     tensors = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "product", values[:1], values[1:], tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     (folder / "product.onnx").write_bytes(model.SerializeToString())
     whole = a.astype(np.int64) - zero
-    sides = [(Tensor(name, "float32", (ROWS, size)),) for name, size in (("a", INSIDE), ("y", OUT))]
+    sides = [(Tensor(name, "float32", shape),) for name, shape in shapes.items()]
     return Graph("product.onnx", *sides), whole.astype(np.float32), whole @ b.astype(np.int64)
 
 
@@ -102,10 +105,11 @@ print(json.dumps({"kl": loss_in_two_digits(*map(Path, sys.argv[1:]))}))
 
 
 def loss_in_two_digits(bundle: Path, calibration: Path) -> float:
-    """Return the mean KL of the scales of all layers in two digits for TensorRT: what rounding the weights costs."""
-    manifest = Manifest.load(bundle)
-    found = Calibration.load(calibration)
-    return Bench(bundle, all_sites(bundle, manifest), found, Measured("trt", SCALE, "mse"), 1).layer(ALL_DIGITS).mean_kl
+    """Return the mean KL of the scales with all layers in two digits for TensorRT: what rounding the weights costs."""
+    sites = all_sites(bundle, Manifest.load(bundle))
+    bench = Bench(bundle, sites, Calibration.load(calibration), "trt", SCALE, "mse")
+    bench.draw(1)
+    return bench.layers(bench.two_digits).kl_of_scales
 
 
 def test_sensitivity_is_the_same_on_avx2(demo_bundle: Path, calibration_file: Path, tmp_path: Path) -> None:
