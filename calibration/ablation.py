@@ -9,11 +9,13 @@ from pathlib import Path
 
 import click
 
+from calibration.bench import Bench
+from calibration.budget import within_budget
 from calibration.bundle import quantize_bundle
 from calibration.collect import collect
 from calibration.plan import DIGITS, FLOAT, INT8, MIXED, ROW, SCALE, Plan, default_plan
 from calibration.record import Calibration, Settings
-from calibration.sensitivity import measure, within_budget
+from calibration.sensitivity import measure
 from calibration.sites import Site, all_sites
 from calibration.target import TARGETS, Target
 from export.verify.fidelity import Fidelity, Teacher
@@ -104,8 +106,9 @@ def study(
     scaled = collect(bundle, scratch / "scaled.json", images, Settings(), 0, progress, sites)
     planned = None
     if budget is not None:
-        sensitivity = measure(bundle, scratch / "sensitivity.json", scaled, target, MIXED, "mse", progress, sites)
-        planned, _ = within_budget(sites, default_plan(sites, MIXED), sensitivity, budget)
+        bench = Bench(bundle, sites, scaled, target, MIXED, "mse")
+        sensitivity = measure(bench, scratch / "sensitivity.json", progress)
+        planned = within_budget(sites, default_plan(sites, MIXED), sensitivity, budget)
     teacher = Teacher.draw(Pipeline(bundle, verify=False), tokens, sizes=(batch,))
     wanted = rows(bundle, sites, target, plain, scaled, planned)
     results = []
@@ -141,7 +144,9 @@ def table(results: Sequence[tuple[str, Fidelity]]) -> str:
 )
 @click.option("--batch", type=Number(int, limits.BATCH), default=16, help="Number of images compared together.")
 @click.option(
-    "--budget", type=Number(float, limits.KL), help="Also measure a plan of at most this mean KL divergence per token."
+    "--budget",
+    type=Number(float, limits.KL),
+    help="Also measure a plan of at most this mean KL of the scales (nats).",
 )
 @click.option("--naive", type=FILE, help="Directory to keep the bundle of the first row in.")
 @reports_errors

@@ -38,8 +38,8 @@ def together(*options: Options) -> Options:
     return decorate
 
 
-def sampling_options(defaults: Sampling) -> Options:
-    """Return the options --cfg, --top-k, --top-p and --guidance-scales.
+def sampling_options(defaults: Sampling, shortcuts: bool = True) -> Options:
+    """Return the options --cfg, --top-k and --top-p, and with `shortcuts` also --guidance-scales.
 
     The command gets them as `sampling`, with its --smooth if any.
     """
@@ -52,7 +52,7 @@ def sampling_options(defaults: Sampling) -> Options:
             cfg: float,
             top_k: int | None,
             top_p: float,
-            guidance_scales: int | None,
+            guidance_scales: int | None = None,
             smooth: bool = False,
             **others: Any,
         ) -> None:
@@ -60,7 +60,7 @@ def sampling_options(defaults: Sampling) -> Options:
 
         return run
 
-    return together(
+    filters = (
         click.option(
             "--cfg",
             type=Number(float, limits.CFG),
@@ -78,14 +78,16 @@ def sampling_options(defaults: Sampling) -> Options:
             default=defaults.top_p,
             help="Draw from the likeliest tokens whose probabilities add up to P; 0 means all.",
         ),
+    )
+    shorter = (
         click.option(
             "--guidance-scales",
             type=Number(int, limits.GUIDANCE_SCALES),
             metavar="M",
             help="Guide the first M scales only; the others take half the work.  [default: all scales]",
         ),
-        gathered,
     )
+    return together(*filters, *(shorter if shortcuts else ()), gathered)
 
 
 drawing_options = together(
