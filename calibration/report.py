@@ -71,8 +71,8 @@ def _budget(outcome: Outcome, settings: Settings) -> str:
         f"| expected: the sum of its layers | {outcome.expected} | {count} |",
         f"| measured, on other images | {measured.estimate} | {measured.images} |",
         "",
-        f"Measured besides: KL of a token {measured.kl:.2g}, top-1 agreement {measured.agreement:.1%},",
-        f"PSNR of pictures from equal tokens {measured.psnr:.1f} dB.",
+        f"Measured besides: top-1 agreement {measured.agreement:.1%}, PSNR of pictures from equal tokens "
+        f"{measured.psnr:.1f} dB.",
     ]
     return "\n".join(lines)
 
