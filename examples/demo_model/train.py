@@ -102,7 +102,7 @@ def train_var(
     budget: Budget,
     checkpoint: Path,
     device: torch.device,
-    batch: int = 64,
+    batch: int = 32,
     seed: int = 0,
 ) -> VARStage:
     """Train the transformer on the tokens of augmented emoji, which are encoded batch by batch."""
