@@ -129,7 +129,7 @@ def table(results: Sequence[tuple[str, Fidelity]]) -> str:
     ]
     for name, found in results:
         logits = f"{found.agreement:.1%} | {found.scales[-1].logit_error:.3f}"
-        lines.append(f"| {name.strip()} | {found.kl:.4f} | {found.kl_of_scales:.4f} | {logits} | {found.psnr:.1f} dB |")
+        lines.append(f"| {name.strip()} | {found.kl:.4f} | {found.estimate} | {logits} | {found.psnr:.1f} dB |")
     return "\n".join(lines)
 
 

@@ -79,10 +79,14 @@ class Bench:
         wanted = found.images * (found.estimate.relative / WITHIN) ** 2
         return max(FEWEST, min(math.ceil(wanted), int(LONGEST / (plans * seconds))))
 
-    def draw(self, images: int, progress: Progress = silent) -> int:
-        """Draw what layers are compared on, at least `images` images of every scale; return how many of any scale."""
+    def draw(self, images: int, progress: Progress = silent) -> tuple[int, int]:
+        """Draw what layers are compared on, at least `images` images of every scale.
+
+        Return the number of images of every scale, which are whole batches, and the number of images in all.
+        """
         self._teacher = self._drawn(images, 0, progress)
-        return sum(len(batch.labels) for batch in self._teacher.batches)
+        sizes = [(len(batch.labels), batch.images is not None) for batch in self._teacher.batches]
+        return sum(size for size, complete in sizes if complete), sum(size for size, _ in sizes)
 
     def layers(self, plan: Plan) -> Fidelity:
         """Measure a plan of the transformer or `condition` on the images of `draw`."""
@@ -90,10 +94,11 @@ class Bench:
         return self._compared(plan, self._teacher)
 
     def decoder(self, plan: Plan) -> float:
-        """Decode the complete images of `draw` with a plan of the decoder; return their PSNR, infinite if equal."""
+        """Decode the first batch of `draw` with a plan of the decoder; return its PSNR, infinite if equal."""
         assert self._teacher is not None, "draw comes first"
         self._apply(plan)
-        batch = next(batch for batch in self._teacher.batches if batch.images is not None)
+        batch = self._teacher.batches[0]
+        assert batch.images is not None
         return psnr(float(((self._redrawn(batch).astype(float) - batch.images) ** 2).mean()))
 
     def held_out(self, plan: Plan, images: int, progress: Progress = silent) -> Fidelity:

@@ -81,9 +81,8 @@ def measure(bench: Bench, path: Path, progress: Progress = silent) -> Sensitivit
     """
     wanted = [ALL_DIGITS, *(key for key, kind in bench.alone.items() if kind != FLOAT)]
     known = _known(bench, path)
-    chosen = known.images if known else bench.enough_images(len(wanted), progress)
-    drawn = bench.draw(chosen, progress)
-    found = known or _empty(bench, chosen)
+    complete, drawn = bench.draw(known.images if known else bench.enough_images(len(wanted), progress), progress)
+    found = known or _empty(bench, complete)
     fitting = {key for key, layer in found.layers.items() if key in wanted and layer.fits(key, bench.count, drawn)}
     for key in found.layers.keys() - fitting:
         del found.layers[key]  # damaged: measure it again

@@ -179,6 +179,9 @@ def test_values_of_another_calibration_are_measured_anew(demo_bundle: Path, tmp_
         assert measured(other) == both
         assert measured(other) == []
     assert measured(known, target="cpu") == both
+    path.write_text('{"schema_version": 2}')
+    with pytest.raises(BundleError, match=r"sensitivity\.json: expected schema_version 3, found 2; remove it"):
+        measured(known)
 
 
 @pytest.mark.parametrize(
