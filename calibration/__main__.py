@@ -38,7 +38,7 @@ from runtime.sampling import TOP_K, Sampling
 )
 @click.option(
     "--method",
-    type=click.Choice(["mse", "entropy", "percentile", "minmax"]),
+    type=click.Choice(["mse", "percentile", "minmax"]),
     default="mse",
     help="How activation ranges are chosen from what was measured.",
 )
