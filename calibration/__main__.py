@@ -41,7 +41,7 @@ SLOW_WEIGHTS = "--weights-only on a CPU is slower than FP32; without it INT8 is 
 )
 @click.option(
     "--method",
-    type=click.Choice(["mse", "entropy", "percentile", "minmax"]),
+    type=click.Choice(["mse", "percentile", "minmax"]),
     default="mse",
     help="How activation ranges are chosen from what was measured.",
 )

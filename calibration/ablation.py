@@ -53,7 +53,6 @@ def rows(
         Row("+ weights with a scale for each output channel", everything, for_all_scales(plain), whole, "minmax"),
         Row("+ activations with a scale for each scale", everything, plain, whole, "minmax"),
         Row("+ ranges of least squared error", everything, plain, whole, "mse"),
-        Row("  entropy in its place", everything, plain, whole, "entropy"),
         Row("  percentile in its place", everything, plain, whole, "percentile"),
         Row("+ channels scaled into AdaLN", everything, scaled, whole, "mse"),
         Row("+ head, attention, first and last convolution float", high, scaled, whole, "mse"),
