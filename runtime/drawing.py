@@ -38,8 +38,8 @@ def together(*options: Options) -> Options:
     return decorate
 
 
-def sampling_options(defaults: Sampling) -> Options:
-    """Return the options --cfg, --top-k, --top-p, --guidance-scales and --decoder.
+def sampling_options(defaults: Sampling, shortcuts: bool = True) -> Options:
+    """Return the options --cfg, --top-k and --top-p, and with `shortcuts` also --guidance-scales and --decoder.
 
     The command gets them as `sampling`, with its --smooth if any.
     """
@@ -52,8 +52,8 @@ def sampling_options(defaults: Sampling) -> Options:
             cfg: float,
             top_k: int | None,
             top_p: float,
-            guidance_scales: int | None,
-            decoder: str,
+            guidance_scales: int | None = None,
+            decoder: str = defaults.decoder,
             smooth: bool = False,
             **others: Any,
         ) -> None:
@@ -61,7 +61,7 @@ def sampling_options(defaults: Sampling) -> Options:
 
         return run
 
-    return together(
+    filters = (
         click.option(
             "--cfg",
             type=Number(float, limits.CFG),
@@ -79,6 +79,8 @@ def sampling_options(defaults: Sampling) -> Options:
             default=defaults.top_p,
             help="Draw from the likeliest tokens whose probabilities add up to P; 0 means all.",
         ),
+    )
+    shorter = (
         click.option(
             "--guidance-scales",
             type=Number(int, limits.GUIDANCE_SCALES),
@@ -91,8 +93,8 @@ def sampling_options(defaults: Sampling) -> Options:
             default=defaults.decoder,
             help="Decoder of the image; the tiny one imitates the full one in a twentieth of the work.",
         ),
-        gathered,
     )
+    return together(*filters, *(shorter if shortcuts else ()), gathered)
 
 
 drawing_options = together(

@@ -102,7 +102,9 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
 
     def _open(self, name: str, graph: Graph | None = None, content: bytes | None = None) -> Session:
         device = Device(self._cuda.stream) if self._cuda else None
-        return Session(self._bundle, graph or self.manifest.graphs[name], self._threads, device, content)
+        # Weights have 8 bits in INT8 for TensorRT, and may have in the graphs that a tool tries.
+        exact = self.manifest.precision.target == "trt" or content is not None
+        return Session(self._bundle, graph or self.manifest.graphs[name], self._threads, device, content, exact)
 
     def _arrays(self) -> Arrays:
         return DeviceArrays(self._cuda) if self._cuda else HostArrays()
