@@ -8,13 +8,14 @@ import click
 
 from runtime import limits
 from runtime.cli import FILE, Number, batch_sizes, command, reports_errors, warn
+from runtime.drawing import sampling_options
 from runtime.limits import shown
 from runtime.optional import require
 from runtime.progress import progress_bar
 from runtime.sampling import TOP_K, Sampling
 
 # docs/int8.md, "Cost": ONNX Runtime unpacks the weights in each product.
-SLOW_WEIGHTS = "--weights-only on a CPU saves memory, not time: d16 takes twice as long as in FP32 (docs/int8.md)"
+SLOW_WEIGHTS = "--weights-only on a CPU is slower than FP32; without it INT8 is smaller and faster (docs/int8.md)"
 
 
 @command()
@@ -40,27 +41,27 @@ SLOW_WEIGHTS = "--weights-only on a CPU saves memory, not time: d16 takes twice 
 )
 @click.option(
     "--method",
-    type=click.Choice(["mse", "entropy", "percentile", "minmax"]),
+    type=click.Choice(["mse", "percentile", "minmax"]),
     default="mse",
     help="How activation ranges are chosen from what was measured.",
 )
 @click.option(
     "--budget",
     type=Number(float, limits.KL),
-    help="Measure each layer in INT8, and plan for at most this mean KL divergence per token, such as 0.008.",
+    help="Measure each layer in INT8, and plan for at most this mean KL of the scales in nats, such as 0.005.",
 )
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="LAYER=KIND",
-    help="Compute the layers that LAYER names as int8, int8x2, weights or float. Can be repeated.",
+    help="Compute the layers that LAYER names as int8, int8x2, weights or float, also with --budget. Can be repeated.",
 )
 @click.option("--weights-only", is_flag=True, help="Quantize only the weights; compute in FP16 (trt) or FP32 (cpu).")
 @click.option(
     "--measure-speed",
     is_flag=True,
-    help="Time each kind of layer on this CPU, with --target cpu, and leave those float that are slower in INT8.",
+    help="Time each kind of layer on this CPU, with --target cpu, and leave those float that INT8 slows down.",
 )
 @click.option(
     "--channel-scaling",
@@ -87,6 +88,7 @@ SLOW_WEIGHTS = "--weights-only on a CPU saves memory, not time: d16 takes twice 
     "--calibration", type=FILE, help="File to keep the measured ranges in.  [default: BUNDLE/calibration.json]"
 )
 @click.option("--batches", default="1", help="Batch sizes of the static graphs for each scale, such as 1,8.")
+@sampling_options(Sampling(), shortcuts=False)
 @reports_errors
 def main(
     bundle: Path,
@@ -106,6 +108,7 @@ def main(
     merge: tuple[Path, ...],
     calibration: Path | None,
     batches: str,
+    sampling: Sampling,
 ) -> None:
     """Calibrate an FP32 bundle and write it in INT8.
 
@@ -132,9 +135,22 @@ def main(
 
     scales = scales or DEFAULT_SCALES[target]
     scaled = channel_scaling or ("none" if scales == "row" else "adaln")
-    settings = Settings(seed, Sampling.cfg, TOP_K, Sampling.top_p, scaled, alpha)
-    request = Request(target, scales, method, images, first, settings, budget, kinds, weights_only, tuple(sizes), merge,
-                      measure_speed)  # fmt: skip
+    top_k = TOP_K if sampling.top_k is None else sampling.top_k
+    settings = Settings(seed, sampling.cfg, top_k, sampling.top_p, scaled, alpha)
+    request = Request(
+        target,
+        scales,
+        method,
+        images,
+        first,
+        settings,
+        budget,
+        kinds,
+        weights_only,
+        tuple(sizes),
+        merge,
+        measure_speed,
+    )
     with progress_bar() as progress:
         summary = make_int8(bundle, out, request, calibration, progress, warn)
     click.echo(f"{out}: {summary}")

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import click
 
+from calibration.bench import Bench
+from calibration.budget import within_budget
 from calibration.bundle import quantize_bundle
 from calibration.collect import collect
 from calibration.plan import DIGITS, FLOAT, INT8, MIXED, ROW, SCALE, Plan, default_plan
 from calibration.record import Calibration, Settings
-from calibration.sensitivity import measure, within_budget
+from calibration.sensitivity import measure
 from calibration.sites import Site, all_sites
 from calibration.target import TARGETS, Target
 from export.verify.fidelity import Fidelity, Teacher
@@ -51,7 +53,6 @@ def rows(
         Row("+ weights with a scale for each output channel", everything, for_all_scales(plain), whole, "minmax"),
         Row("+ activations with a scale for each scale", everything, plain, whole, "minmax"),
         Row("+ ranges of least squared error", everything, plain, whole, "mse"),
-        Row("  entropy in its place", everything, plain, whole, "entropy"),
         Row("  percentile in its place", everything, plain, whole, "percentile"),
         Row("+ channels scaled into AdaLN", everything, scaled, whole, "mse"),
         Row("+ head, attention, first and last convolution float", high, scaled, whole, "mse"),
@@ -104,8 +105,9 @@ def study(
     scaled = collect(bundle, scratch / "scaled.json", images, Settings(), 0, progress, sites)
     planned = None
     if budget is not None:
-        sensitivity = measure(bundle, scratch / "sensitivity.json", scaled, target, MIXED, "mse", progress, sites)
-        planned, _ = within_budget(sites, default_plan(sites, MIXED), sensitivity, budget)
+        bench = Bench(bundle, sites, scaled, target, MIXED, "mse")
+        sensitivity = measure(bench, scratch / "sensitivity.json", progress)
+        planned = within_budget(sites, default_plan(sites, MIXED), sensitivity, budget)
     teacher = Teacher.draw(Pipeline(bundle, verify=False), tokens, sizes=(batch,))
     wanted = rows(bundle, sites, target, plain, scaled, planned)
     results = []
@@ -126,7 +128,7 @@ def table(results: Sequence[tuple[str, Fidelity]]) -> str:
     ]
     for name, found in results:
         logits = f"{found.agreement:.1%} | {found.scales[-1].logit_error:.3f}"
-        lines.append(f"| {name.strip()} | {found.kl:.4f} | {found.kl_of_scales:.4f} | {logits} | {found.psnr:.1f} dB |")
+        lines.append(f"| {name.strip()} | {found.kl:.4f} | {found.estimate} | {logits} | {found.psnr:.1f} dB |")
     return "\n".join(lines)
 
 
@@ -141,7 +143,9 @@ def table(results: Sequence[tuple[str, Fidelity]]) -> str:
 )
 @click.option("--batch", type=Number(int, limits.BATCH), default=16, help="Number of images compared together.")
 @click.option(
-    "--budget", type=Number(float, limits.KL), help="Also measure a plan of at most this mean KL divergence per token."
+    "--budget",
+    type=Number(float, limits.KL),
+    help="Also measure a plan of at most this mean KL of the scales (nats).",
 )
 @click.option("--naive", type=FILE, help="Directory to keep the bundle of the first row in.")
 @reports_errors

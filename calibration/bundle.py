@@ -45,11 +45,13 @@ def quantize_bundle(
     progress: Progress = silent,
     others: Sequence[Callable[[Path], None]] = (),
     warn: Warn = lambda note: None,
+    budget: float | None = None,
 ) -> None:
     """Write the INT8 bundle `out`. An existing INT8 bundle is replaced; other files in its directory are kept.
 
-    `others` write further files into the bundle. `warn` is called if a kept file does not fit the new bundle. Raises
-    CalibrationError, BundleError, SettingsError, OSError.
+    `others` write further files into the bundle. `warn` is called if a kept file does not fit the new bundle. The
+    manifest records the `budget` that the plan keeps, if any. Raises CalibrationError, BundleError, SettingsError,
+    OSError.
     """
     check_directory(out, INT8_BUNDLE, bundle)
     source = Manifest.load(bundle)
@@ -91,7 +93,7 @@ def quantize_bundle(
             precision=Precision.int8(target.name),
             scales=source.scales,
             step_constants=steps,
-            provenance=_provenance(source, options | {"pictures": calibration.count}),
+            provenance=_provenance(source, options | {"pictures": calibration.count, "budget": budget}),
         )
         classes = bundle / source.classes if source.classes else None
         with new_bundle(out, INT8_BUNDLE, warn, bundle) as folder:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from calibration.bench import Bench
+from calibration.budget import expected, within_budget
 from calibration.bundle import quantize_bundle
 from calibration.collect import check_source, collect
-from calibration.plan import ROW, Plan, default_plan, images_needed, with_overrides
+from calibration.plan import FLOAT, ROW, Plan, default_plan, images_needed, overridden
 from calibration.ranges import CalibrationError
 from calibration.record import FILE_NAME, Calibration, Settings, fingerprint
+from calibration.report import HEAT_MAP, Outcome, counted, report
 from calibration.sensitivity import FILE_NAME as SENSITIVITY
-from calibration.sensitivity import Sensitivity, heat_map, measure, table, within_budget
+from calibration.sensitivity import heat_map, measure
 from calibration.sites import Site, all_sites
-from calibration.speed import measure_speed, speed_table, without_slower
+from calibration.speed import measure_speed, slower, speed_table
 from calibration.target import TARGETS
 from export.kept import Warn
 from runtime.bundle.manifest import Manifest
@@ -24,7 +26,7 @@ from runtime.files.unfinished import exclusive
 from runtime.progress import Progress, silent
 
 DEFAULTS = Settings()
-REPORT, HEAT_MAP = "report.md", "sensitivity.png"
+REPORT = "report.md"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Request:
     weights_only: bool = False
     batches: tuple[int, ...] = (1,)
     merge: tuple[Path, ...] = ()
-    measure_speed: bool = False  # time the layers on this CPU, and plan those as float that are slower in INT8
+    with_speed: bool = False  # time the layers here, and leave float those that INT8 slows down
 
 
 def make_int8(
@@ -62,37 +64,55 @@ def make_int8(
     check_target(path, ".json", sources=(bundle,))
     # Check everything that can be wrong before hours of collecting.
     sites = all_sites(bundle, Manifest.load(bundle, verify=False))
-    plan: Plan = default_plan(sites, request.scales, request.weights_only)
-    wanted = with_overrides(sites, plan, dict(request.overrides))
+    plan = default_plan(sites, request.scales, request.weights_only)
+    fixed = overridden(sites, dict(request.overrides))
+    speeds = []
+    if request.with_speed:
+        speeds = measure_speed(bundle, sites, plan | fixed, max(request.batches), progress)
+        kept = [key for key in slower(speeds) if key not in fixed]
+        fixed = fixed | dict.fromkeys(kept, FLOAT)
+        warn(f"{len(kept)} layer(s) stay float, because INT8 is slower here: {', '.join(kept) or 'none'}")
+    wanted = plan | fixed
     scaled = request.settings.channel_scaling != "none"
     needed = images_needed(sites, wanted, scaled)
     if request.budget is not None:  # layers are measured with the scales of the plan before overrides
         needed = max(needed, images_needed(sites, plan, scaled))
     others = {other: Calibration.load(other) for other in request.merge}
-    sensitivity, expected = None, None
+    outcome = None
     with exclusive(path, "wait for it or give another --calibration file"):
         found = _calibrated(bundle, path, request, needed, others, progress, sites)
         if request.budget is not None:
             where = path.with_name(f"{request.target}-{request.scales}-{request.method}-{SENSITIVITY}")
-            target, scales, method = request.target, request.scales, request.method
-            sensitivity = measure(bundle, where, found, target, scales, method, progress, sites)
-            plan, expected = within_budget(sites, plan, sensitivity, request.budget)
-    plan = with_overrides(sites, plan, dict(request.overrides))
-    speeds = measure_speed(bundle, sites, plan, progress) if request.measure_speed else []
-    plan = with_overrides(sites, without_slower(plan, speeds), dict(request.overrides))
+            bench = Bench(bundle, sites, found, request.target, request.scales, request.method)
+            wanted, outcome = _planned(bench, where, wanted, request.budget, fixed, progress)
+            del bench  # with the weights in FP32
 
-    def report(folder: Path) -> None:
-        text = _report(request, found, plan, sites, sensitivity, expected)
+    def write_report(folder: Path) -> None:
+        text = report(request.target, request.scales, request.method, found, wanted, sites, outcome)
         if speeds:
             text += "\n" + speed_table(speeds)
         (folder / REPORT).write_text(text, encoding="utf-8")
-        if sensitivity:
-            heat_map(sensitivity, sites, folder / HEAT_MAP)
+        if outcome:
+            heat_map(outcome.sensitivity, sites, folder / HEAT_MAP)
 
     form, batches = TARGETS[request.target], request.batches
-    quantize_bundle(bundle, out, found, plan, form, request.method, batches, progress, [report], warn)
+    quantize_bundle(
+        bundle, out, found, wanted, form, request.method, batches, progress, [write_report], warn, request.budget
+    )
     size = sum(file.stat().st_size for file in out.iterdir())
-    return f"int8 for {request.target}, {size / 1e6:.1f} MB; {_counted(plan)}; see {out / REPORT}"
+    loss = f"{outcome.sentence}; " if outcome else ""
+    return f"int8 for {request.target}, {size / 1e6:.1f} MB; {counted(wanted)}; {loss}see {out / REPORT}"
+
+
+def _planned(
+    bench: Bench, path: Path, plan: Plan, budget: float, fixed: Plan, progress: Progress
+) -> tuple[dict[str, str], Outcome]:
+    """Return the plan within the budget, with the layers in `fixed` as they are; and what it costs."""
+    sensitivity = measure(bench, path, progress)
+    chosen = within_budget(bench.sites, plan, sensitivity, budget, fixed)
+    progress("measuring the plan", 0, 1)
+    measured = bench.held_out(chosen, sensitivity.images)
+    return chosen, Outcome(budget, sensitivity, expected(chosen, sensitivity), measured)
 
 
 def _calibrated(
@@ -119,37 +139,3 @@ def _calibrated(
         found.merge(calibration, str(other))
         found.write(path)
     return found
-
-
-def _counted(plan: Plan) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in Counter(plan.values()).most_common())
-
-
-def _drawn(request: Request, calibration: Calibration) -> str:
-    if not calibration.count:
-        return "No pictures were drawn: no layer has calibrated ranges."
-    scaling = calibration.settings.channel_scaling
-    return f"Ranges: {request.method} of {calibration.count} pictures, smoothing {scaling}; scales: {request.scales}."
-
-
-def _report(
-    request: Request,
-    calibration: Calibration,
-    plan: Plan,
-    sites: list[Site],
-    sensitivity: Sensitivity | None,
-    expected: float | None,
-) -> str:
-    lines = [
-        f"# INT8 for {request.target}",
-        "",
-        _drawn(request, calibration),
-        "",
-        f"Layers: {_counted(plan)}.",
-        "",
-    ]
-    if sensitivity is None:
-        rows = [f"| {site.key} | {plan[site.key]} |" for site in sites]
-        return "\n".join([*lines, "| layer | plan |", "|---|---|", *rows, ""])
-    bound = f"Budget: a KL of {request.budget:g} a token; the plan is expected to cost {expected:.2g}."
-    return "\n".join([*lines, bound, "", f"![sensitivity]({HEAT_MAP})", "", table(sensitivity, plan)])

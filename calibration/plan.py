@@ -16,7 +16,7 @@ FLOAT = "float"  # unchanged
 KINDS = (INT8, DIGITS, INT8_ROWS, DIGITS_ROWS, WEIGHTS, FLOAT)
 
 CALIBRATED, ROWS = (INT8, DIGITS), (INT8_ROWS, DIGITS_ROWS)
-QUANTIZED, TWO_DIGITS = CALIBRATED + ROWS, (DIGITS, DIGITS_ROWS)
+QUANTIZED, ONE_DIGIT, TWO_DIGITS = CALIBRATED + ROWS, (INT8, INT8_ROWS), (DIGITS, DIGITS_ROWS)
 OF_ROWS = dict(zip(CALIBRATED, ROWS, strict=True))
 ONE_TO_TWO_DIGITS = {INT8: DIGITS, INT8_ROWS: DIGITS_ROWS}
 TWO_TO_ONE_DIGIT = {two: one for one, two in ONE_TO_TWO_DIGITS.items()}
@@ -73,12 +73,12 @@ def _scaled(kind: str, site: Site, scales: str) -> str:
     return FLOAT if scales == ROW else kind
 
 
-def with_overrides(sites: Sequence[Site], plan: Plan, overrides: Mapping[str, str]) -> dict[str, str]:
-    """Return the plan with some kinds changed. A name is a site's key, or the end of the keys of several sites.
+def overridden(sites: Sequence[Site], overrides: Mapping[str, str]) -> dict[str, str]:
+    """Return the kinds that overrides give, by site key. A name is a key, or the end of the keys of several sites.
 
     Raises CalibrationError for an unknown name or kind, and for row scales of a product without rows.
     """
-    changed = dict(plan)
+    changed = {}
     for name, kind in overrides.items():
         found = [site for site in sites if site.key == name or site.key.endswith((f".{name}", f" {name}"))]
         if not found or kind not in KINDS:

@@ -12,7 +12,7 @@ from runtime.errors import VarEdgeError
 BINS = 2048  # bins of a histogram, half of them below 0
 LEVELS = 255  # steps of the quantized range
 PERCENTILE = 0.9999  # share of the values that the percentile method covers
-CANDIDATES = np.geomspace(0.05, 1, 121)  # shares of the full range that mse and entropy try
+CANDIDATES = np.geomspace(0.05, 1, 121)  # shares of the full range that mse tries
 
 
 class CalibrationError(VarEdgeError):
@@ -95,31 +95,6 @@ def mse(histogram: Histogram, symmetric: bool) -> Range:
     return _best(histogram, loss)
 
 
-def entropy(histogram: Histogram, symmetric: bool) -> Range:
-    """Return the range that loses the least information: the KL divergence of quantized from original distribution."""
-    p = histogram.counts / histogram.counts.sum()
-    centres = histogram.centres()
-
-    def loss(low: float, high: float) -> float:
-        inside = np.flatnonzero((centres >= low) & (centres <= high))
-        if len(inside) < 2:
-            return np.inf
-        clipped = p[inside].copy()
-        clipped[0] += p[: inside[0]].sum()
-        clipped[-1] += p[inside[-1] + 1 :].sum()
-        step = (2 * max(-low, high) if symmetric else high - low) / LEVELS
-        groups = np.unique(np.round(centres[inside] / step), return_inverse=True)[1]
-        used = p[inside] > 0
-        totals = np.bincount(groups, weights=p[inside])
-        members = np.bincount(groups, weights=used)
-        q = np.where(used, totals[groups] / np.maximum(members[groups], 1), 0)
-        q = np.maximum(q / max(q.sum(), 1e-30), 1e-12)
-        seen = clipped > 0
-        return float((clipped[seen] * np.log(clipped[seen] / q[seen])).sum())
-
-    return _best(histogram, loss)
-
-
 def _best(histogram: Histogram, loss: Callable[[float, float], float]) -> Range:
     """Return the range of least loss among smaller and smaller ranges. The longer end shrinks first."""
     largest = max(-histogram.low, histogram.high)
@@ -130,6 +105,5 @@ def _best(histogram: Histogram, loss: Callable[[float, float], float]) -> Range:
 METHODS: dict[str, Callable[[Histogram, bool], Range]] = {
     "minmax": minmax,
     "percentile": percentile,
-    "entropy": entropy,
     "mse": mse,
 }

@@ -17,6 +17,7 @@ from runtime.bundle.manifest import WEIGHTS, Manifest
 from runtime.bundle.names import REQUIRED_GRAPHS
 from runtime.bundle.schema import load, parse
 from runtime.files.atomic import atomic_file
+from runtime.sampling import Sampling
 
 SCHEMA_VERSION = 1
 FILE_NAME = "calibration.json"
@@ -33,6 +34,10 @@ class Settings:
     top_p: float = 0.95
     channel_scaling: str = "adaln"  # the products whose operands are scaled: none, adaln or all
     alpha: float = 0.5  # how much of the differences between channels moves into the weights
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.cfg, self.top_k, self.top_p)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings by their names in files."""

@@ -21,11 +21,13 @@ from export.graphs.signature import Signature
 from runtime.backends.ort_session import Session
 from runtime.bench.machine import machine
 from runtime.bundle.manifest import Graph, Manifest, Tensor
-from runtime.bundle.names import TRANSFORMER
+from runtime.bundle.names import DECODER, TRANSFORMER
 from runtime.processors import usable_cpus
 from runtime.progress import Progress, silent
 
-ROUNDS = 5  # each with one run of every form, so that other work on the machine slows all forms
+ROUNDS = 8  # even, so that each form is the first one, with a cold operand, in half of them
+MARGIN = 0.05  # a layer that is slower by less may only look so
+GAIN = 0.01  # share of the time of all layers that a kind of layer has to save as float, to be worth its memory
 SPAN = 10.0  # of values with variance 1: what the ranges of operands and results cover here
 
 Run = Callable[[], dict[str, np.ndarray]]
@@ -33,20 +35,36 @@ Run = Callable[[], dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Speed:
-    """The time that one layer takes for one image, in seconds; `keys` are the sites with the same shapes and plan."""
+    """The seconds of one layer for one batch, by round. `keys` are the sites with the same shapes and plan."""
 
     keys: tuple[str, ...]
     kind: str
-    planned: float
-    float32: float
+    planned: tuple[float, ...]
+    float32: tuple[float, ...]
+
+    @property
+    def ratios(self) -> tuple[float, float, float]:
+        """The lower quartile, median and upper quartile of FP32 / planned over the rounds; below 1 INT8 is slower."""
+        low, middle, high = np.quantile(np.array(self.float32) / np.array(self.planned), (0.25, 0.5, 0.75))
+        return float(low), float(middle), float(high)
+
+    @property
+    def saved(self) -> float:
+        """The seconds that all layers of this kind would save as float; negative if INT8 is faster."""
+        return len(self.keys) * (median(self.planned) - median(self.float32))
 
     @property
     def is_slower(self) -> bool:
-        return self.planned > self.float32
+        return self.ratios[2] < 1 - MARGIN
 
 
 def measure_speed(
-    bundle: Path, sites: Sequence[Site], plan: Plan, progress: Progress = silent, rounds: int = ROUNDS
+    bundle: Path,
+    sites: Sequence[Site],
+    plan: Plan,
+    batch: int = 1,
+    progress: Progress = silent,
+    rounds: int = ROUNDS,
 ) -> list[Speed]:
     """Time one layer of each kind that the plan for the CPU makes INT8, at every scale, with all usable CPUs.
 
@@ -58,27 +76,24 @@ def measure_speed(
         if plan[site.key] != FLOAT:
             alike = (site.graph, site.op, site.operand_shape, site.weight_shape, plan[site.key], _behind_gelu(site))
             groups.setdefault(alike, []).append(site)
-    runs = [[list(pair) for pair in _runs(bundle, manifest, group[0], plan)] for group in groups.values()]
-    taken = [[([], []) for _ in scales] for scales in runs]  # type: ignore[var-annotated]
+    pairs = [list(_runs(bundle, manifest, group[0], plan, batch)) for group in groups.values()]
+    times = np.zeros((len(pairs), 2, rounds + 1))  # of each group, planned and in FP32, by round
     for number in range(rounds + 1):
         progress("timing layers", number, rounds + 1)
-        for scales, lists in zip(runs, taken, strict=True):
-            for pair, times in zip(scales, lists, strict=True):
-                for run, seconds in zip(pair, times, strict=True):
-                    start = time.perf_counter()
-                    run()
-                    if number:  # the first round allocates
-                        seconds.append(time.perf_counter() - start)
-    found = []
-    for group, lists in zip(groups.values(), taken, strict=True):
-        planned, float32 = (sum(median(times[form]) for times in lists) for form in range(2))
-        found.append(Speed(tuple(site.key for site in group), plan[group[0].key], planned, float32))
-    return found
+        for group, scales in zip(times, pairs, strict=True):
+            for pair in scales:
+                for form in (0, 1) if number % 2 else (1, 0):
+                    group[form, number] += _seconds(pair[form])
+    return [
+        Speed(tuple(site.key for site in group), plan[group[0].key], *(tuple(form[1:].tolist()) for form in taken))
+        for group, taken in zip(groups.values(), times, strict=True)  # without the first round, which allocates
+    ]
 
 
-def without_slower(plan: Plan, speeds: Sequence[Speed]) -> dict[str, str]:
-    """Return the plan with the layers float that are slower than in FP32."""
-    return {**plan, **{key: FLOAT for speed in speeds if speed.is_slower for key in speed.keys}}
+def slower(speeds: Sequence[Speed]) -> list[str]:
+    """Return the layers that should stay float: INT8 slows them down, and what they lose together matters."""
+    total = sum(len(speed.keys) * median(speed.planned) for speed in speeds)
+    return [key for speed in speeds if speed.is_slower and speed.saved > GAIN * total for key in speed.keys]
 
 
 def speed_table(speeds: Sequence[Speed]) -> str:
@@ -88,23 +103,36 @@ def speed_table(speeds: Sequence[Speed]) -> str:
     lines = [
         "## Speed of the layers",
         "",
-        f"One layer, one image, all scales together; medians of {ROUNDS} rounds in alternation.",
-        f"Machine: {here.cpu}, {usable_cpus()} CPU(s); instruction sets: {sets}.",
-        "A layer that is slower than in FP32 is planned as float, unless --set names it.",
+        f"One layer, one batch, all scales together; medians of {ROUNDS} rounds, with each form first in half of them.",
+        "FP32 / planned has the quartiles of the rounds.",
+        f"Machine: {here.cpu}, {usable_cpus()} CPU(s); instruction sets of the processor: {sets}.",
+        f"A layer stays float if FP32 is more than {MARGIN:.0%} faster in three quarters of the rounds, and if all",
+        f"layers like it save more than {GAIN:.0%} of the time in this table; but not if --set names it.",
         "",
-        "| layer | layers like it | kind | milliseconds | in FP32 | FP32 / planned |",
-        "|---|---|---|---|---|---|",
+        "| layer | layers like it | kind | milliseconds | in FP32 | FP32 / planned | stays float |",
+        "|---|---|---|---|---|---|---|",
     ]
+    floats = set(slower(speeds))
     for speed in speeds:
-        times = f"{1e3 * speed.planned:.2f} | {1e3 * speed.float32:.2f} | {speed.float32 / speed.planned:.2f}x"
-        lines.append(f"| {speed.keys[0]} | {len(speed.keys)} | {speed.kind} | {times} |")
+        times = f"{1e3 * median(speed.planned):.2f} | {1e3 * median(speed.float32):.2f}"
+        low, middle, high = speed.ratios
+        ratio, stays = f"{middle:.2f}x ({low:.2f} to {high:.2f})", "yes" if speed.keys[0] in floats else "no"
+        lines.append(f"| {speed.keys[0]} | {len(speed.keys)} | {speed.kind} | {times} | {ratio} | {stays} |")
     return "\n".join([*lines, ""])
 
 
-def _runs(bundle: Path, manifest: Manifest, site: Site, plan: Plan) -> Iterator[tuple[Run, Run]]:
-    """Yield the planned form and the FP32 form of a layer for each shape that it has in drawing one image."""
+def _seconds(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _runs(bundle: Path, manifest: Manifest, site: Site, plan: Plan, batch: int) -> Iterator[tuple[Run, Run]]:
+    """Yield the planned form and the FP32 form of a layer for each shape that it has in drawing one batch."""
     sessions = [_session(bundle, site, kind) for kind in (plan[site.key], FLOAT)]
-    sizes = {"B": 1, "2B": 2}
+    # The decoder takes one image at a time.
+    count = 1 if site.graph == DECODER else batch
+    sizes = {"B": count, "2B": 2 * count}
     steps = [{**sizes, "L": scale.tokens} for scale in manifest.scales] if site.graph == TRANSFORMER else [sizes]
     for step in steps:
         shape = [step[axis] if isinstance(axis, str) else axis for axis in site.operand_shape]

@@ -22,6 +22,7 @@ CHECKPOINTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # files from whi
 @click.option("--out", type=FILE, help="Bundle directory to write.")
 @click.option("--var-checkpoint", type=FILE, help="File of the transformer weights (.pth, .safetensors).")
 @click.option("--vae-checkpoint", type=FILE, help="File of the VQVAE weights (.pth, .safetensors).")
+@click.option("--tiny-decoder", type=FILE, help="File of a tiny decoder to add, from examples.tiny_decoder.distill.")
 @click.option(
     "--random-weights",
     metavar="SEED",
@@ -39,6 +40,7 @@ def main(
     out: Path | None,
     var_checkpoint: Path | None,
     vae_checkpoint: Path | None,
+    tiny_decoder: Path | None,
     random_weights: int | None,
     precision: str,
     batches: str,
@@ -67,6 +69,7 @@ def main(
 
     from export.bundle import export_bundle
     from export.checkpoint.recipe import Recipe
+    from export.checkpoint.tiny_decoder import shipped, with_tiny_decoder
     from export.checkpoint.weights import checkpoint_weights, formula_weights
 
     if read_off:
@@ -81,6 +84,8 @@ def main(
         weights = checkpoint_weights(recipe, var_checkpoint, vae_checkpoint)
     else:
         weights = formula_weights(recipe, random_weights)
+    if (tiny := tiny_decoder or (shipped(recipe) if random_weights is None else None)) is not None:
+        weights = with_tiny_decoder(weights, recipe, tiny)
     with progress_bar() as progress:
         options = {"precision": precision, "batches": sizes, "smooth": smooth}
         export_bundle(recipe, weights, out, precision, sizes, options, smooth, progress, warn)

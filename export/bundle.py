@@ -13,6 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from export.checkpoint.recipe import Recipe, phi_indices
+from export.checkpoint.tiny_decoder import SOURCE as TINY
+from export.checkpoint.tiny_decoder import empty_tiny_decoder
 from export.checkpoint.weights import Weights, empty_models
 from export.graphs.definitions import all_graphs
 from export.graphs.fold import Expression, fold
@@ -55,7 +57,7 @@ def export_bundle(
         raise SettingsError(f"precision: expected {' or '.join(PRECISIONS)}, found {shown(precision)}")
     with new_bundle(out, EXPORTED, warn) as folder:
         check_room(recipe, out, Precision(precision))
-        traced = list(_trace_all(recipe, precision, smooth, progress))
+        traced = list(_trace_all(recipe, precision, smooth, TINY in weights.source, progress))
         head = Head(
             model=recipe.model,
             precision=Precision(precision),
@@ -71,11 +73,12 @@ def export_bundle(
 Traced = tuple[Signature, ir.Model, dict[str, Expression]]
 
 
-def _trace_all(recipe: Recipe, precision: str, smooth: bool, progress: Progress) -> Iterator[Traced]:
+def _trace_all(recipe: Recipe, precision: str, smooth: bool, tiny: bool, progress: Progress) -> Iterator[Traced]:
     var, vqvae = empty_models(recipe)
-    var.to_empty(device="cpu")  # addresses without memory: tracing reads no value
-    vqvae.to_empty(device="cpu")
-    graphs = list(all_graphs(recipe, var, vqvae, smooth))
+    imitation = empty_tiny_decoder(recipe) if tiny else None
+    for module in filter(None, (var, vqvae, imitation)):
+        module.to_empty(device="cpu")  # addresses without memory: tracing reads no value
+    graphs = list(all_graphs(recipe, var, vqvae, smooth, imitation))
     for i, graph in enumerate(graphs):
         progress(f"tracing {graph.name}", i, len(graphs))
         model = trace(graph)

@@ -123,8 +123,7 @@ class DraftedPipeline:
             batch,
             on_scale,
             on_stage and _named(on_stage),
-            # Without a scale after `guidance_scales`, the draft needs no arrays or profiles for it.
-            replace(chosen, guidance_scales=None if chosen.scales_guided >= count else chosen.guidance_scales),
+            self._drafting(chosen),
             observe and _shown(observe),
         )
         rest = model.patch_nums[count:]
@@ -152,6 +151,11 @@ class DraftedPipeline:
         """Draw a part of an image anew, as `Pipeline.edit`. The refiner encodes the image."""
         keep = keep_masks(kept_cells(region, mode, self.manifest.model), self.manifest.model.patch_nums)
         return self.generate(labels, keep=keep, kept_tokens=self.refiner.encode(image[None]), **settings)
+
+    def _drafting(self, sampling: Sampling) -> Sampling:
+        """Return the settings of the draft, which needs nothing of what comes after its scales."""
+        guidance_scales = None if sampling.scales_guided >= self.draft_scales else sampling.guidance_scales
+        return replace(sampling, guidance_scales=guidance_scales, decoder=Sampling.decoder)
 
     def close(self) -> None:
         """Close both pipelines."""

@@ -15,7 +15,7 @@ from .backends import BACKENDS
 from .cli import BOTH, FILE, Number
 from .errors import SettingsError
 from .files.outputs import PREVIEW, check_apart, check_folder, check_target, followed, previews
-from .sampling import BATCH, TOP_K, Sampling
+from .sampling import BATCH, DECODERS, TOP_K, Sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +38,8 @@ def together(*options: Options) -> Options:
     return decorate
 
 
-def sampling_options(defaults: Sampling) -> Options:
-    """Return the options --cfg, --top-k, --top-p and --guidance-scales.
+def sampling_options(defaults: Sampling, shortcuts: bool = True) -> Options:
+    """Return the options --cfg, --top-k and --top-p, and with `shortcuts` also --guidance-scales and --decoder.
 
     The command gets them as `sampling`, with its --smooth if any.
     """
@@ -52,15 +52,16 @@ def sampling_options(defaults: Sampling) -> Options:
             cfg: float,
             top_k: int | None,
             top_p: float,
-            guidance_scales: int | None,
+            guidance_scales: int | None = None,
+            decoder: str = defaults.decoder,
             smooth: bool = False,
             **others: Any,
         ) -> None:
-            command(sampling=Sampling(cfg, top_k, top_p, smooth, guidance_scales), **others)
+            command(sampling=Sampling(cfg, top_k, top_p, smooth, guidance_scales, decoder), **others)
 
         return run
 
-    return together(
+    filters = (
         click.option(
             "--cfg",
             type=Number(float, limits.CFG),
@@ -78,14 +79,22 @@ def sampling_options(defaults: Sampling) -> Options:
             default=defaults.top_p,
             help="Draw from the likeliest tokens whose probabilities add up to P; 0 means all.",
         ),
+    )
+    shorter = (
         click.option(
             "--guidance-scales",
             type=Number(int, limits.GUIDANCE_SCALES),
             metavar="M",
             help="Guide the first M scales only; the others take half the work.  [default: all scales]",
         ),
-        gathered,
+        click.option(
+            "--decoder",
+            type=click.Choice(list(DECODERS)),
+            default=defaults.decoder,
+            help="Decoder of the image; the tiny one imitates the full one in a twentieth of the work.",
+        ),
     )
+    return together(*filters, *(shorter if shortcuts else ()), gathered)
 
 
 drawing_options = together(

@@ -74,6 +74,7 @@ class EvaluationSet:
     top_k: int
     top_p: float
     guidance_scales: int
+    decoder: str
     draft: str | None  # SHA-256 as for `bundle`; None without a draft
     draft_precision: str | None
     draft_backend: str | None
@@ -124,6 +125,7 @@ class EvaluationSet:
             top_k=sampling.tokens_kept,
             top_p=float(sampling.top_p),
             guidance_scales=sampling.scales_guided,
+            decoder=sampling.decoder,
             draft=fingerprint(Manifest.load(draft.bundle, verify=False)) if draft else None,
             draft_precision=str(draft.manifest.precision) if draft else None,
             draft_backend=kind_of_backend(draft.backend.name) if draft else None,
@@ -169,7 +171,7 @@ class EvaluationSet:
     ) -> None:
         """Draw the missing batches of a shard. Raises SettingsError."""
         tokens = pipeline.manifest.model.tokens
-        sampling = Sampling(self.cfg, self.top_k, self.top_p, guidance_scales=self.guidance_scales)
+        sampling = Sampling(self.cfg, self.top_k, self.top_p, False, self.guidance_scales, self.decoder)
 
         def on_scale(view: ScaleView) -> None:
             advance(len(view.pictures) * view.side**2 / tokens)

@@ -49,6 +49,7 @@ class ScaleView:
     side: int
     pictures: range  # which of the N images are in this batch
     guidance: float
+    last: bool  # whether the image has no more scales
     _backend: Backend | None
 
     @property
@@ -70,8 +71,11 @@ class ScaleView:
         return guided(self.backend.logits(), self.guidance)
 
     def preview(self) -> np.ndarray:
-        """Return the images (B, H, W, 3) uint8 as they are after this scale. This runs the decoder."""
-        return self.backend.decode()
+        """Return the images (B, H, W, 3) uint8 as they are after this scale.
+
+        This runs the tiny decoder if the bundle has one. After the last scale it runs the decoder of the image.
+        """
+        return self.backend.decode(preview=not self.last)
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,7 @@ class Pipeline:
         sampling: Sampling | None = None,
         observe: Observe | None = None,
         guidance_scales: int | None = None,
+        decoder: str = Sampling.decoder,
     ) -> Result:
         """Draw one image for each label: a number (`num_classes` means "no class") or a class name.
 
@@ -160,12 +165,13 @@ class Pipeline:
           not decoded from them.
         - `guidance_scales` is the number of scales with guidance; None: all. At the others the transformer runs with
           the label only, not also without, which takes half the work.
-        - `sampling` replaces `cfg`, `top_k`, `top_p`, `smooth` and `guidance_scales`.
+        - `decoder` "tiny" makes the image with the tiny decoder of the bundle, which imitates the "full" one.
+        - `sampling` replaces `cfg`, `top_k`, `top_p`, `smooth`, `guidance_scales` and `decoder`.
 
-        Raises SettingsError, NumericError if the model computes NaN or infinity, or BundleError for `smooth` if the
-        bundle has no graph for it.
+        Raises SettingsError, NumericError if the model computes NaN or infinity, or BundleError for `smooth` or
+        `decoder` if the bundle has no graph for it.
         """
-        sampling = Sampling.chosen(sampling, Sampling(cfg, top_k, top_p, smooth, guidance_scales))
+        sampling = Sampling.chosen(sampling, Sampling(cfg, top_k, top_p, smooth, guidance_scales, decoder))
         kept = keep, kept_tokens
         request = self._request(labels, seed, batch, sampling, kept, on_scale, on_stage, observe)
         with self._take_turn():
@@ -356,7 +362,8 @@ class Pipeline:
             keep, kept_tokens = (None, None) if kept is None else (part[k][rows] for part in kept)
             self.backend.step(k, np.stack(draw), keep, kept_tokens)
             if request.on_scale:
-                view = ScaleView(k, scale.side, pictures, sampling.guidance(k, len(scales)), self.backend)
+                guidance, last = sampling.guidance(k, len(scales)), k == len(scales) - 1
+                view = ScaleView(k, scale.side, pictures, guidance, last, self.backend)
                 try:
                     request.on_scale(view)
                 finally:

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from . import limits
+from .bundle.names import DECODER, TINY_DECODER
 from .errors import SettingsError
 from .limits import shown
 
 if TYPE_CHECKING:
     import numpy as np  # not imported at run time, so that --help does not wait for it
 
+DECODERS = {"full": DECODER, "tiny": TINY_DECODER}  # their graphs
 BATCH = 8  # images drawn together
 TOP_K = 900  # default of top_k; with a smaller vocabulary all tokens are kept
 
@@ -25,6 +27,7 @@ class Sampling:
     top_p: float = 0.95
     smooth: bool = False  # mix codes instead of drawing one token, as "more smooth" in the published demo
     guidance_scales: int | None = None  # the first scales have guidance, the rest only the label; None: all scales
+    decoder: str = "full"  # what makes the image of the tokens, one of DECODERS
 
     @staticmethod
     def default_top_k(vocab_size: int) -> int:
@@ -35,7 +38,7 @@ class Sampling:
     def chosen(sampling: Sampling | None, given: Sampling) -> Sampling:
         """Return `sampling`, or the settings `given` one by one. Raises SettingsError if there are both."""
         if sampling is not None and given != Sampling():
-            others = "cfg, top_k, top_p, smooth or guidance_scales"
+            others = "cfg, top_k, top_p, smooth, guidance_scales or decoder"
             raise SettingsError(f"sampling: expected no {others} with it, found some; remove them")
         return sampling or given
 
@@ -57,6 +60,11 @@ class Sampling:
         return self.top_k
 
     @property
+    def decoder_graph(self) -> str:
+        """The graph of the decoder."""
+        return DECODERS[self.decoder]
+
+    @property
     def scales_guided(self) -> int:
         """The `guidance_scales` of fitted settings."""
         assert self.guidance_scales is not None, "fitted comes first"
@@ -73,6 +81,8 @@ class Sampling:
             raise SettingsError(f"top_p: expected {expected}, found {shown(self.top_p)}")
         if self.guidance_scales not in limits.Integers(1, scales):
             raise SettingsError(f"guidance_scales: expected 1 to {scales}, found {shown(self.guidance_scales)}")
+        if self.decoder not in DECODERS:
+            raise SettingsError(f"decoder: expected {' or '.join(DECODERS)}, found {shown(self.decoder)}")
 
     def guidance(self, scale: int, scales: int) -> float:
         """Return the guidance t of a scale: it grows linearly from 0 to `cfg`, and is 0 from `guidance_scales` on.

@@ -58,7 +58,9 @@ LAYERS = (
     ("calibration.quantize",),
     ("calibration.collect",),
     ("calibration.bundle", "calibration.speed"),
+    ("calibration.bench",),
     ("calibration.sensitivity",),
+    ("calibration.budget", "calibration.report"),
     ("calibration.make", "calibration.ablation", "calibration.__main__"),  # commands
     ("var_edge",),  # its table of commands
 )

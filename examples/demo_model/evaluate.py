@@ -1,4 +1,4 @@
-"""Measure the quality of the demo model on its exported bundle: the figures of docs/demo-model.md.
+"""Measure the quality of a demo model on its exported bundle: the figures of docs/demo-model.md.
 
 python -m examples.demo_model.evaluate --bundle build/var_demo/fp32
 """
@@ -15,7 +15,6 @@ from torch import Tensor
 from examples.demo_model.classes import CLASSES
 from examples.demo_model.classifier import EmojiClassifier, load_classifier, predict
 from examples.demo_model.data import EmojiSet, load_emoji, plain, split
-from examples.demo_model.train import RECIPE
 from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import checkpoint_weights, load_models
 from export.model.reference import generate
@@ -73,7 +72,7 @@ def recognised(
 
 def agreement(pipeline: Pipeline, pictures: int, settings: Settings) -> Parting:
     """Draw that many images with PyTorch and with the runtime, and return where they start to differ."""
-    recipe = Recipe.load(RECIPE)
+    recipe = Recipe.load(pipeline.manifest.model.name)
     labels = [i % recipe.num_classes for i in range(pictures)]
     counts = [scale.tokens for scale in recipe.scales]
     draws = [np.stack(rows) for rows in zip(*(uniforms(seed, counts) for seed in range(pictures)), strict=True)]
@@ -95,7 +94,7 @@ def agreement(pipeline: Pipeline, pictures: int, settings: Settings) -> Parting:
     "--pictures", type=click.Path(path_type=Path), help="PNG of the generated images to write, one class per row."
 )
 def main(bundle: Path, per_class: int, pictures: Path | None, **settings: float) -> None:
-    """Measure the demo model and print the figures as Markdown tables."""
+    """Measure a demo model and print the figures as Markdown tables."""
     pipeline, classifier = Pipeline(bundle), load_classifier()
     _, held_out = split(load_emoji())
     psnr = reconstruction_psnr(pipeline, held_out)

@@ -30,7 +30,7 @@ class Stage(nn.Module, ABC):
 
     @abstractmethod
     def validate(self, *batch: Tensor) -> dict[str, float]:
-        """Return figures on held-out images, which are logged with every checkpoint."""
+        """Return figures on held-out images, for the log."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Settings:
     seed: int = 0
     log_every: int = 50
     save_every: float = 120.0  # seconds
+    validate_every: float = 600.0  # seconds
 
 
 def train(
@@ -93,10 +94,11 @@ def train(
         partial = checkpoint.with_suffix(".partial")
         torch.save(state | {"step": step, "seconds": seconds}, partial)
         partial.replace(checkpoint)
-        figures = average.eval().validate(*held_out)
-        log(f"saved step {step} held-out {_line(figures)}")
 
-    started = last_log = last_save = time.monotonic()
+    def validate() -> None:
+        log(f"step {step} held-out {_line(average.eval().validate(*held_out))}")
+
+    started = last_log = last_save = last_validation = time.monotonic()
     before, pictures = seconds, 0
     while (used := budget.used(step, seconds)) < 1:
         generator = torch.manual_seed(settings.seed * 1_000_003 + step)
@@ -120,8 +122,12 @@ def train(
             last_log, pictures = now, 0
         if now - last_save > settings.save_every:
             save()
-            last_save = time.monotonic()
+            last_save = now
+        if now - last_validation > settings.validate_every:
+            validate()
+            last_validation = time.monotonic()
     save()
+    validate()
     return average.eval()
 
 

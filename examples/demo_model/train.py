@@ -1,8 +1,8 @@
 """Train the demo model stage by stage. A stage that was interrupted resumes when its command is run again.
 
 python -m examples.demo_model.train vqvae --minutes 42
-python -m examples.demo_model.train var --minutes 33
 python -m examples.demo_model.train decoder --minutes 10
+python -m examples.demo_model.train var --minutes 33
 python -m examples.demo_model.train pack
 """
 
@@ -22,7 +22,7 @@ from examples.demo_model.data import BUILD, EmojiSet, augment, load_emoji, plain
 from examples.demo_model.decoder_stage import DecoderStage
 from examples.demo_model.device import autocast, pick_device
 from examples.demo_model.group_norm import use_fast_group_norm
-from examples.demo_model.loop import Batch, Budget, Settings, train
+from examples.demo_model.loop import Batch, Budget, Settings, Stage, train
 from examples.demo_model.sampling import Sampler
 from examples.demo_model.var_stage import VARStage, teacher_features
 from examples.demo_model.vqvae_stage import VQVAEStage
@@ -48,7 +48,7 @@ def train_vqvae(
     budget: Budget,
     checkpoint: Path,
     device: torch.device,
-    batch: int = 24,
+    batch: int = 16,
     seed: int = 0,
 ) -> VQVAEStage:
     """Train the VQVAE on every emoji that is not held out; 30 % of the images are recoloured."""
@@ -63,7 +63,7 @@ def train_decoder(
     budget: Budget,
     checkpoint: Path,
     device: torch.device,
-    batch: int = 24,
+    batch: int = 16,
     seed: int = 0,
 ) -> DecoderStage:
     """Train the decoder of a trained VQVAE further; 10 % of the images are recoloured."""
@@ -102,7 +102,7 @@ def train_var(
     budget: Budget,
     checkpoint: Path,
     device: torch.device,
-    batch: int = 64,
+    batch: int = 32,
     seed: int = 0,
 ) -> VARStage:
     """Train the transformer on the tokens of augmented emoji, which are encoded batch by batch."""
@@ -132,11 +132,16 @@ def tokenise(vqvae: VQVAE, pictures: Tensor) -> tuple[Tensor, Tensor]:
 
 def load_vqvae(recipe: Recipe, checkpoint: Path) -> VQVAE:
     """Load the averaged VQVAE from a checkpoint of the first stage, rounded to float16 as `pack` stores it."""
-    if not checkpoint.exists():
-        raise click.ClickException(f"{checkpoint}: not found; train the VQVAE first")
     stage = VQVAEStage(recipe)
-    stage.load_state_dict(torch.load(checkpoint, weights_only=True)["average"])
+    _load_average(stage, checkpoint)
     return stage.vqvae.half().float().eval()
+
+
+def _load_average(stage: Stage, checkpoint: Path) -> None:
+    """Load the averaged weights of a checkpoint into `stage`."""
+    if not checkpoint.exists():
+        raise click.ClickException(f"{checkpoint}: not found; train the {checkpoint.stem} first")
+    stage.load_state_dict(torch.load(checkpoint, weights_only=True)["average"])
 
 
 def pack(model: nn.Module, path: Path) -> None:
@@ -145,15 +150,29 @@ def pack(model: nn.Module, path: Path) -> None:
     save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, path)
 
 
+_model_option = click.option(
+    "--model", "name", default=RECIPE, show_default=True, help="Recipe to train: its name, or the path of a .toml file."
+)
+_folder_option = click.option(
+    "--folder", type=click.Path(path_type=Path), default=BUILD, show_default=True, help="Folder of checkpoints."
+)
+_THREADS_HELP = "Number of CPU threads [default: one per core]. Give 1 while other work uses the cores."
+
+
+def _set_threads(context: click.Context, option: click.Parameter, threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def _stage_options(command: Callable) -> Callable:
     for option in (
+        _model_option,
         click.option("--minutes", type=float, help="Minutes to train; the schedule ends with them."),
         click.option("--steps", type=int, help="Number of steps to train; the schedule ends with them."),
         click.option("--device", default="auto", show_default=True, help="Device to train on: auto, cpu or cuda."),
+        click.option("--threads", type=int, callback=_set_threads, expose_value=False, help=_THREADS_HELP),
         click.option("--seed", default=0, show_default=True),
-        click.option(
-            "--folder", type=click.Path(path_type=Path), default=BUILD, show_default=True, help="Folder of checkpoints."
-        ),
+        _folder_option,
     ):
         command = option(command)
     return command
@@ -172,44 +191,46 @@ def main() -> None:
 
 @main.command("vqvae")
 @_stage_options
-def vqvae_command(steps: int | None, minutes: float | None, device: str, seed: int, folder: Path) -> None:
+def vqvae_command(name: str, steps: int | None, minutes: float | None, device: str, seed: int, folder: Path) -> None:
     """Train the VQVAE. If FOLDER/vqvae.pt exists, the training resumes from it."""
-    where = pick_device(device)
-    recipe = Recipe.load(RECIPE)
-    train_vqvae(recipe, load_emoji(), _budget(steps, minutes), folder / "vqvae.pt", where, seed=seed)
+    budget, where = _budget(steps, minutes), pick_device(device)
+    train_vqvae(Recipe.load(name), load_emoji(), budget, folder / "vqvae.pt", where, seed=seed)
 
 
 @main.command("decoder")
 @_stage_options
-def decoder_command(steps: int | None, minutes: float | None, device: str, seed: int, folder: Path) -> None:
-    """Fine-tune the decoder of FOLDER/vqvae.pt. Its tokens do not change, so `var` may run before or after."""
-    vqvae = load_vqvae(Recipe.load(RECIPE), folder / "vqvae.pt")
-    train_decoder(vqvae, load_emoji(), _budget(steps, minutes), folder / "decoder.pt", pick_device(device), seed=seed)
+def decoder_command(name: str, steps: int | None, minutes: float | None, device: str, seed: int, folder: Path) -> None:
+    """Fine-tune the decoder of FOLDER/vqvae.pt. Its tokens do not change, so `var` may run before, after or beside."""
+    budget, where = _budget(steps, minutes), pick_device(device)
+    vqvae = load_vqvae(Recipe.load(name), folder / "vqvae.pt")
+    train_decoder(vqvae, load_emoji(), budget, folder / "decoder.pt", where, seed=seed)
 
 
 @main.command("var")
 @_stage_options
-def var_command(steps: int | None, minutes: float | None, device: str, seed: int, folder: Path) -> None:
-    """Train the transformer. If FOLDER/var.pt exists, the training resumes from it."""
-    recipe = Recipe.load(RECIPE)
+def var_command(name: str, steps: int | None, minutes: float | None, device: str, seed: int, folder: Path) -> None:
+    """Train the transformer of a recipe. If FOLDER/RECIPE.pt exists, the training resumes from it."""
+    budget, where = _budget(steps, minutes), pick_device(device)
+    recipe = Recipe.load(name)
     vqvae = load_vqvae(recipe, folder / "vqvae.pt")
-    train_var(recipe, vqvae, load_emoji(), _budget(steps, minutes), folder / "var.pt", pick_device(device), seed=seed)
+    train_var(recipe, vqvae, load_emoji(), budget, folder / f"{recipe.name}.pt", where, seed=seed)
 
 
 @main.command("pack")
+@_model_option
+@_folder_option
 @click.option(
-    "--folder", type=click.Path(path_type=Path), default=BUILD, show_default=True, help="Folder of checkpoints."
+    "--out", type=click.Path(path_type=Path), default=WEIGHTS, show_default=True, help="Folder of the weights."
 )
-def pack_command(folder: Path) -> None:
-    """Write the averaged weights as float16 safetensors, and the class names."""
-    recipe = Recipe.load(RECIPE)
-    vqvae = load_vqvae(recipe, folder / "vqvae.pt")
-    decoder = DecoderStage(vqvae)
-    decoder.load_state_dict(torch.load(folder / "decoder.pt", weights_only=True)["average"])
-    pack(decoder.vqvae, WEIGHTS / recipe.vae_checkpoint)
+def pack_command(name: str, folder: Path, out: Path) -> None:
+    """Write the averaged weights of a recipe as float16 safetensors, and the class names."""
+    recipe = Recipe.load(name)
+    decoder = DecoderStage(load_vqvae(recipe, folder / "vqvae.pt"))
+    _load_average(decoder, folder / "decoder.pt")
+    pack(decoder.vqvae, out / recipe.vae_checkpoint)
     stage = VARStage(recipe)
-    stage.load_state_dict(torch.load(folder / "var.pt", weights_only=True)["average"])
-    pack(stage.var, WEIGHTS / recipe.var_checkpoint)
+    _load_average(stage, folder / f"{recipe.name}.pt")
+    pack(stage.var, out / recipe.var_checkpoint)
     CLASS_FILE.write_text("".join(f"{row.names}\n" for row in CLASSES), encoding="utf-8")
 
 

@@ -42,7 +42,7 @@ class VQVAEStage(Stage):
             decoded = self.vqvae.decode(f_hat.contiguous(memory_format=torch.channels_last))
         decoded = decoded.float()
         l1, l2 = F.l1_loss(decoded, images), F.mse_loss(decoded, images)
-        reconstruction = l1 + 2 * l2 + _EDGE_WEIGHT * _edge_loss(decoded, images)
+        reconstruction = l1 + 2 * l2 + _EDGE_WEIGHT * edge_loss(decoded, images)
         figures = {
             "psnr": -10 * torch.log10(l2.detach() / 4).item(),
             "vq": quantisation.item(),
@@ -108,7 +108,7 @@ def quantise(quantizer: Quantizer, features: Tensor) -> tuple[Tensor, Tensor, Te
     return straight, loss / len(recipe.patch_nums), torch.cat(tokens), torch.cat(residuals)
 
 
-def _edge_loss(decoded: Tensor, images: Tensor) -> Tensor:
+def edge_loss(decoded: Tensor, images: Tensor) -> Tensor:
     """Return the L1 distance of the finite differences of two images (B, 3, H, W), which gives outlines more weight."""
     error = decoded - images
     return error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()

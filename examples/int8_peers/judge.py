@@ -14,7 +14,7 @@ import onnxruntime
 
 from examples.demo_model.classes import CLASSES
 from examples.demo_model.classifier import load_classifier
-from examples.demo_model.compare import SETTINGS, Judged, draw, frechet_distance, judged
+from examples.demo_model.compare import SAMPLING, Judged, draw, frechet_distance, judged
 from examples.int8_peers.inputs import GRAPHS
 from export.engine.build import DEFAULTS, find_tensorrt, target
 from export.engine.build_log import int8_products
@@ -97,7 +97,7 @@ def timed(bundles: Sequence[Path], rounds: int) -> list[Summary]:
     for i in range(rounds + 1):
         for pipeline, seconds in zip(pipelines, samples, strict=True):
             start = time.perf_counter()
-            pipeline.generate([0], 0, **SETTINGS)  # type: ignore[arg-type]
+            pipeline.generate([0], 0, sampling=SAMPLING)
             if i > 0:  # the first round allocates
                 seconds.append(time.perf_counter() - start)
     return [Summary.of(seconds) for seconds in samples]

@@ -35,9 +35,9 @@ class Recipe:
     """Settings of one VAR and its VQVAE, with the names and defaults of the official code.
 
     `width` is its `embed_dim` (default: 64 x depth), `heads` its `num_heads` (default: depth). `checkpoints` is the
-    folder of the two checkpoint files, relative to the recipe, if they are shipped with it; `hub` is the model hub
-    repository that has them otherwise. `classes` is the name of a shipped list of class names, or a text file in the
-    recipe's folder with one class a line.
+    folder of the two checkpoint files, relative to the recipe, if they are shipped with it, and `tiny_decoder` the file
+    of a tiny decoder beside them; `hub` is the model hub repository that has them otherwise. `classes` is the name of a
+    shipped list of class names, or a text file in the recipe's folder with one class a line.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Recipe:
     classes: str | None = None
     hub: str | None = None
     checkpoints: str | None = None
+    tiny_decoder: str | None = None
     folder: Path = RECIPES
 
     def __post_init__(self) -> None:

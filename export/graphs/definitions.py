@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from export.checkpoint.recipe import Recipe
 from export.graphs.signature import Signature
 from export.model import VAR, VQVAE, sampler
+from export.model.tiny_decoder import TinyDecoder
 from runtime.bundle import names
 from runtime.bundle.manifest import Tensor as TensorSpec
 
@@ -30,14 +31,21 @@ class Graph(Signature):
     module: nn.Module
 
 
-def all_graphs(recipe: Recipe, var: VAR, vqvae: VQVAE, smooth: bool = False) -> Iterator[Graph]:
-    """Yield the graphs of a bundle in the order of their use; with `smooth` also the bridge of smooth sampling."""
+def all_graphs(
+    recipe: Recipe, var: VAR, vqvae: VQVAE, smooth: bool = False, tiny: TinyDecoder | None = None
+) -> Iterator[Graph]:
+    """Yield the graphs of a bundle in the order of their use.
+
+    With `smooth` the bridge of smooth sampling is one of them, with `tiny` the tiny decoder.
+    """
     yield condition(recipe, var)
     yield transformer(recipe, var)
     yield bridge(recipe, var, vqvae)
     if smooth:
         yield bridge_smooth(recipe, var, vqvae)
     yield decoder(recipe, vqvae)
+    if tiny is not None:
+        yield tiny_decoder(recipe, tiny)
     yield encoder(recipe, vqvae)
 
 
@@ -100,8 +108,16 @@ def _bridge_tensors(recipe: Recipe, *drawing: TensorSpec) -> tuple[tuple[TensorS
 
 
 def decoder(recipe: Recipe, vqvae: VQVAE) -> Graph:
+    return Graph(names.DECODER, *_decoder_tensors(recipe), Decoder(vqvae))
+
+
+def tiny_decoder(recipe: Recipe, tiny: TinyDecoder) -> Graph:
+    return Graph(names.TINY_DECODER, *_decoder_tensors(recipe), ImitatedDecoder(tiny))
+
+
+def _decoder_tensors(recipe: Recipe) -> tuple[tuple[TensorSpec], tuple[TensorSpec, TensorSpec]]:
     f_hat = TensorSpec(names.F_HAT, "float32", ("B", recipe.code_size, recipe.grid, recipe.grid))
-    return Graph(names.DECODER, (f_hat,), (_image(recipe), TensorSpec(names.FINITE, "bool", ("B",))), Decoder(vqvae))
+    return (f_hat,), (_image(recipe), TensorSpec(names.FINITE, "bool", ("B",)))
 
 
 def encoder(recipe: Recipe, vqvae: VQVAE) -> Graph:
@@ -249,10 +265,25 @@ class Decoder(nn.Module):
         self.vqvae = vqvae
 
     def forward(self, f_hat: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = self.vqvae.decode(f_hat)  # (B, 3, H, W)
-        finite = sampler.finite(pixels, (1, 2, 3))
-        image = pixels.clamp(-1, 1) * 0.5 + 0.5
-        return (image.permute(0, 2, 3, 1) * 255).round().to(torch.uint8), finite  # engines want the cast last
+        return _as_bytes(self.vqvae.decode(f_hat))
+
+
+class ImitatedDecoder(nn.Module):
+    """The same from the tiny decoder. The name of its attribute is the prefix of its weights in the weight file."""
+
+    def __init__(self, tiny: TinyDecoder):
+        super().__init__()
+        self.tiny_decoder = tiny
+
+    def forward(self, f_hat: Tensor) -> tuple[Tensor, Tensor]:
+        return _as_bytes(self.tiny_decoder(f_hat))
+
+
+def _as_bytes(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return images (B, H, W, 3) uint8 of pixels (B, 3, H, W) in [-1, 1], and whether each is finite (B,)."""
+    finite = sampler.finite(pixels, (1, 2, 3))
+    image = pixels.clamp(-1, 1) * 0.5 + 0.5
+    return (image.permute(0, 2, 3, 1) * 255).round().to(torch.uint8), finite  # engines want the cast last
 
 
 class Encoder(nn.Module):

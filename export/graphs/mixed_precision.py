@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from export.graphs.signature import Signature
 from runtime.bundle.manifest import Tensor as TensorSpec
-from runtime.bundle.names import BRIDGE, CACHE_PREFIXES, DECODER, SMOOTH_BRIDGE
+from runtime.bundle.names import BRIDGE, CACHE_PREFIXES, DECODER, SMOOTH_BRIDGE, TINY_DECODER
 
 COMPUTE = ("MatMul", "Gemm", "Conv")
 FOLLOWING = ("Gelu",)  # elementwise after a product; its result is the operand of another product
@@ -23,7 +23,7 @@ MOVEMENT = ("Reshape", "Transpose", "Split", "Concat", "Slice", "Gather", "Squee
 FLOAT32_GRAPHS = (BRIDGE, SMOOTH_BRIDGE)
 # The residuals of other graphs decide tokens. Those of the decoder are a quarter of its memory traffic in FP32. The
 # published demo adds them in FP16 too, under autocast. Norms read them in FP16; their statistics stay FP32.
-HALF_RESIDUALS = (DECODER,)
+HALF_RESIDUALS = (DECODER, TINY_DECODER)
 FLOAT32_WEIGHTS = (
     "head.",  # guidance multiplies the rounding of logits by up to 1 + 2t
     "quantize.",  # nearest codes: near ties decide tokens

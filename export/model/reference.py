@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.model import VAR, VQVAE, sampler
+from export.model.tiny_decoder import TinyDecoder
 from runtime.backends.base import Observe, OnStage, StageRun
 from runtime.bundle import names
 from runtime.sampling import Sampling
@@ -39,8 +40,8 @@ class PyTorchBackend:
     batches: tuple[int, ...] | None = None
     launches_whole = False
 
-    def __init__(self, var: VAR, vqvae: VQVAE) -> None:
-        self.var, self.vqvae = var, vqvae
+    def __init__(self, var: VAR, vqvae: VQVAE, tiny: TinyDecoder | None = None) -> None:
+        self.var, self.vqvae, self.tiny = var, vqvae, tiny
 
     @torch.inference_mode()
     def begin(
@@ -131,13 +132,16 @@ class PyTorchBackend:
         return result
 
     @torch.inference_mode()
-    def decode(self) -> np.ndarray:
-        pixels = self.vqvae.decode(self._f_hat)  # (N, 3, H, W)
+    def decode(self, preview: bool = False) -> np.ndarray:
+        tiny = self.tiny if preview else None
+        pixels = tiny(self._f_hat) if tiny is not None else self.vqvae.decode(self._f_hat)  # (N, 3, H, W)
         self._finite = sampler.finite(pixels, (1, 2, 3)).numpy()
         images = ((pixels.clamp(-1, 1) * 0.5 + 0.5) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
         for i in range(len(images)):
             made = {names.IMAGE: images[i : i + 1], names.FINITE: torch.from_numpy(self._finite[i : i + 1])}
-            self._show(names.DECODER, None, {names.F_HAT: self._f_hat[i : i + 1]}, made)
+            self._show(
+                names.DECODER if tiny is None else names.TINY_DECODER, None, {names.F_HAT: self._f_hat[i : i + 1]}, made
+            )
         return images.numpy()
 
     def finite(self) -> np.ndarray:

@@ -17,6 +17,7 @@ from runtime.progress import progress_bar
 @click.argument("directories", metavar="DIR…", nargs=-1, required=True, type=FILE)
 @click.option("--var-checkpoint", type=FILE, help="File of the transformer weights that the bundles were made from.")
 @click.option("--vae-checkpoint", type=FILE, help="File of the VQVAE weights that the bundles were made from.")
+@click.option("--tiny-decoder", type=FILE, help="File of the tiny decoder of the bundles, if it is not a shipped one.")
 @click.option("--against", type=FILE, help="Compare with this FP32 bundle instead; needs no PyTorch.")
 @click.option(
     "--images",
@@ -42,6 +43,7 @@ def main(
     directories: tuple[Path, ...],
     var_checkpoint: Path | None,
     vae_checkpoint: Path | None,
+    tiny_decoder: Path | None,
     against: Path | None,
     images: int,
     guidance_scales: int | None,
@@ -68,7 +70,14 @@ def main(
     shortcuts = Shortcuts(guidance_scales, draft, draft_scales)
     with progress_bar() as progress:
         result = verify(
-            directories, (var_checkpoint, vae_checkpoint), against, images, with_bisect, progress, shortcuts
+            directories,
+            (var_checkpoint, vae_checkpoint),
+            against,
+            images,
+            with_bisect,
+            progress,
+            shortcuts,
+            tiny_decoder,
         )
     result.print()
     if report is not None:

@@ -21,7 +21,7 @@ from export.verify.recording import Recording, generate
 from export.verify.tolerances import INSIDE
 from runtime.backends.base import StageRun
 from runtime.backends.ort import onnxruntime as ort
-from runtime.backends.ort_session import WEIGHTS_FOLDER
+from runtime.backends.ort_session import EXACT_INT8, WEIGHTS_FOLDER
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.names import (
     ENCODER,
@@ -210,6 +210,7 @@ def _session(file: Path, model: onnx.ModelProto, names: Sequence[str]) -> ort.In
     options.log_severity_level = 4
     options.intra_op_num_threads = usable_cpus()
     options.add_session_config_entry(WEIGHTS_FOLDER, str(file.parent))
+    options.add_session_config_entry(*EXACT_INT8)
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

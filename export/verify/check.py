@@ -22,6 +22,7 @@ from runtime.bundle.names import (
     F_HAT_OUT,
     LOGITS,
     SMOOTH_BRIDGE,
+    TINY_DECODER,
     TOKENS,
     TRANSFORMER,
     X_NEXT,
@@ -33,6 +34,7 @@ from runtime.processors import usable_cpus
 from runtime.progress import Progress
 from runtime.sampling import Sampling, guided
 
+TINY = "tiny decoder"
 STATIC_STEP = "static step for"  # followed by the batch size
 SMOOTH, SMOOTH_GENERATION = "smooth bridge", "smooth generation"
 ChannelScaling = Mapping[str, np.ndarray]  # factors of an INT8 bundle for the outputs of `condition`
@@ -158,6 +160,9 @@ def led(
                 bridge.add(name, expected[name], found[name])
         bridge.drawn.add(known.tokens[k], found[TOKENS])
         bridge.drew(logits, draws[k], sampling, found[DRAWN])
+        if view.last and known.tiny is not None and TINY_DECODER in pipeline.manifest.graphs:
+            imitated = view.backend.decode(preview=True)
+            _at(measured, TINY, None, PictureDifference).add(known.tiny, imitated)
 
     images = generate(pipeline, known.batch, sampling, known.tokens, on_scale, observe=observe).images
     _at(measured, "decoder", None, PictureDifference).add(known.images, images)
@@ -201,6 +206,7 @@ def _not_compared(reference: Reference, pipeline: Pipeline) -> Iterator[Row]:
     """Yield rows for the optional graphs that the pipeline or the reference lacks."""
     known = reference.recordings[0]
     for graph, stage, there in (
+        (TINY_DECODER, TINY, known.tiny is not None),
         (ENCODER, "encoder", known.encoded is not None),
         (SMOOTH_BRIDGE, SMOOTH_GENERATION, known.smooth is not None),
     ):
@@ -239,6 +245,7 @@ def _first(reference: Reference, size: int) -> Recording:
         {},
         [{TRANSFORMER: {}, BRIDGE: {}} for _ in recordings[0].outputs],
         of(known.images for known in recordings),
+        None,
         None,
         None,
     )

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from export.verify.interval import Estimate, share_interval
+from runtime.bundle.manifest import Manifest
 from runtime.errors import SettingsError
 from runtime.pipeline import Maps, Pipeline, ScaleView
 from runtime.progress import Progress, silent
+from runtime.sampling import Sampling
 
 BATCH = 16
-Z95 = 1.96  # normal quantile of a 95 % interval
+GOLDEN = 0.618  # of the classes: the step from the label of an image to the next, so that few images visit many
+SAMPLING = Sampling()
 
 
 @dataclass
@@ -30,6 +34,7 @@ class ScaleFidelity:
     square_error: float = 0.0  # summed over tokens and vocabulary
     values: int = 0
     divergence: float = 0.0  # KL(reference || candidate) in nats, summed over tokens
+    image_kl: list[float] = field(default_factory=list)  # the KL of a token in each image
     miss_margins: list[float] = field(default_factory=list)  # the reference's best logit minus its second, at misses
     largest_error: float = 0.0
 
@@ -43,7 +48,9 @@ class ScaleFidelity:
         self.values += error.size
         self.largest_error = max(self.largest_error, float(np.abs(error).max()))
         p, q = _log_softmax(expected), _log_softmax(found)
-        self.divergence += float((np.exp(p) * (p - q)).sum())
+        divergence = (np.exp(p) * (p - q)).sum(-1)  # (B, L)
+        self.divergence += float(divergence.sum())
+        self.image_kl += divergence.mean(-1).tolist()
         best = np.partition(expected[~same], -2, axis=-1)[:, -2:]
         self.miss_margins += (best[:, 1] - best[:, 0]).tolist()
 
@@ -54,14 +61,11 @@ class ScaleFidelity:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the agreement (Wilson)."""
-        n, p = self.tokens, self.agreement
-        centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-        half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
-        return max(0.0, centre - half), min(1.0, centre + half)
+        return share_interval(self.agreeing, self.tokens)
 
     @property
     def kl(self) -> float:
-        """The mean KL divergence of a token, in nats."""
+        """The KL of a token: the mean KL divergence of this scale's tokens, in nats."""
         return self.divergence / self.tokens
 
     @property
@@ -84,13 +88,38 @@ class Fidelity:
 
     @property
     def kl(self) -> float:
-        """The mean KL divergence of a token over all scales, in nats."""
+        """The KL of a token: the mean KL divergence of the tokens of all scales, in nats.
+
+        It depends on how many tokens of each scale are compared.
+        """
         return sum(scale.divergence for scale in self.scales) / sum(scale.tokens for scale in self.scales)
 
     @property
     def kl_of_scales(self) -> float:
-        """The mean of the scales' mean KL divergences, in nats: a coarse scale counts as much as a fine one."""
+        """The mean KL of the scales: each scale's KL of a token counts alike, in nats. Budgets are of this one."""
         return sum(scale.kl for scale in self.scales) / len(self.scales)
+
+    @property
+    def deviations(self) -> np.ndarray:
+        """How far each image moves `kl_of_scales` from its mean, (images,) in nats; they sum to 0.
+
+        An image moves all its scales together, so these are the independent parts of the error of the mean.
+        """
+        moved = np.zeros(len(self.scales[0].image_kl))
+        for scale in self.scales:  # the images of a fine scale are the first of those of a coarser one
+            kl = np.array(scale.image_kl)
+            moved[: len(kl)] += (kl - kl.mean()) / len(kl) / len(self.scales)
+        return moved
+
+    @property
+    def images(self) -> int:
+        """The number of images compared at every scale."""
+        return len(self.scales[-1].image_kl)
+
+    @property
+    def estimate(self) -> Estimate:
+        """The mean KL of the scales, with its 95 % interval over images."""
+        return Estimate.of(self.kl_of_scales, self.deviations, self.images)
 
     @property
     def agreement(self) -> float:
@@ -116,6 +145,7 @@ class Teacher:
     sides: tuple[int, ...]
     depth: int
     batches: list[Batch]
+    sampling: Sampling
 
     @classmethod
     def draw(
@@ -125,24 +155,27 @@ class Teacher:
         seed: int = 0,
         sizes: Sequence[int] = (BATCH,),
         progress: Progress = silent,
+        images: int = 1,
+        sampling: Sampling = SAMPLING,
     ) -> Teacher:
-        """Generate at least `tokens` tokens of every scale, over all classes, with the default sampling settings.
+        """Generate at least `tokens` tokens and `images` images of every scale, over all classes.
 
         The first scale depends only on the class, so it needs every class once and no more. `sizes` are the batch sizes
-        that the candidates support.
+        that the candidates support. A `top_k` larger than the vocabulary keeps all tokens.
         """
         model = reference.manifest.model
-        pictures = [math.ceil(tokens / side**2) for side in model.patch_nums]
+        sampling = replace(sampling, top_k=_kept(sampling.top_k, model.vocab_size))
+        pictures = [max(images, math.ceil(tokens / side**2)) for side in model.patch_nums]
         pictures[0] = max(pictures[1], min(pictures[0], model.num_classes + 1))
+        step = _label_step(model.num_classes + 1)
         batches = []
         for batch in _batches(pictures[0], sizes):
             last = max(k for k, count in enumerate(pictures) if count > batch.start)
-            labels = [i % (model.num_classes + 1) for i in batch]
-            batches.append(
-                Batch(labels, seed + batch.start, *_logits(reference, labels, seed + batch.start, last, None))
-            )
+            labels = [i * step % (model.num_classes + 1) for i in batch]
+            drawn = _logits(reference, labels, seed + batch.start, last, None, sampling)
+            batches.append(Batch(labels, seed + batch.start, *drawn))
             progress("drawing with the reference", batch.stop, pictures[0])
-        return cls(model.patch_nums, model.depth, batches)
+        return cls(model.patch_nums, model.depth, batches, sampling)
 
     def compare(self, candidate: Pipeline, progress: Progress = silent) -> Fidelity:
         """Return the fidelity of `candidate` to the reference. Raises SettingsError if the models differ."""
@@ -153,7 +186,7 @@ class Teacher:
         squares, values = 0.0, 0
         for i, batch in enumerate(self.batches):
             last = len(batch.logits) - 1
-            _, found, images = _logits(candidate, batch.labels, batch.seed, last, batch.tokens)
+            _, found, images = _logits(candidate, batch.labels, batch.seed, last, batch.tokens, self.sampling)
             for scale, a, b in zip(scales, batch.logits, found, strict=False):
                 scale.add(a, b)
             if batch.images is not None and images is not None:
@@ -169,9 +202,11 @@ def compare(
     tokens: int = 2000,
     seed: int = 0,
     progress: Progress = silent,
+    sampling: Sampling = SAMPLING,
 ) -> Fidelity:
     """Compare `candidate`, teacher-forced, with `reference`; see `Teacher`. Raises SettingsError."""
-    teacher = Teacher.draw(reference, tokens, seed, candidate.backend.batches or (BATCH,), progress)
+    sizes = candidate.backend.batches or (BATCH,)
+    teacher = Teacher.draw(reference, tokens, seed, sizes, progress, sampling=sampling)
     return teacher.compare(candidate, progress)
 
 
@@ -187,12 +222,17 @@ def _batches(pictures: int, sizes: Sequence[int]) -> Iterator[range]:
         yield range(start, start + size)
 
 
+def _label_step(count: int) -> int:
+    """Return the step between the labels of images: near GOLDEN of them all, and visiting each of `count` labels."""
+    return next(step for step in range(round(GOLDEN * count), 2 * count + 2) if math.gcd(step, count) == 1)
+
+
 class _Enough(Exception):
     """Ends a generation after the last scale that is wanted."""
 
 
 def _logits(
-    pipeline: Pipeline, labels: list[int], seed: int, last: int, teacher: Maps | None
+    pipeline: Pipeline, labels: list[int], seed: int, last: int, teacher: Maps | None, sampling: Sampling
 ) -> tuple[Maps, list[np.ndarray], np.ndarray | None]:
     """Return tokens and logits (B, L, V) of scales 0 to `last`, and the images if `last` is the last scale of all."""
     maps: Maps = []
@@ -217,6 +257,7 @@ def _logits(
             kept_tokens=kept,
             batch=len(labels),
             on_scale=on_scale,
+            sampling=sampling,
         )
     except _Enough:
         return maps, logits, None
@@ -232,7 +273,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 def table(result: Fidelity) -> str:
     """Return the result as a Markdown table."""
     lines = [
-        "| scale | tokens | top-1 agreement | 95 % interval | mean KL | logit error (rms, max) | widest miss |",
+        "| scale | tokens | top-1 agreement | 95 % interval | KL of a token | logit error (rms, max) | widest miss |",
         "|---|---|---|---|---|---|---|",
     ]
     for k, scale in enumerate(result.scales):
@@ -241,5 +282,25 @@ def table(result: Fidelity) -> str:
             f"| {k} ({scale.side} x {scale.side}) | {scale.tokens} | {scale.agreement:.2%} | {low:.2%} to {high:.2%} "
             f"| {scale.kl:.1e} | {scale.logit_error:.4f}, {scale.largest_error:.4f} | {scale.widest_miss:.2f} x rms |"
         )
-    means = f"all scales: KL {result.kl:.1e}, top-1 agreement {result.agreement:.2%}"
-    return "\n".join([*lines, "", f"{means}; pictures from equal tokens: PSNR {result.psnr:.1f} dB"])
+    means = f"all scales: KL of a token {result.kl:.2g}, mean KL of the scales {result.estimate}"
+    rest = f"top-1 agreement {result.agreement:.2%}; pictures from equal tokens: PSNR {result.psnr:.1f} dB"
+    return "\n".join([*lines, "", f"{means}; {rest}"])
+
+
+def other_settings(manifest: Manifest, sampling: Sampling) -> str:
+    """Return a sentence if the bundle's calibration or budget was measured with other settings than these, or ""."""
+    options = manifest.provenance.options
+    known = options.get("calibration")
+    if not isinstance(known, dict) or not (options.get("pictures") or options.get("budget")):
+        return ""  # nothing in it was measured on images
+    size = manifest.model.vocab_size
+    pairs = [(name, known.get(name), getattr(sampling, name)) for name in ("cfg", "top_k", "top_p")]
+    if isinstance(known.get("top_k"), int):
+        pairs[1] = ("top_k", _kept(known["top_k"], size), _kept(sampling.top_k, size))
+    differing = [f"{name} {found}, not {asked}" for name, found, asked in pairs if found != asked]
+    return f"calibrated for {', '.join(differing)}" if differing else ""
+
+
+def _kept(top_k: int | None, vocabulary: int) -> int:
+    """Return how many tokens `top_k` keeps."""
+    return Sampling.default_top_k(vocabulary) if top_k is None else min(top_k or vocabulary, vocabulary)

@@ -79,6 +79,7 @@ class Recording:
     condition: dict[str, np.ndarray]  # outputs of the graph
     outputs: list[Outputs]  # of the other graphs, by scale; keys and values only in the first batch: they are large
     images: np.ndarray  # (B, H, W, 3) uint8
+    tiny: np.ndarray | None  # the same by the tiny decoder; None without one
     encoded: np.ndarray | None  # (B, T): the tokens of `images`; None without an encoder
     smooth: Smooth | None  # None without its graph
 
@@ -99,6 +100,7 @@ class Recording:
             part(CONDITION, self.condition),
             [{graph: part(graph, values) for graph, values in scale.items()} for scale in self.outputs],
             self.images[rows],
+            None if self.tiny is None else self.tiny[rows],
             None if self.encoded is None else self.encoded[rows],
             self.smooth and Smooth([f_hat[rows] for f_hat in self.smooth.f_hats], self.smooth.images[rows]),
         )
@@ -125,14 +127,22 @@ class Reference:
 
 
 def prepare(
-    pipeline: Pipeline, settings: Settings, smooth: bool, free: Callable[[Recording], Drawn] | None, progress: Progress
+    pipeline: Pipeline,
+    settings: Settings,
+    smooth: bool,
+    tiny: bool,
+    free: Callable[[Recording], Drawn] | None,
+    progress: Progress,
 ) -> Reference:
-    """Generate and record all batches with the reference. `free`, if given, generates the images with another loop."""
+    """Generate and record all batches with the reference, with `smooth` sampling and `tiny` decoder if it has them.
+
+    `free`, if given, generates the images with another loop.
+    """
     batches = settings.batches(pipeline.manifest.model.num_classes)
     recordings, drawn = [], []
     for i, batch in enumerate(batches):
         progress(f"drawing with {pipeline.backend.name}", i, len(batches))
-        recordings.append(_record(pipeline, batch, settings.sampling, i == 0, smooth))
+        recordings.append(_record(pipeline, batch, settings.sampling, i == 0, smooth, tiny))
         drawn.append(
             free(recordings[-1]) if free else Drawn(recordings[-1].images, recordings[-1].tokens, recordings[-1].logits)
         )
@@ -187,14 +197,20 @@ def smoothly(pipeline: Pipeline, batch: Batch, sampling: Sampling, tokens: Maps)
     return Smooth(f_hats, generate(pipeline, batch, sampling).images)
 
 
-def _record(pipeline: Pipeline, batch: Batch, sampling: Sampling, with_keys: bool, smooth: bool) -> Recording:
+def _record(
+    pipeline: Pipeline, batch: Batch, sampling: Sampling, with_keys: bool, smooth: bool, tiny: bool
+) -> Recording:
     """Generate freely, and record the results of every stage."""
     logits: list[np.ndarray] = []
     condition: dict[str, np.ndarray] = {}
     made: list[Outputs] = [{} for _ in pipeline.manifest.scales]
 
+    imitated: list[np.ndarray] = []
+
     def on_scale(view: ScaleView) -> None:
         logits.append(view.logits())
+        if tiny and view.last:
+            imitated.append(view.backend.decode(preview=True))
 
     def observe(run: StageRun) -> None:
         if run.graph == CONDITION:
@@ -210,7 +226,8 @@ def _record(pipeline: Pipeline, batch: Batch, sampling: Sampling, with_keys: boo
     if ENCODER in pipeline.manifest.graphs:
         encoded = np.concatenate(pipeline.encode(result.images), axis=1)
     mixed = smoothly(pipeline, batch, sampling, result.tokens) if smooth else None
-    return Recording(batch, result.tokens, logits, condition, made, result.images, encoded, mixed)
+    images = result.images, imitated[0] if tiny else None
+    return Recording(batch, result.tokens, logits, condition, made, *images, encoded, mixed)
 
 
 def _join(parts: Sequence[Drawn]) -> Drawn:

@@ -27,7 +27,7 @@ from export.verify.report import Entry, Report
 from export.verify.shortcuts import DRAFTING, Shortcuts, check_shortcuts
 from export.verify.tolerances import GUIDANCE
 from runtime.bundle.manifest import Manifest
-from runtime.bundle.names import SMOOTH_BRIDGE
+from runtime.bundle.names import SMOOTH_BRIDGE, TINY_DECODER
 from runtime.bundle.precision import Precision
 from runtime.errors import BundleError, SettingsError
 from runtime.files.atomic import scratch_directory
@@ -46,11 +46,13 @@ def verify(
     with_bisect: bool = False,
     progress: Progress = silent,
     shortcuts: Shortcuts = NO_SHORTCUTS,
+    tiny_decoder: Path | None = None,
 ) -> Report:
     """Compare everything in `directories` with the PyTorch model, or with the FP32 bundle `against`.
 
     `checkpoints` are the files of VAR and VQVAE; a file that is not given is found by the manifest's provenance.
-    `shortcuts` are compared with the exact path. Raises BundleError, CheckpointError, SettingsError.
+    `tiny_decoder` is the file of the tiny decoder, if it is not shipped. `shortcuts` are compared with the exact path.
+    Raises BundleError, CheckpointError, SettingsError.
     """
     artifacts = find(directories)
     first = next(artifact for artifact in artifacts if artifact.manifest)
@@ -58,7 +60,7 @@ def verify(
     shortcuts.check(first.path, first.manifest)
     smooth = any(artifact.manifest and SMOOTH_BRIDGE in artifact.manifest.graphs for artifact in artifacts)
     if against is None:
-        reference = _pytorch_reference(first, checkpoints, pictures, smooth, progress)
+        reference = _pytorch_reference(first, checkpoints, tiny_decoder, pictures, smooth, progress)
     else:
         reference = bundle_reference(against, first, pictures, progress)
     entries = []
@@ -76,16 +78,20 @@ def verify(
 
 
 def _pytorch_reference(
-    first: Artifact, checkpoints: Checkpoints, pictures: int, smooth: bool, progress: Progress
+    first: Artifact, checkpoints: Checkpoints, tiny: Path | None, pictures: int, smooth: bool, progress: Progress
 ) -> Reference:
     from export.checkpoint.provenance import recipe_of, weights_of
+    from export.checkpoint.tiny_decoder import load_tiny_decoder, shipped
     from export.checkpoint.weights import load_models
     from export.model.reference import PyTorchBackend, generate
 
     assert first.manifest
     progress("loading PyTorch's model", 0, 1)
-    models = load_models(recipe_of(first.manifest), weights_of(first.manifest, *checkpoints))
-    pipeline = Pipeline(first.path, PyTorchBackend(*models), verify=False)
+    recipe, weights = recipe_of(first.manifest), weights_of(first.manifest, *checkpoints)
+    models = load_models(recipe, weights)
+    tiny = tiny or shipped(recipe)
+    imitation = load_tiny_decoder(weights, recipe, tiny) if tiny is not None else None
+    pipeline = Pipeline(first.path, PyTorchBackend(*models, imitation), verify=False)
     settings = Settings.default(pipeline, pictures, _batch(first))
     sampling = settings.sampling
 
@@ -93,7 +99,7 @@ def _pytorch_reference(
         drawn = generate(*models, recording.batch.labels, recording.draws(), sampling)
         return Drawn(drawn.images, drawn.tokens, drawn.logits)
 
-    return prepare(pipeline, settings, smooth, free, progress)
+    return prepare(pipeline, settings, smooth, imitation is not None, free, progress)
 
 
 def bundle_reference(against: Path, first: Artifact, pictures: int, progress: Progress) -> Reference:
@@ -108,8 +114,8 @@ def bundle_reference(against: Path, first: Artifact, pictures: int, progress: Pr
     if manifest.precision is not Precision.FP32:
         raise SettingsError(f"--against {against}: expected an FP32 bundle, found {manifest.precision}")
     pipeline = Pipeline(against, "onnxruntime", verify=False)
-    smooth = SMOOTH_BRIDGE in manifest.graphs
-    return prepare(pipeline, Settings.default(pipeline, pictures, _batch(first)), smooth, None, progress)
+    smooth, tiny = (graph in manifest.graphs for graph in (SMOOTH_BRIDGE, TINY_DECODER))
+    return prepare(pipeline, Settings.default(pipeline, pictures, _batch(first)), smooth, tiny, None, progress)
 
 
 def _batch(artifact: Artifact) -> int:

@@ -54,7 +54,7 @@ class Backend(Protocol):
         Until the next `begin`, `on_stage` gets the time of each run of a stage, at the latest when `decode` returns,
         and `observe` gets each run as it ends. `whole` promises that all scales are stepped and that nothing is asked
         for before `decode`, so that a backend may start the whole image at once there. Raises BundleError if smooth
-        sampling needs a graph that is missing, OutOfMemoryError.
+        sampling or the decoder needs a graph that is missing, OutOfMemoryError.
         """
 
     def step(
@@ -75,8 +75,11 @@ class Backend(Protocol):
     def logits(self) -> np.ndarray:
         """Return the logits (L, 2B, V) float32 of the latest step, before guidance: B with label, then B without."""
 
-    def decode(self) -> np.ndarray:
-        """Return the images (B, H, W, 3) uint8, decoded from f_hat after the latest step."""
+    def decode(self, preview: bool = False) -> np.ndarray:
+        """Return the images (B, H, W, 3) uint8, decoded from f_hat after the latest step.
+
+        The decoder is that of the sampling settings. For a preview it is the tiny one if the bundle has it.
+        """
 
     def finite(self) -> np.ndarray:
         """Return (B,) bool for the latest `decode`: false if an image had NaN or infinite pixels before rounding."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..bundle.manifest import Graph, Manifest
-from ..bundle.names import ENCODER, IMAGE, REQUIRED_GRAPHS, SMOOTH_BRIDGE, TOKENS
+from ..bundle.names import DECODERS, ENCODER, IMAGE, REQUIRED_GRAPHS, SMOOTH_BRIDGE, TOKENS
 from ..errors import BundleError
 from ..processors import usable_cpus
 from .arrays import Array, Arrays, DeviceArrays, HostArrays
@@ -36,7 +36,8 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
         super().__init__(manifest)
         self._bundle, self._threads, self._cuda = bundle, threads or usable_cpus(), cuda
         self._replaced: dict[str, _Replacement] = {}
-        self._sessions = {name: self._open(name) for name in REQUIRED_GRAPHS}
+        loaded = (*REQUIRED_GRAPHS, *(name for name in DECODERS[1:] if name in manifest.graphs))
+        self._sessions = {name: self._open(name) for name in loaded}
         self._own_arrays = self._arrays()  # which are freed with this object
         self._constants = scale_constants(bundle, manifest, self._own_arrays)
 
@@ -101,7 +102,9 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
 
     def _open(self, name: str, graph: Graph | None = None, content: bytes | None = None) -> Session:
         device = Device(self._cuda.stream) if self._cuda else None
-        return Session(self._bundle, graph or self.manifest.graphs[name], self._threads, device, content)
+        # Weights have 8 bits in INT8 for TensorRT, and may have in the graphs that a tool tries.
+        exact = self.manifest.precision.target == "trt" or content is not None
+        return Session(self._bundle, graph or self.manifest.graphs[name], self._threads, device, content, exact)
 
     def _arrays(self) -> Arrays:
         return DeviceArrays(self._cuda) if self._cuda else HostArrays()
@@ -162,9 +165,13 @@ class _Batch:
         self._condition = bound(wiring.condition)
         from_largest = [[bound(stage) for stage in step] for step in reversed(wiring.steps)]
         self._steps = from_largest[::-1]
-        self._decoders = [[bound(stage) for stage in wiring.decoders(k)] for k in range(2)]  # one list per f_hat buffer
+        self._decoders = {  # of each, one list per f_hat buffer
+            graph: [[bound(stage) for stage in wiring.decoders(graph, k)] for k in range(2)]
+            for graph in DECODERS
+            if graph in sessions
+        }
 
-    def prepare(self, whole: bool) -> None:
+    def prepare(self, whole: bool, decoder: str) -> None:
         pass  # the stages are bound already, and ONNX Runtime runs them one by one in any case
 
     def begin(self, on_stage: OnStage | None, ran: Ran | None, whole: bool) -> None:
@@ -180,8 +187,8 @@ class _Batch:
             self._run([run])
         self.latest = k
 
-    def decode(self) -> None:
-        self._run(self._decoders[self.latest % 2])
+    def decode(self, decoder: str) -> None:
+        self._run(self._decoders[decoder][self.latest % 2])
         self.wiring.results.fetch()
         self.arrays.wait()
 

@@ -14,7 +14,7 @@ import numpy as np
 from ..bundle import engine_record
 from ..bundle.engine_record import EngineRecord
 from ..bundle.manifest import Manifest
-from ..bundle.names import CONDITION, DECODER, ENCODER, IMAGE, REQUIRED_GRAPHS, SMOOTH_BRIDGE, TOKENS
+from ..bundle.names import CONDITION, DECODERS, ENCODER, IMAGE, REQUIRED_GRAPHS, SMOOTH_BRIDGE, TOKENS
 from ..errors import BundleError, OutOfMemoryError, SettingsError
 from .arrays import Arrays, DeviceArray, DeviceArrays
 from .base import OnStage
@@ -97,7 +97,8 @@ class TensorRTBackend(WiredBackend["_Batch"]):
         if built.version_compatible:
             self._runtime.engine_host_code_allowed = True
         self._kernels = KernelCache(built.tag)
-        self._engines = {name: self._load(name) for name in REQUIRED_GRAPHS}
+        loaded = (*REQUIRED_GRAPHS, *(name for name in DECODERS[1:] if name in self.manifest.graphs))
+        self._engines = {name: self._load(name) for name in loaded}
         self._own_arrays = arrays = self._arrays()
         # The stages run in order on one stream, so they can share scratch memory.
         scratch = arrays.zeros((max(engine.scratch_bytes() for engine in self._engines.values()),), np.uint8)
@@ -195,11 +196,11 @@ class _Work:
 class _Batch:
     """The arrays of one batch size, and the CUDA graphs recorded on them.
 
-    If nobody listens, a whole image is one graph: the upload of all settings, the kernels of all engines, and the
-    download of the results. Otherwise there is one graph for the condition, one for transformer and bridge of each
-    scale, and one decoder for each of the two f_hat buffers. Graphs are recorded when they are first needed. With an
-    observer the same work is queued stage by stage instead, because inside the graph of a scale the bridge overwrites
-    the inputs of the transformer before the observer could read them.
+    If nobody listens, a whole image is one graph, one for each decoder: the upload of all settings, the kernels of all
+    engines, and the download of the results. Otherwise there is one graph for the condition, one for transformer and
+    bridge of each scale, and one for each decoder and f_hat buffer. Graphs are recorded when they are first needed.
+    With an observer the same work is queued stage by stage instead, because inside the graph of a scale the bridge
+    overwrites the inputs of the transformer before the observer could read them.
     """
 
     def __init__(
@@ -221,21 +222,25 @@ class _Batch:
             if k >= wiring.guidance_scales:
                 columns = record.unguided_profile(wiring.size, k, scales)
             steps.append([(transformer, columns), (bridge, profile)])
-        decoders = [[(stage, 0) for stage in wiring.decoders(k)] for k in range(2)]
+        decoders = {  # of each, one list per f_hat buffer
+            graph: [[(stage, 0) for stage in wiring.decoders(graph, k)] for k in range(2)]
+            for graph in DECODERS
+            if graph in engines
+        }
         fetch = wiring.results.fetch
         self._condition = _Work(condition, before=(wiring.upload_labels, wiring.clear_f_hat))
         self._steps = [_Work(step, before=(partial(wiring.upload_scale, k),)) for k, step in enumerate(steps)]
-        self._decoders = [_Work(decoder, after=(fetch,)) for decoder in decoders]
-        self._parts = (self._condition, *self._steps, *self._decoders)
-        self._image = _Work(
-            [*condition, *(run for step in steps for run in step), *decoders[(scales - 1) % 2]],
-            before=(wiring.settings.upload, wiring.clear_f_hat),
-            after=(fetch,),
-        )
+        self._decoders = {name: [_Work(runs, after=(fetch,)) for runs in pair] for name, pair in decoders.items()}
+        self._parts = (self._condition, *self._steps, *(work for pair in self._decoders.values() for work in pair))
+        tokens = [*condition, *(run for step in steps for run in step)]
+        begin = wiring.settings.upload, wiring.clear_f_hat
+        self._images = {
+            name: _Work([*tokens, *pair[(scales - 1) % 2]], begin, (fetch,)) for name, pair in decoders.items()
+        }
 
-    def prepare(self, whole: bool) -> None:
+    def prepare(self, whole: bool, decoder: str) -> None:
         self._ran = None
-        for work in (self._image,) if whole else self._parts:
+        for work in (self._images[decoder],) if whole else self._parts:
             if work.recording is None:
                 self._queue(work)  # the first run allocates and chooses kernels, which is not allowed in a recording
                 self._cuda.synchronize()
@@ -252,9 +257,9 @@ class _Batch:
             self._launch("step", k, self._steps[k])
         self.latest = k
 
-    def decode(self) -> None:
-        work = self._image if self._whole else self._decoders[self.latest % 2]
-        self._launch(DECODER, None, work)
+    def decode(self, decoder: str) -> None:
+        work = self._images[decoder] if self._whole else self._decoders[decoder][self.latest % 2]
+        self._launch(decoder, None, work)
         self._cuda.synchronize()
         for stage, scale, seconds in self._times():
             assert self._on_stage
@@ -262,7 +267,7 @@ class _Batch:
 
     def free(self) -> None:
         self.arrays.free()  # waits for what is queued
-        for work in (self._image, *self._parts):
+        for work in (*self._images.values(), *self._parts):
             work.recording = None
 
     def _queue(self, work: _Work) -> None:

@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from ..bundle.manifest import Manifest
-from ..bundle.names import DRAWN, FINITE, IMAGE, SMOOTH_BRIDGE, TOKENS
+from ..bundle.names import DRAWN, FINITE, IMAGE, SMOOTH_BRIDGE, TINY_DECODER, TOKENS
 from ..errors import BundleError, OutOfMemoryError
 from ..sampling import Sampling
 from .arrays import Array, Arrays
@@ -29,7 +29,7 @@ class Batch(Protocol):
     arrays: Arrays
     latest: int  # the scale of the latest step, -1 before the first
 
-    def prepare(self, whole: bool) -> None:
+    def prepare(self, whole: bool, decoder: str) -> None:
         """Do now what would disturb or delay the drawing, and allocate what it needs."""
 
     def begin(self, on_stage: OnStage | None, ran: Ran | None, whole: bool) -> None:
@@ -37,8 +37,8 @@ class Batch(Protocol):
 
     def step(self, k: int) -> None: ...
 
-    def decode(self) -> None:
-        """Decode, and bring the results of the wiring to the host."""
+    def decode(self, decoder: str) -> None:
+        """Run this graph of `DECODERS`, and bring the results of the wiring to the host."""
 
     def free(self) -> None:
         """Wait for the work that is queued, and release the memory."""
@@ -83,6 +83,9 @@ class WiredBackend(ABC, Generic[B]):
         if sampling.smooth and SMOOTH_BRIDGE not in self.manifest.graphs:
             advice = "make onnx SMOOTH=1 exports the bundle with it"
             raise BundleError(f"{self.manifest.model.name}: no graph for smooth sampling; {advice}")
+        if sampling.decoder_graph not in self.manifest.graphs:
+            advice = "export it with --tiny-decoder FILE, which examples.tiny_decoder.distill makes"
+            raise BundleError(f"{self.manifest.model.name}: no tiny decoder in this bundle; {advice}")
         whole = whole and on_stage is None and observe is None
         self._sampling = sampling
         self._batch = batch = self._prepared((len(labels), sampling.smooth, sampling.scales_guided), whole)
@@ -107,8 +110,9 @@ class WiredBackend(ABC, Generic[B]):
         rows = self.manifest.scales[self._begun.latest].tokens
         return self._begun.arrays.download(self._begun.wiring.logits[:rows])
 
-    def decode(self) -> np.ndarray:
-        self._begun.decode()
+    def decode(self, preview: bool = False) -> np.ndarray:
+        tiny = preview and TINY_DECODER in self.manifest.graphs
+        self._begun.decode(TINY_DECODER if tiny else self._sampling.decoder_graph)
         self._decoded = True
         return self._result(-1, IMAGE)
 
@@ -148,7 +152,7 @@ class WiredBackend(ABC, Generic[B]):
             if batch is None:
                 arrays = self._arrays()
                 batch = self._new_batch(arrays, *wanted)
-            batch.prepare(whole)
+            batch.prepare(whole, self._sampling.decoder_graph)
         except BaseException:
             # The traceback of the error would keep the memory for as long as someone looks at it.
             self._batches.pop(wanted, None)

@@ -258,8 +258,8 @@ class Wiring:
         """Return the array f_hat (B, Z, P, P) that holds the result of scale k."""
         return self._f_hat[(k + 1) % 2]
 
-    def decoders(self, k: int) -> list[Stage]:
-        """Return the decoder's runs after scale k, one for each image.
+    def decoders(self, graph: str, k: int) -> list[Stage]:
+        """Return the runs of a decoder's graph after scale k, one for each image.
 
         One run for all would hold the activations of all images at once.
         """
@@ -267,7 +267,7 @@ class Wiring:
         rows = [slice(i, i + 1) for i in range(self.size)]
         return [
             Stage(
-                names.DECODER,
+                graph,
                 None,
                 {names.F_HAT: f_hat[row]},
                 {

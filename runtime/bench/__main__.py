@@ -52,8 +52,8 @@ def main(
     if (var_checkpoint or vae_checkpoint) and not options["compare"]:
         raise click.UsageError("--var-checkpoint and --vae-checkpoint need --compare.")
 
-    if options["compare"] and (sampling.guidance_scales is not None or loading.draft):
-        raise click.UsageError("--compare draws without shortcuts; leave out --guidance-scales and --draft.")
+    if options["compare"] and (sampling.guidance_scales is not None or loading.draft or sampling.decoder != "full"):
+        raise click.UsageError("--compare draws without shortcuts; leave out --guidance-scales, --draft and --decoder.")
 
     from .benchmark import benchmark, check_libraries
     from .jetson import Jetson
@@ -72,6 +72,7 @@ def main(
         top_p=drawn.top_p,
         verify=loading.verify,
         guidance_scales=drawn.guidance_scales,
+        decoder=drawn.decoder,
         draft=str(loading.draft) if loading.draft else None,
         draft_scales=loading.draft_scales,
         **options,

@@ -59,7 +59,7 @@ def load(bundle: Path, settings: Settings) -> tuple[Drawing, Load]:
 def draw(pipeline: Drawing, settings: Settings, batch: int, on_stage: OnStage | None = None) -> Maps:
     """Draw `batch` images together and return their tokens."""
     s = settings
-    sampling = Sampling(s.cfg, s.top_k, s.top_p, guidance_scales=s.guidance_scales)
+    sampling = Sampling(s.cfg, s.top_k, s.top_p, False, s.guidance_scales, s.decoder)
     result = pipeline.generate([s.label] * batch, s.seed, batch=batch, on_stage=on_stage, sampling=sampling)
     return result.tokens
 

@@ -46,6 +46,7 @@ class Settings:
     verify: bool
     compare: str | None
     guidance_scales: int | None = None  # None: all scales
+    decoder: str = "full"
     draft: str | None = None  # directory of the bundle that draws the first `draft_scales` scales
     draft_scales: int | None = None
 

@@ -13,7 +13,7 @@ from .. import limits
 from ..errors import BundleError
 from ..files.atomic import atomic_file
 from .manifest import WEIGHTS, Manifest, Scale
-from .names import CONDITION, DECODER, ENCODER, GRAPHS, TRANSFORMER
+from .names import CONDITION, DECODER, ENCODER, GRAPHS, TINY_DECODER, TRANSFORMER
 from .schema import load
 
 SCHEMA_VERSION = 3
@@ -134,12 +134,12 @@ def profiles(
 ) -> tuple[dict[str, tuple[int, ...]], ...]:
     """Return the profiles of a graph: the fixed shape of each input for every batch size and, within it, every scale.
 
-    Decoder and encoder take one image at a time: several images would not use the GPU better and need more memory. The
-    transformer has more profiles behind these: for every batch size, the scales from `guidance_scales` on without
+    Decoders and encoder take one image at a time: several images would not use the GPU better and need more memory.
+    The transformer has more profiles behind these: for every batch size, the scales from `guidance_scales` on without
     guidance.
     """
     scales = manifest.scales
-    if graph in (DECODER, ENCODER):
+    if graph in (DECODER, TINY_DECODER, ENCODER):
         sizes = [{"B": 1}]
     elif graph == CONDITION:
         sizes = [{"B": batch, "2B": 2 * batch} for batch in batches]

@@ -6,9 +6,12 @@ The C++ runtime repeats those that it uses where it uses them, most in `src/back
 from __future__ import annotations
 
 CONDITION, TRANSFORMER, DECODER, ENCODER = "condition", "transformer", "decoder", "encoder"
+TINY_DECODER = "decoder_tiny"  # imitates `decoder` at a fraction of its work; not every bundle has one
+DECODERS = (DECODER, TINY_DECODER)
 BRIDGE, SMOOTH_BRIDGE = "bridge", "bridge_smooth"
 REQUIRED_GRAPHS = (CONDITION, TRANSFORMER, BRIDGE, DECODER)
-GRAPHS = (CONDITION, TRANSFORMER, BRIDGE, SMOOTH_BRIDGE, DECODER, ENCODER)  # without the static steps
+# without the static steps
+GRAPHS = (CONDITION, TRANSFORMER, BRIDGE, SMOOTH_BRIDGE, DECODER, TINY_DECODER, ENCODER)
 STEP_PREFIX = f"{TRANSFORMER}_"  # begins the name of every static step
 
 # condition
@@ -26,7 +29,7 @@ KEEP, KEPT_TOKENS = "keep", "kept_tokens"
 UPSAMPLE, DOWNSAMPLE, PHI, NEXT_POSITIONS = "upsample", "downsample", "phi", "next_positions"
 DRAWN, TOKENS = "drawn", "tokens"  # before and after `keep`; the encoder's output is called TOKENS too
 F_HAT, F_HAT_OUT, X_NEXT = "f_hat", "f_hat_out", "x_next"
-# decoder and encoder
+# decoders and encoder
 IMAGE, FINITE = "image", "finite"
 
 

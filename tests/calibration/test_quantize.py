@@ -10,13 +10,12 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 from safetensors import safe_open
 
 from calibration.ablation import for_all_scales, rows
 from calibration.bundle import quantize_bundle
 from calibration.make import Request, make_int8
-from calibration.plan import DIGITS, FLOAT, INT8, MIXED, QUANTIZED, SCALE, default_plan, with_overrides
+from calibration.plan import DIGITS, FLOAT, INT8, MIXED, QUANTIZED, SCALE, default_plan, overridden
 from calibration.ranges import CalibrationError, Histogram
 from calibration.record import Calibration
 from calibration.sites import GRAPHS, all_sites, find_sites, open_graph
@@ -122,45 +121,6 @@ def test_onnx_runtime_multiplies_integers(
         assert operators[operator] == wanted, graph
 
 
-@pytest.mark.parametrize(("levels", "exact"), [(64, True), (127, None)])
-def test_products_of_full_range_are_exact(levels: int, exact: bool | None) -> None:
-    """AVX2 without VNNI adds pairs of products in 16 bits: they saturate unless the weights have 7 bits.
-
-    With 8 bits the result depends on the processor, which is why the cpu emission does not use them.
-    """
-    random = np.random.default_rng(0)
-    a = random.choice(np.array([0, 1, 254, 255], np.uint8), (37, 256))
-    b = (random.choice(np.array([-1, 1]), (256, 96)) * levels).astype(np.int8)
-    b[:, :32] = levels  # the same sign throughout: the largest sums
-    nodes = [
-        helper.make_node("DequantizeLinear", ["a", "one", "zero"], ["x"]),
-        helper.make_node("DequantizeLinear", ["b", "ones"], ["w"], axis=1),
-        helper.make_node("MatMul", ["x", "w"], ["y"]),
-    ]
-    constants = {
-        "b": b,
-        "one": np.array(1, np.float32),
-        "ones": np.ones(96, np.float32),
-        "zero": np.array(128, np.uint8),
-    }
-    graph = helper.make_graph(
-        nodes,
-        "product",
-        [helper.make_tensor_value_info("a", TensorProto.UINT8, [37, 256])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [37, 96])],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"a": a})
-    expected = (a.astype(np.int64) - 128) @ b.astype(np.int64)
-    assert (2 * 255 * levels < 2**15) == bool(exact)  # whether a pair of products fits 16 bits, whatever the processor
-    if exact:
-        assert np.array_equal(found, expected)
-    else:
-        assert found.shape == expected.shape
-
-
 def test_smoothing_alone_changes_nothing(
     demo_bundle: Path, int8_bundles: dict[str, Path], calibration: Calibration
 ) -> None:
@@ -208,14 +168,13 @@ def test_every_input_is_read(int8_bundles: dict[str, Path], name: str) -> None:
 
 def test_overrides_name_layers_or_kinds_of_them(demo_bundle: Path) -> None:
     sites = all_sites(demo_bundle, Manifest.load(demo_bundle))
-    plan = default_plan(sites, SCALE)
-    changed = with_overrides(sites, plan, {"fc2": FLOAT, "transformer: head": INT8})
+    changed = overridden(sites, {"fc2": FLOAT, "transformer: head": INT8})
     assert [changed[f"transformer: blocks.{i}.ffn.fc2"] for i in range(4)] == [FLOAT] * 4
     assert changed["transformer: head"] == INT8
     with pytest.raises(CalibrationError, match="--set fc7=float: expected a layer of the plan"):
-        with_overrides(sites, plan, {"fc7": FLOAT})
+        overridden(sites, {"fc7": FLOAT})
     with pytest.raises(CalibrationError, match="--set fc2=int4: expected one of int8, int8x2, int8-row, int8x2-row, w"):
-        with_overrides(sites, plan, {"fc2": "int4"})
+        overridden(sites, {"fc2": "int4"})
 
 
 def test_a_whole_plan_of_int8_is_written_too(demo_bundle: Path, calibration: Calibration, tmp_path: Path) -> None:

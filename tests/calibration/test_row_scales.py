@@ -14,13 +14,15 @@ import pytest
 from onnx import TensorProto, helper
 
 from calibration import collect
+from calibration.bench import Bench
+from calibration.budget import expected, within_budget
 from calibration.make import Request, make_int8
-from calibration.plan import DIGITS_ROWS, INT8, INT8_ROWS, MIXED, ROW, default_plan, with_overrides
+from calibration.plan import DIGITS_ROWS, INT8, INT8_ROWS, MIXED, ROW, default_plan, overridden
 from calibration.quantize import Quantizer
 from calibration.ranges import CalibrationError
 from calibration.record import Settings
 from calibration.row_scales import LEAST_GELU, LEAST_MAGNITUDE
-from calibration.sensitivity import ALL_DIGITS, measure, within_budget
+from calibration.sensitivity import ALL_DIGITS, measure
 from calibration.sites import Site, all_sites
 from calibration.target import TARGETS
 from export.graphs.signature import Signature
@@ -175,15 +177,15 @@ def test_layers_are_measured_with_row_scales(demo_bundle: Path, tmp_path: Path) 
     sites += [site for site in all_sites(demo_bundle, manifest) if site.name == "decoder.mid.block_1.conv1"]
     calibration = collect.Calibration(collect.fingerprint(manifest), NO_IMAGES)
     path = tmp_path / "sensitivity.json"
-    found = measure(demo_bundle, path, calibration, "trt", ROW, "mse", sites=sites)
+    found = measure(Bench(demo_bundle, sites, calibration, "trt", ROW, "mse"), path)
     assert set(found.layers) == {ALL_DIGITS, *(site.key for site in sites if site.has_rows)}
     assert json.loads(path.read_text())["scales"] == ROW
-    plan, expected = within_budget(sites, default_plan(sites, ROW), found, found.layers[ALL_DIGITS].mean_kl + 1e-9)
+    plan = within_budget(sites, default_plan(sites, ROW), found, found.layers[ALL_DIGITS].kl_of_scales + 1e-9)
     products = {plan[site.key] for site in sites if site.graph == TRANSFORMER and site.name != "head"}
     assert products == {DIGITS_ROWS}
-    plan, expected = within_budget(sites, default_plan(sites, ROW), found, 1.0)
+    plan = within_budget(sites, default_plan(sites, ROW), found, 1.0)
     assert {plan[site.key] for site in sites if site.graph == TRANSFORMER} == {INT8_ROWS, "float"}
-    assert expected < 0.02
+    assert expected(plan, found).value < 0.02
 
 
 def test_row_scales_ask_for_rows(demo_bundle: Path) -> None:
@@ -191,7 +193,7 @@ def test_row_scales_ask_for_rows(demo_bundle: Path) -> None:
     with pytest.raises(
         CalibrationError, match=r"--set conv1=int8-row: decoder: \S+ is a convolution, which has no rows"
     ):
-        with_overrides(sites, default_plan(sites, MIXED), {"conv1": INT8_ROWS})
+        overridden(sites, {"conv1": INT8_ROWS})
 
 
 def test_a_model_with_nan_ends_in_an_error(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from runtime.drafted import DraftedPipeline
 
 from runtime.bundle.manifest import Manifest
+from runtime.drafted import DraftedPipeline
 from runtime.pipeline import Pipeline
 from runtime.sampling import Sampling
 

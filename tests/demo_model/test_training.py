@@ -9,18 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
+from examples.demo_model import train as commands  # noqa: E402
 from examples.demo_model.classes import CLASSES, label_of  # noqa: E402
 from examples.demo_model.data import MASTER_SIZE, EmojiSet, augment, plain, split  # noqa: E402
 from examples.demo_model.group_norm import FastGroupNorm  # noqa: E402
-from examples.demo_model.loop import Budget, Stage  # noqa: E402
+from examples.demo_model.loop import Batch, Budget, Settings, Stage, train  # noqa: E402
 from examples.demo_model.sampling import Sampler  # noqa: E402
 from examples.demo_model.train import tokenise, train_decoder, train_var, train_vqvae  # noqa: E402
 from examples.demo_model.var_stage import VARStage  # noqa: E402
 from examples.demo_model.vqvae_stage import VQVAEStage, quantise  # noqa: E402
 from export.checkpoint.recipe import Recipe  # noqa: E402
+from export.checkpoint.weights import checkpoint_weights  # noqa: E402
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -174,6 +177,64 @@ def test_the_last_stage_changes_the_decoder_only(emoji: EmojiSet, tmp_path: Path
         name for name, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[name])
     }
     assert changed == {name for name in after.state_dict() if name.split(".")[0] in ("decoder", "post_quant_conv")}
+
+
+TOML = """
+depth = 1
+patch_nums = [1, 2, 8]
+ch = 32
+var_checkpoint = "var.safetensors"
+vae_checkpoint = "vae.safetensors"
+checkpoints = "weights"
+num_classes = 29
+vocab_size = 64
+ch_mult = [1, 1, 1, 1]
+num_res_blocks = 1
+"""
+
+
+def test_two_transformers_share_a_vqvae(emoji: EmojiSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is trained on the tokens of the one VQVAE, and a bundle can be exported from what `pack` writes."""
+    monkeypatch.setattr(commands, "load_emoji", lambda: emoji)
+    monkeypatch.setattr(commands, "CLASS_FILE", tmp_path / "classes.txt")
+    large, small = tmp_path / "large.toml", tmp_path / "small.toml"
+    large.write_text(TOML)
+    small.write_text(TOML.replace("var.saf", "small.saf") + "width = 32\n")
+
+    def command(stage: str, recipe: Path, *options: str) -> Result:
+        arguments = [stage, "--model", str(recipe), "--folder", str(tmp_path), *options]
+        return CliRunner().invoke(commands.main, arguments)
+
+    for stage, recipe in (("vqvae", large), ("decoder", large), ("var", large), ("var", small)):
+        assert command(stage, recipe, "--steps", "1", "--threads", "1", "--device", "cpu").exit_code == 0
+    shared = []
+    for recipe in (large, small):
+        assert command("pack", recipe, "--out", str(tmp_path / "weights")).exit_code == 0
+        loaded = Recipe.load(str(recipe))
+        shared.append(checkpoint_weights(loaded, None, None).source["vae_checkpoint"])
+    assert shared[0] == shared[1]
+    assert len(list((tmp_path / "weights").iterdir())) == 3
+
+
+def test_pack_names_the_missing_stage(tmp_path: Path) -> None:
+    result = CliRunner().invoke(commands.main, ["pack", "--folder", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert result.output == f"Error: {tmp_path / 'vqvae.pt'}: not found; train the vqvae first\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoints_are_more_frequent_than_validations(emoji: EmojiSet, tmp_path: Path) -> None:
+    """A validation takes as long as many steps. A checkpoint is cheap, and what is lost without it is not."""
+    held_out = plain(torch.from_numpy(emoji.images[:2])), torch.zeros(2, dtype=torch.long)
+    path, saved, log = tmp_path / "stage.pt", [], []
+
+    def draw(generator: torch.Generator) -> Batch:
+        saved.append(path.exists())
+        return held_out
+
+    settings = Settings(1e-3, 0.0, save_every=0, validate_every=60)
+    train(VQVAEStage(RECIPE), draw, held_out, Budget(steps=3), settings, path, log.append)
+    assert saved == [False, True, True]
+    assert [line.split(" held-out")[0] for line in log] == ["step 3"]
 
 
 def test_tokens_of_a_picture_fit_the_recipe(emoji: EmojiSet) -> None:

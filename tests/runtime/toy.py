@@ -112,6 +112,9 @@ GRAPHS = {
             image = Cast<to = 2>(colour)
         }""",
 }
+TINY = GRAPHS["decoder"].replace(
+    "image = Cast<to = 2>(colour)", "darker = Mul(colour, half)\nimage = Cast<to = 2>(darker)"
+)
 HALF = 0.5
 CONSTANTS = {
     "ramp": RAMP,
@@ -134,13 +137,17 @@ CONSTANTS = {
 }
 
 
-def write_bundle(folder: Path, half: float = HALF) -> Manifest:
-    """Write the toy bundle and return its manifest. Another `half` makes another model of the same VQVAE."""
+def write_bundle(folder: Path, half: float = HALF, tiny: bool = False) -> Manifest:
+    """Write the toy bundle and return its manifest. Another `half` makes another model of the same VQVAE.
+
+    With `tiny` it has a tiny decoder, whose pixels are `half` as bright.
+    """
     folder.mkdir(parents=True)
     tensors = resize_matrices()
     save_file(tensors, folder / WEIGHTS)
     (folder / "classes.txt").write_text(CLASS_FILE)
-    graphs = {name: _write_graph(folder, name, text, {"half": np.float32(half)}) for name, text in GRAPHS.items()}
+    texts = GRAPHS | ({"decoder_tiny": TINY} if tiny else {})
+    graphs = {name: _write_graph(folder, name, text, {"half": np.float32(half)}) for name, text in texts.items()}
     manifest = Manifest(
         schema_version=3,
         step_constants=(),

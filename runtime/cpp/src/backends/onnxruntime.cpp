@@ -24,7 +24,7 @@ class Loaded {
           weights(folder / WEIGHTS),
           verify_(options.verify),
           log_(options.log),
-          options_(session_options(options, log_)) {
+          options_(session_options(options, manifest->precision.find("int8 for trt") == 0, log_)) {
         name = "ONNX Runtime " + Ort::GetVersionString();
         if (wanted == VAR_EDGE_ONNXRUNTIME_CUDA) {
             provider_.emplace(options_, options);

@@ -141,7 +141,7 @@ void Session::agree(const char* other, const Specs& expected, const Specs& found
     }
 }
 
-Ort::SessionOptions session_options(const BackendOptions& asked, Log& log) {
+Ort::SessionOptions session_options(const BackendOptions& asked, bool exact, Log& log) {
     environment();  // before any other call of ONNX Runtime's
     Ort::SessionOptions options;
     options.SetIntraOpNumThreads(asked.threads ? asked.threads : usable_cpus());
@@ -151,6 +151,8 @@ Ort::SessionOptions session_options(const BackendOptions& asked, Log& log) {
     options.DisableMemPattern();
     // INT8 weights alone: by default ONNX Runtime rounds the activations to 8 bits as well.
     options.AddConfigEntry("session.qdq_matmulnbits_accuracy_level", "1");
+    // Q/DQ stays rounding around FP32 products: on AVX2 without VNNI the INT8 kernels saturate with 8-bit weights.
+    if (exact) options.AddConfigEntry("session.disable_quant_qdq", "1");
     options.SetLogSeverityLevel(severity(asked.log_level));
     Ort::ThrowOnError(Ort::GetApi().SetUserLoggingFunction(options, hear, &log));
     return options;

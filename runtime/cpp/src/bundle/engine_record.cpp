@@ -19,7 +19,8 @@ namespace {
 constexpr std::int64_t ENGINE_SCHEMA_VERSION = 3;
 
 constexpr const char* FLAVOURS[] = {"tensorrt", "tensorrt_rtx"};
-constexpr const char* GRAPHS[] = {"condition", "transformer", "bridge", "bridge_smooth", "decoder", "encoder"};
+constexpr const char* GRAPHS[] = {"condition", "transformer",  "bridge", "bridge_smooth",
+                                  "decoder",   "decoder_tiny", "encoder"};
 
 template <std::size_t N>
 bool is_one_of(const char* const (&known)[N], const std::string& text) {

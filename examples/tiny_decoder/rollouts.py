@@ -1,0 +1,71 @@
+"""The teacher's rollouts: what a bundle generates is all the data that a tiny decoder learns from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from runtime.backends.base import StageRun
+from runtime.bundle.names import BRIDGE, F_HAT_OUT
+from runtime.files.atomic import atomic_file
+from runtime.pipeline import Pipeline, ScaleView
+from runtime.progress import Progress, silent
+from runtime.sampling import Sampling
+
+PART = 64  # images in a file
+BATCH = 8
+CFG = (1.0, 6.0)  # guidance strengths to draw with: weaker guidance shows the decoder more kinds of images
+
+Pairs = tuple[np.ndarray, np.ndarray]  # f_hat (N, Z, P, P) float32, images (N, H, W, 3) uint8
+
+
+def rollouts(pipeline: Pipeline, images: int, folder: Path, progress: Progress = silent) -> Pairs:
+    """Return f_hat (2N, Z, P, P) float32 and the decoder's images (2N, H, W, 3) uint8 of at least `images` rollouts.
+
+    Image 2i is a finished one. Image 2i + 1 is the preview of the same rollout after a random scale. Files in `folder`
+    keep them, so an interrupted call resumes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for part in range(-(-images // PART)):
+        path = folder / f"{part:04d}.npz"
+        if not path.exists():
+            f_hat, decoded = _draw(pipeline, range(part * PART, (part + 1) * PART), images, progress)
+            with atomic_file(path) as file:
+                np.savez(file, f_hat=f_hat, images=decoded)
+        with np.load(path) as stored:
+            parts.append((stored["f_hat"], stored["images"]))
+    f_hats, decoded_parts = zip(*parts, strict=True)
+    return np.concatenate(f_hats), np.concatenate(decoded_parts)
+
+
+def _draw(pipeline: Pipeline, seeds: range, images: int, progress: Progress) -> Pairs:
+    chance = np.random.default_rng(seeds.start)
+    scales, classes = len(pipeline.manifest.scales), pipeline.manifest.model.num_classes
+    f_hats, decoded = [], []
+    for seed in seeds[::BATCH]:
+        progress("drawing", seed, images)
+        chosen = int(chance.integers(scales - 1))
+        state: dict[int, np.ndarray] = {}  # f_hat by scale
+        preview: list[np.ndarray] = []
+
+        def keep_f_hat(run: StageRun, wanted: int = chosen, state: dict[int, np.ndarray] = state) -> None:
+            if run.graph == BRIDGE and run.scale in (wanted, scales - 1):
+                state[run.scale] = run.outputs[F_HAT_OUT]
+
+        def keep_preview(view: ScaleView, wanted: int = chosen, preview: list[np.ndarray] = preview) -> None:
+            if view.index == wanted:
+                preview.append(view.backend.decode())  # by the full decoder, also if there is a tiny one
+
+        result = pipeline.generate(
+            [int(label) for label in chance.integers(classes, size=BATCH)],
+            seed=seed,
+            sampling=Sampling(cfg=float(chance.uniform(*CFG))),
+            batch=BATCH,
+            on_scale=keep_preview,
+            observe=keep_f_hat,
+        )
+        f_hats.append(np.stack([state[scales - 1], state[chosen]], 1).reshape(2 * BATCH, *state[chosen].shape[1:]))
+        decoded.append(np.stack([result.images, preview[0]], 1).reshape(2 * BATCH, *result.images.shape[1:]))
+    return np.concatenate(f_hats), np.concatenate(decoded)
