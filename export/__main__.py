@@ -84,7 +84,7 @@ def main(
         weights = checkpoint_weights(recipe, var_checkpoint, vae_checkpoint)
     else:
         weights = formula_weights(recipe, random_weights)
-    if (tiny := tiny_decoder or (shipped(recipe) if random_weights is None else None)) is not None:
+    if (tiny := tiny_decoder or shipped(recipe, weights)) is not None:
         weights = with_tiny_decoder(weights, recipe, tiny)
     with progress_bar() as progress:
         options = {"precision": precision, "batches": sizes, "smooth": smooth}

@@ -47,16 +47,16 @@ def _draw(pipeline: Pipeline, seeds: range, images: int, progress: Progress) -> 
     for seed in seeds[::BATCH]:
         progress("drawing", seed, images)
         chosen = int(chance.integers(scales - 1))
-        state: dict[int, np.ndarray] = {}  # f_hat by scale
-        preview: list[np.ndarray] = []
+        states: dict[int, list[np.ndarray]] = {chosen: [], scales - 1: []}  # f_hat by scale, of each batch
+        previews: list[np.ndarray] = []
 
-        def keep_f_hat(run: StageRun, wanted: int = chosen, state: dict[int, np.ndarray] = state) -> None:
-            if run.graph == BRIDGE and run.scale in (wanted, scales - 1):
-                state[run.scale] = run.outputs[F_HAT_OUT]
+        def keep_f_hat(run: StageRun, states: dict[int, list[np.ndarray]] = states) -> None:
+            if run.graph == BRIDGE and run.scale in states:
+                states[run.scale].append(run.outputs[F_HAT_OUT])
 
-        def keep_preview(view: ScaleView, wanted: int = chosen, preview: list[np.ndarray] = preview) -> None:
+        def keep_preview(view: ScaleView, wanted: int = chosen, previews: list[np.ndarray] = previews) -> None:
             if view.index == wanted:
-                preview.append(view.backend.decode())  # by the full decoder, also if there is a tiny one
+                previews.append(view.backend.decode())  # by the full decoder, also if there is a tiny one
 
         result = pipeline.generate(
             [int(label) for label in chance.integers(classes, size=BATCH)],
@@ -66,6 +66,12 @@ def _draw(pipeline: Pipeline, seeds: range, images: int, progress: Progress) -> 
             on_scale=keep_preview,
             observe=keep_f_hat,
         )
-        f_hats.append(np.stack([state[scales - 1], state[chosen]], 1).reshape(2 * BATCH, *state[chosen].shape[1:]))
-        decoded.append(np.stack([result.images, preview[0]], 1).reshape(2 * BATCH, *result.images.shape[1:]))
+        finished, early = (np.concatenate(states[scale]) for scale in (scales - 1, chosen))
+        f_hats.append(_alternating(finished, early))
+        decoded.append(_alternating(result.images, np.concatenate(previews)))
     return np.concatenate(f_hats), np.concatenate(decoded)
+
+
+def _alternating(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return (2N, …): the rows of two arrays (N, …) in turn."""
+    return np.stack([first, second], 1).reshape(2 * len(first), *first.shape[1:])

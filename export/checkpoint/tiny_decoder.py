@@ -28,11 +28,12 @@ def empty_tiny_decoder(recipe: Recipe) -> TinyDecoder:
         return TinyDecoder(recipe.model).eval()
 
 
-def shipped(recipe: Recipe) -> Path | None:
-    """Return the file of the tiny decoder that is shipped with the recipe, or None."""
+def shipped(recipe: Recipe, weights: Weights) -> Path | None:
+    """Return the file of the tiny decoder that is shipped with the recipe; None if it is not of these weights."""
     if recipe.tiny_decoder is None or recipe.checkpoints is None:
         return None
-    return recipe.folder / recipe.checkpoints / recipe.tiny_decoder
+    path = recipe.folder / recipe.checkpoints / recipe.tiny_decoder
+    return path if _imitated(path) == weights.sha256_of(empty_models(recipe)[1]) else None
 
 
 def load_tiny_decoder(weights: Weights, recipe: Recipe, path: Path) -> TinyDecoder:
@@ -54,9 +55,7 @@ def with_tiny_decoder(weights: Weights, recipe: Recipe, path: Path) -> Weights:
     if not floats or {name: tensor.shape for name, tensor in found.items()} != shapes:
         advice = "python -m examples.tiny_decoder.distill makes one"
         raise CheckpointError(f"{path}: not a tiny decoder for the sizes of {recipe.name}; {advice}")
-    with safe_open(path, framework="numpy") as file:
-        imitated = (file.metadata() or {}).get(VQVAE_SHA256)
-    if imitated != weights.sha256_of(empty_models(recipe)[1]):
+    if _imitated(path) != weights.sha256_of(empty_models(recipe)[1]):
         raise CheckpointError(f"{path}: imitates the decoder of another VQVAE; distil one from a bundle of this model")
 
     def reader(name: str) -> Callable[[], np.ndarray]:
@@ -72,3 +71,10 @@ def with_tiny_decoder(weights: Weights, recipe: Recipe, path: Path) -> Weights:
         weights.readers | {PREFIX + name: reader(name) for name in shapes},
         weights.source | source,
     )
+
+
+def _imitated(path: Path) -> str | None:
+    """Return the hash of the VQVAE whose decoder a file imitates, or None if it does not say."""
+    with safe_open(path, framework="numpy") as file:
+        found: str | None = (file.metadata() or {}).get(VQVAE_SHA256)
+    return found

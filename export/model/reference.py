@@ -133,7 +133,8 @@ class PyTorchBackend:
 
     @torch.inference_mode()
     def decode(self, preview: bool = False) -> np.ndarray:
-        tiny = self.tiny if preview else None
+        wanted = preview or self._sampling.decoder_graph == names.TINY_DECODER
+        tiny = self.tiny if wanted else None
         pixels = tiny(self._f_hat) if tiny is not None else self.vqvae.decode(self._f_hat)  # (N, 3, H, W)
         self._finite = sampler.finite(pixels, (1, 2, 3)).numpy()
         images = ((pixels.clamp(-1, 1) * 0.5 + 0.5) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)

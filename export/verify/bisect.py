@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export.verify.check import SMOOTH, STATIC_STEP, Row
+from export.verify.check import SMOOTH, STATIC_STEP, TINY, Row
 from export.verify.metrics import Difference
 from export.verify.recording import Recording, generate
 from export.verify.tolerances import INSIDE
@@ -30,6 +30,7 @@ from runtime.bundle.names import (
     MODULATION,
     REQUIRED_GRAPHS,
     SMOOTH_BRIDGE,
+    TINY_DECODER,
     TRANSFORMER,
     modulation_of,
     static_step,
@@ -40,7 +41,8 @@ from runtime.processors import usable_cpus
 from runtime.sampling import Sampling
 
 CHUNK = 1 << 29  # bytes of inner tensors held at a time, of each graph
-GRAPHS = {name: name for name in (*REQUIRED_GRAPHS, ENCODER)} | {SMOOTH: SMOOTH_BRIDGE}  # stage -> graph
+# stage -> graph
+GRAPHS = {name: name for name in (*REQUIRED_GRAPHS, ENCODER)} | {SMOOTH: SMOOTH_BRIDGE, TINY: TINY_DECODER}
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 
 

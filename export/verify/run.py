@@ -89,7 +89,9 @@ def _pytorch_reference(
     progress("loading PyTorch's model", 0, 1)
     recipe, weights = recipe_of(first.manifest), weights_of(first.manifest, *checkpoints)
     models = load_models(recipe, weights)
-    tiny = tiny or shipped(recipe)
+    tiny = tiny or shipped(recipe, weights)
+    if TINY_DECODER not in first.manifest.graphs:
+        tiny = None
     imitation = load_tiny_decoder(weights, recipe, tiny) if tiny is not None else None
     pipeline = Pipeline(first.path, PyTorchBackend(*models, imitation), verify=False)
     settings = Settings.default(pipeline, pictures, _batch(first))

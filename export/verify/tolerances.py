@@ -45,7 +45,7 @@ LIMITS: Mapping[str, Mapping[str, Mapping[str, float]]] = {
         "keys and values": {"relative": 0.06},
         "bridge": {"relative": 1e-5, "drawn": 1.0},
         "decoder": {"psnr": 32, "ssim": 0.93},
-        "tiny decoder": {"psnr": 32, "ssim": 0.93},
+        "tiny decoder": {"psnr": 48, "ssim": 0.998},  # calibration leaves it in FP16 or FP32
         "encoder": {"tokens": 0.9},
         "generation": {},
         "smooth bridge": {"relative": 0.3},

@@ -23,6 +23,7 @@ FILE_NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
 SYMBOLS = ("B", "2B", "L", "L_next", "S")
+CHECKPOINTS, RANDOM_WEIGHTS = ("var_checkpoint", "vae_checkpoint"), "random_weights"  # keys of `provenance.source`
 VQVAE_SHA256 = "vqvae_sha256"  # key of `provenance.source`: hash of the VQVAE's float32 tensors
 
 
@@ -114,9 +115,8 @@ class Provenance:
     options: dict[str, Any]
 
     def same_checkpoints(self, other: Provenance) -> bool:
-        """Return whether both bundles were made of the same checkpoints. Old bundles have no VQVAE hash."""
-        ours, theirs = ({key: v for key, v in p.source.items() if key != VQVAE_SHA256} for p in (self, other))
-        return ours == theirs
+        """Return whether VAR and VQVAE of both bundles were made of the same checkpoints, or of the same seed."""
+        return all(self.source.get(key) == other.source.get(key) for key in (*CHECKPOINTS, RANDOM_WEIGHTS))
 
 
 @dataclass(frozen=True)

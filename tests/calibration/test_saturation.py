@@ -114,4 +114,4 @@ def loss_in_two_digits(bundle: Path, calibration: Path) -> float:
 
 def test_sensitivity_is_the_same_on_avx2(demo_bundle: Path, calibration_file: Path, tmp_path: Path) -> None:
     found = on_avx2(SENSITIVITY, tmp_path, demo_bundle, calibration_file)["kl"]
-    assert found == pytest.approx(loss_in_two_digits(demo_bundle, calibration_file), rel=0.05)  # 2.7 times if saturated
+    assert found == pytest.approx(loss_in_two_digits(demo_bundle, calibration_file), rel=0.05)  # 2.9 times if saturated
