@@ -28,8 +28,9 @@ class DraftedPipeline:
     """Two pipelines that draw an image together: `draft` the first `draft_scales` scales, `refiner` the others.
 
     The refiner gets the tokens of the draft as kept tokens, and decodes. With 0 scales the refiner draws alone; with
-    all scales it only makes the image. Bundles, precisions and backends may differ, but not the VQVAE, see `check_fit`.
-    Both stay in memory. `close` closes both. Raises SettingsError, or BundleError for a bundle that is too old.
+    all scales it draws no token of its own. Bundles, precisions and backends may differ, but not the VQVAE, see
+    `check_fit`. Both stay in memory. `close` closes both. Raises SettingsError, or BundleError for a bundle that is too
+    old.
     """
 
     def __init__(self, draft: Pipeline, refiner: Pipeline, draft_scales: int) -> None:
@@ -111,8 +112,7 @@ class DraftedPipeline:
             return self.refiner.generate(labels, seed, **shared, **settings)
         model = self.manifest.model
         chosen = Sampling.chosen(sampling, Sampling(**settings)).fitted(model.vocab_size, len(model.patch_nums))
-        if chosen.smooth:
-            raise SettingsError("smooth: expected no smooth sampling with a draft; remove one of the two")
+        self.check(chosen)
         numbers = self.classes.labels(labels)
         tokens, drawn = self.draft.draw_tokens(
             numbers,
@@ -140,6 +140,16 @@ class DraftedPipeline:
         result = self.refiner.generate(numbers, seed, **shared)
         return replace(result, drawn=[*drawn, *result.drawn[count:]] if keep is not None else result.tokens)
 
+    def check(self, sampling: Sampling) -> None:
+        """Raise SettingsError or BundleError if `generate` would refuse these settings."""
+        if self.draft_scales and sampling.smooth:
+            raise SettingsError("smooth: expected no smooth sampling with a draft; remove one of the two")
+        self.refiner.check(sampling)
+        if not self.draft_scales:
+            return
+        model = self.manifest.model
+        self.draft.check(self._drafting(sampling.fitted(model.vocab_size, len(model.patch_nums))))
+
     def edit(
         self,
         image: np.ndarray,
@@ -153,9 +163,10 @@ class DraftedPipeline:
         return self.generate(labels, keep=keep, kept_tokens=self.refiner.encode(image[None]), **settings)
 
     def _drafting(self, sampling: Sampling) -> Sampling:
-        """Return the settings of the draft, which needs nothing of what comes after its scales."""
+        """Return the settings of the draft: without guidance or decoder that it does not need or have."""
         guidance_scales = None if sampling.scales_guided >= self.draft_scales else sampling.guidance_scales
-        return replace(sampling, guidance_scales=guidance_scales, decoder=Sampling.decoder)
+        decoder = sampling.decoder if sampling.decoder_graph in self.draft.manifest.graphs else Sampling.decoder
+        return replace(sampling, guidance_scales=guidance_scales, decoder=decoder)
 
     def close(self) -> None:
         """Close both pipelines."""

@@ -103,6 +103,7 @@ class EvaluationSet:
             if value not in allowed:
                 raise SettingsError(f"{name}: expected {allowed}, found {shown(value)}")
         model = pipeline.manifest.model
+        pipeline.check(sampling)  # before a folder is claimed
         sampling = sampling.fitted(model.vocab_size, len(model.patch_nums))
         labels = dict.fromkeys(pipeline.classes.labels(classes) or range(model.num_classes))
         if len(labels) * per_class not in limits.PICTURES:

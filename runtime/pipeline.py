@@ -177,6 +177,10 @@ class Pipeline:
         with self._take_turn():
             return self._draw_all(request)
 
+    def check(self, sampling: Sampling) -> None:
+        """Raise SettingsError or BundleError if `generate` would refuse these settings."""
+        self.backend.check(sampling.fitted(self.manifest.model.vocab_size, len(self.manifest.scales)))
+
     def draw_tokens(
         self,
         labels: int | str | Sequence[int | str],

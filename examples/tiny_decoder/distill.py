@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from examples.demo_model.device import pick_device
@@ -21,6 +21,7 @@ from examples.tiny_decoder.stage import TinyDecoderStage
 from runtime.bundle.manifest import VQVAE_SHA256, WEIGHTS
 from runtime.cli import FILE, command, reports_errors
 from runtime.errors import SettingsError
+from runtime.files.atomic import atomic_file
 from runtime.files.outputs import check_target
 from runtime.pipeline import Pipeline
 from runtime.progress import progress_bar
@@ -35,9 +36,11 @@ LEARNING_RATE = 1e-3
 @click.argument("bundle", type=FILE)
 @click.option("--out", type=FILE, required=True, help="File of the tiny decoder to write (.safetensors).")
 @click.option("--images", type=click.IntRange(min=64), default=4096, help="Images to generate as training data.")
-@click.option("--minutes", type=float, help="Minutes to train; the schedule ends with them.")
-@click.option("--steps", type=int, help="Number of steps to train; the schedule ends with them.")
-@click.option("--device", default="auto", help="Device to train on: auto, cpu or cuda.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Minutes to train; the schedule ends with them."
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Number of steps to train; the schedule ends with them.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Device to train on.")
 @click.option("--backend", default="auto", help="Backend that generates the images.")
 @click.option("--folder", type=FILE, default=BUILD, help="Folder of rollouts and checkpoints.")
 @reports_errors
@@ -62,9 +65,12 @@ def main(
         folder /= f"{model.name}-{pipeline.manifest.files[WEIGHTS].sha256:.12}"  # rollouts belong to one bundle
         f_hat, decoded = rollouts(pipeline, images, folder / "rollouts", progress)
     where = pick_device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("--device cuda: PyTorch sees no GPU here; use --device cpu")
     stage = distil(TinyDecoderStage(model), f_hat, decoded, Budget(steps, minutes), folder / "tiny.pt", where)
     weights = stage.tiny_decoder.cpu().state_dict()
-    save_file({name: tensor.half().contiguous() for name, tensor in weights.items()}, out, {VQVAE_SHA256: vqvae})
+    with atomic_file(out) as file:
+        file.write(save({name: tensor.half().contiguous() for name, tensor in weights.items()}, {VQVAE_SHA256: vqvae}))
     click.echo(f"{out}: {out.stat().st_size / 1e6:.2f} MB")
 
 

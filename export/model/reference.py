@@ -18,6 +18,7 @@ from export.model import VAR, VQVAE, sampler
 from export.model.tiny_decoder import TinyDecoder
 from runtime.backends.base import Observe, OnStage, StageRun
 from runtime.bundle import names
+from runtime.errors import BundleError
 from runtime.sampling import Sampling
 
 
@@ -43,6 +44,10 @@ class PyTorchBackend:
     def __init__(self, var: VAR, vqvae: VQVAE, tiny: TinyDecoder | None = None) -> None:
         self.var, self.vqvae, self.tiny = var, vqvae, tiny
 
+    def check(self, sampling: Sampling) -> None:
+        if sampling.decoder_graph == names.TINY_DECODER and self.tiny is None:
+            raise BundleError(f"{self.var.recipe.name}: no tiny decoder was loaded; give its file")
+
     @torch.inference_mode()
     def begin(
         self,
@@ -52,6 +57,7 @@ class PyTorchBackend:
         observe: Observe | None = None,
         whole: bool = False,
     ) -> None:
+        self.check(sampling)
         recipe, count = self.var.recipe, len(labels)
         self._sampling, self._observe = sampling, observe
         self._labels = torch.cat((torch.from_numpy(labels), torch.full((count,), recipe.num_classes)))

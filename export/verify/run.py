@@ -58,9 +58,12 @@ def verify(
     first = next(artifact for artifact in artifacts if artifact.manifest)
     assert first.manifest
     shortcuts.check(first.path, first.manifest)
-    smooth = any(artifact.manifest and SMOOTH_BRIDGE in artifact.manifest.graphs for artifact in artifacts)
+    graphs = {graph for artifact in artifacts if artifact.manifest for graph in artifact.manifest.graphs}
+    smooth = SMOOTH_BRIDGE in graphs
     if against is None:
-        reference = _pytorch_reference(first, checkpoints, tiny_decoder, pictures, smooth, progress)
+        reference = _pytorch_reference(
+            first, checkpoints, tiny_decoder, pictures, smooth, TINY_DECODER in graphs, progress
+        )
     else:
         reference = bundle_reference(against, first, pictures, progress)
     entries = []
@@ -78,7 +81,13 @@ def verify(
 
 
 def _pytorch_reference(
-    first: Artifact, checkpoints: Checkpoints, tiny: Path | None, pictures: int, smooth: bool, progress: Progress
+    first: Artifact,
+    checkpoints: Checkpoints,
+    tiny: Path | None,
+    pictures: int,
+    smooth: bool,
+    with_tiny: bool,
+    progress: Progress,
 ) -> Reference:
     from export.checkpoint.provenance import recipe_of, weights_of
     from export.checkpoint.tiny_decoder import load_tiny_decoder, shipped
@@ -89,9 +98,7 @@ def _pytorch_reference(
     progress("loading PyTorch's model", 0, 1)
     recipe, weights = recipe_of(first.manifest), weights_of(first.manifest, *checkpoints)
     models = load_models(recipe, weights)
-    tiny = tiny or shipped(recipe, weights)
-    if TINY_DECODER not in first.manifest.graphs:
-        tiny = None
+    tiny = (tiny or shipped(recipe, weights)) if with_tiny else None
     imitation = load_tiny_decoder(weights, recipe, tiny) if tiny is not None else None
     pipeline = Pipeline(first.path, PyTorchBackend(*models, imitation), verify=False)
     settings = Settings.default(pipeline, pictures, _batch(first))

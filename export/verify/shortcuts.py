@@ -14,7 +14,7 @@ from export.verify.recording import Recording, Reference, generate
 from export.verify.tolerances import GUIDANCE
 from runtime.bundle.manifest import Manifest
 from runtime.drafted import DraftedPipeline, check_fit
-from runtime.errors import SettingsError
+from runtime.errors import NumericError, SettingsError
 from runtime.limits import Integers, shown
 from runtime.pipeline import Maps, Pipeline, ScaleView
 from runtime.progress import Progress
@@ -53,8 +53,11 @@ def check_shortcuts(reference: Reference, pipeline: Pipeline, shortcuts: Shortcu
         found += _guidance(known, pipeline, sampling, shortcuts.guidance_scales)
     if shortcuts.draft is not None and shortcuts.draft_scales is not None:
         progress("drafting", 0, 1)
-        with Pipeline(shortcuts.draft, "onnxruntime", verify=False, finite=False) as draft:
-            found += _drafting(known, pipeline, draft, sampling, shortcuts.draft_scales)
+        try:
+            with Pipeline(shortcuts.draft, "onnxruntime") as draft:
+                found += _drafting(known, pipeline, draft, sampling, shortcuts.draft_scales)
+        except NumericError as error:
+            found.append(Row(f"{DRAFTING} {shortcuts.draft_scales} scale(s)", None, {}, [str(error)]))
     return found
 
 

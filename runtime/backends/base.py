@@ -41,6 +41,9 @@ class Backend(Protocol):
     batches: tuple[int, ...] | None  # the batch sizes it supports, including 1; None: any
     launches_whole: bool  # whether a batch that nobody listens to is one launch, and so faster
 
+    def check(self, sampling: Sampling) -> None:
+        """Raise BundleError or SettingsError if the graphs, or the engines, cannot draw with these fitted settings."""
+
     def begin(
         self,
         labels: np.ndarray,
@@ -53,8 +56,8 @@ class Backend(Protocol):
 
         Until the next `begin`, `on_stage` gets the time of each run of a stage, at the latest when `decode` returns,
         and `observe` gets each run as it ends. `whole` promises that all scales are stepped and that nothing is asked
-        for before `decode`, so that a backend may start the whole image at once there. Raises BundleError if smooth
-        sampling or the decoder needs a graph that is missing, OutOfMemoryError.
+        for before `decode`, so that a backend may start the whole image at once there. Raises what `check`
+        raises, and OutOfMemoryError.
         """
 
     def step(

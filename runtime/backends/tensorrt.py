@@ -16,6 +16,7 @@ from ..bundle.engine_record import EngineRecord
 from ..bundle.manifest import Manifest
 from ..bundle.names import CONDITION, DECODERS, ENCODER, IMAGE, REQUIRED_GRAPHS, SMOOTH_BRIDGE, TOKENS
 from ..errors import BundleError, OutOfMemoryError, SettingsError
+from ..sampling import Sampling
 from .arrays import Arrays, DeviceArray, DeviceArrays
 from .base import OnStage
 from .cuda import Cuda, Gpu, Recording
@@ -109,14 +110,18 @@ class TensorRTBackend(WiredBackend["_Batch"]):
     def _arrays(self) -> DeviceArrays:
         return DeviceArrays(self._cuda)
 
+    def check(self, sampling: Sampling) -> None:
+        super().check(sampling)
+        least, wanted = self._record.guidance_scales, sampling.scales_guided
+        if wanted < min(least, len(self.manifest.scales)):
+            built = f"these engines have guidance at {least} scales or more, not at {wanted}"
+            option = f"--guidance-scales {wanted}"
+            raise SettingsError(f"guidance_scales: {built}; build them with python -m export.engine … {option}")
+
     def _new_batch(self, arrays: Arrays, size: int, smooth: bool, guidance_scales: int) -> _Batch:
         if size not in self._record.batches:
             sizes = ", ".join(map(str, self._record.batches))
             raise SettingsError(f"batch: these engines draw {sizes} pictures at once, not {size}")
-        if guidance_scales < min(self._record.guidance_scales, len(self.manifest.scales)):
-            least, option = self._record.guidance_scales, f"--guidance-scales {guidance_scales}"
-            built = f"these engines have guidance at {least} scales or more, not at {guidance_scales}"
-            raise SettingsError(f"guidance_scales: {built}; build them with python -m export.engine … {option}")
         if smooth and SMOOTH_BRIDGE not in self._engines:  # loaded only if smooth sampling is used
             engine = self._load(SMOOTH_BRIDGE)
             engine.use(self._own_arrays.zeros((engine.scratch_bytes(),), np.uint8), self._cuda.stream)

@@ -71,6 +71,14 @@ class WiredBackend(ABC, Generic[B]):
     @abstractmethod
     def encode(self, images: np.ndarray) -> np.ndarray: ...
 
+    def check(self, sampling: Sampling) -> None:
+        if sampling.smooth and SMOOTH_BRIDGE not in self.manifest.graphs:
+            advice = "make onnx SMOOTH=1 exports the bundle with it"
+            raise BundleError(f"{self.manifest.model.name}: no graph for smooth sampling; {advice}")
+        if sampling.decoder_graph not in self.manifest.graphs:
+            advice = "export it with --tiny-decoder FILE, which examples.tiny_decoder.distill makes"
+            raise BundleError(f"{self.manifest.model.name}: no tiny decoder in this bundle; {advice}")
+
     def begin(
         self,
         labels: np.ndarray,
@@ -80,12 +88,7 @@ class WiredBackend(ABC, Generic[B]):
         whole: bool = False,
     ) -> None:
         self._batch, self._decoded = None, False
-        if sampling.smooth and SMOOTH_BRIDGE not in self.manifest.graphs:
-            advice = "make onnx SMOOTH=1 exports the bundle with it"
-            raise BundleError(f"{self.manifest.model.name}: no graph for smooth sampling; {advice}")
-        if sampling.decoder_graph not in self.manifest.graphs:
-            advice = "export it with --tiny-decoder FILE, which examples.tiny_decoder.distill makes"
-            raise BundleError(f"{self.manifest.model.name}: no tiny decoder in this bundle; {advice}")
+        self.check(sampling)
         whole = whole and on_stage is None and observe is None
         self._sampling = sampling
         self._batch = batch = self._prepared((len(labels), sampling.smooth, sampling.scales_guided), whole)

@@ -46,6 +46,8 @@ def load(bundle: Path, settings: Settings) -> tuple[Drawing, Load]:
     if settings.verify:
         start = time.perf_counter()
         Manifest.load(bundle)
+        if settings.draft is not None:
+            Manifest.load(Path(settings.draft))
         hashing = time.perf_counter() - start
     start = time.perf_counter()
     draft = Path(settings.draft) if settings.draft is not None else None

@@ -108,6 +108,11 @@ def test_verify_compares_it(distilled: Path, tmp_path: Path) -> None:
     assert row.verdict == "passed" and row.metrics["psnr"] > 65
     (row,) = rows_of_the_tiny_decoder(out, None)
     assert row.remark == "the reference has none to compare with"
+    without = tmp_path / "without"
+    assert not command(export, "--model", "var_demo", "--precision", "fp16", "--out", without).exit_code
+    entries = verify([without, out], pictures=1, tiny_decoder=distilled).entries  # of one model
+    verdicts = {e.artifact.path: row.verdict for e in entries for row in e.rows if row.stage == "tiny decoder"}
+    assert verdicts == {without: "absent", out: "passed"}
     with_other_weights(out)
     (row,) = rows_of_the_tiny_decoder(out, distilled)
     assert row.verdict == "FAILED" and "psnr" in row.remark

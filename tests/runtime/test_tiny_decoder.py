@@ -112,3 +112,28 @@ def test_the_commands_have_the_option(bundle: Path, tmp_path: Path) -> None:
     options[3] = "full"
     found = CliRunner().invoke(sample_set, list(map(str, [*options, "--per-class", 1, "--out", drawn])))
     assert "decoder" in found.output and found.exit_code == 1  # images of both in one set would be two sets
+
+
+def test_what_the_refiner_cannot_draw_is_refused_before_anything_is_drafted(bundle: Path, toy_bundle: Path) -> None:
+    """With a large draft that would be minutes of work for nothing."""
+    heard: list[str] = []
+    drafted = DraftedPipeline(Pipeline(bundle), Pipeline(toy_bundle), 2)
+    with pytest.raises(BundleError, match="no tiny decoder in this bundle"):
+        drafted.generate([3], decoder="tiny", on_stage=lambda graph, *_: heard.append(graph), **SETTINGS)  # type: ignore[arg-type]
+    assert heard == []
+
+
+def test_a_folder_is_not_claimed_for_what_cannot_be_drawn(toy_bundle: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "set", ["--bundle", toy_bundle, "--top-k", 5, "--per-class", 1]
+    found = CliRunner().invoke(sample_set, list(map(str, [*options, "--decoder", "tiny", "--out", out])))
+    assert "no tiny decoder in this bundle" in str(found.output) + str(found.exception) and not out.exists()
+    found = CliRunner().invoke(sample_set, list(map(str, [*options, "--out", out])))
+    assert found.exit_code == 0, found.output
+
+
+def test_the_last_preview_is_the_image_when_the_draft_draws_all_scales(bundle: Path) -> None:
+    previews: list[np.ndarray] = []
+    drafted = DraftedPipeline(Pipeline(bundle), Pipeline(bundle), K)
+    listener = {"on_scale": lambda view: previews.append(view.preview())}
+    result = drafted.generate([3], decoder="tiny", **SETTINGS, **listener)  # type: ignore[arg-type]
+    assert len(previews) == K and np.array_equal(previews[-1], result.images)
