@@ -72,6 +72,8 @@ def test_images_are_drawn_as_asked(demo_bundle: Path) -> None:
         for cfg, top_k in ((4.0, 1), (7.0, 1), (4.0, None), (4.0, 1 << 20))
     ]
     assert {sum(batch.images is not None for batch in teacher.batches) for teacher in teachers} == {1}
+    count = pipeline.manifest.model.num_classes + 1
+    assert teachers[0].batches[0].labels == [i * _label_step(count) % count for i in range(4)]
     logits = [teacher.batches[0].logits[-1] for teacher in teachers]
     assert np.abs(logits[0] - logits[1]).max() > 1  # of the guidance
     tokens = [teacher.batches[0].tokens[-1] for teacher in teachers]
