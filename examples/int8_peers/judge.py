@@ -6,11 +6,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from examples.demo_model.classes import CLASSES
 from examples.demo_model.classifier import load_classifier
@@ -114,7 +114,7 @@ def products_in_engine(bundle: Path) -> tuple[tuple[int, ...], str]:
         return (), NOT_INSTALLED
     builder = Builder(trt, target(trt, flavour, ("8.6",), DEFAULTS), DEFAULTS, None)
     manifest = Manifest.load(bundle, verify=False)
-    shapes = profiles(TRANSFORMER, manifest, (1,))
+    shapes = profiles(TRANSFORMER, manifest, (1,), len(manifest.scales))
     try:
         builder.build(bundle / manifest.graphs[TRANSFORMER].file, shapes, silent)
     except BuildError as error:
@@ -128,7 +128,7 @@ def versions() -> dict[str, str]:
         tensorrt = str(find_tensorrt("tensorrt-rtx")[1].__version__)
     except SettingsError:
         tensorrt = NOT_INSTALLED
-    return {"onnxruntime": onnxruntime.__version__, "tensorrt_rtx": tensorrt}
+    return {"onnxruntime": version("onnxruntime"), "tensorrt_rtx": tensorrt}
 
 
 def in_int8(bundle: Path) -> list[str]:

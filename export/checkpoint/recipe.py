@@ -10,8 +10,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-import numpy as np
-
 from runtime.bundle.classes import CLASS_LISTS, ClassNames
 from runtime.bundle.manifest import Manifest, Model
 from runtime.errors import SettingsError, VarEdgeError
@@ -186,6 +184,8 @@ def phi_indices(scale_count: int, phi_count: int) -> list[int]:
     Some scales are equally near to two ticks. Float64 and this formula break those ties as the published code does.
     """
     edge = (1 / 3 if phi_count == 4 else 1 / 2) / max(phi_count, 1)
+    import numpy as np  # not needed for --help
+
     ticks = np.linspace(edge, 1 - edge, max(phi_count, 1))
     return [int(np.argmin(np.abs(ticks - k / (scale_count - 1)))) for k in range(scale_count)]
 

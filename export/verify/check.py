@@ -210,6 +210,8 @@ def _not_compared(reference: Reference, pipeline: Pipeline) -> Iterator[Row]:
         (ENCODER, "encoder", known.encoded is not None),
         (SMOOTH_BRIDGE, SMOOTH_GENERATION, known.smooth is not None),
     ):
+        if graph == TINY_DECODER and graph not in pipeline.manifest.graphs and not there:
+            continue  # most models have none
         if graph not in pipeline.manifest.graphs:
             yield absent(stage)
         elif not there:

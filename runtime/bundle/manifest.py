@@ -23,7 +23,7 @@ FILE_NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
 SYMBOLS = ("B", "2B", "L", "L_next", "S")
-CHECKPOINTS, RANDOM_WEIGHTS = ("var_checkpoint", "vae_checkpoint"), "random_weights"  # keys of `provenance.source`
+BESIDES = ("vqvae_sha256", "tiny_decoder")  # keys of `provenance.source` that name no checkpoint of VAR or VQVAE
 VQVAE_SHA256 = "vqvae_sha256"  # key of `provenance.source`: hash of the VQVAE's float32 tensors
 
 
@@ -116,7 +116,8 @@ class Provenance:
 
     def same_checkpoints(self, other: Provenance) -> bool:
         """Return whether VAR and VQVAE of both bundles were made of the same checkpoints, or of the same seed."""
-        return all(self.source.get(key) == other.source.get(key) for key in (*CHECKPOINTS, RANDOM_WEIGHTS))
+        ours, theirs = ({key: v for key, v in p.source.items() if key not in BESIDES} for p in (self, other))
+        return ours == theirs
 
 
 @dataclass(frozen=True)

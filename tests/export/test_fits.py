@@ -120,7 +120,7 @@ def test_real_engines_have_the_weights_and_the_scratch_memory_that_were_computed
     manifest = Manifest.load(fp16_demo_bundle)
     scratch, weights = engine_scratch(manifest.model, FP16, 1), sizes.graph_weights(manifest.model, FP16)
     for graph, tolerance in (("transformer", 0.045), ("decoder", 0.08)):  # its maps differ most where they are small
-        builder.build(fp16_demo_bundle / f"{graph}.onnx", profiles(graph, manifest, (1,)), silent)
+        builder.build(fp16_demo_bundle / f"{graph}.onnx", profiles(graph, manifest, (1,), len(manifest.scales)), silent)
         log = "\n".join(text for _, text in builder.log.lines)
         found = max(int(size) for size in re.findall(r"Total Activation Memory: (\d+) bytes", log))
         assert scratch[graph] + GPU_WORKSPACE == pytest.approx(found, rel=tolerance), graph

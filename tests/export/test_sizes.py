@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from calibration.make import Request, make_int8
+from calibration.record import Settings
 from export import sizes
 from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import empty_models
@@ -48,7 +49,10 @@ def test_int8_demo_bundles(name: str, kind: Kind, int8_bundles: dict[str, Path])
 
 
 def test_default_int8_bundle(demo_bundle: Path, shared: Shared) -> None:
-    bundle = shared("int8_default", lambda out: make_int8(demo_bundle, out, Request("trt")))
+    bundle = shared(
+        "int8_default",
+        lambda out: make_int8(demo_bundle, out, Request("trt", settings=Settings(channel_scaling="none"))),
+    )
     assert_sizes(bundle, sizes.INT8)
 
 

@@ -44,6 +44,7 @@ def test_golden(case: str, engine: str, golden_bundle: Path) -> None:
     settings = json.loads(str(golden["case"]))
     sampling = Sampling(settings["cfg"], settings.get("top_k", 0), settings.get("top_p", 0.0), smooth=True)
     pipeline = Pipeline(golden_bundle, "onnxruntime")
+    sampling = sampling.fitted(pipeline.manifest.model.vocab_size, len(pipeline.manifest.scales))
     backend: Backend = pipeline.backend
     if engine == "pytorch":
         recipe = Recipe.load(str(DATA / "golden_d2.toml"))

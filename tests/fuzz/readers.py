@@ -60,7 +60,7 @@ def readers(folder: Path) -> list[Reader]:
     )
     layer = {"kl": [0.1], "logit_error": [0.1], "agreement": [0.9], "psnr": None}
     measured = {
-        "schema_version": 2,
+        "schema_version": 3,
         "bundle": {},
         "target": "trt",
         "scales": "mixed",
@@ -82,6 +82,7 @@ def readers(folder: Path) -> list[Reader]:
             5,
             0.9,
             3,
+            "full",
             "0" * 64,
             "fp32",
             "onnxruntime",

@@ -79,6 +79,7 @@ struct Plan {
         }
         profiles = json.at("profiles").get<std::vector<std::map<std::string, Shape>>>();
         Ort::SessionOptions options;
+        options.AddConfigEntry("session.disable_quant_qdq", "1");  // exact, as on a GPU
         options.SetIntraOpNumThreads(1);
         options.DisableMemPattern();
         session = Ort::Session(environment(), json.at("onnx").get<std::string>().c_str(), options);
