@@ -168,7 +168,7 @@ def shipped() -> Iterator[Model]:
 @click.option("--system", type=Size(zero=True), default=SYSTEM, help="Memory that stays free for the system.")
 @reports_errors
 def main(memory: int, models: tuple[str, ...], batch: int, system: int) -> None:
-    """Compute which models fit a device's memory, and recommend one to deploy.
+    """Compute which models fit a device, and recommend one.
 
     Prints tables of Markdown: the size of each bundle, and the peak memory of drawing by what takes it. Nothing is
     exported or loaded.

@@ -23,7 +23,7 @@ COMMANDS = {
     "fidelity": ("export.fidelity", "Compare the logits of one bundle with those of another."),
     "bench": ("runtime.bench.__main__", "Measure the time, memory and energy of drawing."),
     "roofline": ("export.roofline", "Compute what bounds the speed of models on GPUs."),
-    "fits": ("export.fits", "Compute which models fit a device's memory, and recommend one to deploy."),
+    "fits": ("export.fits", "Compute which models fit a device, and recommend one."),
     "gpu-check": ("export.gpu_check", "Build, verify and measure engines on this machine's GPU."),
     "ablation": ("calibration.ablation", "Measure what each technique of calibration gains."),
 }
