@@ -5,20 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from export import sizes
 from export.checkpoint.recipe import RECIPES, Recipe, model_of
-from export.engine.build import build_bytes
-from export.footprint import Footprint, engine_code, on_cpu, on_tensorrt
 from export.sizes import FP16, FP32, INT8, INT8_CPU, INT8_MIXED, Kind
 from runtime import limits
 from runtime.bundle.manifest import Model
 from runtime.cli import Number, command, reports_errors
 from runtime.errors import SettingsError
 from runtime.limits import shown
+
+if TYPE_CHECKING:
+    from export.footprint import Footprint
 
 UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([MG]i?B)", re.ASCII)
@@ -51,15 +52,15 @@ class Backend:
 
     title: str
     kinds: tuple[Kind, ...]
-    footprint: Callable[[Model, Kind, int], Footprint]
+    footprint: str  # name of the function in export.footprint, which imports numpy
     builds: bool  # engines, on the device
 
 
 BACKENDS = (
     # FP16 is left out on a CPU: ONNX Runtime computes it in FP32.
-    Backend("ONNX Runtime on the CPU", (FP32, INT8_CPU), on_cpu, False),
+    Backend("ONNX Runtime on the CPU", (FP32, INT8_CPU), "on_cpu", False),
     # FP32 comes last on a GPU: FP16 draws nearly the same tokens in half the memory (docs/fp16.md).
-    Backend("TensorRT on a GPU that shares the memory", (FP16, INT8, INT8_MIXED, FP32), on_tensorrt, True),
+    Backend("TensorRT on a GPU that shares the memory", (FP16, INT8, INT8_MIXED, FP32), "on_tensorrt", True),
 )
 
 
@@ -94,11 +95,15 @@ def candidates(backend: Backend, models: Sequence[Model], batch: int) -> list[Ca
 
 
 def _candidate(backend: Backend, model: Model, kind: Kind, batch: int) -> Candidate:
-    footprint = backend.footprint(model, kind, batch)
+    from export import footprint as memory
+    from export.engine.build import build_bytes
+
+    compute: Callable[[Model, Kind, int], Footprint] = getattr(memory, backend.footprint)
+    footprint = compute(model, kind, batch)
     if not backend.builds:
         return Candidate(model, kind, footprint, 0, 0)
     weights = sizes.graph_weights(model, kind).values()
-    engines = sum(weights) + engine_code(model, kind, batch)
+    engines = sum(weights) + memory.engine_code(model, kind, batch)
     return Candidate(model, kind, footprint, engines, build_bytes(max(weights)))
 
 
