@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,19 +48,18 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic only in later 
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to run models: the kinds of bundle it is used with, the best first, and the memory that it takes."""
+    """A way to run models, and the kinds of bundle it is used with, the best first."""
 
     title: str
     kinds: tuple[Kind, ...]
-    footprint: str  # name of the function in export.footprint, which imports numpy
-    builds: bool  # engines, on the device
+    builds: bool  # engines of TensorRT, on the device
 
 
 BACKENDS = (
     # FP16 is left out on a CPU: ONNX Runtime computes it in FP32.
-    Backend("ONNX Runtime on the CPU", (FP32, INT8_CPU), "on_cpu", False),
+    Backend("ONNX Runtime on the CPU", (FP32, INT8_CPU), False),
     # FP32 comes last on a GPU: FP16 draws nearly the same tokens in half the memory (docs/fp16.md).
-    Backend("TensorRT on a GPU that shares the memory", (FP16, INT8, INT8_MIXED, FP32), "on_tensorrt", True),
+    Backend("TensorRT on a GPU that shares the memory", (FP16, INT8, INT8_MIXED, FP32), True),
 )
 
 
@@ -95,16 +94,14 @@ def candidates(backend: Backend, models: Sequence[Model], batch: int) -> list[Ca
 
 
 def _candidate(backend: Backend, model: Model, kind: Kind, batch: int) -> Candidate:
-    from export import footprint as memory
-    from export.engine.build import build_bytes
+    from export.engine.build import build_bytes  # these import numpy, for which --help should not wait
+    from export.footprint import engine_code, on_cpu, on_tensorrt
 
-    compute: Callable[[Model, Kind, int], Footprint] = getattr(memory, backend.footprint)
-    footprint = compute(model, kind, batch)
     if not backend.builds:
-        return Candidate(model, kind, footprint, 0, 0)
+        return Candidate(model, kind, on_cpu(model, kind, batch), 0, 0)
     weights = sizes.graph_weights(model, kind).values()
-    engines = sum(weights) + memory.engine_code(model, kind, batch)
-    return Candidate(model, kind, footprint, engines, build_bytes(max(weights)))
+    engines = sum(weights) + engine_code(model, kind, batch)
+    return Candidate(model, kind, on_tensorrt(model, kind, batch), engines, build_bytes(max(weights)))
 
 
 def recommended(found: Sequence[Candidate], free: float) -> str:

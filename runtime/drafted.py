@@ -35,9 +35,7 @@ class DraftedPipeline:
 
     def __init__(self, draft: Pipeline, refiner: Pipeline, draft_scales: int) -> None:
         check_fit(draft.bundle, draft.manifest, refiner.bundle, refiner.manifest)
-        scales = len(refiner.manifest.scales)
-        if draft_scales not in limits.Integers(0, scales):
-            raise SettingsError(f"draft_scales: expected 0 to {scales}, found {shown(draft_scales)}")
+        check_draft_scales(draft_scales, len(refiner.manifest.scales))
         self.draft, self.refiner, self.draft_scales = draft, refiner, draft_scales
 
     @classmethod
@@ -54,9 +52,7 @@ class DraftedPipeline:
         paths = Path(draft), Path(bundle)
         manifests = [Manifest.load(path, verify=False) for path in paths]
         check_fit(paths[0], manifests[0], paths[1], manifests[1])
-        scales = len(manifests[1].scales)
-        if draft_scales not in limits.Integers(0, scales):
-            raise SettingsError(f"draft_scales: expected 0 to {scales}, found {shown(draft_scales)}")
+        check_draft_scales(draft_scales, len(manifests[1].scales))
         drafting, refining = (Pipeline(path, backend, threads, verify) for path in paths)
         return cls(drafting, refining, draft_scales)
 
@@ -200,6 +196,12 @@ def check_fit(draft: Path, drafting: Manifest, bundle: Path, refining: Manifest)
             f"draft {draft}: expected the VQVAE of {bundle} ({refining.vqvae_sha256:.12}…),"
             f" found another ({drafting.vqvae_sha256:.12}…); draft with a model of the same VQVAE"
         )
+
+
+def check_draft_scales(draft_scales: int, scales: int) -> None:
+    """Raise SettingsError unless a draft can draw so many of the `scales` scales."""
+    if draft_scales not in limits.Integers(0, scales):
+        raise SettingsError(f"draft_scales: expected 0 to {scales}, found {shown(draft_scales)}")
 
 
 def _named(on_stage: OnStage) -> OnStage:

@@ -13,7 +13,7 @@ from export.verify.metrics import LogitDifference
 from export.verify.recording import Recording, Reference, generate
 from export.verify.tolerances import GUIDANCE
 from runtime.bundle.manifest import Manifest
-from runtime.drafted import DraftedPipeline, check_fit
+from runtime.drafted import DraftedPipeline, check_draft_scales, check_fit
 from runtime.errors import NumericError, SettingsError
 from runtime.limits import Integers, shown
 from runtime.pipeline import Maps, Pipeline, ScaleView
@@ -34,12 +34,10 @@ class Shortcuts:
     def check(self, bundle: Path, manifest: Manifest) -> None:
         """Raise SettingsError or BundleError if the model of `bundle` cannot draw with them."""
         scales = len(manifest.scales)
-        for name, value, least in (
-            ("guidance_scales", self.guidance_scales, 1),
-            ("draft_scales", self.draft_scales, 0),
-        ):
-            if value is not None and value not in Integers(least, scales):
-                raise SettingsError(f"{name}: expected {least} to {scales}, found {shown(value)}")
+        if self.guidance_scales is not None and self.guidance_scales not in Integers(1, scales):
+            raise SettingsError(f"guidance_scales: expected 1 to {scales}, found {shown(self.guidance_scales)}")
+        if self.draft_scales is not None:
+            check_draft_scales(self.draft_scales, scales)
         if self.draft is not None:
             check_fit(self.draft, Manifest.load(self.draft, verify=False), bundle, manifest)
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from ..bundle.manifest import Graph, Manifest
-from ..bundle.names import DECODERS, ENCODER, IMAGE, REQUIRED_GRAPHS, SMOOTH_BRIDGE, TOKENS
+from ..bundle.names import ENCODER, IMAGE, SMOOTH_BRIDGE, TOKENS
 from ..errors import BundleError
 from ..processors import usable_cpus
+from ..sampling import DECODERS
 from .arrays import Array, Arrays, DeviceArrays, HostArrays
 from .base import OnStage
 from .cuda import Cuda
@@ -36,8 +37,7 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
         super().__init__(manifest)
         self._bundle, self._threads, self._cuda = bundle, threads or usable_cpus(), cuda
         self._replaced: dict[str, _Replacement] = {}
-        loaded = (*REQUIRED_GRAPHS, *(name for name in DECODERS[1:] if name in manifest.graphs))
-        self._sessions = {name: self._open(name) for name in loaded}
+        self._sessions = {name: self._open(name) for name in self._drawing_graphs}
         self._own_arrays = self._arrays()  # which are freed with this object
         self._constants = scale_constants(bundle, manifest, self._own_arrays)
 
@@ -167,7 +167,7 @@ class _Batch:
         self._steps = from_largest[::-1]
         self._decoders = {  # of each, one list per f_hat buffer
             graph: [[bound(stage) for stage in wiring.decoders(graph, k)] for k in range(2)]
-            for graph in DECODERS
+            for graph in DECODERS.values()
             if graph in sessions
         }
 

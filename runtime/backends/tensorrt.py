@@ -14,9 +14,9 @@ import numpy as np
 from ..bundle import engine_record
 from ..bundle.engine_record import EngineRecord
 from ..bundle.manifest import Manifest
-from ..bundle.names import CONDITION, DECODERS, ENCODER, IMAGE, REQUIRED_GRAPHS, SMOOTH_BRIDGE, TOKENS
+from ..bundle.names import CONDITION, ENCODER, IMAGE, SMOOTH_BRIDGE, TOKENS
 from ..errors import BundleError, OutOfMemoryError, SettingsError
-from ..sampling import Sampling
+from ..sampling import DECODERS, Sampling
 from .arrays import Arrays, DeviceArray, DeviceArrays
 from .base import OnStage
 from .cuda import Cuda, Gpu, Recording
@@ -98,8 +98,7 @@ class TensorRTBackend(WiredBackend["_Batch"]):
         if built.version_compatible:
             self._runtime.engine_host_code_allowed = True
         self._kernels = KernelCache(built.tag)
-        loaded = (*REQUIRED_GRAPHS, *(name for name in DECODERS[1:] if name in self.manifest.graphs))
-        self._engines = {name: self._load(name) for name in loaded}
+        self._engines = {name: self._load(name) for name in self._drawing_graphs}
         self._own_arrays = arrays = self._arrays()
         # The stages run in order on one stream, so they can share scratch memory.
         scratch = arrays.zeros((max(engine.scratch_bytes() for engine in self._engines.values()),), np.uint8)
@@ -229,7 +228,7 @@ class _Batch:
             steps.append([(transformer, columns), (bridge, profile)])
         decoders = {  # of each, one list per f_hat buffer
             graph: [[(stage, 0) for stage in wiring.decoders(graph, k)] for k in range(2)]
-            for graph in DECODERS
+            for graph in DECODERS.values()
             if graph in engines
         }
         fetch = wiring.results.fetch

@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from ..bundle.manifest import Manifest
-from ..bundle.names import DRAWN, FINITE, IMAGE, SMOOTH_BRIDGE, TINY_DECODER, TOKENS
+from ..bundle.names import DRAWN, FINITE, IMAGE, REQUIRED_GRAPHS, SMOOTH_BRIDGE, TINY_DECODER, TOKENS
 from ..errors import BundleError, OutOfMemoryError
 from ..sampling import Sampling
 from .arrays import Array, Arrays
@@ -38,7 +38,7 @@ class Batch(Protocol):
     def step(self, k: int) -> None: ...
 
     def decode(self, decoder: str) -> None:
-        """Run this graph of `DECODERS`, and bring the results of the wiring to the host."""
+        """Run this decoder's graph, and bring the results of the wiring to the host."""
 
     def free(self) -> None:
         """Wait for the work that is queued, and release the memory."""
@@ -61,6 +61,11 @@ class WiredBackend(ABC, Generic[B]):
         self._batch: B | None = None
         self._decoded = False
         self._sampling = Sampling()
+
+    @property
+    def _drawing_graphs(self) -> list[str]:
+        """The graphs to load at once: those that every bundle has, and the tiny decoder if there is one."""
+        return [*REQUIRED_GRAPHS, *({TINY_DECODER} & self.manifest.graphs.keys())]
 
     @abstractmethod
     def _new_batch(self, arrays: Arrays, size: int, smooth: bool, guidance_scales: int) -> B: ...

@@ -52,7 +52,9 @@ def main(
     if (var_checkpoint or vae_checkpoint) and not options["compare"]:
         raise click.UsageError("--var-checkpoint and --vae-checkpoint need --compare.")
 
-    if options["compare"] and (sampling.guidance_scales is not None or loading.draft or sampling.decoder != "full"):
+    if options["compare"] and (
+        sampling.guidance_scales is not None or loading.draft or sampling.decoder != Sampling.decoder
+    ):
         raise click.UsageError("--compare draws without shortcuts; leave out --guidance-scales, --draft and --decoder.")
 
     from .benchmark import benchmark, check_libraries

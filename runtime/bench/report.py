@@ -10,6 +10,7 @@ from typing import Any
 
 from ..files.atomic import atomic_file
 from ..memory import Memory
+from ..sampling import Sampling
 from .jetson import State
 from .machine import Machine
 from .summary import Ratio, Summary
@@ -46,7 +47,7 @@ class Settings:
     verify: bool
     compare: str | None
     guidance_scales: int | None = None  # None: all scales
-    decoder: str = "full"
+    decoder: str = Sampling.decoder
     draft: str | None = None  # directory of the bundle that draws the first `draft_scales` scales
     draft_scales: int | None = None
 

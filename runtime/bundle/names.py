@@ -7,7 +7,6 @@ from __future__ import annotations
 
 CONDITION, TRANSFORMER, DECODER, ENCODER = "condition", "transformer", "decoder", "encoder"
 TINY_DECODER = "decoder_tiny"  # imitates `decoder` at a fraction of its work; not every bundle has one
-DECODERS = (DECODER, TINY_DECODER)
 BRIDGE, SMOOTH_BRIDGE = "bridge", "bridge_smooth"
 REQUIRED_GRAPHS = (CONDITION, TRANSFORMER, BRIDGE, DECODER)
 # without the static steps
