@@ -118,7 +118,7 @@ def products_in_engine(bundle: Path) -> tuple[tuple[int, ...], str]:
     try:
         builder.build(bundle / manifest.graphs[TRANSFORMER].file, shapes, silent)
     except BuildError as error:
-        return (), str(error).partition("cannot build it: ")[2]
+        return (), " ".join(error.reason.split())
     return int8_products(builder.layers(), len(shapes)), ""
 
 

@@ -25,7 +25,11 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class BuildError(VarEdgeError):
-    """TensorRT cannot build a graph."""
+    """TensorRT cannot build a graph. `reason` is all that its builder said; the message may lack the middle of it."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,8 @@ class Builder:
             config = self._config(profiles, _monitor(self._trt, graph.stem, progress))
             return bytes(engine_bytes_from_network(network, config, save_timing_cache=self._timing_cache()))
         except PolygraphyException as error:
-            raise BuildError(f"{graph}: {self._built.flavour} cannot build it: {self._reason(error)}") from None
+            reason = self._reason(error)
+            raise BuildError(f"{graph}: {self._built.flavour} cannot build it: {reason}", reason) from None
 
     def layers(self) -> list[Layer]:
         """Return the layers of the plan that was built last, as the builder logged them; [] if it did not."""
