@@ -18,6 +18,7 @@ from .files.atomic import atomic_file
 from .files.bounded import open_file
 from .files.outputs import check_target
 from .pixels import full_scale, on_paper
+from .record import Record
 
 GAP = 4  # pixels between two images of a grid
 PAPER = 255
@@ -89,12 +90,18 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     return sheet
 
 
-def write_png(path: Path, image: np.ndarray) -> None:
-    """Write an image (H, W, 3) uint8 as PNG, atomically."""
-    encoded = BytesIO()  # writing directly to a file, Pillow would report a full disk as "encoder error"
-    Image.fromarray(image).save(encoded, format="png")
+def encoded_png(image: np.ndarray, record: Record | None = None) -> bytes:
+    """Return the PNG file of an image (H, W, 3) uint8, with the record of the settings that drew it."""
+    encoded = BytesIO()
+    Image.fromarray(image).save(encoded, format="png", pnginfo=record and record.png)
+    return encoded.getvalue()
+
+
+def write_png(path: Path, image: np.ndarray, record: Record | None = None) -> None:
+    """Write an image (H, W, 3) uint8 as PNG, atomically; see `encoded_png`."""
+    encoded = encoded_png(image, record)  # writing directly to a file, Pillow reports a full disk as "encoder error"
     with atomic_file(path) as file:
-        file.write(encoded.getbuffer())
+        file.write(encoded)
 
 
 def check_animation(path: Path, *sources: Path) -> None:
@@ -105,8 +112,11 @@ def check_animation(path: Path, *sources: Path) -> None:
         raise SettingsError(f"{path}: this Pillow cannot write animated WebP; give a .gif file")
 
 
-def write_animation(path: Path, frames: Sequence[np.ndarray]) -> None:
-    """Write images (H, W, 3) uint8 as an endless animation, WebP or GIF by the suffix; the last is shown longer."""
+def write_animation(path: Path, frames: Sequence[np.ndarray], record: Record | None = None) -> None:
+    """Write images (H, W, 3) uint8 as an endless animation, WebP or GIF by the suffix; the last is shown longer.
+
+    A WebP file gets the record of the settings that drew it. A GIF file has no place for it.
+    """
     pictures = [Image.fromarray(frame) for frame in frames]
     if path.suffix.lower() == ".gif":
         pictures = [picture.quantize(256) for picture in pictures]  # each frame has its own 256 colours
@@ -120,6 +130,7 @@ def write_animation(path: Path, frames: Sequence[np.ndarray]) -> None:
         duration=durations,
         loop=0,
         quality=90,
+        **({"exif": record.exif} if record and path.suffix.lower() == ".webp" else {}),
     )
     with atomic_file(path) as file:
         file.write(encoded.getbuffer())

@@ -46,6 +46,7 @@ TEXT_BYTES = 16 << 20  # of a list of class names
 GRAPH_BYTES = 2 << 30  # of an ONNX file: protobuf's own limit
 PICTURE_BYTES = 1 << 30
 PIXELS = 89_000_000
+RECORD_BYTES = 1 << 20  # of the settings in a picture: Pillow's own limit of a compressed text
 INTEGER = Range(-(2**63), 2**63 - 1)
 NAME_BYTES = 1024
 CLASS_NAME_LENGTH = 1024

@@ -29,6 +29,7 @@ LAYERS = (
     ("runtime.backends",),
     ("runtime.pipeline",),
     ("runtime.drafted",),
+    ("runtime.record",),
     ("runtime.images", "runtime.dump", "runtime.evaluation_set"),
     ("runtime.cli",),
     ("runtime.drawing",),
