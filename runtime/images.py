@@ -63,7 +63,7 @@ def read_picture(path: Path, side: int, smallest: int = 1) -> np.ndarray:
     picture = open_picture(path)
     if min(picture.size) < smallest:
         raise SettingsError(f"{path}: expected {smallest} or more pixels on each side, found {_size(picture)}")
-    return _fitted(picture, side)
+    return fitted(picture, side)
 
 
 def read_mask(path: Path, picture: Path, side: int) -> np.ndarray:
@@ -74,7 +74,7 @@ def read_mask(path: Path, picture: Path, side: int) -> np.ndarray:
     mask, expected = open_picture(path, "black"), open_picture(picture)
     if mask.size != expected.size:
         raise SettingsError(f"{path}: expected {_size(expected)} pixels like {picture}, found {_size(mask)}")
-    result: np.ndarray = _fitted(mask, side).mean(2) > 127.5
+    result: np.ndarray = fitted(mask, side).mean(2) > 127.5
     return result
 
 
@@ -136,7 +136,8 @@ def write_animation(path: Path, frames: Sequence[np.ndarray], record: Record | N
         file.write(encoded.getbuffer())
 
 
-def _fitted(picture: Image.Image, side: int) -> np.ndarray:
+def fitted(picture: Image.Image, side: int) -> np.ndarray:
+    """Return the middle square of an image, resized to (side, side, 3) uint8."""
     return np.asarray(ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS))
 
 

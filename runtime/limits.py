@@ -86,6 +86,7 @@ BATCHES = 64  # sizes that engines are built for
 PICTURES = Integers(1, 2**20)
 PICTURES_BEFORE = Range(0, 2**20)  # in a shared run
 THREADS = Integers(1, 1024)
+PORT = Integers(1, 65535)
 SEED = Integers(0, 2**64 - 1)
 STORED_SEED = Range(0, 2**63 - 1)  # of weights and calibrations: JSON files keep it
 SET_SEED = Integers(0, 2**24 - 1)  # of an evaluation set: the other 40 bits are the class and the index
