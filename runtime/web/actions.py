@@ -231,10 +231,10 @@ class Actions:
         image = fitted(on_paper(edit.image, "white"), model.image_size)
         if edit.box is not None:
             return image, edit.box
-        if edit.mask is None:
+        drawn = edit.mask and edit.mask.getchannel("A")
+        if drawn is None or drawn.getbbox() is None:
             raise SettingsError("mask: expected one; draw it on the image, or choose the box")
-        mask = fitted(edit.mask.getchannel("A").convert("RGB"), model.image_size)
-        return image, mask.mean(2) > 127.5
+        return image, fitted(drawn.convert("RGB"), model.image_size).mean(2) > 127.5
 
 
 def chart(seconds: dict[str, float]) -> str:

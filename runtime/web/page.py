@@ -52,7 +52,7 @@ def page(actions: Actions, folder: Path) -> gr.Blocks:
                 draw = gr.Button("Draw", variant="primary", elem_id="draw")
                 with gr.Accordion("Edit an image", open=False, visible=actions.can_edit, elem_id="edit"):
                     canvas = gr.ImageEditor(
-                        label="Image; draw over what shall change",
+                        label="Image: its middle square is used; paint the region",
                         type="pil",
                         sources=("upload", "clipboard"),
                         transforms=(),
@@ -62,7 +62,11 @@ def page(actions: Actions, folder: Path) -> gr.Blocks:
                         brush=gr.Brush(default_size=48, colors=["#ff4d00"], color_mode="fixed"),
                         elem_id="canvas",
                     )
-                    mode = gr.Radio(["inpaint", "outpaint"], value="inpaint", label="inpaint changes the region")
+                    mode = gr.Radio(
+                        ["inpaint", "outpaint"],
+                        value="inpaint",
+                        label="What is drawn anew: the region (inpaint) or the rest (outpaint)",
+                    )
                     kind = gr.Radio([MASK, BOX], value=MASK, label="Region", elem_id="region")
                     with gr.Row():
                         sides = [
