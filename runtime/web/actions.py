@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .. import limits
-from ..bundle.names import ENCODER, SMOOTH_BRIDGE, TINY_DECODER
+from ..bundle.names import DECODER, ENCODER, SMOOTH_BRIDGE, TINY_DECODER
 from ..drafted import DraftedPipeline
 from ..errors import SettingsError, VarEdgeError
 from ..images import encoded_png, fitted
@@ -78,8 +78,12 @@ class _Run:
 
     updates: queue.SimpleQueue[Update | None] = field(default_factory=queue.SimpleQueue)
     stop: threading.Event = field(default_factory=threading.Event)
-    seconds: dict[str, float] = field(default_factory=dict)
+    times: dict[tuple[int, str], float] = field(default_factory=dict)  # of each stage, by its place in the order
     images: dict[int, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        return {stage: self.times[place, stage] for place, stage in sorted(self.times)}
 
 
 class Actions:
@@ -169,9 +173,9 @@ class Actions:
                 Drawn(_file_name(record.picture(i)), encoded_png(image, record.picture(i)))
                 for i, image in enumerate(result.images)
             ]
-            run.updates.put(Update(f"{len(drawn)} image(s) in {seconds:.1f} s", None, drawn, dict(run.seconds)))
+            run.updates.put(Update(f"{len(drawn)} image(s) in {seconds:.1f} s", None, drawn, run.seconds))
         except Stopped as error:
-            run.updates.put(Update(str(error), seconds=dict(run.seconds)))
+            run.updates.put(Update(str(error), seconds=run.seconds))
         except VarEdgeError as error:
             run.updates.put(Update(f"Error: {error}"))
         except MemoryError:
@@ -214,8 +218,11 @@ class Actions:
         sides = self.pipeline.manifest.model.patch_nums
 
         def on_stage(graph: str, scale: int | None, seconds: float) -> None:
-            stage = graph if scale is None else f"{sides[scale]} × {sides[scale]}"
-            run.seconds[stage] = run.seconds.get(stage, 0) + seconds
+            if scale is None:
+                key = (len(sides) if DECODER in graph else -1, graph)
+            else:
+                key = (scale, f"{sides[scale]} × {sides[scale]}")
+            run.times[key] = run.times.get(key, 0) + seconds
 
         return on_stage
 
@@ -234,7 +241,8 @@ class Actions:
         drawn = edit.mask and edit.mask.getchannel("A")
         if drawn is None or drawn.getbbox() is None:
             raise SettingsError("mask: expected one; draw it on the image, or choose the box")
-        return image, fitted(drawn.convert("RGB"), model.image_size).mean(2) > 127.5
+        painted = drawn.point([0] + [255] * 255).convert("RGB")  # the brush is half transparent
+        return image, fitted(painted, model.image_size).mean(2) > 127.5
 
 
 def chart(seconds: dict[str, float]) -> str:
@@ -242,7 +250,7 @@ def chart(seconds: dict[str, float]) -> str:
     longest = max(seconds.values(), default=0) or 1
     rows = (
         f'<div class="stage"><span>{html.escape(stage)}</span>'
-        f'<i style="width:{60 * value / longest:.1f}%"></i>{value:.3f} s</div>'
+        f'<i style="width:{50 * value / longest:.1f}%"></i>{value:.3f} s</div>'
         for stage, value in seconds.items()
     )
     return f'<div class="stages">{"".join(rows)}</div>'

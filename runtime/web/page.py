@@ -16,8 +16,8 @@ from .actions import MOST, Actions, Edit, Update, Wish, chart
 # No fonts of other sites.
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 CSS = """
-.stage {display: flex; align-items: center; gap: .5em; font-size: .8em; line-height: 1.4}
-.stage span {width: 6.5em; text-align: right; white-space: nowrap}
+.stage {display: flex; white-space: nowrap; align-items: center; gap: .5em; font-size: .8em; line-height: 1.4}
+.stage span {width: 6.5em; text-align: right}
 .stage i {height: .7em; min-width: 1px; background: var(--color-accent)}
 """
 BOX, MASK = "box", "drawn mask"
@@ -59,7 +59,7 @@ def page(actions: Actions, folder: Path) -> gr.Blocks:
                         layers=False,
                         height=380,
                         buttons=[],
-                        brush=gr.Brush(default_size=48, colors=["#ff4d00"], color_mode="fixed"),
+                        brush=gr.Brush(colors=[("#ff4d00", 0.6)], color_mode="fixed"),
                         elem_id="canvas",
                     )
                     mode = gr.Radio(
@@ -121,8 +121,8 @@ def _wish(
     smooth: bool,
     previews: bool,
 ) -> Wish:
-    sampling = Sampling(float(cfg), int(top_k), float(top_p), smooth, int(guided), decoder)
-    return Wish(str(label or ""), str(seed), int(count), previews, sampling)
+    sampling = Sampling(cfg, top_k, top_p, bool(smooth), guided, decoder)  # checked by the action
+    return Wish(str(label or ""), str(seed), count, previews, sampling)
 
 
 def _layers(drawing: Any) -> tuple[Image.Image | None, Image.Image | None]:

@@ -50,7 +50,7 @@ def test_previews_come_before_the_images(actions: Actions, toy_bundle: Path, tmp
         assert (record.labels, record.seeds, record.top_k) == ((4,), (str(7 + i),), 5)
     assert [drawn.name for drawn in updates[-1].drawn] == [f"0004_golden-retriever_{seed}.png" for seed in (7, 8)]
     assert updates[-1].seconds is not None
-    assert set(updates[-1].seconds) == {"condition", "1 × 1", "2 × 2", "3 × 3", "decoder"}
+    assert [*updates[-1].seconds] == ["condition", "1 × 1", "2 × 2", "3 × 3", "decoder"]
 
 
 def test_without_previews_nothing_is_decoded_early(actions: Actions) -> None:
@@ -100,7 +100,9 @@ def test_a_visitor_who_leaves_stops_the_run(actions: Actions) -> None:
         ({"seed": "1e3"}, "Error: seed: expected an integer"),
         ({"seed": str(2**64 - 1)}, "Error: seed: expected"),  # of two images
         ({"count": 0}, "Error: images: expected 1 to 16, found 0"),
+        ({"count": None}, "Error: images: expected 1 to 16, found None"),
         ({"count": 10**9}, "Error: images: expected 1 to 16"),
+        ({"sampling": Sampling(cfg=None)}, "Error: cfg: expected"),  # a field that was emptied
         ({"sampling": Sampling(cfg=float("nan"))}, "Error: cfg: expected"),
         ({"sampling": Sampling(top_k=65)}, "Error: top_k: expected"),
         ({"sampling": Sampling(top_k=5, smooth=True)}, "Error: "),
@@ -140,7 +142,7 @@ def test_edit_with_mask_and_box(tiny_bundle: Path, tmp_path: Path) -> None:
     side = actions.pipeline.manifest.model.image_size
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
     mask = Image.new("RGBA", photo.size)
-    mask.paste((255, 80, 0, 255), (0, 0, side // 2, side))
+    mask.paste((255, 80, 0, 90), (0, 0, side // 2, side))
     expected = actions.pipeline.edit(np.asarray(photo), (0, 0, 1, 0.5), labels=1, seed=7).images[0]
     for edit in (Edit(photo.convert("RGBA"), mask, None, "inpaint"), Edit(photo, None, (0, 0, 1, 0.5), "inpaint")):
         (drawn,) = last(actions.edit("me", wish, edit)).drawn or []
@@ -162,8 +164,8 @@ def test_edit_with_mask_and_box(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_the_chart_escapes_and_scales() -> None:
     drawn = chart({"<b>": 2.0, "1 × 1": 1.0})
     assert "&lt;b&gt;" in drawn
-    assert 'width:60.0%"></i>2.000 s' in drawn
-    assert 'width:30.0%"></i>1.000 s' in drawn
+    assert 'width:50.0%"></i>2.000 s' in drawn
+    assert 'width:25.0%"></i>1.000 s' in drawn
     assert chart({"a": 0.0})
 
 

@@ -65,7 +65,9 @@ def url(python: Path, golden_bundle: Path, tmp_path_factory: pytest.TempPathFact
         yield f"http://127.0.0.1:{port}"
         server.terminate()
         rest, _ = server.communicate(timeout=20)
-        assert (server.returncode, rest) == (143, "terminated\n")  # and no traceback before
+        assert server.returncode == 143
+        assert rest.endswith("terminated\n")
+        assert "runtime/web" not in rest  # Gradio itself prints a traceback for a request that no page sends
         assert not list(home.glob("var-edge-web-*"))
     finally:
         server.kill()
@@ -166,6 +168,7 @@ def test_stop(page: Page) -> None:
     page.click("#stop")
     page.shows("stopped after scale")
     page.type("#count input[type=number]", "1")
+    page.click("#previews input")
     page.click("#draw")  # the server goes on
     page.shows("1 image(s) in")
 
@@ -174,6 +177,7 @@ def test_edit(page: Page, tmp_path: Path) -> None:
     from selenium.webdriver import ActionChains
 
     Image.fromarray(np.full((300, 256, 3), 90, np.uint8)).save(tmp_path / "photo.png")
+    page.click("#previews input")  # quicker
     page.click("#edit > button")
     page.upload(tmp_path / "photo.png")
 
@@ -197,15 +201,13 @@ def test_edit(page: Page, tmp_path: Path) -> None:
     assert Record.read(tmp_path / "edit.png").edit == "inpaint"
     page.click("#region input[value=box]")  # without a mask
     page.click("#start-edit")
-    page.shows("scale 1 of 10")
-    page.shows("1 image(s) in")
-    assert page.downloads() != [png]
+    page.wait(lambda: page.downloads() != [png], "another image")
 
 
 def test_wrong_input(page: Page, tmp_path: Path) -> None:
     page.type("#label input", "gold fish")
     page.click("#draw")
-    page.shows("Error: label 'gold fish': no class has this name; did you mean 1 (goldfish)?")
+    page.shows("Error: label 'gold fish': no class has this name; did you mean 1 (goldfish), 11 (goldfinch)")
     page.type("#label input", "1")
     page.type("#seed textarea, #seed input", "-1")
     page.click("#draw")
@@ -230,7 +232,7 @@ def test_absurd_counts_end_in_an_error_and_the_server_lives_on(page: Page, url: 
         answer = urllib.request.urlopen(f"{url}/gradio_api/call/on_draw/{event}", timeout=20).read().decode()
         assert "event: error" in answer or "Error: " in answer
         assert "image(s) in" not in answer
-    page.type("#label input", "1")
+    page.click("#previews input")
     page.click("#draw")
     page.shows("1 image(s) in")
 
@@ -241,9 +243,10 @@ def test_it_fits_the_screen_and_loads_nothing_from_elsewhere(browser: Any, url: 
     page = Page(browser, url, size)
     page.click("#edit > button")
     page.click("#settings > button")
-    page.type("#label input", "1")
+    page.click("#previews input")
     page.click("#draw")
     page.shows("1 image(s) in")
+    page.wait(lambda: page.all("#images img"), "the image")
     width = browser.execute_script("return document.documentElement.scrollWidth")
     assert width <= size[0]
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
