@@ -132,6 +132,12 @@ class Page:
     def shows(self, text: str) -> str:
         return str(self.wait(lambda: text in self.status and self.status, repr(text)))
 
+    def without_previews(self) -> None:
+        """Draw more quickly from now on."""
+        self.click("#settings > button")
+        self.wait(lambda: self.all("#previews input"), "the settings")
+        self.click("#previews input")
+
     def upload(self, file: Path) -> None:
         """Put an image into the editor, which is not ready at once."""
         inputs, canvas = "#canvas input[type=file]", "#canvas canvas"
@@ -168,7 +174,7 @@ def test_stop(page: Page) -> None:
     page.click("#stop")
     page.shows("stopped after scale")
     page.type("#count input[type=number]", "1")
-    page.click("#previews input")
+    page.without_previews()
     page.click("#draw")  # the server goes on
     page.shows("1 image(s) in")
 
@@ -177,7 +183,7 @@ def test_edit(page: Page, tmp_path: Path) -> None:
     from selenium.webdriver import ActionChains
 
     Image.fromarray(np.full((300, 256, 3), 90, np.uint8)).save(tmp_path / "photo.png")
-    page.click("#previews input")  # quicker
+    page.without_previews()
     page.click("#edit > button")
     page.upload(tmp_path / "photo.png")
 
@@ -232,7 +238,7 @@ def test_absurd_counts_end_in_an_error_and_the_server_lives_on(page: Page, url: 
         answer = urllib.request.urlopen(f"{url}/gradio_api/call/on_draw/{event}", timeout=20).read().decode()
         assert "event: error" in answer or "Error: " in answer
         assert "image(s) in" not in answer
-    page.click("#previews input")
+    page.without_previews()
     page.click("#draw")
     page.shows("1 image(s) in")
 
@@ -242,8 +248,7 @@ def test_it_fits_the_screen_and_loads_nothing_from_elsewhere(browser: Any, url: 
     browser.get_log("performance")
     page = Page(browser, url, size)
     page.click("#edit > button")
-    page.click("#settings > button")
-    page.click("#previews input")
+    page.without_previews()
     page.click("#draw")
     page.shows("1 image(s) in")
     page.wait(lambda: page.all("#images img"), "the image")
