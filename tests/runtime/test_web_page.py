@@ -261,6 +261,8 @@ def test_it_fits_the_screen_and_loads_nothing_from_elsewhere(browser: Any, url: 
     assert len(answered) > 5
     assert [address for address in answered if not address.startswith(ours)] == []
     assert [address for address in asked if not address.startswith(ours)] == []
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        assert "default-src 'self'" in answer.headers["content-security-policy"]  # whatever Gradio's next release loads
 
 
 def test_a_second_server_on_the_same_port(python: Path, url: str, golden_bundle: Path) -> None:
