@@ -10,7 +10,14 @@ import pdoc
 
 ROOT = Path(__file__).resolve().parents[1]
 LAZY = ("var_edge", "runtime")  # packages that import a name when it is first asked for
-MODULES = (*LAZY, "runtime.images", "runtime.dump", "runtime.backends.base", "runtime.bundle.manifest")
+MODULES = (
+    *LAZY,
+    "runtime.images",
+    "runtime.record",
+    "runtime.dump",
+    "runtime.backends.base",
+    "runtime.bundle.manifest",
+)
 
 
 def main() -> None:

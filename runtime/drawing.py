@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from .drafted import DraftedPipeline
     from .pipeline import Pipeline, Result, ScaleView
+    from .record import Record
 
 Command = Callable[..., Any]
 Options = Callable[[Command], Command]
@@ -179,6 +180,7 @@ class Files:
     preview_dir: Path | None = None
     animation: Path | None = None
     dump: Path | None = None
+    metadata: bool = True  # whether images hold the settings that drew them
 
     def check(self, *sources: Path) -> None:
         """Raise SettingsError if a file cannot be written or is one of `sources`. Call it before long work."""
@@ -202,31 +204,45 @@ class Files:
         """
         return Watch(bool(self.animation or self.preview_dir), with_logits, advance)
 
-    def write(self, sheet: np.ndarray, result: Result, watch: Watch) -> None:
-        """Write all files; `sheet` (H, W, 3) uint8 becomes `out`."""
+    def write(self, sheet: np.ndarray, result: Result, watch: Watch, record: Record) -> None:
+        """Write all files; `sheet` (H, W, 3) uint8 becomes `out`. `record` are the settings that drew it."""
         import numpy as np
 
         from .dump import write_dump
         from .images import grid, write_animation, write_png
 
+        stored = record if self.metadata else None
         previews = [grid(np.concatenate(batches)) for batches in watch.previews.values()]
         if self.preview_dir:
             self.preview_dir.mkdir(exist_ok=True)
             for k, preview in enumerate(previews):
-                write_png(self.preview_dir / f"scale_{k:02}.png", preview)
+                write_png(self.preview_dir / f"scale_{k:02}.png", preview, stored)
         if self.animation:
-            write_animation(self.animation, previews)
+            write_animation(self.animation, previews, stored)
         if self.dump:
             write_dump(self.dump, result, [np.concatenate(batches) for batches in watch.logits.values()])
-        write_png(self.out, sheet)
+        write_png(self.out, sheet, stored)
+
+
+metadata_option = click.option(
+    "--metadata/--no-metadata", default=True, help="Store the settings in each PNG and WebP file."
+)
 
 
 def file_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of `Files` to a command, which gets them as `files`."""
 
     @functools.wraps(command)
-    def run(*, out: Path, preview_dir: Path | None, animation: Path | None, dump: Path | None, **others: Any) -> None:
-        command(files=Files(out, preview_dir, animation, dump), **others)
+    def run(
+        *,
+        out: Path,
+        preview_dir: Path | None,
+        animation: Path | None,
+        dump: Path | None,
+        metadata: bool,
+        **others: Any,
+    ) -> None:
+        command(files=Files(out, preview_dir, animation, dump, metadata), **others)
 
     result: Callable[..., None] = together(
         click.option("--out", type=FILE, default=Path("picture.png"), help="PNG file to write."),
@@ -237,6 +253,7 @@ def file_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Also write the image after each scale as one animation, a .webp or .gif file.",
         ),
         click.option("--dump", type=FILE, help="Also write tokens and images to this .npz file."),
+        metadata_option,
     )(run)
     return result
 

@@ -70,6 +70,7 @@ def main(
     from .bundle.manifest import Manifest
     from .editing import greyed, kept_cells
     from .images import grid, read_mask, read_picture
+    from .record import Record
 
     files.check(*loading.sources(bundle, image, mask))
     manifest = Manifest.load(bundle, verify=False)
@@ -79,13 +80,14 @@ def main(
     kept = kept_cells(region, mode, model)
     with progress_bar() as progress:
         pipeline = loading.pipeline(bundle)
+        record = Record.of(pipeline, wanted, **settings, edit=mode)
         watch = files.watch(counter(progress, "drawing", len(wanted) * model.tokens))
         start = time.perf_counter()
         result = pipeline.edit(picture, region, mode, wanted, on_scale=watch.of(pipeline), **settings)
         seconds = time.perf_counter() - start
     before = [picture, greyed(picture, kept)] if compare else []
     images = [*before, *result.images]
-    files.write(grid(np.stack(images), len(images) if compare else None), result, watch)
+    files.write(grid(np.stack(images), len(images) if compare else None), result, watch, record)
     click.echo(f"{files.out}: {len(wanted)} edit(s) in {seconds:.1f} s with {pipeline.drawn_with}")
 
 

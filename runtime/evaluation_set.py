@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from . import limits
-from .bundle.manifest import Manifest
 from .bundle.schema import load
 from .drafted import DraftedPipeline
 from .errors import SettingsError
@@ -26,9 +25,11 @@ from .files.outputs import SET, check_folder
 from .images import open_picture, write_png
 from .limits import shown
 from .pipeline import Pipeline, ScaleView
+from .record import Record, kind_of_backend
 from .sampling import BATCH, EVALUATION, Sampling
 
-SCHEMA_VERSION = 3  # version 2 had no shortcuts; in version 1 samples.npz was in the order of the classes
+# Version 3 had no records in its images, 2 no shortcuts; in 1 samples.npz was in the order of the classes.
+SCHEMA_VERSION = 4
 SETTINGS, SAMPLES = "settings.json", "samples.npz"
 Advance = Callable[[float], None]  # called with the number of images, or the fraction of one, that was done
 
@@ -64,7 +65,7 @@ class EvaluationSet:
     schema_version: int
     model: str
     precision: str
-    bundle: str  # SHA-256, see `fingerprint`
+    bundle: str  # SHA-256, see `Manifest.fingerprint`
     backend: str  # see `kind_of_backend`
     image_size: int
     classes: tuple[int, ...]
@@ -80,6 +81,7 @@ class EvaluationSet:
     draft_backend: str | None
     draft_scales: int
     batch: int
+    metadata: bool  # whether each image holds its `Record`
 
     @classmethod
     def of(
@@ -90,6 +92,7 @@ class EvaluationSet:
         seed: int = 0,
         sampling: Sampling = EVALUATION,
         batch: int = BATCH,
+        metadata: bool = True,
     ) -> EvaluationSet:
         """Return the set that this pipeline draws, by default of all classes. Raises SettingsError.
 
@@ -116,7 +119,7 @@ class EvaluationSet:
             schema_version=SCHEMA_VERSION,
             model=model.name,
             precision=str(pipeline.manifest.precision),
-            bundle=fingerprint(Manifest.load(pipeline.bundle, verify=False)),  # engines differ by machine
+            bundle=(pipeline.refiner if isinstance(pipeline, DraftedPipeline) else pipeline).fingerprint,
             backend=kind_of_backend(pipeline.backend.name),
             image_size=model.image_size,
             classes=tuple(labels),
@@ -127,11 +130,12 @@ class EvaluationSet:
             top_p=float(sampling.top_p),
             guidance_scales=sampling.scales_guided,
             decoder=sampling.decoder,
-            draft=fingerprint(Manifest.load(draft.bundle, verify=False)) if draft else None,
+            draft=draft.fingerprint if draft else None,
             draft_precision=str(draft.manifest.precision) if draft else None,
             draft_backend=kind_of_backend(draft.backend.name) if draft else None,
             draft_scales=draft_scales,
             batch=batch,
+            metadata=metadata,
         )
 
     @cached_property
@@ -185,8 +189,9 @@ class EvaluationSet:
             result = pipeline.generate(labels, seeds, batch=self.batch, on_scale=hook, sampling=sampling)
             if whole:
                 advance(len(batch))
-            for picture, image in zip(batch, result.images, strict=True):
-                write_png(folder / picture.file, image)
+            record = Record.of(pipeline, labels, seeds, self.batch, sampling) if self.metadata else None
+            for i, (picture, image) in enumerate(zip(batch, result.images, strict=True)):
+                write_png(folder / picture.file, image, record and record.picture(i))
 
     def write_samples(self, folder: Path, advance: Advance) -> None:
         """Write `samples.npz` with `arr_0` (N, H, W, 3) uint8, which the FID toolkit of guided diffusion reads.
@@ -215,21 +220,6 @@ class EvaluationSet:
                 raise SettingsError(
                     f"{path}: another set: {key}: expected {expected!r:.50}, found {value!r:.50}; give {another}"
                 )
-
-
-def kind_of_backend(name: str) -> str:
-    """Return the kind of a backend: `onnxruntime`, `onnxruntime on cuda` or a flavour of TensorRT.
-
-    Backends of one kind round alike. The name of a backend also gives its threads, version, GPU and unused engines.
-    """
-    engine, on_gpu = name.split(" ")[0], name.startswith("onnxruntime on ")
-    return f"{engine} on cuda" if on_gpu else engine
-
-
-def fingerprint(manifest: Manifest) -> str:
-    """Return the SHA-256 of the names and hashes of a bundle's files. It is the same for every export of the bundle."""
-    lines = [f"{name} {file.sha256}\n" for name, file in sorted(manifest.files.items())]
-    return sha256("".join(lines).encode()).hexdigest()
 
 
 def _pixels(path: Path, shape: tuple[int, ...]) -> bytes:

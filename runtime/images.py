@@ -18,6 +18,7 @@ from .files.atomic import atomic_file
 from .files.bounded import open_file
 from .files.outputs import check_target
 from .pixels import full_scale, on_paper
+from .record import Record
 
 GAP = 4  # pixels between two images of a grid
 PAPER = 255
@@ -62,7 +63,7 @@ def read_picture(path: Path, side: int, smallest: int = 1) -> np.ndarray:
     picture = open_picture(path)
     if min(picture.size) < smallest:
         raise SettingsError(f"{path}: expected {smallest} or more pixels on each side, found {_size(picture)}")
-    return _fitted(picture, side)
+    return fitted(picture, side)
 
 
 def read_mask(path: Path, picture: Path, side: int) -> np.ndarray:
@@ -73,7 +74,7 @@ def read_mask(path: Path, picture: Path, side: int) -> np.ndarray:
     mask, expected = open_picture(path, "black"), open_picture(picture)
     if mask.size != expected.size:
         raise SettingsError(f"{path}: expected {_size(expected)} pixels like {picture}, found {_size(mask)}")
-    result: np.ndarray = _fitted(mask, side).mean(2) > 127.5
+    result: np.ndarray = fitted(mask, side).mean(2) > 127.5
     return result
 
 
@@ -89,12 +90,18 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     return sheet
 
 
-def write_png(path: Path, image: np.ndarray) -> None:
-    """Write an image (H, W, 3) uint8 as PNG, atomically."""
-    encoded = BytesIO()  # writing directly to a file, Pillow would report a full disk as "encoder error"
-    Image.fromarray(image).save(encoded, format="png")
+def encoded_png(image: np.ndarray, record: Record | None = None) -> bytes:
+    """Return the PNG file of an image (H, W, 3) uint8, with the record of the settings that drew it."""
+    encoded = BytesIO()
+    Image.fromarray(image).save(encoded, format="png", pnginfo=record and record.png)
+    return encoded.getvalue()
+
+
+def write_png(path: Path, image: np.ndarray, record: Record | None = None) -> None:
+    """Write an image (H, W, 3) uint8 as PNG, atomically; see `encoded_png`."""
+    encoded = encoded_png(image, record)  # writing directly to a file, Pillow reports a full disk as "encoder error"
     with atomic_file(path) as file:
-        file.write(encoded.getbuffer())
+        file.write(encoded)
 
 
 def check_animation(path: Path, *sources: Path) -> None:
@@ -105,8 +112,11 @@ def check_animation(path: Path, *sources: Path) -> None:
         raise SettingsError(f"{path}: this Pillow cannot write animated WebP; give a .gif file")
 
 
-def write_animation(path: Path, frames: Sequence[np.ndarray]) -> None:
-    """Write images (H, W, 3) uint8 as an endless animation, WebP or GIF by the suffix; the last is shown longer."""
+def write_animation(path: Path, frames: Sequence[np.ndarray], record: Record | None = None) -> None:
+    """Write images (H, W, 3) uint8 as an endless animation, WebP or GIF by the suffix; the last is shown longer.
+
+    A WebP file gets the record of the settings that drew it. A GIF file has no place for it.
+    """
     pictures = [Image.fromarray(frame) for frame in frames]
     if path.suffix.lower() == ".gif":
         pictures = [picture.quantize(256) for picture in pictures]  # each frame has its own 256 colours
@@ -120,12 +130,14 @@ def write_animation(path: Path, frames: Sequence[np.ndarray]) -> None:
         duration=durations,
         loop=0,
         quality=90,
+        **({"exif": record.exif} if record and path.suffix.lower() == ".webp" else {}),
     )
     with atomic_file(path) as file:
         file.write(encoded.getbuffer())
 
 
-def _fitted(picture: Image.Image, side: int) -> np.ndarray:
+def fitted(picture: Image.Image, side: int) -> np.ndarray:
+    """Return the middle square of an image, resized to (side, side, 3) uint8."""
     return np.asarray(ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS))
 
 

@@ -125,6 +125,7 @@ class Pipeline:
         self._closed = False
         self.bundle = path
         self.manifest = Manifest.load(path, verify)
+        self.fingerprint = self.manifest.fingerprint  # of the bundle itself: engines differ by machine
         self.classes = ClassNames.load(path, self.manifest)
         if isinstance(backend, str):
             backend = created = create(backend, path, self.manifest, threads, verify)
@@ -234,7 +235,7 @@ class Pipeline:
             raise SettingsError(f"labels: expected at most {limits.PICTURES.most} for one call, found {len(numbers)}")
         if batch not in limits.BATCH:
             raise SettingsError(f"batch: expected {limits.BATCH}, found {shown(batch)}")
-        seeds = _seeds(seed, len(numbers))
+        seeds = image_seeds(seed, len(numbers))
         checked = self._check_kept(*kept, len(numbers))
         return _Request(numbers, seeds, batch, sampling, checked, on_scale, on_stage, observe)
 
@@ -400,8 +401,8 @@ class Pipeline:
         return [array.repeat(count // len(array), axis=0) for array in arrays]
 
 
-def _seeds(seed: int | Sequence[int], count: int) -> Sequence[int]:
-    """Return one seed for each image. Raises SettingsError."""
+def image_seeds(seed: int | Sequence[int], count: int) -> Sequence[int]:
+    """Return one seed for each of `count` images. Raises SettingsError."""
     if not isinstance(seed, Sequence):
         check_seed(seed, count)
         return range(int(seed), int(seed) + count)

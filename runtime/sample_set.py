@@ -10,7 +10,7 @@ import click
 
 from . import limits
 from .cli import FILE, Number, command, reports_errors
-from .drawing import Loading, loading_options, sampling_options
+from .drawing import Loading, loading_options, metadata_option, sampling_options
 from .files.outputs import SET, check_folder
 from .limits import shown
 from .progress import counter, progress_bar
@@ -37,6 +37,7 @@ from .sampling import BATCH, EVALUATION
 @sampling_options(EVALUATION)
 @click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Number of images drawn together.")
 @loading_options
+@metadata_option
 @reports_errors
 def main(
     bundle: Path,

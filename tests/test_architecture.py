@@ -29,10 +29,18 @@ LAYERS = (
     ("runtime.backends",),
     ("runtime.pipeline",),
     ("runtime.drafted",),
+    ("runtime.record",),
     ("runtime.images", "runtime.dump", "runtime.evaluation_set"),
     ("runtime.cli",),
     ("runtime.drawing",),
-    ("runtime.generate", "runtime.edit", "runtime.sample_set", "runtime.bench", "runtime.cpp"),  # commands
+    (
+        "runtime.generate",
+        "runtime.edit",
+        "runtime.sample_set",
+        "runtime.bench",
+        "runtime.cpp",
+        "runtime.web",
+    ),  # commands
     ("runtime.",),
     ("var_edge.",),  # the facade; the packages above ask it whether a file of the user's stands in the way
     ("export.", "export.checkpoint.recipe"),

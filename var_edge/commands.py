@@ -18,6 +18,7 @@ COMMANDS = {
     "engine": ("export.engine.__main__", "Build the TensorRT engines of a bundle."),
     "generate": ("runtime.generate", "Draw one image for each label."),
     "edit": ("runtime.edit", "Draw a part of an image anew and keep the rest."),
+    "web": ("runtime.web.__main__", "Serve a page in the browser to draw and edit images on."),
     "sample-set": ("runtime.sample_set", "Draw the images that FID and IS are computed from."),
     "verify": ("export.verify.__main__", "Compare bundles and engines with the PyTorch model."),
     "fidelity": ("export.fidelity", "Compare the logits of one bundle with those of another."),

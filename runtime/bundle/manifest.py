@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -133,6 +134,12 @@ class Manifest:
     graphs: dict[str, Graph]
     files: dict[str, File]
     provenance: Provenance
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the names and hashes of the bundle's files. It is the same for every export of the bundle."""
+        lines = [f"{name} {file.sha256}\n" for name, file in sorted(self.files.items())]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     @property
     def vqvae_sha256(self) -> str | None:

@@ -56,6 +56,9 @@ def parse(kind: type[T], value: Any, where: str) -> T:
     if origin is dict and isinstance(value, dict):
         return {key: parse(args[1], item, f"{where}.{key:.60}") for key, item in value.items()}  # type: ignore[return-value]
     allowed = args if origin in (Union, types.UnionType) else (kind,)
+    for option in filter(dataclasses.is_dataclass, allowed):
+        if isinstance(value, dict):
+            return parse(option, value, where)  # type: ignore[arg-type,return-value]
     if kind is Any or type(value) in allowed:  # not isinstance: a bool is not accepted as an integer
         result: T = value
         return result
@@ -84,14 +87,13 @@ def _parse_dataclass(kind: type[T], value: Any, where: str) -> T:
 
 
 def _name(kind: Any) -> str:
-    names: dict[Any, str] = {
+    names: dict[Any, str] = {  # all others are objects
         int: "an integer",
         float: "a number",
         str: "a string",
         bool: "true or false",
         type(None): "null",
         tuple: "a list",
-        dict: "an object",
     }
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    return " or ".join(names[get_origin(kind) or kind] for kind in kinds)
+    return " or ".join(names.get(get_origin(kind) or kind, "an object") for kind in kinds)

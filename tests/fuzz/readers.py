@@ -26,8 +26,9 @@ from runtime.bundle.schema import load
 from runtime.bundle.weight_file import read_header
 from runtime.cli import Number, batch_sizes
 from runtime.evaluation_set import EvaluationSet
-from runtime.images import read_picture
+from runtime.images import encoded_png, read_picture
 from runtime.limits import SEED
+from runtime.record import DrawnBy, Record
 from tests.runtime.toy import write_bundle
 
 
@@ -88,6 +89,7 @@ def readers(folder: Path) -> list[Reader]:
             "onnxruntime",
             2,
             8,
+            True,
         )
     )
 
@@ -118,8 +120,22 @@ def readers(folder: Path) -> list[Reader]:
         Reader(WEIGHTS, [weights, weights[:4000]], read_header),
         Reader("checkpoint.pth", _checkpoints(), lambda path: recipe_text(path, path)),
         Reader("labels", [b"tench, Tinca tinca", b"0,4", b"golden retriever", b"1,8"], of_text),
+        Reader("record", [_record().text.encode()], lambda path: Record.parsed(path.read_bytes(), str(path))),
+        Reader("recorded picture", _recorded(), Record.read),
         Reader("picture", _pictures(), lambda path: read_picture(path, 16)),
     ]
+
+
+def _record() -> Record:
+    drawn = DrawnBy("toy", "fp32", "0" * 64, "onnxruntime")
+    settings = (8, 4.0, 900, 0.95, False, 10, "full", None)
+    return Record(1, "0.1.0", drawn, drawn, 4, (1, 4), ("goldfish", "crane"), ("0", str(2**64 - 1)), *settings)
+
+
+def _recorded() -> list[bytes]:
+    colours, file = np.zeros((4, 4, 3), np.uint8), io.BytesIO()
+    Image.fromarray(colours).save(file, "WEBP", exif=_record().exif)
+    return [encoded_png(colours, _record()), file.getvalue()]
 
 
 def _json(document: object) -> bytes:

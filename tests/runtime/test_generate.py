@@ -173,7 +173,7 @@ import signal, sys
 import runtime.generate, runtime.images
 from runtime.files.atomic import atomic_file
 
-def interrupted(path, image):
+def interrupted(path, image, record):
     with atomic_file(path) as file:
         file.write(b"half")
         signal.raise_signal(signal.SIGINT)

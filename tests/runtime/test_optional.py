@@ -15,6 +15,7 @@ import calibration.__main__
 import export.__main__
 import export.engine.__main__
 import runtime.bench.__main__
+import runtime.web.__main__
 from runtime.optional import INSTALL, advice, require
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,7 @@ def absent(monkeypatch: pytest.MonkeyPatch) -> set[str]:
             "matplotlib",
             "--plot: needs matplotlib",
         ),
+        (runtime.web.__main__.main, ["--bundle", "BUNDLE"], "gradio", "runtime.web: needs gradio"),
     ],
 )
 def test_before_any_work(

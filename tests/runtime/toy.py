@@ -137,7 +137,7 @@ CONSTANTS = {
 }
 
 
-def write_bundle(folder: Path, half: float = HALF, tiny: bool = False) -> Manifest:
+def write_bundle(folder: Path, half: float = HALF, tiny: bool = False, class_file: str = CLASS_FILE) -> Manifest:
     """Write the toy bundle and return its manifest. Another `half` makes another model of the same VQVAE.
 
     With `tiny` it has a tiny decoder, whose pixels are `half` as bright.
@@ -145,7 +145,7 @@ def write_bundle(folder: Path, half: float = HALF, tiny: bool = False) -> Manife
     folder.mkdir(parents=True)
     tensors = resize_matrices()
     save_file(tensors, folder / WEIGHTS)
-    (folder / "classes.txt").write_text(CLASS_FILE)
+    (folder / "classes.txt").write_text(class_file, encoding="utf-8")
     texts = GRAPHS | ({"decoder_tiny": TINY} if tiny else {})
     graphs = {name: _write_graph(folder, name, text, {"half": np.float32(half)}) for name, text in texts.items()}
     manifest = Manifest(

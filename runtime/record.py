@@ -1,0 +1,260 @@
+"""The record of a picture: all settings that drew it, as one JSON object inside the image file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from . import limits
+from .bundle.classes import NO_CLASS, ClassNames
+from .bundle.manifest import Manifest
+from .bundle.schema import parse
+from .drafted import DraftedPipeline
+from .errors import SettingsError, VarEdgeError
+from .files.bounded import open_file, parse_json
+from .limits import shown
+from .pipeline import Pipeline, image_seeds
+from .sampling import DECODERS, Sampling
+from .version import __version__
+
+SCHEMA_VERSION = 1
+KEY = "var-edge"  # keyword of the text chunk in a PNG file
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # where a WebP file has the record
+UTF8 = b"\0" * 8  # begins a user comment of no declared encoding
+RANGES = {
+    "cfg": limits.CFG,
+    "top_k": limits.TOP_K,
+    "top_p": limits.TOP_P,
+    "guidance_scales": limits.GUIDANCE_SCALES,
+    "batch": limits.BATCH,
+    "draft_scales": limits.DRAFT_SCALES,
+}
+
+
+@dataclass(frozen=True)
+class DrawnBy:
+    """A bundle, and what ran it."""
+
+    model: str
+    precision: str
+    bundle: str  # `Pipeline.fingerprint`
+    backend: str  # see `kind_of_backend`
+
+    @classmethod
+    def of(cls, pipeline: Pipeline) -> DrawnBy:
+        manifest, backend = pipeline.manifest, kind_of_backend(pipeline.backend.name)
+        return cls(manifest.model.name, str(manifest.precision), pipeline.fingerprint, backend)
+
+    def __str__(self) -> str:
+        return f"{self.model} in {self.precision} ({self.bundle:.12}…)"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one image file shows: one image, or the images of a grid in its order, and the settings that drew them."""
+
+    schema_version: int
+    version: str  # of VAR Edge
+    drawn_by: DrawnBy
+    draft: DrawnBy | None
+    draft_scales: int  # 0 without a draft
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]  # the first name of each label; empty if the bundle has no names
+    seeds: tuple[str, ...]  # as text, because many readers of JSON round integers above 2^53
+    batch: int
+    cfg: float
+    top_k: int
+    top_p: float
+    smooth: bool
+    guidance_scales: int
+    decoder: str
+    edit: str | None  # "inpaint" or "outpaint" if the image is an edit
+
+    @classmethod
+    def of(
+        cls,
+        pipeline: Pipeline | DraftedPipeline,
+        labels: int | str | Sequence[int | str],
+        seed: int | Sequence[int],
+        batch: int,
+        sampling: Sampling,
+        edit: str | None = None,
+    ) -> Record:
+        """Return the record of the images that `pipeline` draws with these arguments of `generate`.
+
+        `edit` is the mode of an edit. Raises SettingsError.
+        """
+        model = pipeline.manifest.model
+        chosen = sampling.fitted(model.vocab_size, len(model.patch_nums))
+        numbers = pipeline.classes.labels(labels)
+        if isinstance(pipeline, DraftedPipeline):
+            refiner, draft, draft_scales = pipeline.refiner, pipeline.draft, pipeline.draft_scales
+        else:
+            refiner, draft, draft_scales = pipeline, None, 0
+        return cls(
+            schema_version=SCHEMA_VERSION,
+            version=__version__,
+            drawn_by=DrawnBy.of(refiner),
+            draft=DrawnBy.of(draft) if draft and draft_scales else None,
+            draft_scales=draft_scales,
+            labels=tuple(numbers),
+            classes=_names(pipeline.classes, numbers),
+            seeds=tuple(map(str, image_seeds(seed, len(numbers)))),
+            batch=batch,
+            cfg=float(chosen.cfg),
+            top_k=chosen.tokens_kept,
+            top_p=float(chosen.top_p),
+            smooth=chosen.smooth,
+            guidance_scales=chosen.scales_guided,
+            decoder=chosen.decoder,
+            edit=edit,
+        )
+
+    def picture(self, index: int) -> Record:
+        """Return the record of one of the images, as it is drawn alone."""
+        one = slice(index, index + 1)
+        return replace(self, labels=self.labels[one], classes=self.classes[one], seeds=self.seeds[one], batch=1)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `Pipeline.generate` that draw the images again."""
+        sampling = Sampling(self.cfg, self.top_k, self.top_p, self.smooth, self.guidance_scales, self.decoder)
+        return {"labels": self.labels, "seed": [*map(int, self.seeds)], "batch": self.batch, "sampling": sampling}
+
+    def other_engine(self, other: Record) -> str | None:
+        """Return a note if another engine drew the images of the record `other`, which may round differently."""
+        pairs = [(self.drawn_by, other.drawn_by), (self.draft, other.draft)]
+        for ours, theirs in pairs:
+            if ours and theirs and ours.backend != theirs.backend:
+                return f"drawn with {theirs.backend}, now with {ours.backend}, so it may differ in places"
+        return None
+
+    @property
+    def text(self) -> str:
+        """The JSON object, on one line."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    @property
+    def png(self) -> PngInfo:
+        """The text chunk for Pillow: tEXt, or iTXt if a name has letters outside of Latin-1."""
+        info = PngInfo()
+        info.add_text(KEY, self.text)
+        return info
+
+    @property
+    def exif(self) -> Image.Exif:
+        """The same for a WebP file: the user comment in its EXIF."""
+        exif = Image.Exif()
+        exif[EXIF_IFD] = {USER_COMMENT: UTF8 + self.text.encode()}
+        return exif
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """Read the record in a PNG or WebP file, without decoding the image. Raises SettingsError."""
+        with open_file(path, limits.PICTURE_BYTES, SettingsError) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a large picture
+            try:
+                with Image.open(file, formats=["PNG", "WEBP"]) as picture:
+                    found = _stored(picture)
+            except MemoryError:
+                raise
+            except Exception as error:  # Pillow raises errors of many types for broken files
+                reason = "no PNG or WebP file" if isinstance(error, UnidentifiedImageError) else str(error)
+                advice = "give a file that VAR Edge wrote"
+                raise SettingsError(f"{path}: its settings cannot be read ({reason}); {advice}") from None
+        if found is None:
+            advice = "it is not of VAR Edge, was written with --no-metadata, or was edited by another program"
+            raise SettingsError(f"{path}: holds no settings; {advice}")
+        return cls.parsed(found, str(path))
+
+    @classmethod
+    def parsed(cls, data: bytes, where: str) -> Record:
+        """Read and check the JSON object. Raises SettingsError; its message begins with `where`."""
+        if len(data) > limits.RECORD_BYTES:
+            raise SettingsError(f"{where}: expected settings of at most {limits.RECORD_BYTES} bytes, found {len(data)}")
+        document = parse_json(data, f"{where}: settings", SettingsError)
+        version = document.get("schema_version") if isinstance(document, dict) else None
+        if version != SCHEMA_VERSION:
+            found = f"expected settings of schema_version {SCHEMA_VERSION}, found {shown(version)}"
+            raise SettingsError(f"{where}: {found}; another version of VAR Edge wrote it")
+        try:
+            record = parse(cls, document, f"{where}: settings")
+        except VarEdgeError as error:
+            raise SettingsError(str(error)) from None
+        record._check(f"{where}: settings")
+        return record
+
+    def check_repeatable(self, where: Path, bundle: Path, draft: Path | None, draft_scales: int | None) -> None:
+        """Raise SettingsError unless these bundles draw the images of the file `where` again.
+
+        Raises BundleError for a damaged bundle.
+        """
+        if self.edit:
+            raise SettingsError(f"{where}: an edit, which needs the image that was edited; run runtime.edit")
+        self._check_bundle(f"{where}: drawn by", self.drawn_by, bundle, "--bundle")
+        if (draft_scales or 0) != self.draft_scales:
+            counts = f"expected a draft of {self.draft_scales} scale(s), found {draft_scales or 0}"
+            advice = f"--draft DIR --draft-scales {self.draft_scales}" if self.draft_scales else "no --draft"
+            raise SettingsError(f"{where}: {counts}; give {advice}")
+        if self.draft and draft:
+            self._check_bundle(f"{where}: drafted by", self.draft, draft, "--draft")
+
+    @staticmethod
+    def _check_bundle(what: str, expected: DrawnBy, bundle: Path, option: str) -> None:
+        manifest = Manifest.load(bundle, verify=False)
+        if manifest.fingerprint != expected.bundle:
+            found = replace(
+                expected, model=manifest.model.name, precision=str(manifest.precision), bundle=manifest.fingerprint
+            )
+            advice = f"give that bundle as {option}, or draw by hand: --label, --seed, …"
+            raise SettingsError(f"{what} {expected}, found {found} in {bundle}; {advice}")
+
+    def _check(self, where: str) -> None:
+        """Raise SettingsError for a value outside its range. What depends on the model is checked by `generate`."""
+        for key, allowed in RANGES.items():
+            if (value := getattr(self, key)) not in allowed:
+                raise SettingsError(f"{where}.{key}: expected {allowed}, found {shown(value)}")
+        if self.decoder not in DECODERS:
+            raise SettingsError(f"{where}.decoder: expected {' or '.join(DECODERS)}, found {shown(self.decoder)}")
+        if (self.draft is None) != (self.draft_scales == 0):
+            raise SettingsError(f"{where}.draft: expected one where draft_scales is above 0, and only there")
+        if len(self.labels) not in limits.PICTURES or len(self.seeds) != len(self.labels):
+            counts = f"{len(self.labels)} and {len(self.seeds)}"
+            raise SettingsError(f"{where}: expected one or more labels and as many seeds, found {counts}")
+        for seed in self.seeds:
+            if not re.fullmatch("[0-9]{1,20}", seed) or int(seed) not in limits.SEED:
+                raise SettingsError(f"{where}.seeds: expected integers of {limits.SEED}, found {shown(seed)}")
+
+
+def kind_of_backend(name: str) -> str:
+    """Return the kind of a backend: `onnxruntime`, `onnxruntime on cuda` or a flavour of TensorRT.
+
+    Backends of one kind round alike. The name of a backend also gives its threads, version, GPU and unused engines.
+    """
+    engine, on_gpu = name.split(" ")[0], name.startswith("onnxruntime on ")
+    return f"{engine} on cuda" if on_gpu else engine
+
+
+def _names(classes: ClassNames, labels: Sequence[int]) -> tuple[str, ...]:
+    """Return the first name of each label; nothing if the bundle has no names."""
+    if not classes.names:
+        return ()
+    return tuple(NO_CLASS if label == classes.num_classes else classes.names[label][0] for label in labels)
+
+
+def _stored(picture: Image.Image) -> bytes | None:
+    """Return the JSON text in an image file, or None."""
+    if picture.format == "PNG":
+        text = picture.info.get(KEY)  # chunks before the pixels
+        return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else None
+    comment = picture.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
+    return comment.removeprefix(UTF8) if isinstance(comment, bytes) else None

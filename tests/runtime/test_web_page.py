@@ -1,0 +1,275 @@
+"""The page of runtime.web in a browser: draw, stop, edit, wrong input, and nothing from another site."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime import Pipeline
+from runtime.record import Record
+from tests import web_environment
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+DESKTOP, PHONE = (1280, 900), (390, 844)
+SECONDS = 30  # to wait for anything
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
+    """The interpreter of an environment with Gradio."""
+    if not BROWSER or not DRIVER:
+        pytest.skip("no Chromium to look at the page with: apt-get install chromium chromium-driver")
+    pytest.importorskip("selenium", reason="selenium is not installed, which drives the browser: pip install selenium")
+    with (web_environment.ROOT / ".venv" / "web.lock").open("w") as lock:  # other processes of the suite
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            web_environment.make()
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("Gradio could not be installed: python tests/web_environment.py")
+    return web_environment.PYTHON
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def url(python: Path, golden_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A page of a model that takes seconds for an image, so that it can be stopped."""
+    port, home = free_port(), tmp_path_factory.mktemp("home")
+    command = [python, "-m", "runtime.web", "--bundle", golden_bundle, "--port", str(port)]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(home), "TMPDIR": str(home), "PYTHONUNBUFFERED": "1"}
+    server = subprocess.Popen(
+        command, env=environment, cwd=web_environment.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        assert server.stdout
+        line = server.stdout.readline()
+        assert line.startswith(f"http://127.0.0.1:{port}: "), line + server.stdout.read()
+        yield f"http://127.0.0.1:{port}"
+        server.terminate()
+        rest, _ = server.communicate(timeout=20)
+        assert server.returncode == 143
+        assert rest.endswith("terminated\n")
+        assert "runtime/web" not in rest  # Gradio itself prints a traceback for a request that no page sends
+        assert not list(home.glob("var-edge-web-*"))
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def browser(python: Path) -> Iterator[Any]:
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser: Any, url: str) -> Page:
+    return Page(browser, url)
+
+
+class Page:
+    """What a visitor does and sees."""
+
+    def __init__(self, browser: Any, url: str, size: tuple[int, int] = DESKTOP) -> None:
+        self.browser = browser
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        browser.get(url)
+        self.wait(lambda: self.all("#draw"), "the page")
+
+    def all(self, selector: str) -> list[Any]:
+        return list(self.browser.find_elements("css selector", selector))
+
+    def wait(self, condition: Callable[[], Any], what: str) -> Any:
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            try:
+                if found := condition():
+                    return found
+            except Exception as error:
+                if "stale element" not in str(error):
+                    raise
+            time.sleep(0.05)
+        raise AssertionError(f"waited {SECONDS} s for {what}; status {self.status!r}")
+
+    def click(self, selector: str) -> None:
+        (element, *_) = self.all(selector)
+        self.browser.execute_script("arguments[0].click()", element)
+
+    def type(self, selector: str, text: str) -> None:
+        (element, *_) = self.all(selector)
+        element.send_keys("\ue009a\ue000", text, "\ue004")  # control-A, the text, tab
+
+    @property
+    def status(self) -> str:
+        return str(self.all("#status textarea")[0].get_attribute("value"))
+
+    def shows(self, text: str) -> str:
+        return str(self.wait(lambda: text in self.status and self.status, repr(text)))
+
+    def without_previews(self) -> None:
+        """Draw more quickly from now on."""
+        self.click("#settings > button")
+        self.wait(lambda: self.all("#previews input"), "the settings")
+        self.click("#previews input")
+
+    def upload(self, file: Path) -> None:
+        """Put an image into the editor, which is not ready at once."""
+        inputs, canvas = "#canvas input[type=file]", "#canvas canvas"
+        self.wait(lambda: self.all(inputs) and self.all(canvas), "the editor")
+        time.sleep(0.5)
+        self.all(inputs)[0].send_keys(str(file))
+        time.sleep(0.5)
+
+    def downloads(self) -> list[bytes]:
+        links = self.wait(lambda: self.all("#files a[href]"), "the downloads")
+        return [urllib.request.urlopen(link.get_attribute("href"), timeout=10).read() for link in links]
+
+
+def test_draw(page: Page, golden_bundle: Path, tmp_path: Path) -> None:
+    page.type("#label input", "golden retriever")
+    page.type("#seed textarea, #seed input", "3")
+    page.click("#draw")
+    page.shows("scale 2 of 10")
+    page.wait(lambda: page.all("#images img"), "a preview")
+    page.shows("1 image(s) in")
+    (png,) = page.downloads()
+    (tmp_path / "a.png").write_bytes(png)
+    record = Record.read(tmp_path / "a.png")
+    assert (record.labels, record.seeds, record.batch) == ((207,), ("3",), 1)
+    with Pipeline(golden_bundle) as pipeline:
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), pipeline.generate(**record.settings).images[0])
+    assert len(page.all("#seconds .stage")) == 10 + 2
+
+
+def test_stop(page: Page) -> None:
+    page.type("#count input[type=number]", "4")
+    page.click("#draw")
+    page.shows("scale 2 of 10")
+    page.click("#stop")
+    page.shows("stopped after scale")
+    page.type("#count input[type=number]", "1")
+    page.without_previews()
+    page.click("#draw")  # the server goes on
+    page.shows("1 image(s) in")
+
+
+def test_edit(page: Page, tmp_path: Path) -> None:
+    from selenium.webdriver import ActionChains
+
+    Image.fromarray(np.full((300, 256, 3), 90, np.uint8)).save(tmp_path / "photo.png")
+    page.without_previews()
+    page.click("#edit > button")
+    page.upload(tmp_path / "photo.png")
+
+    def asks_for_the_mask() -> bool:
+        page.click("#start-edit")
+        time.sleep(0.5)
+        return "Error: mask: expected one; draw it on the image" in page.status
+
+    page.wait(asks_for_the_mask, "the image")
+    canvas = page.all("#canvas canvas")[0]
+    page.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    stroke = ActionChains(page.browser, duration=50).move_to_element(canvas).click_and_hold()
+    for x, y in ((30, 0), (0, 30), (-60, 0), (0, -30), (40, 0)):
+        stroke.move_by_offset(x, y)
+    stroke.release().perform()
+    page.type("#label input", "volcano")
+    page.click("#start-edit")
+    page.shows("1 image(s) in")
+    (png,) = page.downloads()
+    (tmp_path / "edit.png").write_bytes(png)
+    assert Record.read(tmp_path / "edit.png").edit == "inpaint"
+    page.click("#region input[value=box]")  # without a mask
+    page.click("#start-edit")
+    page.wait(lambda: page.downloads() != [png], "another image")
+
+
+def test_wrong_input(page: Page, tmp_path: Path) -> None:
+    page.type("#label input", "gold fish")
+    page.click("#draw")
+    page.shows("Error: label 'gold fish': no class has this name; did you mean 1 (goldfish), 11 (goldfinch)")
+    page.type("#label input", "1")
+    page.type("#seed textarea, #seed input", "-1")
+    page.click("#draw")
+    page.shows("Error: seed: expected an integer of 0 to")
+    page.click("#edit > button")
+    page.click("#start-edit")
+    page.shows("Error: seed")
+    (tmp_path / "photo.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n")
+    page.upload(tmp_path / "photo.png")
+    page.type("#seed textarea, #seed input", "1")
+    page.click("#start-edit")
+    page.shows("Error: image: expected one")
+
+
+def test_absurd_counts_end_in_an_error_and_the_server_lives_on(page: Page, url: str) -> None:
+    """A request that the page itself would not send."""
+    values = ["1", "0", 10**9, 4, 900, 0.9, 10, "full", False, False]
+    for data in (values, [None] * 10, [], [[]] * 10):
+        body = json.dumps({"data": data}).encode()
+        request = urllib.request.Request(f"{url}/gradio_api/call/on_draw", body, {"Content-Type": "application/json"})
+        event = json.loads(urllib.request.urlopen(request, timeout=10).read())["event_id"]
+        answer = urllib.request.urlopen(f"{url}/gradio_api/call/on_draw/{event}", timeout=20).read().decode()
+        assert "event: error" in answer or "Error: " in answer
+        assert "image(s) in" not in answer
+    page.without_previews()
+    page.click("#draw")
+    page.shows("1 image(s) in")
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_it_fits_the_screen_and_loads_nothing_from_elsewhere(browser: Any, url: str, size: tuple[int, int]) -> None:
+    browser.get_log("performance")
+    page = Page(browser, url, size)
+    page.click("#edit > button")
+    page.without_previews()
+    page.click("#draw")
+    page.shows("1 image(s) in")
+    page.wait(lambda: page.all("#images img"), "the image")
+    width = browser.execute_script("return document.documentElement.scrollWidth")
+    assert width <= size[0]
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    answered = {m["params"]["response"]["url"] for m in messages if m["method"] == "Network.responseReceived"}
+    ours = (f"{url}/", "data:", f"blob:{url}")
+    assert len(answered) > 5
+    assert [address for address in answered if not address.startswith(ours)] == []
+    assert [address for address in asked if not address.startswith(ours)] == []
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        assert "default-src 'self'" in answer.headers["content-security-policy"]  # whatever Gradio's next release loads
+
+
+def test_a_second_server_on_the_same_port(python: Path, url: str, golden_bundle: Path) -> None:
+    port = url.rpartition(":")[2]
+    command = [python, "-m", "runtime.web", "--bundle", golden_bundle, "--port", port]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=web_environment.ROOT)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"Error: cannot listen at '127.0.0.1', port {port}: Address already in use; give another --port or --host\n"
+    )
