@@ -22,6 +22,7 @@ from pathlib import Path
 HEADERS = "com.github.asus4.onnxruntime@0.4.9"
 HEADERS_FOLDER = "ios-arm64_x86_64-simulator/onnxruntime.framework/Headers/"
 JSON = "nlohmann_json==3.12.0"
+LICENCES = ("LICENSE", "ThirdPartyNotices.txt")  # of ONNX Runtime's wheel, for packages that hold its library
 
 
 def main() -> None:
@@ -52,6 +53,8 @@ def onnxruntime(scratch: Path, folder: Path) -> Path:
     distribution = importlib.metadata.distribution("onnxruntime")
     library = next(file for file in distribution.files or () if file.name.startswith("libonnxruntime.so."))
     shutil.copyfile(str(library.locate()), out / "lib" / "libonnxruntime.so.1")
+    for name in LICENCES:
+        shutil.copyfile(str(distribution.locate_file(f"onnxruntime/{name}")), out / name)
     _headers(scratch, out / "include")
     return out
 
@@ -66,6 +69,8 @@ def onnxruntime_arm64(scratch: Path, folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if "/libonnxruntime.so." in name)
         (out / "lib" / "libonnxruntime.so.1").write_bytes(archive.read(name))
+        for name in LICENCES:
+            (out / name).write_bytes(archive.read(f"onnxruntime/{name}"))
     shutil.copytree(folder / "onnxruntime" / "include", out / "include")
     return out
 
