@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .library import Architecture, arguments, compiled, run
-from .wheels import check_licence
 
 # The release of GCC that brought the symbols GLIBCXX_3.4.N: "ABI Policy and Guidelines" of the libstdc++ manual.
 GCC_OF_GLIBCXX = {29: "11", 30: "12", 31: "13", 32: "13", 33: "14", 34: "15"}

@@ -37,7 +37,9 @@ ARCHITECTURES = {a.name: a for a in (Architecture("x86_64", "amd64"), Architectu
 
 def run(*command: str | Path) -> str:
     """Return what a command printed. Raise SystemExit with its last lines if it fails."""
-    result = subprocess.run([*map(str, command)], env=TOOLS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    result = subprocess.run(
+        [*map(str, command)], env=TOOLS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if result.returncode:
         sys.exit(f"{command[0]} ended with {result.returncode}: {' '.join(map(str, command))}\n{result.stdout[-4000:]}")
     return result.stdout

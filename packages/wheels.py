@@ -15,7 +15,15 @@ from pathlib import Path
 
 from .library import ROOT, Architecture, arguments, compiled, run
 
-SOURCES = ("calibration", "export", "runtime", "var_edge", "pyproject.toml", "README.md", "LICENSE")  # of the pure wheel
+SOURCES = (
+    "calibration",
+    "export",
+    "runtime",
+    "var_edge",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+)  # of the pure wheel
 NATIVE = Path(__file__).parent / "native"
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-qq")
 PIP_WHEEL = (*PIP, "wheel", "--no-deps", "--no-build-isolation", "--no-index")
@@ -47,22 +55,19 @@ def native_wheel(build: Path, architecture: Architecture, out: Path) -> Path:
         prefix = source / "var_edge_native"
         run("cmake", f"-DCMAKE_INSTALL_PREFIX={prefix}", "-DCMAKE_INSTALL_LIBDIR=lib", build)
         run("cmake", "--install", build, "--strip")
-        check_licence(prefix / "lib" / "var_edge")
         wheel = _built(source, Path(scratch), f"--config-settings=--build-option=--plat-name=linux_{architecture.name}")
-        command = (sys.executable, "-m", "auditwheel", "repair", "--only-plat", "--wheel-dir", Path(scratch) / "repaired")
+        command = (
+            sys.executable,
+            "-m",
+            "auditwheel",
+            "repair",
+            "--only-plat",
+            "--wheel-dir",
+            Path(scratch) / "repaired",
+        )
         run(*command, wheel)
         (repaired,) = (Path(scratch) / "repaired").glob("*.whl")
         return Path(shutil.move(repaired, out / repaired.name))
-
-
-def check_licence(folder: Path) -> None:
-    """Raise SystemExit unless ONNX Runtime's licence lies beside its library."""
-    for name in ("LICENSE", "ThirdPartyNotices.txt"):
-        if not (folder / name).is_file():
-            sys.exit(
-                f"build/cpp/deps: expected {name} of ONNX Runtime, which packages must hold, found none; "
-                "remove the folder and run make setup"
-            )
 
 
 def _built(source: Path, out: Path, *options: str) -> Path:

@@ -4,7 +4,7 @@
 
 The headers are ONNX Runtime's official ones, from the npm package com.github.asus4.onnxruntime. The library for this
 machine comes from the installed wheel of onnxruntime; with --arm64, the one for aarch64 is taken from its wheel.
-Folders that exist already are not changed.
+Folders that are complete are not changed.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def main() -> None:
     if arguments.arm64:
         wanted[folder / "onnxruntime-arm64"] = onnxruntime_arm64
     for target, fetch in wanted.items():
-        if target.exists():
+        if target.exists() and (fetch is json or (target / LICENCES[0]).exists()):
             continue
+        shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             fetch(Path(scratch), folder).rename(target)  # atomic
