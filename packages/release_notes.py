@@ -2,7 +2,7 @@
 
     python -m packages.release_notes [VERSION]
 
-Without VERSION: of the version that is in runtime/version.py.
+Without VERSION: of the version that is in runtime/version.py. Needs nothing but Python.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import re
 import sys
 from pathlib import Path
 
-from runtime.version import __version__
-
-CHANGELOG = Path(__file__).parents[1] / "CHANGELOG.md"
+ROOT = Path(__file__).parents[1]
 HEADING = re.compile(r"^## \[([^\]]+)\].*\n", re.MULTILINE)
 
 
 def main() -> None:
-    version = next(filter(None, sys.argv[1:]), __version__)
-    print(notes(CHANGELOG.read_text(encoding="utf-8"), version))
+    version = next(filter(None, sys.argv[1:]), None) or current()
+    print(notes((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), version))
+
+
+def current() -> str:
+    """Return the version of this checkout. To import it would import numpy."""
+    return (ROOT / "runtime" / "version.py").read_text(encoding="utf-8").split('__version__ = "')[1].split('"')[0]
 
 
 def notes(changelog: str, version: str) -> str:

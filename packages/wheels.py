@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from .library import ROOT, Architecture, arguments, compiled, run
+from .release_notes import current
 
 SOURCES = (
     "calibration",
@@ -51,7 +52,7 @@ def native_wheel(build: Path, architecture: Architecture, out: Path) -> Path:
         source = Path(scratch) / "source"
         shutil.copytree(NATIVE, source)
         shutil.copy(ROOT / "LICENSE", source)
-        shutil.copy(ROOT / "runtime" / "version.py", source / "var_edge_native")
+        (source / "VERSION").write_text(current())
         prefix = source / "var_edge_native"
         run("cmake", f"-DCMAKE_INSTALL_PREFIX={prefix}", "-DCMAKE_INSTALL_LIBDIR=lib", build)
         run("cmake", "--install", build, "--strip")

@@ -5,10 +5,6 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from .version import __version__
-
-__all__ = ["PATHS", "__version__", "generate"]
-
 _PREFIX = Path(__file__).parent
 PATHS = {
     "prefix": _PREFIX,  # for CMAKE_PREFIX_PATH
