@@ -109,6 +109,7 @@ def test_the_wheel_for_aarch64(
 ) -> None:
     """pip accepts its tag for a Jetson with JetPack 6, whose C library is 2.35. Its program draws under emulation."""
     wheel = native_wheel(arm64, ARM, tmp_path)
+    assert wheel.name.startswith(f"var_edge_native-{VERSION}-py3-none-manylinux_2_")
     platforms = [option for minor in range(17, 36) for option in ("--platform", f"manylinux_2_{minor}_aarch64")]
     options = ["--no-deps", "--no-index", "--only-binary=:all:", "--python-version", "3.10", *platforms]
     run(*PIP, "install", *options, "--target", tmp_path / "site", wheel)
@@ -231,6 +232,25 @@ def test_the_debian_packages_for_arm64(
     run(*emulator, *program, tiny_bundle, "1", *SETTINGS, "--out", tmp_path / "drawn.png", timeout=600)
     with Image.open(tmp_path / "drawn.png") as image:
         assert (np.abs(np.asarray(image).astype(int) - drawn) <= 1).all()
+
+
+@pytest.mark.full
+def test_on_a_minimal_debian(packed: list[Path], tiny_bundle: Path, drawn: np.ndarray, tmp_path: Path) -> None:
+    """apt installs what Depends says, from Debian's packages, and nothing else is there. Downloads 150 MB."""
+    require("debootstrap", "unshare")
+    if os.geteuid() != 0:
+        pytest.skip("needs root to make a Debian system")
+    root = tmp_path / "debian"
+    run("debootstrap", "--variant=minbase", "bookworm", root)
+    shutil.copytree(tiny_bundle, root / "bundle")
+    for package in packed[1:]:  # without the headers
+        shutil.copy(package, root)
+    install = "apt-get install -y --no-install-recommends /*.deb"
+    draw = f"var_edge_generate /bundle 1 {' '.join(SETTINGS)} --out /drawn.png"
+    inside = f"mount -t proc proc {root}/proc && LC_ALL=C chroot {root} sh -ec '{install} && {draw}'"
+    run("unshare", "-m", "bash", "-c", inside)
+    with Image.open(root / "drawn.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), drawn)
 
 
 def test_symbols_decide_what_is_depended_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,13 @@ set(CPACK_DEBIAN_LIBRARY_PACKAGE_NAME libvar-edge${SONAME_VERSION})
 set(CPACK_DEBIAN_LIBRARY_PACKAGE_SECTION libs)
 set(CPACK_DEBIAN_LIBRARY_PACKAGE_MULTIARCH same)
 set(CPACK_COMPONENT_LIBRARY_DESCRIPTION "VAR image generation on edge devices: shared library
- Draws images with bundles of VAR Edge, through ONNX Runtime, whose library this package holds for itself.")
+ Draws images with bundles of VAR Edge, through ONNX Runtime, whose library this
+ package holds for itself.")
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_NAME libvar-edge-dev)
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_SECTION libdevel)
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_MULTIARCH same)
 set(CPACK_COMPONENT_DEVELOPMENT_DESCRIPTION "VAR image generation on edge devices: files for development
- Headers for C and C++, the static library, a CMake package and pkg-config files.")
+ Headers for C and C++, static library, CMake package and pkg-config files.")
 set(CPACK_DEBIAN_TOOLS_PACKAGE_NAME var-edge-tools)
 set(CPACK_DEBIAN_TOOLS_PACKAGE_SECTION graphics)
 set(CPACK_COMPONENT_TOOLS_DESCRIPTION "VAR image generation on edge devices: command-line program
