@@ -45,11 +45,11 @@ comma     := ,
 CALIBRATE := $(if $(IMAGES),--images $(call quoted,$(IMAGES))) $(if $(BUDGET),--budget $(call quoted,$(BUDGET)))
 CALIBRATE += $(if $(SCALES),--scales $(call quoted,$(SCALES)))
 
-.PHONY: help setup demo onnx calibrate engine gpu-check verify bench cpp api lint test test-fast test-full clean
+.PHONY: help setup demo onnx calibrate engine gpu-check verify bench cpp wheel deb release-notes api lint test test-fast test-full clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## make .venv with the project and its tools, and fetch what the C++ library is compiled with
 	@if command -v npm > /dev/null; then $(PYTHON) runtime/cpp/fetch.py build/cpp/deps --arm64 || \
@@ -109,6 +109,15 @@ cpp: $(INSTALLED) ## build the C and C++ library and its examples in build/cpp/r
 	  -DONNXRUNTIME_ROOT="$(CURDIR)/build/cpp/deps/onnxruntime" -DNLOHMANN_JSON_INCLUDE="$(CURDIR)/build/cpp/deps/include" > /dev/null
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" cmake --build build/cpp/release > /dev/null
 	@$(PYTHON) -m pytest -q tests/cpp
+
+wheel: $(INSTALLED) ## build/packages: wheels of the Python packages and of the C and C++ library, x86-64 and aarch64
+	@$(PYTHON) -m packages.wheels build/packages
+
+deb: $(INSTALLED) ## build/packages: Debian packages of the C and C++ library, amd64 and arm64
+	@$(PYTHON) -m packages.debs build/packages
+
+release-notes: ## print what the changelog says of a version [VERSION=0.2.0]
+	@$(PYTHON3) -m packages.release_notes $(call quoted,$(VERSION))
 
 api: $(INSTALLED) ## write the Python API reference to build/api
 	@$(PYTHON) docs/api.py

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), ROOT / "tests" / "data" / "README.md"]
 WIDTH = 120
-OURS = "calibration|docs|examples|export|runtime|tests"  # folders of this repository
+OURS = "calibration|docker|docs|examples|export|packages|runtime|tests"  # folders of this repository
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 NAMED = re.compile(rf"(?<![\w/.$-])((?:{OURS})/[\w./-]*\w(?:/|\.(?:py|toml|txt|md|h|hpp|cpp|c|cc))(?!\w))(?:::(\w+))?")
 MODULE = re.compile(r"(?:python|\.venv/bin/python) -m ([\w.]+)(.*)")

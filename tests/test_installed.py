@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -17,12 +16,12 @@ import pytest
 from click.testing import CliRunner
 
 import runtime
+from packages.wheels import PIP, pure_wheel
 from tests.conftest import DATA
 from tests.runtime.toy import write_bundle
 from var_edge.commands import COMMANDS, group
 
 ROOT = Path(__file__).parents[1]
-PACKED = ("calibration", "export", "runtime", "var_edge", "pyproject.toml", "README.md", "LICENSE")
 TYPED = ("calibration", "export", "runtime", "var_edge")
 VarEdge = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -31,21 +30,14 @@ VarEdge = Callable[..., subprocess.CompletedProcess[str]]
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of an environment with VAR Edge's wheel; its dependencies are those of this environment."""
     folder = tmp_path_factory.mktemp("installed")
-    source, environment = folder / "source", folder / "venv"
-    source.mkdir()
-    for name in PACKED:  # setuptools writes beside what it packs
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, source / name)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-qq"]
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder), str(source)]
-    subprocess.run([*pip, *build], check=True)
+    environment = folder / "venv"
+    wheel = pure_wheel(folder)
+    assert wheel.name == f"var_edge-{runtime.__version__}-py3-none-any.whl"
     venv.create(environment, symlinks=os.name != "nt")
     bin_folder = environment / ("Scripts" if os.name == "nt" else "bin")
     python = bin_folder / Path(sys.executable).name
-    (wheel,) = folder.glob("*.whl")
-    subprocess.run(
-        [*pip, "--python", str(python), "install", "--no-deps", "--no-index", "--no-compile", str(wheel)], check=True
-    )
+    install = ["--python", str(python), "install", "--no-deps", "--no-index", "--no-compile", str(wheel)]
+    subprocess.run([*PIP, *install], check=True)
     site = next(environment.rglob("site-packages"))
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return bin_folder

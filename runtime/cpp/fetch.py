@@ -4,7 +4,7 @@
 
 The headers are ONNX Runtime's official ones, from the npm package com.github.asus4.onnxruntime. The library for this
 machine comes from the installed wheel of onnxruntime; with --arm64, the one for aarch64 is taken from its wheel.
-Folders that exist already are not changed.
+Folders that are complete are not changed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 HEADERS = "com.github.asus4.onnxruntime@0.4.9"
 HEADERS_FOLDER = "ios-arm64_x86_64-simulator/onnxruntime.framework/Headers/"
 JSON = "nlohmann_json==3.12.0"
+LICENCES = ("LICENSE", "ThirdPartyNotices.txt")  # of ONNX Runtime's wheel, for packages that hold its library
 
 
 def main() -> None:
@@ -34,8 +35,9 @@ def main() -> None:
     if arguments.arm64:
         wanted[folder / "onnxruntime-arm64"] = onnxruntime_arm64
     for target, fetch in wanted.items():
-        if target.exists():
+        if target.exists() and (fetch is json or (target / LICENCES[0]).exists()):
             continue
+        shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             fetch(Path(scratch), folder).rename(target)  # atomic
@@ -52,6 +54,8 @@ def onnxruntime(scratch: Path, folder: Path) -> Path:
     distribution = importlib.metadata.distribution("onnxruntime")
     library = next(file for file in distribution.files or () if file.name.startswith("libonnxruntime.so."))
     shutil.copyfile(str(library.locate()), out / "lib" / "libonnxruntime.so.1")
+    for name in LICENCES:
+        shutil.copyfile(str(distribution.locate_file(f"onnxruntime/{name}")), out / name)
     _headers(scratch, out / "include")
     return out
 
@@ -66,6 +70,8 @@ def onnxruntime_arm64(scratch: Path, folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if "/libonnxruntime.so." in name)
         (out / "lib" / "libonnxruntime.so.1").write_bytes(archive.read(name))
+        for name in LICENCES:
+            (out / name).write_bytes(archive.read(f"onnxruntime/{name}"))
     shutil.copytree(folder / "onnxruntime" / "include", out / "include")
     return out
 

@@ -115,3 +115,33 @@ def trace(machine: dict[str, str]) -> Callable[[str], list[str]]:
 @pytest.fixture(scope="session")
 def release(build: Configure) -> Path:
     return build("release")
+
+
+@pytest.fixture(scope="session")
+def arm64(build: Configure) -> Path:
+    """For Linux on aarch64: the libraries, var_edge_generate and tests/dump."""
+    require("aarch64-linux-gnu-g++")
+    toolchain = SOURCE / "cmake" / "aarch64-linux-gnu.cmake"
+    return build(
+        "arm64",
+        f"-DCMAKE_TOOLCHAIN_FILE={toolchain}",
+        "-DCMAKE_SKIP_INSTALL_ALL_DEPENDENCY=ON",  # packing would compile what no test runs
+        onnxruntime="onnxruntime-arm64",
+        targets=("var_edge_shared", "var_edge_static", "var_edge_generate", "dump"),
+    )
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
+    """The command that runs a program for aarch64, after options of QEMU."""
+    require("qemu-aarch64-static", "taskset", "unshare")
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount an Arm /proc/cpuinfo for the emulated process")
+    # ONNX Runtime asks /proc/cpuinfo what the processor is, which is this machine's own and makes it crash.
+    cpuinfo = tmp_path_factory.mktemp("arm64") / "cpuinfo"
+    core = "processor\t: {}\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
+    core += "CPU variant\t: 0x0\nCPU part\t: 0xd08\nCPU revision\t: 3\n\n"
+    cpuinfo.write_text("".join(core.format(i) for i in range(2)))
+    inside = 'mount --bind "$0" /proc/cpuinfo && exec qemu-aarch64-static -L /usr/aarch64-linux-gnu "$@"'
+    one_cpu = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]  # emulated threads that wait cost as much as work
+    return [*one_cpu, "unshare", "-m", "bash", "-c", inside, cpuinfo]

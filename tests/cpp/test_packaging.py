@@ -193,7 +193,7 @@ def test_every_install_names_one_version(installed: Path, tmp_path: Path) -> Non
     """SONAME and package say the same: programs of 0.1 run with every later 0.x, not with 1.0."""
     assert "[libvar_edge.so.0]" in needed(installed / "lib" / "libvar_edge.so")
     (version,) = installed.rglob("var_edgeConfigVersion.cmake")
-    for asked, accepted in (("0", True), ("0.1", True), ("0.2", False), ("1.0", False)):
+    for asked, accepted in (("0", True), ("0.1", True), ("0.2", True), ("0.3", False), ("1.0", False)):
         script = f"set(PACKAGE_FIND_VERSION {asked})\nset(PACKAGE_FIND_VERSION_MAJOR {asked[0]})\n"
         script += f'include({version})\nmessage("${{PACKAGE_VERSION_COMPATIBLE}}")\n'
         (tmp_path / "ask.cmake").write_text(script)

@@ -22,7 +22,7 @@ from runtime.drafted import DraftedPipeline
 from runtime.errors import BundleError, SettingsError
 from runtime.pipeline import Pipeline
 from tests.conftest import DATA, Shared
-from tests.cpp.conftest import DEPENDENCIES, Configure, require, run
+from tests.cpp.conftest import DEPENDENCIES, run
 from tests.cpp.dumps import Case, assert_equal, drawn_by_cpp, drawn_by_python
 from tests.cpp.test_core import BAD_ARGUMENT, BAD_BUNDLE
 from tests.export.test_variants import CFG, LABEL, SEED, exported
@@ -243,43 +243,14 @@ def check_edit(
 
 
 @pytest.fixture(scope="session")
-def emulated(build: Configure, tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
+def emulated(arm64: Path, emulator: list[str | Path]) -> list[str | Path]:
     """tests/dump.cpp for aarch64, and what runs it here."""
-    require("aarch64-linux-gnu-g++", "qemu-aarch64-static", "taskset", "unshare")
-    folder = build(
-        "arm64",
-        "-DCMAKE_SYSTEM_NAME=Linux",
-        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
-        "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++",
-        "-DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc",
-        onnxruntime="onnxruntime-arm64",
-        targets=("dump",),
-    )
-    # ONNX Runtime asks /proc/cpuinfo what the processor is, which is this machine's own and makes it crash.
-    cpuinfo = tmp_path_factory.mktemp("arm64") / "cpuinfo"
-    core = "processor\t: {}\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
-    core += "CPU variant\t: 0x0\nCPU part\t: 0xd08\nCPU revision\t: 3\n\n"
-    cpuinfo.write_text("".join(core.format(i) for i in range(2)))
-    libraries = f"{folder}:{DEPENDENCIES / 'onnxruntime-arm64' / 'lib'}"
-    inside = 'mount --bind "$0" /proc/cpuinfo && exec qemu-aarch64-static -L /usr/aarch64-linux-gnu -E "$1" "${@:2}"'
-    one_cpu = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]  # emulated threads that wait cost as much as work
-    program = [
-        "unshare",
-        "-m",
-        "bash",
-        "-c",
-        inside,
-        cpuinfo,
-        f"LD_LIBRARY_PATH={libraries}",
-        folder / "tests" / "dump",
-    ]
-    return [*one_cpu, *program]
+    libraries = f"{arm64}:{DEPENDENCIES / 'onnxruntime-arm64' / 'lib'}"
+    return [*emulator, "-E", f"LD_LIBRARY_PATH={libraries}", arm64 / "tests" / "dump"]
 
 
 def assert_equal_on_aarch64(emulated: list[str | Path], bundle: Path, cases: list[Case], out: Path) -> None:
     """The tokens are equal, pictures within the last bit of another processor."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount an Arm /proc/cpuinfo for the emulated process")
     found = drawn_by_cpp(emulated, bundle, cases, out, timeout=3600)
     for case, a, b in zip(cases, drawn_by_python(bundle, cases), found, strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens, err_msg=str(case))

@@ -69,13 +69,13 @@ extern "C" {
 
 /* ---- Version ------------------------------------------------------------------------------------------------- */
 
-/* The version of this header. VAR_EDGE_VERSION_NUMBER is 100 for 0.1.0 and grows with each version. */
+/* The version of this header. VAR_EDGE_VERSION_NUMBER is 200 for 0.2.0 and grows with each version. */
 #define VAR_EDGE_VERSION_MAJOR 0
-#define VAR_EDGE_VERSION_MINOR 1
+#define VAR_EDGE_VERSION_MINOR 2
 #define VAR_EDGE_VERSION_PATCH 0
 #define VAR_EDGE_VERSION_NUMBER (VAR_EDGE_VERSION_MAJOR * 10000 + VAR_EDGE_VERSION_MINOR * 100 + VAR_EDGE_VERSION_PATCH)
 
-/* Returns the version of the loaded library: "0.1.0". */
+/* Returns the version of the loaded library, such as "0.2.0". */
 VAR_EDGE_API const char* var_edge_version(void);
 
 /* Returns one line for bug reports: version, commit, compiler and inference engines of the loaded library. */

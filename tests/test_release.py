@@ -1,0 +1,94 @@
+"""A release: its notes come from the changelog, and the workflow that makes it is well-formed and pinned."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+import runtime
+from packages.release_notes import current, notes
+
+ROOT = Path(__file__).parents[1]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+CHANGELOG = """# Changelog
+
+## [Unreleased]
+
+## [0.2.0] - 2026-12-01
+
+### Added
+
+- Packages.
+
+## [0.1.0] - 2026-11-01
+
+- A start.
+"""
+
+
+def test_the_notes_of_a_version() -> None:
+    assert notes(CHANGELOG, "0.2.0") == "### Added\n\n- Packages."
+    assert notes(CHANGELOG, "0.1.0") == "- A start."
+
+
+@pytest.mark.parametrize("version", ["0.3.0", "Unreleased", "0.2"])
+def test_a_version_without_notes_is_not_released(version: str) -> None:
+    with pytest.raises(SystemExit) as error:
+        notes(CHANGELOG, version)
+    expected = f"CHANGELOG.md: expected a section '## [{version}] - DATE' with text, found Unreleased, 0.2.0, 0.1.0; "
+    assert str(error.value).startswith(expected)
+
+
+def test_the_changelog_has_notes_of_the_next_release_or_of_this_one() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version = "Unreleased" if "## [Unreleased]\n\n### " in text else current()
+    # Without any package: a machine that makes a release has only Python.
+    command = [sys.executable, "-S", "-m", "packages.release_notes", version]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("### "), result.stdout
+
+
+def test_the_current_version() -> None:
+    assert current() == runtime.__version__
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+def test_make_release_notes() -> None:
+    command = ["make", "--no-print-directory", "release-notes", "VERSION=9.9.9"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "CHANGELOG.md: expected a section '## [9.9.9] - DATE'" in result.stderr
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_a_workflow_is_well_formed(workflow: Path) -> None:
+    checker = shutil.which("check-jsonschema", path=sysconfig.get_path("scripts"))
+    if checker is None:
+        pytest.skip("check-jsonschema is not installed, which knows GitHub's schema: pip install check-jsonschema")
+    command = [checker, "--builtin-schema", "vendor.github-workflows", str(workflow)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_actions_are_pinned(workflow: Path) -> None:
+    """By commit: a tag of somebody else's repository can be moved."""
+    used = re.findall(r"uses: *(.*)", workflow.read_text())
+    assert used
+    for action in used:
+        assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v[\d.]+", action), action
+
+
+def test_the_workflow_runs_what_is_there() -> None:
+    text = "".join(workflow.read_text() for workflow in WORKFLOWS)
+    makefile = (ROOT / "Makefile").read_text()
+    assert ".ci/run" in text
+    for targets in re.findall(r"(?:run: |^ +)make ([a-z -]+?)(?: VERSION.*)?$", text, re.MULTILINE):
+        for target in targets.split():
+            assert f"\n{target}:" in makefile, target
