@@ -20,6 +20,8 @@ INSTALL = {
     " part of JetPack (sudo apt install nvidia-jetpack) and visible in a .venv made with --system-site-packages",
     "tensorrt_rtx": _extra("trt-rtx"),
     "matplotlib": _extra("bench"),
+    "tritonclient": _extra("serve"),
+    "triton_python_backend_utils": "it is part of Triton Inference Server, which imports this module itself",
     "scipy": "pip install scipy",
 }
 

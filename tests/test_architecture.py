@@ -32,7 +32,20 @@ LAYERS = (
     ("runtime.images", "runtime.dump", "runtime.evaluation_set"),
     ("runtime.cli",),
     ("runtime.drawing",),
-    ("runtime.generate", "runtime.edit", "runtime.sample_set", "runtime.bench", "runtime.cpp"),  # commands
+    ("runtime.serving.", "runtime.serving.tensors"),
+    ("runtime.serving.request",),
+    ("runtime.serving.batches",),
+    ("runtime.serving.process",),
+    ("runtime.serving.model", "runtime.serving.repository"),
+    (
+        "runtime.generate",
+        "runtime.edit",
+        "runtime.sample_set",
+        "runtime.bench",
+        "runtime.cpp",
+        "runtime.triton",
+        "runtime.client",
+    ),  # commands
     ("runtime.",),
     ("var_edge.",),  # the facade; the packages above ask it whether a file of the user's stands in the way
     ("export.", "export.checkpoint.recipe"),
