@@ -30,7 +30,7 @@ PYTHON_ALONE = {
         "WORKSPACE",
         "VERIFIED",
     ),
-    *("RUNS", "TESTED_TOKENS", "SERVED"),
+    *("RUNS", "TESTED_TOKENS", "SERVED", "TIMEOUT"),
 }
 # Limits that C++ needs no constant for: the ranges of int64_t and uint64_t, and top_k, which is at most the vocabulary.
 TYPES = {"INTEGER", "SEED", "TOP_K"}
