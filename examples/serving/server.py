@@ -1,7 +1,7 @@
 """python -m examples.serving.server DIR: serve a model repository without a container.
 
-The PyPI package nvidia-pytriton has a Triton Inference Server for the CPU (2.51, x86-64 Linux). It needs numpy before 2,
-so it gets an environment of its own in build/serving, which borrows all other packages from this one.
+The PyPI package nvidia-pytriton has a Triton Inference Server for the CPU (2.51, x86-64 Linux). It needs numpy before
+2, so it gets an environment of its own in build/serving, which borrows all other packages from this one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 import venv
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -95,6 +96,7 @@ class Server:
             f"--http-port={http}",
             f"--grpc-port={grpc}",
             "--allow-metrics=false",
+            f"--exit-timeout-secs={STOP_SECONDS // 2}",
             *options,
         )
         folders = {
@@ -128,17 +130,23 @@ class Server:
         said = self._log.read_text(errors="replace")[-600:] if self._log else "see above"
         raise SettingsError(f"tritonserver: not ready: {said}")
 
+    def processes(self, text: str) -> list[int]:
+        """Return the processes of this server with this text in their command lines."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # ended meanwhile
+                ours = os.getsid(int(folder.name)) == self.process.pid
+                if ours and text.encode() in (folder / "cmdline").read_bytes():
+                    found.append(int(folder.name))
+        return found
+
     def stop(self) -> None:
         """Ask the server to end, then end all its processes."""
         self.process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
     def __enter__(self) -> Server:

@@ -22,6 +22,7 @@ from .request import Inputs
 
 CANCEL_SECONDS = 0.05  # how often the server is asked for cancelled requests
 CLOSE_SECONDS = 10  # for the process to end by itself
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,11 @@ class ModelProcess:
                     told.add(i)
 
 
+def visible_gpu(gpu: int, visible: str) -> str:
+    """Return what CUDA_VISIBLE_DEVICES must be to see only the GPU that is number `gpu` of those visible now."""
+    return visible.split(",")[gpu] if visible else str(gpu)
+
+
 def _exit(code: int | None) -> str:
     return f"signal {-code}" if code is not None and code < 0 else f"code {code}"
 
@@ -143,8 +149,7 @@ def _serve(connection: Connection, settings: Settings) -> None:
     """Load the pipeline, then draw what comes over the connection until its other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, which then ends this process
     if settings.gpu is not None:
-        listed = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = listed[settings.gpu] if listed != [""] else str(settings.gpu)
+        os.environ[VISIBLE] = visible_gpu(settings.gpu, os.environ.get(VISIBLE, ""))
     try:
         pipeline = settings.loading.pipeline(settings.bundle)
     except (VarEdgeError, OSError) as error:
