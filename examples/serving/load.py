@@ -7,6 +7,7 @@ import signal
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -35,26 +36,23 @@ class Load:
     tokens: dict[int, np.ndarray] = field(default_factory=dict)
     again: int = 0
 
-    def run(self, url: str, clients: int, seeds: range, labels: int) -> float:
+    def run(self, clients: list[Client], seeds: range, labels: int) -> float:
         """Send one request for each seed; return the seconds of all."""
         todo: SimpleQueue[int] = SimpleQueue()
         for seed in seeds:
             todo.put(seed)
 
-        def work(_: int) -> None:
-            with Client(url) as client:
+        def work(client: Client) -> None:
+            with suppress(Empty):
                 while True:
-                    try:
-                        seed = todo.get_nowait()
-                    except Empty:
-                        return
+                    seed = todo.get_nowait()
                     start = time.perf_counter()
                     self.tokens[seed] = self._answer(client, seed, labels)
                     self.seconds[seed] = time.perf_counter() - start
 
         start = time.perf_counter()
-        with ThreadPoolExecutor(clients) as threads:
-            list(threads.map(work, range(clients)))
+        with ThreadPoolExecutor(len(clients)) as threads:
+            list(threads.map(work, clients))
         return time.perf_counter() - start
 
     def _answer(self, client: Client, seed: int, labels: int) -> np.ndarray:
@@ -102,8 +100,10 @@ def main(
         TemporaryDirectory() as folder,
         Server(repository, free_port(), free_port(), Path(folder, "log")) as server,
         ThreadPoolExecutor(1) as killer,
+        ExitStack() as connections,
     ):
-        load.run(server.url, clients, range(clients), labels)  # warm: arrays of every batch size are allocated
+        connected = [connections.enter_context(Client(server.url)) for _ in range(clients)]
+        load.run(connected, range(clients), labels)  # warm: arrays of every batch size are allocated
         drawn_alone(pipeline, range(batch), labels, batch)
         load = Load()
         for i in range(rounds):
@@ -111,18 +111,20 @@ def main(
             if kill:
                 middle = statistics.median(served or [1]) / 2
                 killer.submit(lambda wait=middle: (time.sleep(wait), os.kill(model_process(server), signal.SIGKILL)))
-            served.append(load.run(server.url, clients, seeds, labels))
+            served.append(load.run(connected, seeds, labels))
             seconds, tokens = drawn_alone(pipeline, seeds, labels, batch)
             bare.append(seconds)
             found = np.concatenate([load.tokens[seed] for seed in seeds])
             wrong += int((found != tokens).any(axis=1).sum())
+        drawn, batches = connected[0].executed()
     p50, p95, p99 = np.percentile(list(load.seconds.values()), (50, 95, 99))
     rate, alone = requests / sum(served), requests / sum(bare)
     overhead = statistics.median(a / b for a, b in zip(served, bare, strict=True)) - 1
     click.echo(
         f"{requests} requests from {clients} clients: p50 {p50:.2f} s, p95 {p95:.2f} s, p99 {p99:.2f} s;"
         f" {rate:.2f} images/s, bare Pipeline {alone:.2f} images/s,"
-        f" overhead {overhead:.1%} (median of {rounds} rounds); {wrong} drawn wrongly, {load.again} sent again"
+        f" overhead {overhead:.1%} (median of {rounds} rounds), {drawn / batches:.1f} images a batch;"
+        f" {wrong} drawn wrongly, {load.again} sent again"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any
@@ -29,6 +30,7 @@ class Client:
 
         self._grpc, self._url, self._model, self._timeout = grpc, url, model, timeout
         self._server = grpc.InferenceServerClient(url)
+        self._arrived: SimpleQueue[tuple[Any, Any]] | None = None  # of the stream that is open, if there is one
         try:
             ready = self._server.is_model_ready(model, client_timeout=CONNECT_SECONDS)
         except grpc.InferenceServerException as error:
@@ -44,29 +46,41 @@ class Client:
         Closing the iterator cancels the request. Raises VarEdgeError for an error of the server, and if a response
         takes longer than the timeout.
         """
-        arrived: SimpleQueue[tuple[Any, Any]] = SimpleQueue()
-        self._server.start_stream(lambda result, error: arrived.put((result, error)))
+        tensors = [self._tensor(name, value) for name, value in inputs.items()]
+        if self._arrived is None:
+            self._arrived = SimpleQueue()
+            self._server.start_stream(partial(_put, self._arrived))
+        arrived, ended = self._arrived, False
         try:
-            tensors = [self._tensor(name, value) for name, value in inputs.items()]
             self._server.async_stream_infer(self._model, tensors, enable_empty_final_response=True)
-            while True:
+            while not ended:
                 result, error = arrived.get(timeout=self._timeout)
                 if error is not None:
                     raise VarEdgeError(error.message())
                 response = result.get_response()
+                ended = response.parameters["triton_final_response"].bool_param
                 if response.outputs:
                     yield {output.name: result.as_numpy(output.name) for output in response.outputs}
-                if response.parameters["triton_final_response"].bool_param:
-                    return
         except Empty:
             raise VarEdgeError(f"{self._url}: no response in {self._timeout:g} s; the request is cancelled") from None
         finally:
-            self._server.stop_stream(cancel_requests=True)
+            if not ended:
+                self.cancel()
+
+    def cancel(self) -> None:
+        """Cancel the request. Another thread may call this; the request's own then gets an error."""
+        self._arrived = None
+        self._server.stop_stream(cancel_requests=True)
 
     def result(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Return the outputs of the last response."""
         *_, last = self.responses(inputs)
         return last
+
+    def executed(self) -> tuple[int, int]:
+        """Return how many requests the server has drawn since it started, and in how many batches."""
+        found = self._server.get_inference_statistics(self._model, as_json=True)["model_stats"][0]
+        return int(found["inference_count"]), int(found["execution_count"])
 
     def close(self) -> None:
         """Close the connection."""
@@ -85,3 +99,7 @@ class Client:
         tensor = self._grpc.InferInput(name, list(shape), wanted.datatype)
         tensor.set_data_from_numpy(np.array(value, TYPES[wanted.datatype]).reshape(shape))
         return tensor
+
+
+def _put(arrived: SimpleQueue[tuple[Any, Any]], result: Any, error: Any) -> None:
+    arrived.put((result, error))

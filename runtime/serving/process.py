@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -124,16 +125,20 @@ class ModelProcess:
 
     def _received(self, unanswered: set[int], is_cancelled: Callable[[int], bool]) -> Iterator[Answer]:
         told: set[int] = set()
+        asked = time.monotonic()
         while True:
             if self._connection.poll(CANCEL_SECONDS):
                 answer = self._connection.recv()
                 if answer is None:
                     return
                 yield answer
+            if time.monotonic() - asked < CANCEL_SECONDS:
+                continue
             for i in unanswered - told:
                 if is_cancelled(i):
                     self._connection.send(i)
                     told.add(i)
+            asked = time.monotonic()
 
 
 def visible_gpu(gpu: int, visible: str) -> str:

@@ -26,7 +26,7 @@ MODEL_PY = """from runtime.serving.model import TritonPythonModel
 __all__ = ["TritonPythonModel"]
 """
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-WAIT = 2000  # microseconds that a request waits for others: those of clients that were answered at the same time
+WAIT = 5000  # microseconds that a request waits for others: those of clients that were answered at the same time
 QUEUE = 256  # requests that wait; more are refused
 
 
