@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 import venv
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -26,6 +26,7 @@ import click
 
 from runtime.cli import FILE, Number, command, reports_errors
 from runtime.errors import SettingsError
+from runtime.files.unfinished import undone_at_the_end
 from runtime.limits import Integers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,6 +107,7 @@ class Server:
         }
         self._log = log
         output = log.open("wb") if log else None
+        self._ending = ExitStack()
         self.process = subprocess.Popen(
             [site / "pytriton" / "tritonserver" / "bin" / "tritonserver", *arguments],
             env=os.environ | folders,
@@ -113,6 +115,7 @@ class Server:
             stderr=output,
             start_new_session=True,  # so that all of it can be stopped
         )
+        self._ending.enter_context(undone_at_the_end(self._end))  # also if a signal ends the command
         try:
             self._await_ready()
         except BaseException:
@@ -142,6 +145,9 @@ class Server:
 
     def stop(self) -> None:
         """Ask the server to end, then end all its processes."""
+        self._ending.close()
+
+    def _end(self) -> None:
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_SECONDS)

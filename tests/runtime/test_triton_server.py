@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -186,6 +187,19 @@ def test_a_second_server_on_the_same_port(server: Server, repository: Path) -> N
     port = int(server.url.rpartition(":")[2])
     with pytest.raises(SettingsError, match=f"127.0.0.1:{port}: Address already in use; stop what uses it"):
         Server(repository, free_port(), port)
+
+
+def test_a_signal_to_the_command_stops_the_server(repository: Path) -> None:
+    ports = free_port(), free_port()
+    options = [f"--http-port={ports[0]}", f"--grpc-port={ports[1]}"]
+    command = [sys.executable, "-m", "examples.serving.server", str(repository), *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == f"ready: http://127.0.0.1:{ports[0]} and gRPC 127.0.0.1:{ports[1]}\n"
+        started.terminate()
+        assert started.wait(30) == 128 + signal.SIGTERM
+    with Server(repository, *ports, repository.parent / "log of another"):
+        pass  # the ports are free again
 
 
 def test_a_killed_stub_is_loaded_again(server: Server, pipeline: Pipeline) -> None:
