@@ -52,6 +52,7 @@ def test_the_next_request_is_served_after_a_kill_in_the_middle(process: ModelPro
 
     found = list(process.answers([tensors(label="1", top_k=3), tensors(label="2", top_k=3)], kill))
     assert [(answer.request, answer.code) for answer in found] == [(0, "UNAVAILABLE"), (1, "UNAVAILABLE")]
+    assert process.pid != pid  # the next one loads already
     assert found[0].error == "the process of the model ended with signal 9; send the request again"
     assert_served(process, own_bundle)
 
@@ -73,6 +74,12 @@ def test_a_cancelled_request_ends_and_the_next_is_served(process: ModelProcess, 
 
     found = list(process.answers([tensors(label="1", top_k=3, previews=True)], cancelled))
     assert found[-1].last
+    assert_served(process, own_bundle)
+
+
+def test_a_cancellation_that_comes_too_late_touches_no_other_request(process: ModelProcess, own_bundle: Path) -> None:
+    assert_served(process, own_bundle)
+    process._connection.send(0)
     assert_served(process, own_bundle)
 
 
