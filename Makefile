@@ -56,6 +56,8 @@ setup: $(INSTALLED) ## make .venv with the project and its tools, and fetch what
 	  echo "not fetched: what the C++ library is compiled with; its tests fetch it when they run"; \
 	  else echo "npm is not installed: the C++ library cannot be compiled, and its tests will be skipped"; fi
 	@$(PYTHON) tests/web_environment.py || true
+	@$(PYTHON) -c "from examples.serving.server import environment; environment()" 2> /dev/null || \
+	  echo "not fetched: Triton Inference Server; its tests fetch it when they run, or say why they cannot"
 	@echo ".venv is ready"
 
 $(INSTALLED): pyproject.toml
@@ -137,7 +139,7 @@ test-full: lint ## the same with the full-size d16 checks: minutes and gigabytes
 	@$(PYTHON) -m pytest -q -m ''
 
 clean: ## remove what was built, keep .venv and what make setup fetched
-	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 -not -name cpp -exec rm -rf {} +; fi
+	@if [ -d build ]; then find build -mindepth 1 -maxdepth 1 -not -name cpp -not -name serving -exec rm -rf {} +; fi
 	@if [ -d build/cpp ]; then find build/cpp -mindepth 1 -maxdepth 1 -not -name deps -exec rm -rf {} +; fi
 	@rm -rf *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from .bundle.classes import NO_CLASS
 from .cli import FILE, command, reports_errors
 from .drawing import Files, Loading, drawing_options, file_options, loading_options
-from .errors import SettingsError
-from .limits import shown
 from .progress import counter, progress_bar
-
-if TYPE_CHECKING:
-    from .editing import Box
 
 
 @command()
@@ -68,7 +63,7 @@ def main(
 
     from .bundle.classes import ClassNames
     from .bundle.manifest import Manifest
-    from .editing import greyed, kept_cells
+    from .editing import greyed, kept_cells, read_box
     from .images import grid, read_mask, read_picture
     from .record import Record
 
@@ -76,7 +71,7 @@ def main(
     manifest = Manifest.load(bundle, verify=False)
     model, wanted = manifest.model, ClassNames.load(bundle, manifest).listed(labels)
     picture = read_picture(image, model.image_size, smallest=model.grid)
-    region = _box(box) if mask is None else read_mask(mask, image, model.image_size)
+    region = read_box(box or "") if mask is None else read_mask(mask, image, model.image_size)
     kept = kept_cells(region, mode, model)
     with progress_bar() as progress:
         pipeline = loading.pipeline(bundle)
@@ -89,15 +84,6 @@ def main(
     images = [*before, *result.images]
     files.write(grid(np.stack(images), len(images) if compare else None), result, watch, record)
     click.echo(f"{files.out}: {len(wanted)} edit(s) in {seconds:.1f} s with {pipeline.drawn_with}")
-
-
-def _box(text: str | None) -> Box:
-    try:
-        y0, x0, y1, x1 = map(float, (text or "").split(","))
-    except ValueError:
-        expected = "four numbers such as 0.25,0.25,0.75,0.75"
-        raise SettingsError(f"box: expected {expected}, found {shown(text)}") from None
-    return y0, x0, y1, x1
 
 
 if __name__ == "__main__":

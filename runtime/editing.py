@@ -8,6 +8,7 @@ import numpy as np
 
 from .bundle.manifest import Model
 from .errors import SettingsError
+from .limits import shown
 
 MODES = ("inpaint", "outpaint")
 Box = tuple[float, float, float, float]  # y0, x0, y1, x1 as fractions of the image's height and width
@@ -23,6 +24,16 @@ def kept_cells(region: Box | np.ndarray, mode: str, model: Model) -> np.ndarray:
         raise SettingsError(f"mode: expected {' or '.join(MODES)}, found {mode!r}")
     inside = _in_mask(region, model) if isinstance(region, np.ndarray) else _in_box(region, model.grid)
     return inside if mode == "outpaint" else ~inside
+
+
+def read_box(text: str) -> Box:
+    """Return the box in a text such as "0.25,0.25,0.75,0.75". Raises SettingsError."""
+    try:
+        y0, x0, y1, x1 = map(float, text.split(","))
+    except ValueError:
+        expected = "four numbers such as 0.25,0.25,0.75,0.75"
+        raise SettingsError(f"box: expected {expected}, found {shown(text)}") from None
+    return y0, x0, y1, x1
 
 
 def keep_masks(kept: np.ndarray, sides: Sequence[int]) -> list[np.ndarray]:

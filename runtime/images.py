@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -31,13 +32,19 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its log goes 
 
 
 def open_picture(path: Path, paper: str = "white") -> Image.Image:
-    """Read an image as upright 8-bit sRGB on a background of colour `paper`. Raises SettingsError.
+    """Read an image file, see `decoded`. Raises SettingsError."""
+    with open_file(path, limits.PICTURE_BYTES, SettingsError) as file:
+        return decoded(file, str(path), paper)
+
+
+def decoded(file: BinaryIO, name: str, paper: str = "white") -> Image.Image:
+    """Read an image as upright 8-bit sRGB on a background of colour `paper`. Raises SettingsError, which begins `name`.
 
     A colour profile is applied. Of an animation or a file with several pages the first one is read.
     """
     Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]  # older Pillow reads no AVIF
-    with open_file(path, limits.PICTURE_BYTES, SettingsError) as file, warnings.catch_warnings():
+    formats = [each for each in FORMATS if each in Image.OPEN]  # older Pillow reads no AVIF
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about large and slightly damaged files
         try:
             with Image.open(file, formats=formats) as picture:
@@ -52,28 +59,36 @@ def open_picture(path: Path, paper: str = "white") -> Image.Image:
         except Exception as error:  # decoders raise errors of many types for broken files
             reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
             advice = "give a PNG, JPEG or WebP file"
-            raise SettingsError(f"{path}: cannot be read as an image ({reason}); {advice}") from None
+            raise SettingsError(f"{name}: cannot be read as an image ({reason}); {advice}") from None
 
 
 def read_picture(path: Path, side: int, smallest: int = 1) -> np.ndarray:
-    """Read an image file as (side, side, 3) uint8: upright, on white, with the middle square resized.
+    """Read an image file as `fitted_picture`. Raises SettingsError."""
+    return fitted_picture(open_picture(path), str(path), side, smallest)
 
-    Raises SettingsError, also if a side of the image has fewer than `smallest` pixels.
+
+def fitted_picture(picture: Image.Image, name: str, side: int, smallest: int = 1) -> np.ndarray:
+    """Return the middle square of an image, resized: (side, side, 3) uint8.
+
+    Raises SettingsError if a side of the image has fewer than `smallest` pixels.
     """
-    picture = open_picture(path)
     if min(picture.size) < smallest:
-        raise SettingsError(f"{path}: expected {smallest} or more pixels on each side, found {_size(picture)}")
+        raise SettingsError(f"{name}: expected {smallest} or more pixels on each side, found {_size(picture)}")
     return fitted(picture, side)
 
 
 def read_mask(path: Path, picture: Path, side: int) -> np.ndarray:
-    """Read a mask for the image file `picture` as (side, side) bool, true where it is white.
+    """Read a mask for the image file `picture` as `fitted_mask`. Raises SettingsError."""
+    return fitted_mask(open_picture(path, "black"), str(path), open_picture(picture), str(picture), side)
 
-    The mask is cropped and resized like the image. Raises SettingsError, also if the two sizes differ.
+
+def fitted_mask(mask: Image.Image, name: str, picture: Image.Image, picture_name: str, side: int) -> np.ndarray:
+    """Return a mask as (side, side) bool, true where it is white, cropped and resized like the image `picture`.
+
+    Raises SettingsError if the two sizes differ.
     """
-    mask, expected = open_picture(path, "black"), open_picture(picture)
-    if mask.size != expected.size:
-        raise SettingsError(f"{path}: expected {_size(expected)} pixels like {picture}, found {_size(mask)}")
+    if mask.size != picture.size:
+        raise SettingsError(f"{name}: expected {_size(picture)} pixels like {picture_name}, found {_size(mask)}")
     result: np.ndarray = fitted(mask, side).mean(2) > 127.5
     return result
 

@@ -84,6 +84,8 @@ DRAFT_SCALES = Integers(0, 64)  # likewise
 BATCH = Integers(1, 1024)
 BATCHES = 64  # sizes that engines are built for
 PICTURES = Integers(1, 2**20)
+SERVED = Integers(1, 64)  # images of a request to a server
+TIMEOUT = Range(0, 86400, above=True)  # seconds that a client waits for a response
 PICTURES_BEFORE = Range(0, 2**20)  # in a shared run
 THREADS = Integers(1, 1024)
 PORT = Integers(1, 65535)

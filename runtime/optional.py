@@ -21,6 +21,8 @@ INSTALL = {
     "tensorrt_rtx": _extra("trt-rtx"),
     "matplotlib": _extra("bench"),
     **dict.fromkeys(("gradio", "starlette"), _extra("web")),
+    "tritonclient": _extra("serve"),
+    "triton_python_backend_utils": "it is part of Triton Inference Server, which imports this module itself",
     "scipy": "pip install scipy",
 }
 

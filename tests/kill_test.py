@@ -62,6 +62,7 @@ def commands(folder: Path, engines: bool) -> list[Command]:
         Command("runtime.sample_set", drawn, work / "set", _check_set, kept=False),
         Command("runtime.edit", (*edited, *files), work / "edit.png", _check_picture),
         Command("runtime.edit", (*edited, *files), work / "edit.npz", lambda path: dict(np.load(path))),
+        Command("runtime.triton", (work / "repository", "--bundle", fp32), work / "repository", _check_repository),
         Command("export.verify.__main__", verified, work / "report", lambda path: json.loads(_text(path))),
     ]
     if engines:
@@ -86,6 +87,11 @@ def _check_set(folder: Path) -> None:
         json.loads((folder / "settings.json").read_text())
     if (folder / "samples.npz").exists():
         np.load(folder / "samples.npz")["arr_0"]
+
+
+def _check_repository(folder: Path) -> None:
+    assert (folder / "var_edge" / "config.pbtxt").read_text().endswith("]\n")
+    Manifest.load(folder / "var_edge" / "bundle")
 
 
 def _check_engines(folder: Path) -> None:

@@ -33,6 +33,11 @@ LAYERS = (
     ("runtime.images", "runtime.dump", "runtime.evaluation_set"),
     ("runtime.cli",),
     ("runtime.drawing",),
+    ("runtime.serving.", "runtime.serving.tensors", "runtime.serving.client"),
+    ("runtime.serving.request",),
+    ("runtime.serving.batches",),
+    ("runtime.serving.process",),
+    ("runtime.serving.model", "runtime.serving.repository"),
     (
         "runtime.generate",
         "runtime.edit",
@@ -40,6 +45,8 @@ LAYERS = (
         "runtime.bench",
         "runtime.cpp",
         "runtime.web",
+        "runtime.triton",
+        "runtime.client",
     ),  # commands
     ("runtime.",),
     ("var_edge.",),  # the facade; the packages above ask it whether a file of the user's stands in the way

@@ -23,6 +23,8 @@ DIRECTORIES = {
     "verify": ("export.verify.__main__", "BUNDLE", "--against", "BUNDLE", "--report"),
     "gpu_check": ("export.gpu_check", "BUNDLE", "BUNDLE", "--report"),
     "sample_set": ("runtime.sample_set", "--bundle", "BUNDLE", "--top-k", "9", "--out"),
+    "triton": ("runtime.triton", "--bundle", "BUNDLE"),
+    "previews of the client": ("runtime.client", "--preview-dir"),
     "previews": ("runtime.generate", "--bundle", "BUNDLE", "--label", "1", "--top-k", "9", "--preview-dir"),
     "previews of an edit": ("runtime.edit", "--bundle", "BUNDLE", "--image", "photo.png", "--box", "0,0,1,0.5",
                             "--top-k", "9", "--preview-dir"),
@@ -37,6 +39,7 @@ FILES = {  # the option's file name stands last
     "edit --out": (*EDIT, "--out", "{}.png"),
     "edit --dump": (*EDIT, "--dump", "{}.npz"),
     "edit --animation": (*EDIT, "--animation", "{}.gif"),
+    "client --out": ("runtime.client", "--out", "{}.png"),
     "bench --json": (*BENCH, "--json", "{}.json"),
     "bench --plot": (*BENCH, "--plot", "{}.png"),
     "calibration --calibration": (*DIRECTORIES["calibration"], "new", "--calibration", "{}.json"),
@@ -53,7 +56,16 @@ def place(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     shutil.copytree(tiny_bundle, "BUNDLE")
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save("photo.png")
     Path("photos").mkdir()
-    names = ("manifest.json", "engine.json", "report.json", "report.html", "settings.json", "scale_00.png", "me.jpg")
+    names = (
+        "manifest.json",
+        "engine.json",
+        "report.json",
+        "report.html",
+        "settings.json",
+        "scale_00.png",
+        "me.jpg",
+        "config.pbtxt",
+    )
     for name in names:
         Path("photos", name).write_text('{"name": "a web page"}')
     return here

@@ -20,6 +20,8 @@ COMMANDS = {
     "edit": ("runtime.edit", "Draw a part of an image anew and keep the rest."),
     "web": ("runtime.web.__main__", "Serve a page in the browser to draw and edit images on."),
     "sample-set": ("runtime.sample_set", "Draw the images that FID and IS are computed from."),
+    "triton": ("runtime.triton", "Write a model repository for Triton Inference Server."),
+    "client": ("runtime.client", "Draw or edit images on a Triton Inference Server."),
     "verify": ("export.verify.__main__", "Compare bundles and engines with the PyTorch model."),
     "fidelity": ("export.fidelity", "Compare the logits of one bundle with those of another."),
     "bench": ("runtime.bench.__main__", "Measure the time, memory and energy of drawing."),

@@ -1,0 +1,1 @@
+"""Serve a model repository without a container, and measure what the server costs."""

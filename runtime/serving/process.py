@@ -1,0 +1,178 @@
+"""The process that holds the pipeline, apart from the server's own: if it dies, the next request starts another.
+
+Triton does not restart a Python backend that was killed, and a crash in an engine or the kernel's search for memory
+would kill it. So the server's process only passes tensors on.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from ..drawing import Loading
+from ..errors import VarEdgeError
+from .batches import Answer, draw
+from .request import Inputs
+
+CANCEL_SECONDS = 0.05  # how often the server is asked for cancelled requests
+CLOSE_SECONDS = 10  # for the process to end by itself
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to load the pipeline, as parameters of config.pbtxt keep it: text by name."""
+
+    bundle: Path
+    loading: Loading
+    batch: int
+    gpu: int | None = None  # the number of the GPU; None: the CPU, or the first GPU
+
+    def parameters(self) -> dict[str, str]:
+        """Return the parameters. Paths are relative to the model's folder."""
+        loading = self.loading
+        found = {
+            "bundle": self.bundle,
+            "backend": loading.backend,
+            "threads": loading.threads,
+            "verify": int(loading.verify),
+            "draft": loading.draft,
+            "draft_scales": loading.draft_scales,
+            "batch": self.batch,
+        }
+        return {name: str(value) for name, value in found.items() if value is not None}
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, str], folder: Path, gpu: int | None) -> Settings:
+        """Return the settings of a model in `folder`."""
+
+        def number(name: str) -> int | None:
+            return int(parameters[name]) if name in parameters else None
+
+        draft = folder / parameters["draft"] if "draft" in parameters else None
+        loading = Loading(
+            number("threads"), parameters["backend"], bool(number("verify")), draft, number("draft_scales")
+        )
+        return cls(folder / parameters["bundle"], loading, int(parameters["batch"]), gpu)
+
+
+class ModelProcess:
+    """A process with a pipeline. Raises VarEdgeError if it cannot be loaded."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._start()
+        self._await_pipeline()
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the process."""
+        return self._process.pid
+
+    def answers(self, waiting: Sequence[Inputs], is_cancelled: Callable[[int], bool]) -> Iterator[Answer]:
+        """Yield the answers to these requests as they are ready, see `batches.draw`.
+
+        If the process dies meanwhile, those that have no last answer yet get an error, and another process is started.
+        """
+        unanswered = set(range(len(waiting)))
+        try:
+            if not self._process.is_alive():
+                self._start()
+            self._await_pipeline()
+            self._connection.send(waiting)
+            for answer in self._received(unanswered, is_cancelled):
+                if answer.last:
+                    unanswered.discard(answer.request)
+                yield answer
+        except (EOFError, OSError):
+            self._process.join()
+            text = f"the process of the model ended with {_exit(self._process.exitcode)}; send the request again"
+            self._start()
+            yield from (Answer(i, error=text, code="UNAVAILABLE") for i in sorted(unanswered))
+        except VarEdgeError as error:  # of a process that was started again
+            yield from (Answer.failed(i, error) for i in sorted(unanswered))
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join(CLOSE_SECONDS)
+        self._process.kill()
+        self._process.join()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would share the engine's threads and the GPU
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, self._settings), daemon=True)
+        self._process.start()
+        other.close()
+        self._loaded = False
+
+    def _await_pipeline(self) -> None:
+        """Wait until the pipeline is loaded. Raises VarEdgeError, EOFError if the process ended."""
+        if not self._loaded:
+            fault = self._connection.recv()
+            if fault is not None:
+                self._process.join()
+                raise VarEdgeError(fault)
+            self._loaded = True
+
+    def _received(self, unanswered: set[int], is_cancelled: Callable[[int], bool]) -> Iterator[Answer]:
+        told: set[int] = set()
+        asked = time.monotonic()
+        while True:
+            if self._connection.poll(CANCEL_SECONDS):
+                answer = self._connection.recv()
+                if answer is None:
+                    return
+                yield answer
+            if time.monotonic() - asked < CANCEL_SECONDS:
+                continue
+            for i in unanswered - told:
+                if is_cancelled(i):
+                    self._connection.send(i)
+                    told.add(i)
+            asked = time.monotonic()
+
+
+def visible_gpu(gpu: int, visible: str) -> str:
+    """Return what CUDA_VISIBLE_DEVICES must be to see only the GPU that is number `gpu` of those visible now."""
+    return visible.split(",")[gpu] if visible else str(gpu)
+
+
+def _exit(code: int | None) -> str:
+    return f"signal {-code}" if code is not None and code < 0 else f"code {code}"
+
+
+def _serve(connection: Connection, settings: Settings) -> None:
+    """Load the pipeline, then draw what comes over the connection until its other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, which then ends this process
+    if settings.gpu is not None:
+        os.environ[VISIBLE] = visible_gpu(settings.gpu, os.environ.get(VISIBLE, ""))
+    try:
+        pipeline = settings.loading.pipeline(settings.bundle)
+    except (VarEdgeError, OSError) as error:
+        connection.send(str(error))
+        return
+    gone: set[int] = set()
+
+    def cancelled() -> set[int]:
+        while connection.poll():
+            gone.add(connection.recv())
+        return gone
+
+    with suppress(EOFError, OSError):
+        connection.send(None)
+        while True:
+            waiting = connection.recv()
+            if isinstance(waiting, int):  # cancelled when its answer was already on the way
+                continue
+            gone.clear()
+            draw(pipeline, waiting, settings.batch, connection.send, cancelled)
+            connection.send(None)
