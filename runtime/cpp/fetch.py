@@ -22,7 +22,7 @@ from pathlib import Path
 HEADERS = "com.github.asus4.onnxruntime@0.4.9"
 HEADERS_FOLDER = "ios-arm64_x86_64-simulator/onnxruntime.framework/Headers/"
 JSON = "nlohmann_json==3.12.0"
-LICENCES = ("LICENSE", "ThirdPartyNotices.txt")  # of ONNX Runtime's wheel, for packages that hold its library
+LICENCES = ("LICENSE", "ThirdPartyNotices.txt")  # of ONNX Runtime's wheel; packages hold its library
 
 
 def main() -> None:
@@ -35,17 +35,22 @@ def main() -> None:
     if arguments.arm64:
         wanted[folder / "onnxruntime-arm64"] = onnxruntime_arm64
     for target, fetch in wanted.items():
-        if target.exists() and (fetch is json or (target / LICENCES[0]).exists()):
+        if (target / "LICENSE").exists():
             continue
-        shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            fetch(Path(scratch), folder).rename(target)  # atomic
+            fetched = fetch(Path(scratch), folder)
+            shutil.rmtree(target, ignore_errors=True)  # an incomplete one, kept until its successor is there
+            fetched.rename(target)  # atomic
 
 
 def json(scratch: Path, folder: Path) -> Path:
-    _unpack(_wheel(scratch, JSON), "nlohmann_json/include/nlohmann/", scratch)
-    return scratch / "nlohmann_json" / "include" / "nlohmann"
+    headers = scratch / "nlohmann_json" / "include" / "nlohmann"
+    with zipfile.ZipFile(_wheel(scratch, JSON)) as archive:
+        archive.extractall(scratch, [name for name in archive.namelist() if "/include/nlohmann/" in name])
+        licence = next(name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
+        (headers / "LICENSE").write_bytes(archive.read(licence))
+    return headers
 
 
 def onnxruntime(scratch: Path, folder: Path) -> Path:
@@ -98,11 +103,6 @@ def _wheel(scratch: Path, requirement: str, *options: str) -> Path:
     command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:", requirement]
     subprocess.run([*command, *options], cwd=scratch, check=True)
     return next(scratch.glob("*.whl"))
-
-
-def _unpack(wheel: Path, prefix: str, out: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(out, [name for name in archive.namelist() if name.startswith(prefix)])
 
 
 if __name__ == "__main__":
