@@ -11,11 +11,11 @@ string(REGEX REPLACE "^\n## [^\n]*\n+" "" TEXT "${TEXT}")
 string(FIND "${TEXT}\n## [" "\n## [" END)
 string(SUBSTRING "${TEXT}" 0 ${END} TEXT)
 string(STRIP "${TEXT}" TEXT)
-string(REGEX REPLACE "(^|\n)([^\n])" "\\1  \\2" TEXT "${TEXT}")
+string(REGEX REPLACE "\n([^\n])" "\n  \\1" TEXT "\n${TEXT}")
 # The packages of two architectures can be installed at once only if their files in /usr/share are the same bytes.
 file(TIMESTAMP ${FILE} DATE "%a, %d %b %Y %H:%M:%S +0000" UTC)
 file(WRITE ${CONTROL}/changelog
-    "${CPACK_PACKAGE_NAME} (${PROJECT_VERSION}) unstable; urgency=medium\n\n${TEXT}\n\n -- ${CPACK_PACKAGE_CONTACT}  ${DATE}\n")
+    "${CPACK_PACKAGE_NAME} (${PROJECT_VERSION}) unstable; urgency=medium\n${TEXT}\n\n -- ${CPACK_PACKAGE_CONTACT}  ${DATE}\n")
 find_program(GZIP gzip REQUIRED)
 execute_process(COMMAND ${GZIP} -9nc ${CONTROL}/changelog OUTPUT_FILE ${CHANGELOG} RESULT_VARIABLE FAILED)
 if(FAILED)

@@ -54,12 +54,13 @@ file(WRITE ${CONTROL}/shlibs
     "libvar_edge ${SONAME_VERSION} ${CPACK_DEBIAN_LIBRARY_PACKAGE_NAME} (>= ${PROJECT_VERSION})\n")
 file(WRITE ${CONTROL}/triggers "activate-noawait ldconfig\n")
 set(CPACK_DEBIAN_LIBRARY_PACKAGE_CONTROL_EXTRA ${CONTROL}/shlibs ${CONTROL}/triggers)
-set(CPACK_DEBIAN_LIBRARY_PACKAGE_CONTROL_STRICT_PERMISSION ON)
 
 if(DEBIAN)
     include(cmake/changelog.cmake)
     set(DOC ${CMAKE_INSTALL_DATADIR}/doc)
     install(FILES ${COPYRIGHT} ${CHANGELOG} DESTINATION ${DOC}/${CPACK_DEBIAN_LIBRARY_PACKAGE_NAME} COMPONENT library)
+    install(FILES ${CMAKE_CURRENT_SOURCE_DIR}/cmake/lintian-overrides RENAME ${CPACK_DEBIAN_LIBRARY_PACKAGE_NAME}
+        DESTINATION ${CMAKE_INSTALL_DATADIR}/lintian/overrides COMPONENT library)
     # The other packages depend on exactly this version of the library's, so its folder can be theirs.
     foreach(component DEVELOPMENT TOOLS)
         string(TOLOWER ${component} name)
