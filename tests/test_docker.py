@@ -104,7 +104,7 @@ def test_the_pip_layer_with_its_dependencies(dockerfile: Path, tmp_path: Path) -
 
 
 def test_the_image_runs_what_was_installed_and_not_as_root(dockerfile: Path) -> None:
-    said = dict(instructions(dockerfile))  # the last of each
-    assert said["ENTRYPOINT"] == '["var-edge"]'
-    assert said["ENV"].startswith("PATH=/opt/var-edge/bin:")
-    assert int(said["USER"]) > 0
+    last = dict(instructions(dockerfile))  # of each kind
+    assert last["ENTRYPOINT"] == '["var-edge"]'
+    assert last["ENV"].startswith("PATH=/opt/var-edge/bin:")
+    assert int(last["USER"]) > 0

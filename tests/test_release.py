@@ -59,6 +59,12 @@ def test_the_current_version() -> None:
     assert current() == runtime.__version__
 
 
+def test_documents_do_not_repeat_the_version() -> None:
+    """They would be wrong after the next release. The changelog is about versions."""
+    documents = [ROOT / "Makefile", ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    assert [path.name for path in documents if re.search(rf"\b{re.escape(current())}\b", path.read_text())] == []
+
+
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_make_release_notes() -> None:
     command = ["make", "--no-print-directory", "release-notes", "VERSION=9.9.9"]

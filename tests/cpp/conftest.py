@@ -44,8 +44,8 @@ def require_mounts() -> None:
     command = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", tempfile.gettempdir()]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        said = result.stderr.strip()
-        pytest.skip(f"needs to mount, for which root needs CAP_SYS_ADMIN (docker run --privileged): {said}")
+        reason = "needs to mount, for which root needs CAP_SYS_ADMIN (docker run --privileged)"
+        pytest.skip(f"{reason}: {result.stderr.strip()}")
 
 
 @pytest.fixture(scope="session")

@@ -260,7 +260,7 @@ for folder in usr var etc; do
 done
 cd "$2"
 ! dpkg -i libvar-edge-dev_*.deb 2> refused || exit 1
-dpkg -i ./*.deb > said
+dpkg -i ./*.deb > dpkg.txt
 ldconfig -p | grep -q 'libvar_edge.so.0 '
 var_edge_generate "$3" 1 --seed 7 --cfg 3 --top-k 5 --out drawn.png
 gcc "$4/app.c" $(pkg-config --cflags --libs var_edge) -o app
@@ -269,7 +269,7 @@ cmake -S "$4/c_only" -B build > cmake.txt
 cmake --build build >> cmake.txt
 build/c_shared "$3" 1 > shared.txt
 build/c_static "$3" 1 > static.txt
-dpkg -r var-edge-tools libvar-edge-dev libvar-edge0 >> said
+dpkg -r var-edge-tools libvar-edge-dev libvar-edge0 >> dpkg.txt
 ! ldconfig -p | grep -q libvar_edge || exit 1
 test ! -e /usr/bin/var_edge_generate
 """
