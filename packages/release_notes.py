@@ -22,9 +22,7 @@ def main() -> None:
     parser.add_argument("--tag", help="fail unless this is the tag of the version: v and the version")
     arguments = parser.parse_args()
     if arguments.tag not in (None, f"v{arguments.version}"):
-        sys.exit(
-            f"--tag: expected v{arguments.version}, found {arguments.tag}; set the tag or runtime/version.py right"
-        )
+        sys.exit(f"--tag: expected v{arguments.version}, found {arguments.tag}; change it or runtime/version.py")
     print(notes((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), arguments.version))
 
 
