@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 HEADERS = "com.github.asus4.onnxruntime@0.4.9"
 HEADERS_FOLDER = "ios-arm64_x86_64-simulator/onnxruntime.framework/Headers/"
 JSON = "nlohmann_json==3.12.0"
+JSON_LICENCE = "LICENSE.MIT"
 LICENCES = ("LICENSE", "ThirdPartyNotices.txt")  # of ONNX Runtime's wheel; packages hold its library
 
 
@@ -35,7 +37,7 @@ def main() -> None:
     if arguments.arm64:
         wanted[folder / "onnxruntime-arm64"] = onnxruntime_arm64
     for target, fetch in wanted.items():
-        if (target / "LICENSE").exists():
+        if (target / (JSON_LICENCE if fetch is json else LICENCES[0])).exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -49,7 +51,13 @@ def json(scratch: Path, folder: Path) -> Path:
     with zipfile.ZipFile(_wheel(scratch, JSON)) as archive:
         archive.extractall(scratch, [name for name in archive.namelist() if "/include/nlohmann/" in name])
         licence = next(name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
-        (headers / "LICENSE").write_bytes(archive.read(licence))
+        mit = archive.read(licence).decode()
+    # The licence of the wheel names those who packed it. The headers name their own authors.
+    texts = [header.read_text(encoding="utf-8") for header in headers.rglob("*.hpp")]
+    authors = sorted({author for text in texts for author in re.findall(r"SPDX-FileCopyrightText: (.*)", text)})
+    holders = "".join(f"Copyright (c) {author}\n" for author in authors)
+    terms = mit[mit.index("Permission is hereby granted") :]
+    (headers / JSON_LICENCE).write_text(f"MIT License\n\n{holders}\n{terms}", encoding="utf-8")
     return headers
 
 

@@ -22,7 +22,7 @@ function(append_licence of)  # the first file that is there
 endfunction()
 
 append_licence("nlohmann-json, which is compiled into libvar_edge"
-    "${NLOHMANN_JSON_INCLUDE}/nlohmann/LICENSE" /usr/share/doc/nlohmann-json3-dev/copyright)
+    "${NLOHMANN_JSON_INCLUDE}/nlohmann/LICENSE.MIT" /usr/share/doc/nlohmann-json3-dev/copyright)
 if(VAR_EDGE_INSTALL_ONNXRUNTIME)
     append_licence("ONNX Runtime, libonnxruntime.so.1" ${ONNXRUNTIME_FOLDER}/../LICENSE)
     append_licence("What ONNX Runtime contains" ${ONNXRUNTIME_FOLDER}/../ThirdPartyNotices.txt)
