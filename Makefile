@@ -118,8 +118,8 @@ wheel: $(INSTALLED) ## build/packages: wheels of the Python packages and of the 
 deb: $(INSTALLED) ## build/packages: Debian packages of the C and C++ library, amd64 and arm64
 	@$(PYTHON) -m packages.debs build/packages
 
-release-notes: ## print what the changelog says of a version [VERSION=0.2.0]
-	@$(PYTHON3) -m packages.release_notes $(call quoted,$(VERSION))
+release-notes: ## print what the changelog says of this version [VERSION=X.Y.Z, or TAG=vX.Y.Z, which must be this one]
+	@$(PYTHON3) -m packages.release_notes $(if $(VERSION),$(call quoted,$(VERSION))) $(if $(TAG),--tag $(call quoted,$(TAG)))
 
 api: $(INSTALLED) ## write the Python API reference to build/api
 	@$(PYTHON) docs/api.py

@@ -31,6 +31,20 @@ class Architecture:
     def cross(self) -> bool:
         return self.name != platform.machine()
 
+    @property
+    def compiler(self) -> str:
+        return f"{self.triplet}-g++" if self.cross else "g++"
+
+    @property
+    def compiler_package(self) -> str:
+        """The Debian package that the compiler is in."""
+        return f"g++-{self.triplet}" if self.cross else "g++"
+
+    @property
+    def onnxruntime(self) -> Path:
+        """Where fetch.py puts ONNX Runtime."""
+        return DEPENDENCIES / ("onnxruntime-arm64" if self.cross else "onnxruntime")
+
 
 ARCHITECTURES = {a.name: a for a in (Architecture("x86_64", "amd64"), Architecture("aarch64", "arm64"))}
 
@@ -49,8 +63,10 @@ def compiled(architecture: Architecture) -> Path:
     """Return the CMake build of an architecture, compiled with ONNX Runtime."""
     folder = BUILD / f"packages-{architecture.name}"
     run(sys.executable, SOURCE / "fetch.py", DEPENDENCIES, *(["--arm64"] if architecture.cross else []))
-    onnxruntime = DEPENDENCIES / ("onnxruntime-arm64" if architecture.cross else "onnxruntime")
-    options = [f"-DONNXRUNTIME_ROOT={onnxruntime}", f"-DNLOHMANN_JSON_INCLUDE={DEPENDENCIES / 'include'}"]
+    options = [
+        f"-DONNXRUNTIME_ROOT={architecture.onnxruntime}",
+        f"-DNLOHMANN_JSON_INCLUDE={DEPENDENCIES / 'include'}",
+    ]
     if architecture.cross:
         options.append(f"-DCMAKE_TOOLCHAIN_FILE={SOURCE / 'cmake' / f'{architecture.triplet}.cmake'}")
     # cpack would compile all examples.
@@ -59,26 +75,31 @@ def compiled(architecture: Architecture) -> Path:
     return folder
 
 
-def possible() -> list[str]:
-    """Return the architectures that this machine has a compiler for."""
-    return [a.name for a in ARCHITECTURES.values() if shutil.which(f"{a.triplet}-g++" if a.cross else "g++")]
+def offered() -> list[Architecture]:
+    """Return what can be packed on this machine: its own architecture, and aarch64, which has a toolchain file."""
+    return [a for a in ARCHITECTURES.values() if not a.cross or a.name == "aarch64"]
 
 
 def arguments(description: str) -> tuple[Path, list[Architecture]]:
-    """Read the command line of a script that makes packages: where they go, and for which architectures."""
+    """Read the command line of a script that makes packages: where they go, and for which architectures.
+
+    Raise SystemExit if a chosen architecture has no compiler. Without a choice, leave it out and say so.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path, help="where the packages go")
     parser.add_argument(
         "--architecture",
         action="append",
-        choices=ARCHITECTURES,
+        choices=[a.name for a in offered()],
         help="repeatable; default: each one that this machine has a compiler for",
     )
     given = parser.parse_args()
-    chosen: list[str] = given.architecture or possible()
-    for missing in ARCHITECTURES.keys() - {*chosen} if given.architecture is None else ():
-        print(f"not packed for {missing}: {missing}-linux-gnu-g++ is not installed", file=sys.stderr)
-    for name in {*chosen} - {*possible()}:
-        sys.exit(f"--architecture {name}: expected a compiler for it, found none; install {name}-linux-gnu-g++")
+    chosen = [ARCHITECTURES[name] for name in given.architecture] if given.architecture else offered()
+    missing = [a for a in chosen if shutil.which(a.compiler) is None]
+    for a in missing:
+        message = f"{a.name}: expected the compiler {a.compiler}, found none; install {a.compiler_package}"
+        if given.architecture:
+            sys.exit(f"--architecture {message}")
+        print(f"not packed for {message}", file=sys.stderr)
     given.folder.mkdir(parents=True, exist_ok=True)
-    return given.folder, [ARCHITECTURES[name] for name in chosen]
+    return given.folder, [a for a in chosen if a not in missing]

@@ -1,12 +1,13 @@
 """Print what the changelog says of a version: the notes of its release.
 
-    python -m packages.release_notes [VERSION]
+    python -m packages.release_notes [VERSION | --tag vX.Y.Z]
 
 Without VERSION: of the version that is in runtime/version.py. Needs nothing but Python.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -16,8 +17,13 @@ HEADING = re.compile(r"^## \[([^\]]+)\].*\n", re.MULTILINE)
 
 
 def main() -> None:
-    version = next(filter(None, sys.argv[1:]), None) or current()
-    print(notes((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), version))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("version", nargs="?", default=current(), help="default: that of runtime/version.py")
+    parser.add_argument("--tag", help="fail unless this is the tag of the version: v and the version")
+    arguments = parser.parse_args()
+    if arguments.tag not in (None, f"v{arguments.version}"):
+        sys.exit(f"--tag: expected v{arguments.version}, found {arguments.tag}; change it or runtime/version.py")
+    print(notes((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), arguments.version))
 
 
 def current() -> str:

@@ -16,16 +16,10 @@ from pathlib import Path
 from .library import ROOT, Architecture, arguments, compiled, run
 from .release_notes import current
 
-SOURCES = (
-    "calibration",
-    "export",
-    "runtime",
-    "var_edge",
-    "pyproject.toml",
-    "README.md",
-    "LICENSE",
-)  # of the pure wheel
+# What the pure wheel is built from.
+SOURCES = ("calibration", "export", "runtime", "var_edge", "pyproject.toml", "README.md", "LICENSE")
 NATIVE = Path(__file__).parent / "native"
+AUDITWHEEL = (sys.executable, "-m", "auditwheel")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "-qq")
 PIP_WHEEL = (*PIP, "wheel", "--no-deps", "--no-build-isolation", "--no-index")
 
@@ -51,23 +45,15 @@ def native_wheel(build: Path, architecture: Architecture, out: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "source"
         shutil.copytree(NATIVE, source)
-        shutil.copy(ROOT / "LICENSE", source)
         (source / "VERSION").write_text(current())
         prefix = source / "var_edge_native"
         run("cmake", f"-DCMAKE_INSTALL_PREFIX={prefix}", "-DCMAKE_INSTALL_LIBDIR=lib", build)
         run("cmake", "--install", build, "--strip")
+        shutil.move(prefix / "share" / "doc" / "var_edge" / "copyright", source)
         wheel = _built(source, Path(scratch), f"--config-settings=--build-option=--plat-name=linux_{architecture.name}")
-        command = (
-            sys.executable,
-            "-m",
-            "auditwheel",
-            "repair",
-            "--only-plat",
-            "--wheel-dir",
-            Path(scratch) / "repaired",
-        )
-        run(*command, wheel)
-        (repaired,) = (Path(scratch) / "repaired").glob("*.whl")
+        repaired_folder = Path(scratch) / "repaired"
+        run(*AUDITWHEEL, "repair", "--only-plat", "--wheel-dir", repaired_folder, wheel)
+        (repaired,) = repaired_folder.glob("*.whl")
         return Path(shutil.move(repaired, out / repaired.name))
 
 

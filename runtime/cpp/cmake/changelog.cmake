@@ -1,0 +1,23 @@
+# changelog.gz, as Debian wants it: what CHANGELOG.md says of this version, or of the one that comes next.
+set(CHANGELOG ${CMAKE_CURRENT_BINARY_DIR}/debian/changelog.gz)
+set(FILE ${CMAKE_CURRENT_SOURCE_DIR}/../../CHANGELOG.md)
+file(READ ${FILE} TEXT)
+string(FIND "${TEXT}" "\n## [${PROJECT_VERSION}]" START)
+if(START EQUAL -1)
+    string(FIND "${TEXT}" "\n## [Unreleased]" START)
+endif()
+string(SUBSTRING "${TEXT}" ${START} -1 TEXT)
+string(REGEX REPLACE "^\n## [^\n]*\n+" "" TEXT "${TEXT}")
+string(FIND "${TEXT}\n## [" "\n## [" END)
+string(SUBSTRING "${TEXT}" 0 ${END} TEXT)
+string(STRIP "${TEXT}" TEXT)
+string(REGEX REPLACE "\n([^\n])" "\n  \\1" TEXT "\n${TEXT}")
+# The packages of two architectures can be installed at once only if their files in /usr/share are the same bytes.
+file(TIMESTAMP ${FILE} DATE "%a, %d %b %Y %H:%M:%S +0000" UTC)
+file(WRITE ${CONTROL}/changelog
+    "${CPACK_PACKAGE_NAME} (${PROJECT_VERSION}) unstable; urgency=medium\n${TEXT}\n\n -- ${CPACK_PACKAGE_CONTACT}  ${DATE}\n")
+find_program(GZIP gzip REQUIRED)
+execute_process(COMMAND ${GZIP} -9nc ${CONTROL}/changelog OUTPUT_FILE ${CHANGELOG} RESULT_VARIABLE FAILED)
+if(FAILED)
+    message(FATAL_ERROR "${CHANGELOG}: gzip ended with ${FAILED}")
+endif()
