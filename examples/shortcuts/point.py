@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -11,6 +12,7 @@ from runtime.limits import shown
 from runtime.sampling import Sampling
 
 EXACT, DRAFT, GUIDED, TINY = "exact", "draft-", "guided-", "tiny"
+PART = re.compile(f"{DRAFT}(?P<draft>[0-9]{{1,9}})|{GUIDED}(?P<guided>[0-9]{{1,9}})|{TINY}")
 DEPTHS = (1, 2, 3)  # how many of the last scales a default point shortens: they hold most of the tokens
 
 
@@ -30,11 +32,11 @@ class Point:
         """Return the point that is written as `text`. Raises SettingsError."""
         found = cls()
         for part in text.split("+") if text != EXACT else ():
-            kind, count = part.rstrip("0123456789"), part[len(part.rstrip("0123456789")) :]
-            if kind == DRAFT and count and found.draft_scales is None:
-                found = replace(found, draft_scales=int(count))
-            elif kind == GUIDED and count and found.guidance_scales is None:
-                found = replace(found, guidance_scales=int(count))
+            match = PART.fullmatch(part)
+            if match and match["draft"] and found.draft_scales is None:
+                found = replace(found, draft_scales=int(match["draft"]))
+            elif match and match["guided"] and found.guidance_scales is None:
+                found = replace(found, guidance_scales=int(match["guided"]))
             elif part == TINY and not found.tiny:
                 found = replace(found, tiny=True)
             else:
