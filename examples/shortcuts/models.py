@@ -120,6 +120,11 @@ class Models:
         paths = dict.fromkeys(path for candidate in wanted for path in candidate.paths)
         self._loaded = {path: Pipeline(path, threads=threads, verify=False) for path in paths}
 
+    @property
+    def loaded(self) -> list[Path]:
+        """The bundles that are loaded."""
+        return list(self._loaded)
+
     def pipeline(self, candidate: Candidate) -> Pipeline | DraftedPipeline:
         """Return what draws a candidate."""
         count = candidate.point.draft_scales

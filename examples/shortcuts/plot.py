@@ -30,7 +30,7 @@ def write_plot(
     """Write the PNG, atomically. Without `qualities` it shows seconds only."""
     from matplotlib.figure import Figure
 
-    height = 5.5 if qualities else 1.6 + 0.32 * len(times)
+    height = 5.5 if qualities else 1.5 + 0.32 * len(times)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, fontsize=10)
@@ -112,7 +112,7 @@ def _bars(axes: Axes, times: Mapping[Candidate, Times]) -> None:
         axes.text(factor * sum(found.stages.values()), row, text, va="center", fontsize=9)
     axes.set_xlim(0, 1.25 * max(factor * sum(found.stages.values()) for _, found in rows))
     axes.set_xlabel(f"{unit} for one image, and how many times as fast as exact")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.12), ncols=len(STAGES), fontsize=9, frameon=False)
+    axes.figure.legend(loc="outside lower center", ncols=len(STAGES), fontsize=9, frameon=False)
 
 
 def _before(rows: Sequence[tuple[Candidate, Times]], stage: str, factor: float) -> list[float]:
