@@ -30,7 +30,7 @@ def write_plot(
     """Write the PNG, atomically. Without `qualities` it shows seconds only."""
     from matplotlib.figure import Figure
 
-    height = 5.5 if qualities else 1.5 + 0.32 * len(times)
+    height = 5.5 if qualities else 1.4 + 0.3 * len(times)
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, fontsize=10)
@@ -55,7 +55,7 @@ def front(points: Mapping[Candidate, tuple[float, float]]) -> list[Candidate]:
 
 
 def _trade(axes: Axes, times: Mapping[Candidate, Times], qualities: Mapping[Candidate, Quality]) -> None:
-    """Draw a marker for each candidate, and a line through the Pareto front, whose points are named."""
+    """Draw a marker for each candidate, and a line through the Pareto front, whose points have numbers."""
     from matplotlib.ticker import FuncFormatter
 
     exact = next(iter(times))
@@ -82,12 +82,28 @@ def _trade(axes: Axes, times: Mapping[Candidate, Times], qualities: Mapping[Cand
     axes.set_xlim(0, 1.15 * max(x for x, _ in places.values()))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 10 else ""))
-    for each in dict.fromkeys([*best, exact]):
-        axes.annotate(str(each), places[each], (7, 5), textcoords="offset points", fontsize=9)
+    numbered = list(dict.fromkeys([*best, exact]))
+    for number, each in enumerate(numbered, 1):
+        margin = qualities[each].frechet_margin
+        axes.errorbar(*places[each], yerr=margin, color="#cccccc", linewidth=1, capsize=2, zorder=0)
+        axes.annotate(str(number), places[each], (5, 4), textcoords="offset points", fontsize=10, fontweight="bold")
     axes.set_xlabel(f"{unit} for one image")
     axes.set_ylabel("Fréchet ratio: 1 is the exact path, lower is nearer to it")
     axes.grid(which="both", alpha=0.2)
-    axes.legend(loc="upper right", fontsize=9, frameon=False)
+    _explain(axes, numbered)
+
+
+def _explain(axes: Axes, numbered: Sequence[Candidate]) -> None:
+    """Write beside the axes what the markers and the numbers mean."""
+    from matplotlib.lines import Line2D
+
+    handles, names = axes.get_legend_handles_labels()
+    for number, each in enumerate(numbered, 1):
+        size = 6 * len(str(number)) ** 0.7
+        shape = {"marker": f"${number}$", "markersize": size, "color": "black", "markeredgewidth": 0}
+        handles.append(Line2D([], [], linestyle="", **shape))
+        names.append(str(each))
+    axes.figure.legend(handles, names, loc="outside right upper", fontsize=9, frameon=False)
 
 
 def _kind(point: Point) -> str:
@@ -102,7 +118,7 @@ def _bars(axes: Axes, times: Mapping[Candidate, Times]) -> None:
     unit, factor = unit_of(exact.median)
     rows = list(times.items())
     axes.set_yticks(range(len(rows)), [str(candidate) for candidate, _ in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     for stage, colour in STAGE_COLOURS.items():
         widths = [factor * found.stages[stage] for _, found in rows]
         if any(widths):
