@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -16,11 +17,12 @@ from examples.shortcuts.models import Bundles, Candidate, Models, candidates
 from examples.shortcuts.plot import front
 from examples.shortcuts.point import Point, default_points
 from examples.shortcuts.table import fastest_good, table
-from examples.shortcuts.times import STAGES, Times, in_turns
+from examples.shortcuts.times import STAGES, Times, in_turns, run_of
 from runtime.bench.measure import Run
 from runtime.bench.summary import Summary
 from runtime.drafted import DraftedPipeline
 from runtime.pipeline import Pipeline
+from runtime.sampling import Sampling
 from tests.runtime.toy import write_bundle
 
 Named = Callable[..., list[Candidate]]
@@ -87,6 +89,25 @@ def test_a_point_is_drawn_by_the_bundles_and_settings_that_it_names(toys: Path) 
             assert models.pipeline(by_name[name]).bundle == toys / "large"
     sampling = by_name["FP32 draft-2+guided-2+tiny"].point.sampling(shortcuts.SAMPLING)
     assert (sampling.cfg, sampling.guidance_scales, sampling.decoder) == (shortcuts.SAMPLING.cfg, 2, "tiny")
+
+
+def test_a_timed_run_draws_the_point(toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = candidates([Bundles(toys / "large", toys / "small")], [])
+    sampled: list[Sampling] = []
+    whole = Pipeline.generate
+
+    def generate(pipeline: Pipeline, *arguments: Any, sampling: Sampling, **others: Any) -> Any:
+        sampled.append(sampling)
+        return whole(pipeline, *arguments, sampling=sampling, **others)
+
+    monkeypatch.setattr(Pipeline, "generate", generate)
+    with Models(wanted, threads=1) as models:
+        for each in wanted:
+            graphs = {graph for graph, _ in run_of(models, each, Sampling(cfg=2.0, top_k=3), threads=1).stages}
+            assert ("draft transformer" in graphs) == bool(each.point.draft_scales)
+            assert ("decoder_tiny" in graphs, "decoder" in graphs) == (each.point.tiny, not each.point.tiny)
+            assert sampled[-1].guidance_scales == (each.point.guidance_scales or 3)
+            assert (sampled[-1].cfg, sampled[-1].top_k) == (2.0, 3)
 
 
 def test_only_bundles_that_a_point_needs_are_loaded(toys: Path) -> None:
