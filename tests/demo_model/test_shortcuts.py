@@ -208,7 +208,10 @@ def test_images_of_the_demo_model_are_judged_once(
     assert "FP32 guided-1: accuracy" in found.stderr
     assert Path("plot.png").exists()
 
-    monkeypatch.setattr(Judge, "quality", None)  # what is kept is not judged again
+    def judged_again(*_: object) -> Quality:
+        raise AssertionError("what is kept is not judged again")
+
+    monkeypatch.setattr(Judge, "quality", judged_again)
     again = command(demo_bundle, *points, *few)
     assert {name: cells[-4:] for name, cells in rows(again.stdout).items()} == {
         name: cells[-4:] for name, cells in first.items()
