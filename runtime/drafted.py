@@ -20,7 +20,8 @@ from .limits import shown
 from .pipeline import Pipeline, Result, ScaleView
 from .sampling import BATCH, Sampling
 
-SHARED = ("patch_nums", "vocab_size", "num_classes", "image_size")  # keys of the model that must be equal
+# Keys of the model that must be equal. The last two say how the VQVAE's phi convolutions are used.
+SHARED = ("patch_nums", "vocab_size", "num_classes", "image_size", "quant_resi", "share_quant_resi")
 DRAFT = "draft "  # begins the names of the draft's graphs for `on_stage` and `observe`
 
 

@@ -19,6 +19,7 @@ from examples.demo_model.evaluate import as_pictures
 from export.verify.fidelity import Teacher, other_settings
 from export.verify.interval import Z95, Estimate, share_interval, t95
 from runtime.bundle.manifest import Manifest
+from runtime.drafted import DraftedPipeline
 from runtime.images import grid, write_png
 from runtime.pipeline import Pipeline
 from runtime.sampling import Sampling
@@ -76,9 +77,11 @@ def frechet_ratio(found: Judged, base: Judged, other: Judged) -> Estimate:
     return Estimate(ratio(group >= 0), t95(GROUPS - 1) * error)
 
 
-def draw(bundle: Path, labels: np.ndarray, seed: int) -> np.ndarray:
+def draw(
+    pipeline: Pipeline | DraftedPipeline, labels: np.ndarray, seed: int, sampling: Sampling = SAMPLING
+) -> np.ndarray:
     """Draw images (N, 64, 64, 3) uint8 of `labels` (N,); image i has the seed `seed` + i."""
-    return Pipeline(bundle).generate(labels.tolist(), seed, sampling=SAMPLING, batch=16).images
+    return pipeline.generate(labels.tolist(), seed, sampling=sampling, batch=16).images
 
 
 @click.command(context_settings={"show_default": True})
@@ -97,9 +100,9 @@ def main(reference: Path, candidates: tuple[Path, ...], per_class: int, tokens: 
     """
     classifier, teacher = load_classifier(), Teacher.draw(Pipeline(reference), tokens)
     labels = np.repeat(np.arange(len(CLASSES)), per_class)
-    images = {path: draw(path, labels, 0) for path in (reference, *candidates)}
+    images = {path: draw(Pipeline(path), labels, 0) for path in (reference, *candidates)}
     base = judged(classifier, images[reference], labels)
-    other = judged(classifier, draw(reference, labels, len(labels)), labels)  # FP32 with other seeds
+    other = judged(classifier, draw(Pipeline(reference), labels, len(labels)), labels)  # FP32 with other seeds
     own = frechet_distance(base.features, other.features)
     between = 100 * (base.accuracy - other.accuracy)
     click.echo(

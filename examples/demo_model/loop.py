@@ -9,9 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
+
+from runtime.errors import SettingsError
+from runtime.files.atomic import atomic_file
 
 Batch = tuple[Tensor, ...]  # the arguments of a stage's `loss`; the last one is the labels (B,)
 _WARMUP = 0.03  # share of the budget
@@ -68,6 +72,8 @@ def train(
 ) -> Stage:
     """Train `stage` until the budget is spent. If `checkpoint` exists, the training resumes from it.
 
+    Raises SettingsError for a checkpoint that is truncated or of another model.
+
     Each step seeds torch with its number, so a resumed run draws the same batches as an uninterrupted one.
 
     Returns:
@@ -82,18 +88,21 @@ def train(
     )
     step, seconds = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        stage.load_state_dict(state["stage"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, seconds = state["step"], state["seconds"]
+        try:
+            state = torch.load(checkpoint, weights_only=True)
+            stage.load_state_dict(state["stage"])
+            average.load_state_dict(state["average"])
+            optimizer.load_state_dict(state["optimizer"])
+            step, seconds = state["step"], state["seconds"]
+        except (RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError):
+            reason = "truncated, or a checkpoint of another model; remove it to train from the start"
+            raise SettingsError(f"{checkpoint}: {reason}") from None
         log(f"resumed {checkpoint} at step {step}")
 
     def save() -> None:
         state = {"stage": stage.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-        partial = checkpoint.with_suffix(".partial")
-        torch.save(state | {"step": step, "seconds": seconds}, partial)
-        partial.replace(checkpoint)
+        with atomic_file(checkpoint) as file:
+            torch.save(state | {"step": step, "seconds": seconds}, file)
 
     def validate() -> None:
         log(f"step {step} held-out {_line(average.eval().validate(*held_out))}")

@@ -8,28 +8,27 @@ such a model. Each runs in an environment of its own in build/int8_peers, which 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import click
 
 from examples.int8_peers.inputs import GRAPHS, record_inputs, write_graphs
-from examples.int8_peers.judge import NOT_INSTALLED, Found, Judge, in_int8, timed, versions
+from examples.int8_peers.judge import NOT_INSTALLED, Accuracies, Found, Judge, in_int8, timed, versions
 from examples.int8_peers.tools import TOOLS
+from examples.kept_rows import KeptRows
 from export.sizes import block
 from runtime.bench.machine import machine
 from runtime.bench.summary import Ratio, Summary
 from runtime.bundle.manifest import FILE_NAME, File, Manifest
 from runtime.cli import command, reports_errors
 from runtime.errors import SettingsError, VarEdgeError
-from runtime.files.atomic import atomic_file
 from runtime.limits import shown
 
 WORK = Path("build/int8_peers")
@@ -109,57 +108,9 @@ def candidates(bundle: Path, ours: dict[str, Path], tools: list[str]) -> list[Ca
     return found
 
 
-ROWS = ({field.name for field in fields(Found)}, {"accuracy", "other"})  # what a row of `Kept` has
-
-
-class Kept:
-    """What was found of bundles, in a file: a bundle that is the same is not measured again.
-
-    The versions of ONNX Runtime and TensorRT count as settings. A file that is truncated or has other rows is not used.
-    """
-
-    def __init__(self, path: Path, *settings: object) -> None:
-        self._path, self._settings = path, [*map(str, (*settings, versions()))]
-        self._rows = _rows(path)
-
-    def found(self, judge: Judge, bundle: Path) -> Found:
-        key = self._key(bundle)
-        if key not in self._rows:
-            self._rows[key] = asdict(judge.find(bundle))
-            self._write()
-        row = Found(**self._rows[key])  # type: ignore[arg-type]
-        return replace(row, int8_products=tuple(row.int8_products))
-
-    def accuracies(self, judge: Judge, fp32: Path) -> tuple[float, float]:
-        key = self._key(fp32, "accuracies")
-        if key not in self._rows:
-            self._rows[key] = dict(zip(("accuracy", "other"), judge.accuracies(), strict=True))
-            self._write()
-        return self._rows[key]["accuracy"], self._rows[key]["other"]  # type: ignore[return-value]
-
-    def _key(self, bundle: Path, what: str = "") -> str:
-        """Return a hash of the bundle's files, which its manifest lists, of the settings, and of what was measured."""
-        text = (bundle / FILE_NAME).read_bytes() + json.dumps([what, *self._settings]).encode()
-        return hashlib.sha256(text).hexdigest()
-
-    def _write(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(self._path) as file:
-            file.write(json.dumps(self._rows, indent=1).encode() + b"\n")
-
-
-def _rows(path: Path) -> dict[str, dict[str, object]]:
-    """Return the rows of a file of `Kept`; none, and a line on stderr, if they are not all there."""
-    if not path.exists():
-        return {}
-    try:
-        rows: dict[str, dict[str, object]] = json.loads(path.read_text())
-        if all(row.keys() in ROWS for row in rows.values()):
-            return rows
-    except (ValueError, AttributeError):  # no JSON; no tables
-        pass
-    click.echo(f"{path}: truncated or of another release; every bundle is measured anew", err=True)
-    return {}
+def kept_rows(path: Path, *settings: object) -> KeptRows:
+    """Return the rows in a file. The versions of ONNX Runtime and TensorRT count as settings."""
+    return KeptRows(path, (Found, Accuracies), *settings, versions())
 
 
 SAME = 90  # dB; above it the decoder is that of FP32
@@ -232,18 +183,18 @@ def main(
         record_inputs(bundle, WORK / "unfinished", images)
         (WORK / "unfinished").rename(WORK / "inputs")
     judge, rows = Judge(bundle, tokens, seed, per_class), []
-    kept = Kept(WORK / "rows.json", (bundle / FILE_NAME).read_text(), tokens, seed, per_class)
+    kept = kept_rows(WORK / "rows.json", (bundle / FILE_NAME).read_text(), tokens, seed, per_class)
     for candidate in candidates(bundle, named, chosen):
         try:
-            rows.append((candidate, kept.found(judge, candidate.bundle)))
+            rows.append((candidate, kept.row(Found, partial(judge.find, candidate.bundle), candidate.bundle)))
         except VarEdgeError as error:
             click.echo(f"{candidate.name}: {error}", err=True)
-    accuracy, other = kept.accuracies(judge, bundle)
+    fp32_draws = kept.row(Accuracies, judge.accuracies, bundle, what="accuracies")
     fp32, *times = timed([bundle, *(candidate.bundle for candidate, _ in rows)], rounds)
     here, model = machine(), Manifest.load(bundle, verify=False).model
     click.echo(
         f"{date.today()}, {here.cpu} ({', '.join(here.instruction_sets)}), {images} calibration images. FP32: accuracy"
-        f" {accuracy:.1%}, with other seeds {other:.1%}; {1e3 * fp32.median:.1f} ms.\n"
+        f" {fp32_draws.accuracy:.1%}, with other seeds {fp32_draws.other:.1%}; {1e3 * fp32.median:.1f} ms.\n"
     )
     timed_rows = [(*row, time) for row, time in zip(rows, times, strict=True)]
     click.echo(table(timed_rows, fp32, 1 + model.depth * len(block(model))))

@@ -46,6 +46,14 @@ class Found:
     refused: str  # why the builder refused the transformer's graph, or NOT_INSTALLED; "" if it is built
 
 
+@dataclass(frozen=True)
+class Accuracies:
+    """The accuracy of FP32, and that of FP32 with other seeds."""
+
+    accuracy: float
+    other: float
+
+
 class Judge:
     """Compares bundles with the FP32 bundle, by the images and the metrics of `examples.demo_model.compare`."""
 
@@ -53,9 +61,8 @@ class Judge:
         self._fp32, self._tokens, self._seed = fp32, tokens, seed
         self._labels = np.repeat(np.arange(len(CLASSES)), per_class)
 
-    def accuracies(self) -> tuple[float, float]:
-        """Return the accuracy of FP32, and that of FP32 with other seeds."""
-        return self._base.accuracy, self._other.accuracy
+    def accuracies(self) -> Accuracies:
+        return Accuracies(self._base.accuracy, self._other.accuracy)
 
     def find(self, bundle: Path) -> Found:
         fidelity = self._teacher.compare(Pipeline(bundle, verify=False))
@@ -87,7 +94,7 @@ class Judge:
         return self._judged(self._fp32, len(self._labels))
 
     def _judged(self, bundle: Path, seed: int) -> Judged:
-        return judged(load_classifier(), draw(bundle, self._labels, seed), self._labels)
+        return judged(load_classifier(), draw(Pipeline(bundle), self._labels, seed), self._labels)
 
 
 def timed(bundles: Sequence[Path], rounds: int) -> list[Summary]:

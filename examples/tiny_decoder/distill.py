@@ -67,6 +67,7 @@ def main(
     where = pick_device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError("--device cuda: PyTorch sees no GPU here; use --device cpu")
+    torch.manual_seed(0)  # of the first weights, so that equal runs have equal results
     stage = distil(TinyDecoderStage(model), f_hat, decoded, Budget(steps, minutes), folder / "tiny.pt", where)
     weights = stage.tiny_decoder.cpu().state_dict()
     with atomic_file(out) as file:

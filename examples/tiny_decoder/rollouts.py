@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from runtime.backends.base import StageRun
 from runtime.bundle.names import BRIDGE, F_HAT_OUT
+from runtime.errors import SettingsError
 from runtime.files.atomic import atomic_file
 from runtime.pipeline import Pipeline, ScaleView
 from runtime.progress import Progress, silent
@@ -24,7 +26,7 @@ def rollouts(pipeline: Pipeline, images: int, folder: Path, progress: Progress =
     """Return f_hat (2N, Z, P, P) float32 and the decoder's images (2N, H, W, 3) uint8 of at least `images` rollouts.
 
     Image 2i is a finished one. Image 2i + 1 is the preview of the same rollout after a random scale. Files in `folder`
-    keep them, so an interrupted call resumes.
+    keep them, so an interrupted call resumes. Raises SettingsError for a file that is truncated.
     """
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
@@ -34,8 +36,11 @@ def rollouts(pipeline: Pipeline, images: int, folder: Path, progress: Progress =
             f_hat, decoded = _draw(pipeline, range(part * PART, (part + 1) * PART), images, progress)
             with atomic_file(path) as file:
                 np.savez(file, f_hat=f_hat, images=decoded)
-        with np.load(path) as stored:
-            parts.append((stored["f_hat"], stored["images"]))
+        try:
+            with np.load(path) as stored:
+                parts.append((stored["f_hat"], stored["images"]))
+        except (ValueError, KeyError, EOFError, BadZipFile):
+            raise SettingsError(f"{path}: truncated, or no rollouts; remove it to draw them again") from None
     f_hats, decoded_parts = zip(*parts, strict=True)
     return np.concatenate(f_hats), np.concatenate(decoded_parts)
 

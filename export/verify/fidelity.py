@@ -14,6 +14,7 @@ import numpy as np
 
 from export.verify.interval import Estimate, share_interval
 from runtime.bundle.manifest import Manifest
+from runtime.drafted import DraftedPipeline
 from runtime.errors import SettingsError
 from runtime.pipeline import Maps, Pipeline, ScaleView
 from runtime.progress import Progress, silent
@@ -177,16 +178,25 @@ class Teacher:
             progress("drawing with the reference", batch.stop, pictures[0])
         return cls(model.patch_nums, model.depth, batches, sampling)
 
-    def compare(self, candidate: Pipeline, progress: Progress = silent) -> Fidelity:
-        """Return the fidelity of `candidate` to the reference. Raises SettingsError if the models differ."""
-        model = candidate.manifest.model
+    def compare(
+        self,
+        candidate: Pipeline | DraftedPipeline,
+        progress: Progress = silent,
+        sampling: Sampling | None = None,
+    ) -> Fidelity:
+        """Return the fidelity of `candidate` to the reference. Raises SettingsError if the models differ.
+
+        `sampling` replaces the settings of the reference, for instance by those of a shortcut. The draft of a
+        `DraftedPipeline` must be of the reference's model.
+        """
+        model = (candidate.draft if isinstance(candidate, DraftedPipeline) else candidate).manifest.model
         if model.patch_nums != self.sides or model.depth != self.depth:
             raise SettingsError(f"{model.name}: the reference is another model; compare bundles of one model")
         scales = [ScaleFidelity(side) for side in self.sides]
-        squares, values = 0.0, 0
+        squares, values, sampling = 0.0, 0, sampling or self.sampling
         for i, batch in enumerate(self.batches):
             last = len(batch.logits) - 1
-            _, found, images = _logits(candidate, batch.labels, batch.seed, last, batch.tokens, self.sampling)
+            _, found, images = _logits(candidate, batch.labels, batch.seed, last, batch.tokens, sampling)
             for scale, a, b in zip(scales, batch.logits, found, strict=False):
                 scale.add(a, b)
             if batch.images is not None and images is not None:
@@ -232,7 +242,12 @@ class _Enough(Exception):
 
 
 def _logits(
-    pipeline: Pipeline, labels: list[int], seed: int, last: int, teacher: Maps | None, sampling: Sampling
+    pipeline: Pipeline | DraftedPipeline,
+    labels: list[int],
+    seed: int,
+    last: int,
+    teacher: Maps | None,
+    sampling: Sampling,
 ) -> tuple[Maps, list[np.ndarray], np.ndarray | None]:
     """Return tokens and logits (B, L, V) of scales 0 to `last`, and the images if `last` is the last scale of all."""
     maps: Maps = []

@@ -10,19 +10,22 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import cast
 
-from ..bundle.manifest import WEIGHTS, Manifest, Model
+from ..bundle.manifest import WEIGHTS, Manifest
+from ..bundle.names import TINY_DECODER
 from ..bundle.weight_file import loaded_weights
+from ..drafted import DraftedPipeline
 from ..errors import SettingsError
 from ..optional import require
 from ..processors import usable_cpus
 from ..progress import Progress, counter, silent
+from ..sampling import DECODERS
 from .compare import Draw
 from .gemm import gemm_rate
 from .jetson import Jetson
 from .machine import machine
 from .measure import Drawing, load, measure_batch, memory_while_drawing
 from .report import SCHEMA_VERSION, BundleFacts, Floor, JetsonFacts, Report, Settings
-from .work import decoder_flop, transformer_flop
+from .work import decoder_flop, tiny_decoder_flop, transformer_flop
 
 Checkpoints = tuple[Path | None, Path | None]  # files of VAR and VQVAE; None: found from the bundle's manifest
 
@@ -62,14 +65,15 @@ def benchmark(
         schema_version=SCHEMA_VERSION,
         date=date,
         command=shlex.join(["python", "-m", "runtime.bench", *_arguments()]),
-        bundle=_bundle_facts(bundle, Manifest.load(bundle, verify=False)),
+        bundle=_bundle_facts(bundle),
+        draft=_bundle_facts(Path(settings.draft)) if settings.draft is not None else None,
         settings=settings,
         backend=pipeline.backend.name,
         threads=threads,
         machine=host,
         load=loaded,
         batches=tuple(batches),
-        floor=_floor(pipeline.manifest.model, rate),
+        floor=_floor(pipeline, settings, rate),
         jetson=module,
         left_out=left_out,
     )
@@ -107,7 +111,8 @@ def _plugin(name: str) -> Callable[..., tuple[dict[str, Draw], dict[str, str]]]:
     return cast(Callable[..., tuple[dict[str, Draw], dict[str, str]]], found[0].load())
 
 
-def _bundle_facts(bundle: Path, manifest: Manifest) -> BundleFacts:
+def _bundle_facts(bundle: Path) -> BundleFacts:
+    manifest = Manifest.load(bundle, verify=False)
     weights = manifest.files[WEIGHTS]
     return BundleFacts(
         directory=str(bundle),
@@ -120,6 +125,11 @@ def _bundle_facts(bundle: Path, manifest: Manifest) -> BundleFacts:
     )
 
 
-def _floor(model: Model, flop_per_second: float) -> Floor:
-    transformer, decoder = transformer_flop(model), decoder_flop(model)
+def _floor(pipeline: Drawing, settings: Settings, flop_per_second: float) -> Floor:
+    """Return the floor of the work that these settings ask for: shortcuts leave a part of it out."""
+    model, guided = pipeline.manifest.model, settings.guidance_scales
+    transformer = transformer_flop(model, guided)
+    if isinstance(pipeline, DraftedPipeline):
+        transformer += transformer_flop(pipeline.draft.manifest.model, guided, pipeline.draft_scales)
+    decoder = tiny_decoder_flop(model) if DECODERS[settings.decoder] == TINY_DECODER else decoder_flop(model)
     return Floor(flop_per_second, transformer, decoder, (transformer + decoder) / flop_per_second)

@@ -93,7 +93,7 @@ def measure_batch(
     on_round()
     runs, other_work = [], OtherWork()
     for _ in range(settings.runs):
-        runs.append(_run(pipeline, settings, batch, jetson))
+        runs.append(timed_run(pipeline, settings, batch, jetson))
         for other in others:
             other.run()
         on_round()
@@ -112,7 +112,7 @@ def measure_batch(
     )
 
 
-def _run(pipeline: Drawing, settings: Settings, batch: int, jetson: Jetson | None) -> Run:
+def timed_run(pipeline: Drawing, settings: Settings, batch: int = 1, jetson: Jetson | None = None) -> Run:
     """Draw once and measure. A backend that launches a whole batch at once draws again to time its stages."""
     stages: dict[Stage, float] = defaultdict(float)
 

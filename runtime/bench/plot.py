@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..bundle.names import TINY_DECODER
 from ..drafted import DRAFT
 from ..files.atomic import atomic_file
 from .report import BatchTimes, Report
@@ -21,6 +22,7 @@ COLOUR_MAPS = {
     "bridge": "Oranges",
     "step": "Blues",  # transformer and bridge together, if an engine records them as one CUDA graph
     "decoder": "Greens",
+    TINY_DECODER: "YlGn",
     **{DRAFT + graph: "Reds" for graph in ("condition", "transformer", "bridge", "step")},
 }
 OUTSIDE, RIVAL = "#999999", "#d4d4d4"
@@ -109,5 +111,6 @@ def _explain(axes: Axes, report: Report) -> None:
     axes.set_ylabel("seconds per picture (medians)")
     axes.spines[["top", "right"]].set_visible(False)
     bundle, machine = report.bundle, report.machine
-    title = f"{bundle.name} {bundle.precision}, {report.backend}, {scales} scales\n"
+    drafted = f"{report.draft.name} {report.draft.precision}, then " if report.draft else ""
+    title = f"{drafted}{bundle.name} {bundle.precision}, {report.backend}, {scales} scales\n"
     axes.set_title(title + f"{machine.cpu}, {report.threads} thread(s), {report.date:.10}", fontsize=10)

@@ -110,7 +110,10 @@ class BatchTimes:
 
 @dataclass(frozen=True)
 class Floor:
-    """The least time for the float32 matrix products and convolutions of an image at this CPU's rate."""
+    """The least time for the float32 matrix products and convolutions of an image at this CPU's rate.
+
+    The FLOP are those of the drawn image: shortcuts leave a part out, and a draft's transformer counts as well.
+    """
 
     flop_per_second: float
     transformer_flop: int
@@ -135,6 +138,7 @@ class Report:
     date: str
     command: str
     bundle: BundleFacts
+    draft: BundleFacts | None
     settings: Settings
     backend: str
     threads: int

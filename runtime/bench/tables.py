@@ -35,6 +35,7 @@ def _facts(report: Report) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     for name, value in (
         ("bundle", f"{bundle.name} {bundle.precision}, {report.backend}, {report.threads} thread(s), {report.date}"),
+        ("draft", _draft(report)),
         ("processor", f"{machine.cpu}, {machine.cores} core(s), {rate}"),
         ("instructions", " ".join(machine.instruction_sets) or "unknown"),
         ("software", ", ".join([f"Python {machine.python}", *(f"{k} {v}" for k, v in machine.libraries.items())])),
@@ -43,6 +44,11 @@ def _facts(report: Report) -> RenderableType:
     ):
         grid.add_row(name, value)
     return grid
+
+
+def _draft(report: Report) -> str:
+    draft, scales = report.draft, report.settings.draft_scales
+    return f"{draft.name} {draft.precision}, {scales} scale(s)" if draft else "none"
 
 
 def _latency(report: Report) -> RenderableType:
@@ -63,7 +69,8 @@ def _resources(report: Report) -> RenderableType:
     table.add_row("loaded", *_memory(report.load.memory))
     for times in report.batches:
         table.add_row(f"batch of {times.batch}", *_memory(times.memory), *(_energy(times) if report.jetson else []))
-    table.add_row("weights in use", _megabytes(report.bundle.loaded_weight_bytes))
+    loaded = [facts.loaded_weight_bytes for facts in (report.bundle, report.draft) if facts]
+    table.add_row("weights in use", _megabytes(sum(loaded)))
     return table
 
 

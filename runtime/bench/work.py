@@ -5,16 +5,20 @@ from __future__ import annotations
 from ..bundle.manifest import Model
 
 
-def transformer_flop(model: Model) -> int:
-    """Return the transformer's FLOP at all scales for one image: a pass with the label and one without."""
+def transformer_flop(model: Model, guidance_scales: int | None = None, scales: int | None = None) -> int:
+    """Return the transformer's FLOP at the first `scales` scales for one image.
+
+    A scale is a pass with the label and, at the first `guidance_scales`, one without. None: all scales.
+    """
     width, offset, flop = model.width, 0, 0
-    for side in model.patch_nums:
-        tokens = side * side
+    guided = len(model.patch_nums) if guidance_scales is None else guidance_scales
+    for k, side in enumerate(model.patch_nums[:scales]):
+        tokens, passes = side * side, 2 if k < guided else 1
         linear = 8 * width * width + 4 * width * round(width * model.mlp_ratio)  # qkv, projection, feed-forward
         attention = 4 * width * (offset + tokens)  # scores, then the weighted sum
-        flop += tokens * (model.depth * (linear + attention) + 2 * width * model.vocab_size)
+        flop += passes * tokens * (model.depth * (linear + attention) + 2 * width * model.vocab_size)
         offset += tokens
-    return 2 * flop
+    return flop
 
 
 def decoder_flop(model: Model) -> int:
@@ -32,6 +36,19 @@ def decoder_flop(model: Model) -> int:
             side *= 2
             flop += _convolution(side, channels, channels)
     return flop + _convolution(side, channels, 3)
+
+
+def tiny_decoder_flop(model: Model) -> int:
+    """Return the tiny decoder's FLOP for one image."""
+    widths = [8 * max(1, round(0.4 * model.ch * multiplier / 8)) for multiplier in reversed(model.ch_mult)]
+    side, last = model.grid, len(widths) - 2
+    flop = _convolution(side, model.code_size, widths[0])
+    for level, width in enumerate(widths[:-1]):
+        blocks = 1 if level else 2
+        flop += blocks * _residual(side, width, width)
+        side *= 1 if level == last else 2
+        flop += _convolution(side, width, 12 if level == last else widths[level + 1])
+    return flop
 
 
 def _convolution(side: int, channels_in: int, channels_out: int, kernel: int = 3) -> int:

@@ -14,7 +14,7 @@ from ..errors import BundleError
 from ..files.bounded import Kind, open_file, parse_json, read_bytes
 from ..limits import shown
 from .manifest import WEIGHTS, Manifest
-from .names import REQUIRED_GRAPHS
+from .names import REQUIRED_GRAPHS, TINY_DECODER
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,11 +23,11 @@ DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U
 
 
 def loaded_weights(bundle: Path, manifest: Manifest) -> int:
-    """Return the bytes of all weights that drawing loads: everything but the encoder, each tensor counted once.
+    """Return the bytes of all weights that drawing loads: all but encoder and smooth bridge, each tensor counted once.
 
     An engine counts with its file size. Raises BundleError.
     """
-    files = [manifest.graphs[name].file for name in REQUIRED_GRAPHS]
+    files = [manifest.graphs[name].file for name in (*REQUIRED_GRAPHS, TINY_DECODER) if name in manifest.graphs]
     graphs = [file for file in files if file.endswith(".onnx")]
     engines = sum(manifest.files[file].size for file in files if file not in graphs)
     return engines + weight_bytes(bundle, graphs, manifest.runtime_tensors)

@@ -22,7 +22,8 @@ from calibration.make import Request, make_int8
 from examples.int8_peers import __main__ as peers
 from examples.int8_peers import judge, tools
 from examples.int8_peers.inputs import GRAPHS, record_inputs, write_graphs
-from examples.int8_peers.judge import Found, products_in_engine, timed, used_bytes
+from examples.int8_peers.judge import Accuracies, Found, products_in_engine, timed, used_bytes
+from examples.kept_rows import KeptRows
 from runtime.bench.summary import Summary
 from runtime.bundle.manifest import Manifest
 from runtime.pipeline import Pipeline
@@ -85,9 +86,13 @@ class CountingJudge:
         self.asked[bundle] += 1
         return FOUND
 
-    def accuracies(self) -> tuple[float, float]:
+    def accuracies(self) -> Accuracies:
         self.asked[Path()] += 1
-        return 0.93, 0.94
+        return Accuracies(0.93, 0.94)
+
+
+def found(kept: KeptRows, judge: Any, bundle: Path) -> Found:
+    return kept.row(Found, lambda: judge.find(bundle), bundle)
 
 
 def test_what_was_found_is_kept_until_the_bundle_or_a_setting_changes(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -95,15 +100,15 @@ def test_what_was_found_is_kept_until_the_bundle_or_a_setting_changes(tiny_bundl
     shutil.copytree(tiny_bundle, bundle)
     asked: Any = counting
     for _ in range(2):
-        kept = peers.Kept(file, 2000, 1000)
-        assert kept.found(asked, bundle) == FOUND
-        assert kept.accuracies(asked, tiny_bundle) == (0.93, 0.94)
+        kept = peers.kept_rows(file, 2000, 1000)
+        assert found(kept, asked, bundle) == FOUND
+        assert kept.row(Accuracies, asked.accuracies, tiny_bundle, what="accuracies") == Accuracies(0.93, 0.94)
     assert counting.asked == {bundle: 1, Path(): 1}
-    peers.Kept(file, 2000, 1001).found(asked, bundle)
+    found(peers.kept_rows(file, 2000, 1001), asked, bundle)
     assert counting.asked[bundle] == 2
     manifest = bundle / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"sha256": "', '"sha256": "0', 1))
-    peers.Kept(file, 2000, 1000).found(asked, bundle)
+    found(peers.kept_rows(file, 2000, 1000), asked, bundle)
     assert counting.asked[bundle] == 3
 
 
@@ -112,10 +117,10 @@ def test_what_was_found_with_other_versions_is_measured_anew(
 ) -> None:
     counting = CountingJudge()
     asked: Any = counting
-    peers.Kept(tmp_path / "rows.json").found(asked, tiny_bundle)
+    found(peers.kept_rows(tmp_path / "rows.json"), asked, tiny_bundle)
     for count, version in ((1, judge.versions()), (2, {"onnxruntime": "1.0"}), (2, {"onnxruntime": "1.0"})):
         monkeypatch.setattr(peers, "versions", lambda version=version: version)
-        peers.Kept(tmp_path / "rows.json").found(asked, tiny_bundle)
+        found(peers.kept_rows(tmp_path / "rows.json"), asked, tiny_bundle)
         assert counting.asked[tiny_bundle] == count
     assert judge.versions()["onnxruntime"] == onnxruntime.__version__
 
@@ -126,7 +131,7 @@ def test_a_damaged_or_older_file_is_measured_anew(
 ) -> None:
     file, counting = tmp_path / "rows.json", CountingJudge()
     asked: Any = counting
-    peers.Kept(file).found(asked, tiny_bundle)
+    found(peers.kept_rows(file), asked, tiny_bundle)
     text = file.read_bytes()
     file.write_bytes(
         {
@@ -136,9 +141,9 @@ def test_a_damaged_or_older_file_is_measured_anew(
             "no text": b"\xff",
         }[damage]
     )
-    assert peers.Kept(file).found(asked, tiny_bundle) == FOUND
-    assert capsys.readouterr().err == f"{file}: truncated or of another release; every bundle is measured anew\n"
-    assert peers.Kept(file).found(asked, tiny_bundle) == FOUND
+    assert found(peers.kept_rows(file), asked, tiny_bundle) == FOUND
+    assert capsys.readouterr().err == f"{file}: truncated or of another release; everything is measured anew\n"
+    assert found(peers.kept_rows(file), asked, tiny_bundle) == FOUND
     assert counting.asked[tiny_bundle] == 2
     assert not capsys.readouterr().err
 
@@ -147,15 +152,15 @@ def test_rows_that_cannot_be_written_leave_those_before(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, asked = tmp_path / "work" / "rows.json", cast(Any, CountingJudge())
-    peers.Kept(file).found(asked, tiny_bundle)
-    before, kept = file.read_bytes(), peers.Kept(file)
+    found(peers.kept_rows(file), asked, tiny_bundle)
+    before, kept = file.read_bytes(), peers.kept_rows(file)
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        kept.accuracies(asked, tiny_bundle)
+        kept.row(Accuracies, asked.accuracies, tiny_bundle, what="accuracies")
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]
 

@@ -14,6 +14,7 @@ from scipy import stats
 from export.verify.fidelity import Fidelity, ScaleFidelity, Teacher, _label_step, other_settings
 from export.verify.interval import Estimate, share_interval, t95
 from runtime.bundle.manifest import Manifest
+from runtime.drafted import DraftedPipeline
 from runtime.pipeline import Pipeline
 from runtime.sampling import Sampling
 
@@ -81,6 +82,16 @@ def test_images_are_drawn_as_asked(demo_bundle: Path) -> None:
     assert not (tokens[2] == logits[2].argmax(-1)).all()
     assert teachers[3].sampling.top_k == pipeline.manifest.model.vocab_size
     assert teachers[0].compare(pipeline).kl < 1e-6  # the candidate is guided alike
+
+
+def test_a_shortcut_differs_only_at_the_scales_that_it_shortens(tiny_bundle: Path, other_tiny_bundle: Path) -> None:
+    large, refiner = Pipeline(tiny_bundle), Pipeline(other_tiny_bundle)
+    teacher, scales = Teacher.draw(large, 32), len(large.manifest.scales)
+    for count in range(1, scales + 1):
+        guided = teacher.compare(large, sampling=replace(teacher.sampling, guidance_scales=count))
+        drafted = teacher.compare(DraftedPipeline(large, refiner, count))
+        for found in (guided, drafted):
+            assert [scale.kl > 1e-9 for scale in found.scales] == [k >= count for k in range(scales)]
 
 
 def test_other_settings_than_the_calibrated_ones_are_said(int8_bundles: dict[str, Path], demo_bundle: Path) -> None:

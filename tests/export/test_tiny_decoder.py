@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,10 @@ from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from examples.demo_model import loop
+from examples.tiny_decoder import distill, rollouts
 from examples.tiny_decoder.distill import main as distil
+from examples.tiny_decoder.stage import TinyDecoderStage
 from export.__main__ import main as export
 from export.checkpoint.recipe import RECIPES, Recipe
 from export.checkpoint.weights import empty_models
@@ -23,6 +28,7 @@ from export.verify.run import verify
 from runtime.bundle.manifest import WEIGHTS, File, Manifest
 from runtime.bundle.names import TINY_DECODER
 from runtime.bundle.weight_file import read_header
+from runtime.pipeline import Pipeline
 
 SHARE = 0.05  # of the decoder's FLOP
 
@@ -149,9 +155,67 @@ def test_a_file_of_another_model_is_refused_in_one_line(distilled: Path, tmp_pat
     assert not out.exists()
 
 
-def test_an_interrupted_run_resumes(distilled: Path, demo_bundle: Path) -> None:
-    folder = distilled.parent
-    arguments = [demo_bundle, "--images", 64, "--folder", folder / "work", "--device", "cpu"]
-    found = command(distil, *arguments, "--steps", 44, "--out", folder / "longer.safetensors")
-    assert "at step 40" in found.output
-    assert "step 44" in found.output
+def test_a_run_interrupted_while_it_trains_ends_as_if_it_were_not(
+    distilled: Path, demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollouts = next((distilled.parent / "work").rglob("rollouts"))
+    shutil.copytree(rollouts, tmp_path / "work" / rollouts.parent.name / "rollouts")
+    arguments = [demo_bundle, "--images", 64, "--steps", 40, "--folder", tmp_path / "work", "--device", "cpu"]
+    arguments += ["--out", tmp_path / "tiny.safetensors"]
+    losses, whole_loss = 0, TinyDecoderStage.loss
+
+    def interrupted(stage: TinyDecoderStage, *batch: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+        nonlocal losses
+        losses += 1
+        if losses == 22:  # 21 steps are done
+            raise KeyboardInterrupt
+        return whole_loss(stage, *batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "Settings", partial(loop.Settings, save_every=0))
+        patch.setattr(TinyDecoderStage, "loss", interrupted)
+        assert command(distil, *arguments).exit_code == 1
+    assert not (tmp_path / "tiny.safetensors").exists()
+    found = command(distil, *arguments)
+    assert "at step 21" in found.output
+    assert (tmp_path / "tiny.safetensors").read_bytes() == distilled.read_bytes()
+
+
+def test_a_run_interrupted_while_it_draws_draws_only_the_rest(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[range] = []
+
+    def draw(pipeline: Pipeline, seeds: range, images: int, progress: object) -> rollouts.Pairs:
+        if seeds.start and seeds not in drawn:
+            drawn.append(seeds)
+            raise KeyboardInterrupt
+        drawn.append(seeds)
+        model = pipeline.manifest.model
+        f_hat = np.full((2 * len(seeds), model.code_size, model.grid, model.grid), seeds.start, np.float32)
+        return f_hat, np.zeros((2 * len(seeds), 8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(rollouts, "_draw", draw)
+    with Pipeline(demo_bundle) as pipeline:
+        with pytest.raises(KeyboardInterrupt):
+            rollouts.rollouts(pipeline, 128, tmp_path)
+        f_hat, _ = rollouts.rollouts(pipeline, 128, tmp_path)
+    assert drawn == [range(64), range(64, 128), range(64, 128)]
+    assert f_hat[:, 0, 0, 0].tolist() == [0] * 128 + [64] * 128
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "no checkpoint"])
+@pytest.mark.parametrize("name", ["tiny.pt", "0000.npz"])
+def test_a_damaged_file_of_an_earlier_run_is_one_line(
+    distilled: Path, demo_bundle: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    shutil.copytree(distilled.parent / "work", tmp_path / "work")
+    file = next((tmp_path / "work").rglob(name))
+    whole = file.read_bytes()
+    file.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "no checkpoint": b"{}" * 500}[damage])
+    out = tmp_path / "tiny.safetensors"
+    arguments = [demo_bundle, "--images", 64, "--steps", 44, "--folder", tmp_path / "work", "--device", "cpu"]
+    found = command(distil, *arguments, "--out", out)
+    assert found.exit_code == 1 and not out.exists()
+    (line,) = found.output.splitlines()
+    assert line.startswith(f"Error: {file}: truncated, or ") and "; remove it to " in line

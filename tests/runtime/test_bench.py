@@ -13,10 +13,12 @@ from rich.console import Console
 from runtime.bench.__main__ import main
 from runtime.bench.benchmark import benchmark
 from runtime.bench.jetson import Jetson
+from runtime.bench.plot import _bars
 from runtime.bench.report import Settings
 from runtime.bench.tables import print_report
+from runtime.bench.work import decoder_flop, tiny_decoder_flop, transformer_flop
 from tests.runtime.jetson_tree import write_jetson
-from tests.runtime.toy import SIDES, V
+from tests.runtime.toy import SIDES, V, write_bundle
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "benchmarks" / "README.md"
 
@@ -65,10 +67,11 @@ def test_everything_is_measured_and_written(toy_bundle: Path, tmp_path: Path) ->
 
 
 def test_shortcuts_are_measured(toy_bundle: Path, tmp_path: Path) -> None:
-    """The graphs of the draft are rows of their own."""
-    json_file, plot_file = tmp_path / "bench.json", tmp_path / "bench.png"
-    shortcuts = ["--guidance-scales", 2, "--draft", toy_bundle, "--draft-scales", 1]
-    result = bench("--bundle", toy_bundle, *shortcuts, "--runs", 1, "--json", json_file, "--plot", plot_file)
+    """The graphs of the draft are rows of their own, and the floor is that of the work that is left."""
+    bundle, json_file, plot_file = tmp_path / "tiny", tmp_path / "bench.json", tmp_path / "bench.png"
+    model = write_bundle(bundle, tiny=True).model
+    shortcuts = ["--guidance-scales", 2, "--draft", toy_bundle, "--draft-scales", 1, "--decoder", "tiny"]
+    result = bench("--bundle", bundle, *shortcuts, "--runs", 1, "--json", json_file, "--plot", plot_file)
     assert result.exit_code == 0, result.output
     assert "draft transformer" in result.output
     report = json.loads(json_file.read_text())
@@ -77,7 +80,26 @@ def test_shortcuts_are_measured(toy_bundle: Path, tmp_path: Path) -> None:
     stages = [(stage["graph"], stage["scale"]) for stage in report["batches"][0]["stages"]]
     steps = [(graph, k) for k in range(len(SIDES)) for graph in ("transformer", "bridge")]
     drafted = [("draft condition", None), ("draft transformer", 0), ("draft bridge", 0)]
-    assert stages == [*drafted, ("condition", None), *steps, ("decoder", None)]
+    assert stages == [*drafted, ("condition", None), *steps, ("decoder_tiny", None)]
+    assert "toy fp32, 1 scale(s)" in result.output
+    assert (report["bundle"]["directory"], report["draft"]["directory"]) == (str(bundle), str(toy_bundle))
+    floor = report["floor"]
+    assert floor["transformer_flop"] == transformer_flop(model, 2) + transformer_flop(model, 2, 1)
+    assert floor["decoder_flop"] == tiny_decoder_flop(model) != decoder_flop(model)
+    flop = floor["transformer_flop"] + floor["decoder_flop"]
+    assert floor["seconds_per_picture"] == flop / floor["flop_per_second"]
+
+
+def test_every_graph_has_a_segment_of_its_bar(toy_bundle: Path, tmp_path: Path) -> None:
+    """Also the draft's and the tiny decoder."""
+    write_bundle(tmp_path / "tiny", tiny=True)
+    fitted = {"guidance_scales": 2, "decoder": "tiny", "draft": str(toy_bundle), "draft_scales": 1}
+    settings = Settings("auto", 1, (1,), 1, "0", 0, 4.0, 5, 0.9, False, None, **fitted)  # type: ignore[arg-type]
+    report = benchmark(tmp_path / "tiny", settings)
+    (bar,) = _bars(report)
+    assert sum(height for height, *_ in bar.segments) == pytest.approx(bar.whole, rel=1e-6)
+    named = [text for *_, text in bar.segments]
+    assert {"decoder_tiny", "draft transformer 0", "outside"} <= set(named)
 
 
 def test_plot_is_a_picture(toy_bundle: Path, tmp_path: Path) -> None:

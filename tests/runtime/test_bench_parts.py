@@ -1,6 +1,7 @@
 """The parts of a benchmark: statistics, readers of the machine, the count of its work."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from runtime.bench.report import Settings
 from runtime.bench.summary import Ratio, Summary
 from runtime.bench.tables import seconds
 from runtime.bundle.manifest import WEIGHTS, Manifest
-from runtime.bundle.names import REQUIRED_GRAPHS
+from runtime.bundle.names import ENCODER, REQUIRED_GRAPHS, TINY_DECODER
 from runtime.bundle.weight_file import loaded_weights
 from runtime.memory import Memory, memory
 from runtime.pipeline import Maps
@@ -103,6 +104,8 @@ def test_loaded_weights_are_those_that_onnx_names(tiny_bundle: Path) -> None:
                 found[matrix] = weights.get_tensor(matrix).nbytes
     assert loaded_weights(tiny_bundle, manifest) == sum(found.values())
     assert sum(found.values()) < 0.8 * (tiny_bundle / WEIGHTS).stat().st_size  # the encoder is not among them
+    with_tiny = replace(manifest, graphs=manifest.graphs | {TINY_DECODER: manifest.graphs[ENCODER]})
+    assert loaded_weights(tiny_bundle, with_tiny) > sum(found.values())  # a tiny decoder is
 
 
 @pytest.mark.parametrize(

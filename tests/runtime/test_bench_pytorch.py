@@ -13,9 +13,10 @@ from export.bench import COMPILED, EAGER, pytorch_rivals
 from export.checkpoint.provenance import recipe_of
 from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import CheckpointError, checkpoint_weights, empty_models, formula_weights
+from export.model.tiny_decoder import TinyDecoder
 from runtime.bench.benchmark import benchmark
 from runtime.bench.report import Settings
-from runtime.bench.work import decoder_flop, transformer_flop
+from runtime.bench.work import decoder_flop, tiny_decoder_flop, transformer_flop
 from runtime.bundle.manifest import Manifest, Model
 from tests.conftest import DATA
 
@@ -79,13 +80,26 @@ def test_work_is_what_pytorch_counts(name: str) -> None:
     recipe = Recipe.load(name)
     model = Model(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(Model)})
     var, vqvae = empty_models(recipe)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        modulation, head_modulation = torch.empty(recipe.depth, 6, 2, recipe.width), torch.empty(2, 2, recipe.width)
-        for scale in recipe.scales:
-            x = torch.empty(scale.tokens, 2, recipe.width)
-            past = torch.empty(scale.offset, 2, recipe.heads, recipe.head_size)
-            var(x, modulation, head_modulation, [past] * recipe.depth, [past] * recipe.depth)
-    assert transformer_flop(model) == counter.get_total_flops()
+
+    def counted(guided: int, scales: int) -> int:
+        """Count the first scales, the `guided` ones with two columns and the others with one."""
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            for k, scale in enumerate(recipe.scales[:scales]):
+                columns = 2 if k < guided else 1
+                modulation = torch.empty(recipe.depth, 6, columns, recipe.width)
+                x = torch.empty(scale.tokens, columns, recipe.width)
+                past = torch.empty(scale.offset, columns, recipe.heads, recipe.head_size)
+                var(x, modulation, modulation[0, :2], [past] * recipe.depth, [past] * recipe.depth)
+        return int(counter.get_total_flops())
+
+    count = len(recipe.scales)
+    assert transformer_flop(model) == counted(count, count)
+    assert transformer_flop(model, 2) == counted(2, count)
+    assert transformer_flop(model, 1, 2) == counted(1, 2)
+    assert transformer_flop(model, None, 0) == 0
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         vqvae.decode(torch.empty(1, recipe.code_size, recipe.grid, recipe.grid))
     assert decoder_flop(model) == counter.get_total_flops()
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        TinyDecoder(model)(torch.empty(1, recipe.code_size, recipe.grid, recipe.grid))
+    assert tiny_decoder_flop(model) == counter.get_total_flops()

@@ -172,6 +172,17 @@ def test_other_sizes_are_refused(tiny_bundle: Path, toy_bundle: Path) -> None:
         DraftedPipeline.load(tiny_bundle, toy_bundle, 1)
 
 
+@pytest.mark.parametrize(("key", "value"), [("quant_resi", 0.25), ("share_quant_resi", 0), ("num_classes", 6)])
+def test_another_use_of_equal_tensors_is_refused(large: Path, own_bundle: Path, key: str, value: float) -> None:
+    """The hash of the VQVAE's tensors does not tell these apart."""
+    document = json.loads((own_bundle / "manifest.json").read_text())
+    found = document["model"][key]
+    document["model"][key] = value
+    (own_bundle / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(SettingsError, match=rf"draft \S+: expected {key} {value} as in {own_bundle}, found {found};"):
+        DraftedPipeline.load(large, own_bundle, 1)
+
+
 def run(command: object, *arguments: object) -> str:
     result = CliRunner().invoke(command, [*map(str, arguments)])  # type: ignore[arg-type]
     assert result.exit_code == 0, result.output

@@ -1,6 +1,7 @@
 #include "runtime/drafted.hpp"
 
 #include <algorithm>
+#include <sstream>
 #include <string>
 
 #include "errors.hpp"
@@ -13,6 +14,12 @@ std::string listed(const std::vector<std::int64_t>& values) {
     std::string text;
     for (const std::int64_t value : values) text += (text.empty() ? "" : ", ") + std::to_string(value);
     return "(" + text + ")";
+}
+
+std::string plain(double value) {
+    std::ostringstream text;
+    text << value;
+    return text.str();
 }
 
 }  // namespace
@@ -30,6 +37,8 @@ void check_fit(const Pipeline& draft, const Pipeline& refiner) {
     same("vocab_size", std::to_string(large.vocab_size), std::to_string(small.vocab_size));
     same("num_classes", std::to_string(large.num_classes), std::to_string(small.num_classes));
     same("image_size", std::to_string(large.image_size), std::to_string(small.image_size));
+    same("quant_resi", plain(large.quant_resi), plain(small.quant_resi));  // how the phi convolutions are used
+    same("share_quant_resi", std::to_string(large.share_quant_resi), std::to_string(small.share_quant_resi));
     for (const Pipeline* one : {&draft, &refiner}) {
         if (one->manifest().vqvae_sha256.empty()) {
             throw bad_bundle(one->bundle() + ": does not say which VQVAE it has (vqvae_sha256); export it again");
