@@ -89,12 +89,18 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     return sheet
 
 
+def png(image: np.ndarray) -> bytes:
+    """Return the content of a PNG file with this image (H, W, 3) uint8."""
+    encoded = BytesIO()
+    Image.fromarray(image).save(encoded, format="png")
+    return encoded.getvalue()
+
+
 def write_png(path: Path, image: np.ndarray) -> None:
     """Write an image (H, W, 3) uint8 as PNG, atomically."""
-    encoded = BytesIO()  # writing directly to a file, Pillow would report a full disk as "encoder error"
-    Image.fromarray(image).save(encoded, format="png")
+    content = png(image)  # writing directly to a file, Pillow would report a full disk as "encoder error"
     with atomic_file(path) as file:
-        file.write(encoded.getbuffer())
+        file.write(content)
 
 
 def check_animation(path: Path, *sources: Path) -> None:

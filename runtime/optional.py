@@ -20,6 +20,7 @@ INSTALL = {
     " part of JetPack (sudo apt install nvidia-jetpack) and visible in a .venv made with --system-site-packages",
     "tensorrt_rtx": _extra("trt-rtx"),
     "matplotlib": _extra("bench"),
+    "ray": _extra("ray"),
     "scipy": "pip install scipy",
 }
 
