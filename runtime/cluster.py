@@ -7,7 +7,9 @@ batches are those of a run without Ray, and so are the bytes of the files.
 
 from __future__ import annotations
 
+import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -78,10 +80,12 @@ class Workers:
         gpus, cpus = (int(ray.cluster_resources().get(name, 0)) for name in ("GPU", "CPU"))
         self.count = gpus or max(1, cpus // CPUS)
         threads = job.loading.threads or (None if gpus else max(1, min(cpus, CPUS)))
-        self._job = replace(job, loading=replace(job.loading, threads=threads))
+        draft = job.loading.draft and job.loading.draft.absolute()  # a worker runs in a folder of its own
+        loading = replace(job.loading, threads=threads, draft=draft)
+        self._job = replace(job, loading=loading, bundle=job.bundle.absolute())
         # Half a core each: where actors hold every core, Ray finds none to start anything else with.
         needs: dict[str, float] = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 0.5}
-        self._actor = ray.remote(Worker).options(scheduling_strategy="SPREAD", **needs)
+        self._actor: Any = ray.remote(Worker).options(scheduling_strategy="SPREAD", **needs)
         self._asked: dict[Any, tuple[Any, Batch]] = {}  # by future: the worker, and the batch; empty: the bundle
         self._idle: list[Any] = []
         self._queue: deque[Batch] = deque()
@@ -132,6 +136,7 @@ class Workers:
         except errors.RayTaskError as error:
             raise _raised(error) from None
         except errors.RayError as error:  # of the worker's process or of its machine
+            self._ray.kill(worker)  # perhaps only its machine does not answer: then it would hold its GPU
             self._lost(batch, str(error))
             return None
         self._idle.append(worker)
@@ -179,15 +184,19 @@ def draw_with_ray(
 def connected(address: str) -> Iterator[None]:
     """Connect to the cluster at HOST:PORT, or start one here for LOCAL, until the block ends. Raises SettingsError."""
     require("--ray", "ray")
+    own: dict[str, Any] = {}
     if address == LOCAL:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no report to Ray's developers
+        os.environ.update(_of_local())  # before the import, which reads it
+        own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     else:
         _check_answers(address)
     import ray
 
     ours = signal.getsignal(signal.SIGTERM)
-    own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == LOCAL else {}
-    ray.init(address, log_to_driver=False, logging_level="ERROR", **own)
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # another version, no node here
+        raise SettingsError(f"--ray: cannot connect to {shown(address)}: {error}") from None
     signal.signal(signal.SIGTERM, ours)  # Ray has set one of its own
     try:
         yield
@@ -195,17 +204,36 @@ def connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
+def _of_local() -> dict[str, str]:
+    """Return the environment of a cluster for one command: on loopback only, and with a token of its own.
+
+    Without a token Ray writes one to the home folder of the user, and every later cluster asks for it.
+    """
+    return {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the name of Ray's switch on every system: 127.0.0.1 is kept
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",  # no report to Ray's developers
+    }
+
+
 def _check_answers(address: str) -> None:
     """Raise SettingsError unless a cluster answers at the address. `ray.init` would wait without end."""
-    advice = "start one with ray start --head, or give --ray local"
     host, _, port = address.rpartition(":")
     if not host or not port.isascii() or not port.isdecimal():
         raise SettingsError(f"--ray: expected {LOCAL} or HOST:PORT, found {shown(address)}")
-    question = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    question = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
     try:
-        subprocess.run(question, capture_output=True, timeout=ANSWER, check=True)
-    except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
+        subprocess.run(question, capture_output=True, timeout=ANSWER, check=True, text=True)
+    except subprocess.TimeoutExpired:
+        advice = f"start one with ray start --head, or give --ray {LOCAL}"
         raise SettingsError(f"--ray: no cluster answers at {shown(address)}; {advice}") from None
+    except subprocess.CalledProcessError as error:
+        if "AuthenticationError" in error.stderr:
+            advice = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the token of the cluster"
+            raise SettingsError(f"--ray: the cluster at {shown(address)} refuses the token; {advice}") from None
+        reason = error.stderr.strip().rpartition("\n")[2]
+        raise SettingsError(f"--ray: the cluster at {shown(address)} cannot be used: {reason}") from None
 
 
 def _raised(error: Any) -> VarEdgeError:
