@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import secrets
 import signal
 import subprocess
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,16 +59,27 @@ class Job:
 
 
 class Worker:
-    """An actor that draws batches with a pipeline of its own."""
+    """An actor that draws batches with a pipeline of its own. Its errors name its machine."""
 
     def load(self, job: Job) -> tuple[EvaluationSet, str]:
         """Return the set that this worker draws, and what it draws with. Raises BundleError, SettingsError."""
-        self._pipeline, self._set = job.load()
-        return self._set, self._pipeline.drawn_with
+        with _naming_the_machine():
+            self._pipeline, self._set = job.load()
+            return self._set, self._pipeline.drawn_with
 
     def draw(self, batch: Batch) -> Files:
         """Return the PNG files of a batch. Raises VarEdgeError."""
-        return self._set.files(self._pipeline, batch)
+        with _naming_the_machine():
+            return self._set.files(self._pipeline, batch)
+
+
+@contextmanager
+def _naming_the_machine() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        kind, reason = (type(error), error) if isinstance(error, VarEdgeError) else (VarEdgeError, repr(error))
+        raise kind(f"ray worker on {platform.node()}: {reason}") from None
 
 
 class Workers:
@@ -76,8 +89,8 @@ class Workers:
         """Start the first worker and wait until it has loaded the bundle. Raises VarEdgeError."""
         import ray
 
-        self._ray = ray
-        gpus, cpus = (int(ray.cluster_resources().get(name, 0)) for name in ("GPU", "CPU"))
+        self._ray: Any = ray
+        gpus, cpus = (int(self._ray.cluster_resources().get(name, 0)) for name in ("GPU", "CPU"))
         self.count = gpus or max(1, cpus // CPUS)
         threads = job.loading.threads or (None if gpus else max(1, min(cpus, CPUS)))
         draft = job.loading.draft and job.loading.draft.absolute()  # a worker runs in a folder of its own
@@ -134,7 +147,7 @@ class Workers:
         try:
             answer = self._ray.get(ready[0])
         except errors.RayTaskError as error:
-            raise _raised(error) from None
+            raise error.cause if isinstance(error.cause, VarEdgeError) else VarEdgeError(f"ray: {error}") from None
         except errors.RayError as error:  # of the worker's process or of its machine
             self._ray.kill(worker)  # perhaps only its machine does not answer: then it would hold its GPU
             self._lost(batch, str(error))
@@ -199,7 +212,8 @@ def connected(address: str) -> Iterator[None]:
         raise SettingsError(f"--ray: cannot connect to {shown(address)}: {error}") from None
     signal.signal(signal.SIGTERM, ours)  # Ray has set one of its own
     try:
-        yield
+        with redirect_stdout(StringIO()):  # Ray prints there, in many lines, what it thinks of lost workers
+            yield
     finally:
         ray.shutdown()
 
@@ -234,10 +248,3 @@ def _check_answers(address: str) -> None:
             raise SettingsError(f"--ray: the cluster at {shown(address)} refuses the token; {advice}") from None
         reason = error.stderr.strip().rpartition("\n")[2]
         raise SettingsError(f"--ray: the cluster at {shown(address)} cannot be used: {reason}") from None
-
-
-def _raised(error: Any) -> VarEdgeError:
-    """Return the error that a worker raised, of a RayTaskError, with the machine that it ran on."""
-    cause = error.cause
-    kind = type(cause) if isinstance(cause, VarEdgeError) else VarEdgeError
-    return kind(f"ray worker on {error.ip}: {cause if isinstance(cause, VarEdgeError) else repr(cause)}")
