@@ -211,11 +211,11 @@ def connected(address: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # another version, no node here
         raise SettingsError(f"--ray: cannot connect to {shown(address)}: {error}") from None
     signal.signal(signal.SIGTERM, ours)  # Ray has set one of its own
-    try:
-        with redirect_stdout(StringIO()):  # Ray prints there, in many lines, what it thinks of lost workers
+    with redirect_stdout(StringIO()):  # Ray prints there, in many lines, what it thinks of lost workers
+        try:
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def _of_local() -> dict[str, str]:
