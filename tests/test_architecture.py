@@ -31,7 +31,7 @@ LAYERS = (
     ("runtime.drafted",),
     ("runtime.images", "runtime.dump", "runtime.evaluation_set"),
     ("runtime.cli",),
-    ("runtime.drawing",),
+    ("runtime.drawing", "runtime.cluster"),
     ("runtime.generate", "runtime.edit", "runtime.sample_set", "runtime.bench", "runtime.cpp"),  # commands
     ("runtime.",),
     ("var_edge.",),  # the facade; the packages above ask it whether a file of the user's stands in the way
