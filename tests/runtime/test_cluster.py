@@ -188,12 +188,15 @@ def test_a_batch_that_ends_every_worker_ends_the_command(
     head: tuple[int, str], toy_bundle: Path, tmp_path: Path
 ) -> None:
     run = start("--bundle", toy_bundle, "--out", tmp_path / "set", *LARGE, "--ray", head[1])
+    killed = set[int]()
     while run.poll() is None:
         for worker in workers(head[0]):
             os.kill(worker, signal.SIGKILL)
+            killed.add(worker)
         time.sleep(0.01)
     code, out, err = ended(run)
     assert (code, out) == (1, "")
+    assert len(killed) == 4
     assert "has ended 4 workers, perhaps for want of memory: " in err
     assert err.count("\n") == 1
 
