@@ -22,7 +22,7 @@ from .drafted import DraftedPipeline
 from .errors import SettingsError
 from .files.atomic import atomic_file
 from .files.outputs import SET, check_folder
-from .images import open_picture, write_png
+from .images import encoded_png, open_picture
 from .limits import shown
 from .pipeline import Pipeline, ScaleView
 from .record import Record, kind_of_backend
@@ -156,6 +156,13 @@ class EvaluationSet:
         starts = range(0, len(self.pictures), self.batch)
         return [self.pictures[start : start + self.batch] for start in starts[shard - 1 :: shards]]
 
+    def difference(self, other: EvaluationSet) -> str:
+        """Return the first setting in which the other set differs, as "NAME: expected X, found Y", or ""."""
+        for key, expected in dataclasses.asdict(self).items():
+            if (found := getattr(other, key)) != expected:
+                return f"{key}: expected {expected!r:.50}, found {found!r:.50}"
+        return ""
+
     def claim(self, folder: Path) -> None:
         """Make `folder` the folder of this set, or check that it is. Raises SettingsError if it holds another set."""
         check_folder(folder, SET)
@@ -176,22 +183,36 @@ class EvaluationSet:
     ) -> None:
         """Draw the missing batches of a shard. Raises SettingsError."""
         tokens = pipeline.manifest.model.tokens
-        sampling = Sampling(self.cfg, self.top_k, self.top_p, False, self.guidance_scales, self.decoder)
 
         def on_scale(view: ScaleView) -> None:
             advance(len(view.pictures) * view.side**2 / tokens)
 
         whole = pipeline.backend.launches_whole  # then a batch does not stop at every scale to show progress
         for batch in self.missing(folder, shard, shards):
-            labels = [picture.label for picture in batch]
-            seeds = [picture.seed(self.seed) for picture in batch]
-            hook = None if whole else on_scale
-            result = pipeline.generate(labels, seeds, batch=self.batch, on_scale=hook, sampling=sampling)
+            self.write(folder, batch, self.files(pipeline, batch, None if whole else on_scale))
             if whole:
                 advance(len(batch))
-            record = Record.of(pipeline, labels, seeds, self.batch, sampling) if self.metadata else None
-            for i, (picture, image) in enumerate(zip(batch, result.images, strict=True)):
-                write_png(folder / picture.file, image, record and record.picture(i))
+
+    def files(
+        self,
+        pipeline: Pipeline | DraftedPipeline,
+        batch: Sequence[Picture],
+        on_scale: Callable[[ScaleView], None] | None = None,
+    ) -> list[bytes]:
+        """Draw one batch, and return the content of its PNG files. Raises VarEdgeError."""
+        sampling = Sampling(self.cfg, self.top_k, self.top_p, False, self.guidance_scales, self.decoder)
+        labels = [picture.label for picture in batch]
+        seeds = [picture.seed(self.seed) for picture in batch]
+        result = pipeline.generate(labels, seeds, batch=self.batch, on_scale=on_scale, sampling=sampling)
+        record = Record.of(pipeline, labels, seeds, self.batch, sampling) if self.metadata else None
+        return [encoded_png(image, record and record.picture(i)) for i, image in enumerate(result.images)]
+
+    @staticmethod
+    def write(folder: Path, batch: Sequence[Picture], files: Sequence[bytes]) -> None:
+        """Write the PNG files of a batch, each atomically."""
+        for picture, content in zip(batch, files, strict=True):
+            with atomic_file(folder / picture.file) as file:
+                file.write(content)
 
     def write_samples(self, folder: Path, advance: Advance) -> None:
         """Write `samples.npz` with `arr_0` (N, H, W, 3) uint8, which the FID toolkit of guided diffusion reads.
@@ -213,13 +234,9 @@ class EvaluationSet:
 
     def _compare(self, path: Path) -> None:
         found = load(EvaluationSet, path, SCHEMA_VERSION, f"{path}: missing", "give another folder")
-        for key, expected in dataclasses.asdict(self).items():
-            value = getattr(found, key)
-            if value != expected:
-                another = "--backend or another folder" if key == "backend" else "another folder"
-                raise SettingsError(
-                    f"{path}: another set: {key}: expected {expected!r:.50}, found {value!r:.50}; give {another}"
-                )
+        if difference := self.difference(found):
+            another = "--backend or another folder" if difference.startswith("backend:") else "another folder"
+            raise SettingsError(f"{path}: another set: {difference}; give {another}")
 
 
 def _pixels(path: Path, shape: tuple[int, ...]) -> bytes:

@@ -23,6 +23,7 @@ INSTALL = {
     **dict.fromkeys(("gradio", "starlette"), _extra("web")),
     "tritonclient": _extra("serve"),
     "triton_python_backend_utils": "it is part of Triton Inference Server, which imports this module itself",
+    "ray": _extra("ray"),
     "scipy": "pip install scipy",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,8 +13,12 @@ from .cli import FILE, Number, command, reports_errors
 from .drawing import Loading, loading_options, metadata_option, sampling_options
 from .files.outputs import SET, check_folder
 from .limits import shown
-from .progress import counter, progress_bar
+from .progress import Progress, counter, progress_bar
 from .sampling import BATCH, EVALUATION
+
+if TYPE_CHECKING:
+    from .cluster import Job
+    from .evaluation_set import EvaluationSet
 
 
 @command()
@@ -38,6 +42,11 @@ from .sampling import BATCH, EVALUATION
 @click.option("--batch", type=Number(int, limits.BATCH), default=BATCH, help="Number of images drawn together.")
 @loading_options
 @metadata_option
+@click.option(
+    "--ray",
+    metavar="HOST:PORT",
+    help="Draw with the workers of this Ray cluster; local starts workers on this machine.",
+)
 @reports_errors
 def main(
     bundle: Path,
@@ -45,6 +54,7 @@ def main(
     classes: tuple[str, ...],
     shard: str,
     loading: Loading,
+    ray: str | None,
     **settings: Any,
 ) -> None:
     """Draw the images that FID and IS are computed from.
@@ -56,19 +66,29 @@ def main(
 
     check_folder(out, SET, *loading.sources(bundle))
 
-    from .evaluation_set import SAMPLES, EvaluationSet
+    from .cluster import Job, draw_with_ray
+    from .evaluation_set import SAMPLES
 
+    job = Job(loading, bundle, classes, settings)
     with progress_bar("images") as progress:
-        pipeline = loading.pipeline(bundle)
-        wanted = EvaluationSet.of(pipeline, pipeline.classes.listed(classes), **settings)
-        wanted.claim(out)
-        todo = sum(map(len, wanted.missing(out, *part)))
-        wanted.draw(pipeline, out, *part, counter(progress, "drawing", todo))
+        if ray:
+            wanted, todo, drawn_with = draw_with_ray(ray, job, out, part, progress)
+        else:
+            wanted, todo, drawn_with = _draw(job, out, part, progress)
         complete = not wanted.missing(out)
         if complete and not (out / SAMPLES).exists():
             wanted.write_samples(out, counter(progress, f"writing {SAMPLES}", len(wanted.pictures)))
     state = f"complete, with {SAMPLES}" if complete else "the other shards draw the rest"
-    click.echo(f"{out}: {todo} of {len(wanted.pictures)} picture(s) drawn with {pipeline.drawn_with}; {state}")
+    click.echo(f"{out}: {todo} of {len(wanted.pictures)} picture(s) drawn with {drawn_with}; {state}")
+
+
+def _draw(job: Job, out: Path, part: tuple[int, int], progress: Progress) -> tuple[EvaluationSet, int, str]:
+    """Draw what `out` lacks of this part. Return the set, the number of images, and what drew them."""
+    pipeline, wanted = job.load()
+    wanted.claim(out)
+    todo = sum(map(len, wanted.missing(out, *part)))
+    wanted.draw(pipeline, out, *part, counter(progress, "drawing", todo))
+    return wanted, todo, pipeline.drawn_with
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -32,7 +32,7 @@ LAYERS = (
     ("runtime.record",),
     ("runtime.images", "runtime.dump", "runtime.evaluation_set"),
     ("runtime.cli",),
-    ("runtime.drawing",),
+    ("runtime.drawing", "runtime.cluster"),
     ("runtime.serving.", "runtime.serving.tensors", "runtime.serving.client"),
     ("runtime.serving.request",),
     ("runtime.serving.batches",),
