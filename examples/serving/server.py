@@ -25,9 +25,10 @@ from types import TracebackType
 import click
 
 from runtime.cli import FILE, Number, command, reports_errors
-from runtime.errors import SettingsError
+from runtime.errors import SettingsError, VarEdgeError
 from runtime.files.unfinished import undone_at_the_end
 from runtime.limits import Integers
+from runtime.serving.process import exit_words
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = ROOT / "build" / "serving"
@@ -188,7 +189,8 @@ def main(repository: Path, http_port: int, grpc_port: int) -> None:
     """Serve a model repository on this machine's loopback, on the CPU, until Ctrl-C."""
     with Server(repository, http_port, grpc_port) as server:
         click.echo(f"ready: {server.http} and gRPC {server.url}")
-        server.process.wait()
+        if code := server.process.wait():
+            raise VarEdgeError(f"{repository}: the server ended with {exit_words(code)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import triton_python_backend_utils as triton
 from ..errors import VarEdgeError
 from .batches import Answer
 from .process import ModelProcess, Settings
+
+ID = "id"  # of a request to the generate endpoint, which hands it over as a parameter
 
 
 class TritonPythonModel:
@@ -31,11 +35,7 @@ class TritonPythonModel:
         senders = [request.get_response_sender() for request in requests]
         answers = self._process.answers([_inputs(request) for request in requests], lambda i: senders[i].is_cancelled())
         for answer in answers:
-            flags = triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL if answer.last else 0
-            if answer.outputs is None and answer.error is None:
-                senders[answer.request].send(flags=flags)
-            else:
-                senders[answer.request].send(_response(answer), flags=flags)
+            _send(senders[answer.request], answer)
 
     def finalize(self) -> None:
         """End the process."""
@@ -45,7 +45,22 @@ class TritonPythonModel:
 def _inputs(request: Any) -> dict[str, Any]:
     """Return the tensors by name, and None for each parameter: a misspelt input of the generate endpoint is one."""
     tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-    return dict.fromkeys(json.loads(request.parameters() or "{}")) | tensors
+    return dict.fromkeys(json.loads(request.parameters() or "{}").keys() - {ID}) | tensors
+
+
+def _send(sender: Any, answer: Answer) -> None:
+    """Send an answer. One that cannot be sent, as when shared memory is full, ends no request but its own."""
+    flags = triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL if answer.last else 0
+    try:
+        if answer.outputs is None and answer.error is None:
+            sender.send(flags=flags)
+        else:
+            sender.send(_response(answer), flags=flags)
+    except Exception as error:
+        traceback.print_exc()
+        if answer.last:
+            with suppress(Exception):
+                sender.send(_response(Answer.failed(answer.request, error)), flags=flags)
 
 
 def _response(answer: Answer) -> Any:

@@ -68,6 +68,7 @@ class ModelProcess:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._loaded = self._answering = False
         self._start()
         self._await_pipeline()
 
@@ -80,22 +81,26 @@ class ModelProcess:
         """Yield the answers to these requests as they are ready, see `batches.draw`.
 
         If the process dies meanwhile, those that have no last answer yet get an error, and another process is started.
+        So it is if the caller left the answers to earlier requests half read: the next ones must not get the rest.
         """
         unanswered = set(range(len(waiting)))
         try:
-            if not self._process.is_alive():
+            if self._answering or not self._process.is_alive():
+                self._end()
                 self._start()
             self._await_pipeline()
+            self._answering = True
             self._connection.send(waiting)
             for answer in self._received(unanswered, is_cancelled):
                 if answer.last:
                     unanswered.discard(answer.request)
                 yield answer
+            self._answering = False
         except (EOFError, OSError):
             self._process.join()
-            text = f"the process of the model ended with {_exit(self._process.exitcode)}; send the request again"
-            self._start()
+            text = f"the process of the model ended with {exit_words(self._process.exitcode)}; send the request again"
             yield from (Answer(i, error=text, code="UNAVAILABLE") for i in sorted(unanswered))
+            self._start()  # after the answers: where memory is short this may fail, too
         except VarEdgeError as error:  # of a process that was started again
             yield from (Answer.failed(i, error) for i in sorted(unanswered))
 
@@ -103,6 +108,10 @@ class ModelProcess:
         """End the process."""
         self._connection.close()
         self._process.join(CLOSE_SECONDS)
+        self._end()
+
+    def _end(self) -> None:
+        self._connection.close()
         self._process.kill()
         self._process.join()
 
@@ -112,7 +121,7 @@ class ModelProcess:
         self._process = context.Process(target=_serve, args=(other, self._settings), daemon=True)
         self._process.start()
         other.close()
-        self._loaded = False
+        self._loaded = self._answering = False
 
     def _await_pipeline(self) -> None:
         """Wait until the pipeline is loaded. Raises VarEdgeError, EOFError if the process ended."""
@@ -146,7 +155,8 @@ def visible_gpu(gpu: int, visible: str) -> str:
     return visible.split(",")[gpu] if visible else str(gpu)
 
 
-def _exit(code: int | None) -> str:
+def exit_words(code: int | None) -> str:
+    """Return how a process ended, in words."""
     return f"signal {-code}" if code is not None and code < 0 else f"code {code}"
 
 

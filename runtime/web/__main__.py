@@ -20,7 +20,7 @@ from ..files.unfinished import undone_at_the_end
 from ..limits import shown
 from ..optional import require
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOOPBACK = ("127.0.0.1", "localhost")
 LARGEST_UPLOAD = "64mb"
 # The browser loads nothing from elsewhere, whatever Gradio's files name.
 POLICY = (
@@ -47,6 +47,8 @@ def main(bundle: Path, host: str, port: int, loading: Loading) -> None:
     if host not in LOOPBACK:
         warn(f"--host {host}: everyone who reaches this address can draw; there is no password")
     pipeline = loading.pipeline(bundle)
+    for name in ("NO_PROXY", "no_proxy"):  # Gradio asks its own server whether it answers
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), host)))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported, which asks for it then
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     folder = Path(mkdtemp(prefix="var-edge-web-"))
@@ -59,6 +61,7 @@ def main(bundle: Path, host: str, port: int, loading: Loading) -> None:
 
         actions = Actions(pipeline)
         _restrict_images()
+        _refuse_downloads()
         page(actions, folder).queue().launch(
             server_name=host,
             server_port=port,
@@ -76,12 +79,14 @@ def main(bundle: Path, host: str, port: int, loading: Loading) -> None:
             theme=THEME,
             css=CSS,
         )
-        click.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}: {actions.about}")
+        click.echo(f"http://{host}:{port}: {actions.about}")
         threading.Event().wait()
 
 
 def _check_free(host: str, port: int) -> None:
     """Raise SettingsError unless a server can listen there. This takes no time, unlike loading a bundle."""
+    if ":" in host:
+        raise SettingsError(f"--host: expected an IPv4 address or a name, found {shown(host)}; Gradio has no IPv6")
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
@@ -104,7 +109,18 @@ def _restrict_images() -> None:
     Image.init()
     for name in set(Image.OPEN) - {*FORMATS}:
         del Image.OPEN[name]
+        Image.ID.remove(name)
     Image.MAX_IMAGE_PIXELS = limits.PIXELS // 2  # Pillow refuses twice as many
+
+
+def _refuse_downloads() -> None:
+    """Keep Gradio from loading what a request names by its URL: the page uploads files, and needs no other site."""
+    from gradio import Error, processing_utils
+
+    async def refuse(url: str, *_: Any, **__: Any) -> Any:
+        raise Error("image: expected a file, found a URL; upload the image", print_exception=False)
+
+    processing_utils.async_ssrf_protected_get = refuse
 
 
 class _WithPolicy:

@@ -26,7 +26,7 @@ BOX, MASK = "box", "drawn mask"
 def page(actions: Actions, folder: Path) -> gr.Blocks:
     """Return the page. Finished images are for a moment in `folder`, from where Gradio copies them."""
     default, model = Sampling(), actions.pipeline.manifest.model
-    with gr.Blocks(title="VAR Edge", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+    with gr.Blocks(title="VAR Edge", analytics_enabled=False, delete_cache=(60, 600)) as blocks:
         gr.Markdown(f"## VAR Edge\n{actions.about}", elem_id="about")
         with gr.Row():
             with gr.Column(min_width=300):
@@ -139,10 +139,15 @@ def _outputs(updates: Iterator[Update], folder: Path) -> Iterator[list[Any]]:
     """Yield the values of status, gallery, files and chart for each update."""
     yield ["started", [], None, ""]
     for update in updates:
-        with TemporaryDirectory(dir=folder) as place:
-            paths = [Path(place, drawn.name) for drawn in update.drawn or []]
-            for path, drawn in zip(paths, update.drawn or [], strict=True):
-                path.write_bytes(drawn.png)
-            shown = list(map(str, paths)) or update.previews
-            seconds = chart(update.seconds) if update.seconds else gr.skip()
-            yield [update.status, shown or gr.skip(), list(map(str, paths)) or gr.skip(), seconds]
+        seconds = chart(update.seconds) if update.seconds else gr.skip()
+        if not update.drawn:
+            yield [update.status, update.previews or gr.skip(), gr.skip(), seconds]
+            continue
+        try:
+            with TemporaryDirectory(dir=folder) as place:
+                paths = [str(Path(place, drawn.name)) for drawn in update.drawn]
+                for path, drawn in zip(paths, update.drawn, strict=True):
+                    Path(path).write_bytes(drawn.png)
+                yield [update.status, paths, paths, seconds]
+        except OSError as error:
+            yield [f"Error: {folder}: {error.strerror}", gr.skip(), gr.skip(), seconds]

@@ -57,6 +57,13 @@ def test_the_next_request_is_served_after_a_kill_in_the_middle(process: ModelPro
     assert_served(process, own_bundle)
 
 
+def test_answers_that_nobody_reads_reach_no_other_request(process: ModelProcess, own_bundle: Path) -> None:
+    answers = process.answers([tensors(label=label, top_k=3) for label in "13"], lambda i: False)
+    assert next(answers).last
+    del answers
+    assert_served(process, own_bundle)
+
+
 def test_a_kill_between_two_requests_is_not_noticed(process: ModelProcess, own_bundle: Path) -> None:
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
@@ -68,12 +75,17 @@ def test_a_cancelled_request_ends_and_the_next_is_served(process: ModelProcess, 
     assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)
 
-    def cancelled(_: int) -> bool:
-        os.kill(process.pid or 0, signal.SIGCONT)
-        return True
+    send = process._connection.send
 
-    found = list(process.answers([tensors(label="1", top_k=3, previews=True)], cancelled))
-    assert found[-1].last
+    def sent(what: object) -> None:
+        send(what)
+        if what == 0:  # the cancellation is in the pipe before the process runs on
+            os.kill(process.pid or 0, signal.SIGCONT)
+
+    process._connection.send = sent  # type: ignore[method-assign]
+    found = list(process.answers([tensors(label="1", top_k=3, previews=True)], lambda i: True))
+    process._connection.send = send  # type: ignore[method-assign]
+    assert [(answer.last, answer.outputs, answer.error) for answer in found] == [(True, None, None)]
     assert_served(process, own_bundle)
 
 

@@ -59,9 +59,6 @@ def test_without_previews_nothing_is_decoded_early(actions: Actions) -> None:
 
 
 def test_stop_between_scales(actions: Actions) -> None:
-    statuses = []
-    for update in actions.draw("me", replace(WISH, previews=False)):
-        statuses.append(update.status)
     gate, original = threading.Event(), actions.pipeline.generate
 
     def slow(*arguments: Any, on_scale: Any, **others: Any) -> Any:
@@ -82,11 +79,22 @@ def test_stop_between_scales(actions: Actions) -> None:
 
 
 def test_a_visitor_who_leaves_stops_the_run(actions: Actions) -> None:
+    original, seen, left = actions.pipeline.generate, list[int](), threading.Event()
+
+    def slow(*arguments: Any, on_scale: Any, **others: Any) -> Any:
+        def waiting(view: Any) -> None:
+            seen.append(view.index)
+            on_scale(view)
+            assert left.wait(10)
+
+        return original(*arguments, on_scale=waiting, **others)
+
+    actions.pipeline.generate = slow  # type: ignore[method-assign]
     run = actions.draw("me", WISH)
     next(run)
-    before = threading.active_count()
+    threading.Timer(0.5, left.set).start()  # the run goes on while `close` waits for its end
     run.close()
-    assert threading.active_count() <= before
+    assert seen == [0, 1]  # of three scales
     assert last(actions.draw("me", WISH)).drawn is not None
 
 

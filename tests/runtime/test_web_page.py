@@ -228,14 +228,44 @@ def test_wrong_input(page: Page, tmp_path: Path) -> None:
     page.shows("Error: image: expected one")
 
 
+def asked(url: str, action: str, data: list[Any]) -> str:
+    """What the server answers to a request that the page itself would not send."""
+    body = json.dumps({"data": data}).encode()
+    request = urllib.request.Request(f"{url}/gradio_api/call/{action}", body, {"Content-Type": "application/json"})
+    event = json.loads(urllib.request.urlopen(request, timeout=10).read())["event_id"]
+    return str(urllib.request.urlopen(f"{url}/gradio_api/call/{action}/{event}", timeout=20).read().decode())
+
+
+def test_a_request_that_names_a_url_loads_nothing(url: str) -> None:
+    image = {"path": "http://no-such-host.invalid/x.png", "meta": {"_type": "gradio.FileData"}}
+    drawing = {"background": image, "layers": [], "composite": None}
+    answer = asked(
+        url, "on_edit", [drawing, "inpaint", "box", 0, 0, 1, 1, "1", "0", 1, 4, 9, 0.9, 10, "full", False, False]
+    )
+    assert "expected a file, found a URL" in answer
+
+
+def test_only_the_formats_of_the_commands_are_opened(python: Path, tmp_path: Path) -> None:
+    """Also where no format is asked for, as Gradio opens an upload."""
+    files = [tmp_path / f"image.{kind}" for kind in ("png", "jpeg", "webp", "gif", "eps")]
+    for file in files:
+        Image.new("RGB", (8, 8)).save(file)
+    code = (
+        "import sys; from PIL import Image, UnidentifiedImageError; from runtime.web.__main__ import _restrict_images\n"
+        "_restrict_images()\n"
+        "for path in sys.argv[1:]:\n"
+        "    try: print(Image.open(path).format)\n"
+        "    except UnidentifiedImageError: print('refused')\n"
+    )
+    result = subprocess.run([python, "-c", code, *files], capture_output=True, text=True, cwd=web_environment.ROOT)
+    assert result.stdout.split() == ["PNG", "JPEG", "WEBP", "GIF", "refused"], result.stderr
+
+
 def test_absurd_counts_end_in_an_error_and_the_server_lives_on(page: Page, url: str) -> None:
-    """A request that the page itself would not send."""
     values = ["1", "0", 10**9, 4, 900, 0.9, 10, "full", False, False]
-    for data in (values, [None] * 10, [], [[]] * 10):
-        body = json.dumps({"data": data}).encode()
-        request = urllib.request.Request(f"{url}/gradio_api/call/on_draw", body, {"Content-Type": "application/json"})
-        event = json.loads(urllib.request.urlopen(request, timeout=10).read())["event_id"]
-        answer = urllib.request.urlopen(f"{url}/gradio_api/call/on_draw/{event}", timeout=20).read().decode()
+    assert "Value 1000000000 is greater than maximum value 16." in asked(url, "on_draw", values)
+    for data in ([None] * 10, [], [[]] * 10):
+        answer = asked(url, "on_draw", data)
         assert "event: error" in answer or "Error: " in answer
         assert "image(s) in" not in answer
     page.without_previews()
