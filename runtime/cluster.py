@@ -12,6 +12,7 @@ import os
 import platform
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter, deque
@@ -34,10 +35,11 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline
 
 LOCAL = "local"  # the address of a cluster that runs on this machine for one command
-ANSWER = 10.0  # seconds within which a cluster has to say that it is well
+ANSWER = 10.0  # seconds within which the port of a cluster has to open
+STATUS = 60.0  # seconds for `ray status`, most of which Python takes to import Ray on a slow machine
 START = 600.0  # seconds within which a worker has to load the bundle, while none draws
 CPUS = 2  # threads of a worker where there is no GPU: more workers gain more than more threads
-LOSSES = 3  # times that a batch is handed out again, or that a worker is replaced before any has drawn
+LOSSES = 3  # times that a batch is handed out again, or that a worker is replaced while it loads
 
 Batch = list[Picture]
 Files = list[bytes]  # PNG
@@ -236,12 +238,16 @@ def _check_answers(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isascii() or not port.isdecimal():
         raise SettingsError(f"--ray: expected {LOCAL} or HOST:PORT, found {shown(address)}")
+    nothing = f"--ray: no cluster answers at {shown(address)}; start one with ray start --head, or give --ray {LOCAL}"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+    except (OSError, OverflowError, UnicodeError):
+        raise SettingsError(nothing) from None
     question = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
     try:
-        subprocess.run(question, capture_output=True, timeout=ANSWER, check=True, text=True)
+        subprocess.run(question, capture_output=True, timeout=STATUS, check=True, text=True)
     except subprocess.TimeoutExpired:
-        advice = f"start one with ray start --head, or give --ray {LOCAL}"
-        raise SettingsError(f"--ray: no cluster answers at {shown(address)}; {advice}") from None
+        raise SettingsError(nothing) from None
     except subprocess.CalledProcessError as error:
         if "AuthenticationError" in error.stderr:
             advice = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the token of the cluster"

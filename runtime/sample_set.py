@@ -71,7 +71,7 @@ def main(
 
     job = Job(loading, bundle, classes, settings)
     with progress_bar("images") as progress:
-        if ray:
+        if ray is not None:
             wanted, todo, drawn_with = draw_with_ray(ray, job, out, part, progress)
         else:
             wanted, todo, drawn_with = _draw(job, out, part, progress)

@@ -62,7 +62,9 @@ class Judge:
         same = pipeline is self._exact and point == Point()
         found = self._base if same else self._seen(pipeline, point, 0)
         lost, frechet = drop(self._base, found), frechet_ratio(found, self._base, self._other)
-        fidelity = self._teacher.compare(pipeline, sampling=point.sampling(self._teacher.sampling))
+        alone = isinstance(pipeline, Pipeline) and pipeline.manifest.model != self._exact.manifest.model
+        compared = DraftedPipeline(self._exact, pipeline, 0) if alone else pipeline  # a refiner drafted for in no scale
+        fidelity = self._teacher.compare(compared, sampling=point.sampling(self._teacher.sampling))
         return Quality(found.accuracy, lost.value, lost.margin, frechet.value, frechet.margin, fidelity.kl)
 
     @cached_property

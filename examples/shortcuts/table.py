@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from examples.shortcuts.judge import Quality
 from examples.shortcuts.models import Candidate
+from examples.shortcuts.point import Point
 from examples.shortcuts.times import STAGES, Times
 from runtime.bench.summary import Ratio
 
@@ -43,8 +44,9 @@ def _quality(found: Quality) -> list[str]:
 def fastest_good(times: Mapping[Candidate, Times], qualities: Mapping[Candidate, Quality]) -> str:
     """Return a sentence that names the fastest shortcut that costs little."""
     exact, *others = times
+    shorter = [c for c in others if c.point != Point() and times[c].seconds.median < times[exact].seconds.median]
     limits = f"at most {MOST_DROP:g} point of accuracy lost and a Fréchet ratio of at most {MOST_FRECHET}"
-    good = [c for c in others if qualities[c].lost <= MOST_DROP and qualities[c].frechet <= MOST_FRECHET]
+    good = [c for c in shorter if qualities[c].lost <= MOST_DROP and qualities[c].frechet <= MOST_FRECHET]
     if not good:
         return f"No shortcut has {limits}."
     best = min(good, key=lambda candidate: times[candidate].seconds.median)
