@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "runtime" / "cpp" / "src"
 
 # Limits of what only the Python commands read: recipes, calibrations, checkpoints, pictures, evaluation sets,
-# requests to a server.
+# requests to a server, the settings in images, the page.
 PYTHON_ALONE = {
     *("CALIBRATION_BYTES", "TOML_BYTES", "TOML_DOTS", "GRAPH_BYTES", "PICTURE_BYTES", "PIXELS", "STORED_SEED"),
     *(
@@ -30,7 +30,7 @@ PYTHON_ALONE = {
         "WORKSPACE",
         "VERIFIED",
     ),
-    *("RUNS", "TESTED_TOKENS", "SERVED", "TIMEOUT"),
+    *("RUNS", "TESTED_TOKENS", "SERVED", "TIMEOUT", "RECORD_BYTES", "PORT"),
 }
 # Limits that C++ needs no constant for: the ranges of int64_t and uint64_t, and top_k, which is at most the vocabulary.
 TYPES = {"INTEGER", "SEED", "TOP_K"}
