@@ -189,6 +189,8 @@ def main(repository: Path, http_port: int, grpc_port: int) -> None:
     """Serve a model repository on this machine's loopback, on the CPU, until Ctrl-C."""
     with Server(repository, http_port, grpc_port) as server:
         click.echo(f"ready: {server.http} and gRPC {server.url}")
+        # Not Popen.wait, which holds a lock: a signal that ends the command waits for the server, too.
+        os.waitid(os.P_PID, server.process.pid, os.WEXITED | os.WNOWAIT)
         if code := server.process.wait():
             raise VarEdgeError(f"{repository}: the server ended with {exit_words(code)}")
 

@@ -149,12 +149,12 @@ def test_a_cancelled_request_stops(server: Server) -> None:
 
 def test_the_next_request_is_served_after_kill_9(server: Server, pipeline: Pipeline) -> None:
     pid = model_process(server)
-    with ThreadPoolExecutor(1) as thread:
-        killed = thread.submit(draw, server, label="heart", count=64)
-        time.sleep(0.3)
+    with Client(server.url, timeout=60) as client:
+        responses = client.responses({"label": "heart", "count": 8, "previews": True, **SAMPLING})
+        next(responses)  # of the first scale
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(VarEdgeError, match="ended with signal 9; send the request again"):
-            killed.result(60)
+            list(responses)
     assert_drawn(draw(server, label="heart", seed=9, count=3), pipeline, "heart", 9, 3)
     assert model_process(server) != pid
 
@@ -196,8 +196,12 @@ def test_a_signal_to_the_command_stops_the_server(repository: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as started:
         assert started.stdout is not None
         assert started.stdout.readline() == f"ready: http://127.0.0.1:{ports[0]} and gRPC 127.0.0.1:{ports[1]}\n"
-        started.terminate()
-        assert started.wait(30) == 128 + signal.SIGTERM
+        try:
+            time.sleep(1)  # the command waits for the server now
+            started.terminate()
+            assert started.wait(30) == 128 + signal.SIGTERM
+        finally:
+            started.kill()
     with Server(repository, *ports, repository.parent / "log of another"):
         pass  # the ports are free again
 
