@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -19,7 +19,9 @@ from .files.atomic import atomic_file
 from .files.bounded import open_file
 from .files.outputs import check_target
 from .pixels import full_scale, on_paper
-from .record import Record
+
+if TYPE_CHECKING:
+    from .record import Record
 
 GAP = 4  # pixels between two images of a grid
 PAPER = 255

@@ -27,7 +27,7 @@ import click
 from runtime.cli import FILE, Number, command, reports_errors
 from runtime.errors import SettingsError, VarEdgeError
 from runtime.files.unfinished import undone_at_the_end
-from runtime.limits import Integers
+from runtime.limits import PORT
 from runtime.serving.process import exit_words
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,6 @@ ENVIRONMENT = ROOT / "build" / "serving"
 PACKAGES = ("nvidia-pytriton==0.7.0", "numpy<2")  # its stub crashes with numpy 2
 HOST = "127.0.0.1"
 READY_SECONDS, STOP_SECONDS = 60, 10
-PORT = Integers(1, 65535)
 
 
 def environment(folder: Path = ENVIRONMENT) -> Path:

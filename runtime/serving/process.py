@@ -66,9 +66,10 @@ class Settings:
 class ModelProcess:
     """A process with a pipeline. Raises VarEdgeError if it cannot be loaded."""
 
+    _answering: bool  # whether answers to earlier requests may still come
+
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._loaded = self._answering = False
         self._start()
         self._await_pipeline()
 

@@ -6,7 +6,6 @@ import fcntl
 import io
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from examples.serving.server import free_port
 from runtime import Pipeline
 from runtime.record import Record
 from tests import web_environment
@@ -41,12 +41,6 @@ def python() -> Path:
         except (OSError, subprocess.CalledProcessError):
             pytest.skip("Gradio could not be installed: python tests/web_environment.py")
     return web_environment.PYTHON
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
