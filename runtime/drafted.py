@@ -77,6 +77,11 @@ class DraftedPipeline:
         return self.refiner.backend
 
     @property
+    def launches_whole(self) -> bool:
+        """Whether one of the models that draw is faster if nobody listens."""
+        return self.refiner.launches_whole or (self.draft_scales > 0 and self.draft.launches_whole)
+
+    @property
     def drawn_with(self) -> str:
         """The names of both backends."""
         return f"{self.draft.drawn_with} for {self.draft_scales} scale(s), then {self.refiner.drawn_with}"

@@ -253,7 +253,7 @@ class Watch:
 
     def of(self, pipeline: Pipeline | DraftedPipeline) -> Watch | None:
         """Return the hook for this pipeline; None if it would only show progress and make a GPU stop for it."""
-        wanted = self.with_previews or self.with_logits or not pipeline.backend.launches_whole
+        wanted = self.with_previews or self.with_logits or not pipeline.launches_whole
         return self if wanted else None
 
     def __call__(self, view: ScaleView) -> None:

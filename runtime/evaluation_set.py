@@ -177,7 +177,7 @@ class EvaluationSet:
         def on_scale(view: ScaleView) -> None:
             advance(len(view.pictures) * view.side**2 / tokens)
 
-        whole = pipeline.backend.launches_whole  # then a batch does not stop at every scale to show progress
+        whole = pipeline.launches_whole  # then a batch does not stop at every scale to show progress
         for batch in self.missing(folder, shard, shards):
             labels = [picture.label for picture in batch]
             seeds = [picture.seed(self.seed) for picture in batch]

@@ -298,6 +298,11 @@ class Pipeline:
         return np.split(tokens, ends[:-1], axis=1)
 
     @property
+    def launches_whole(self) -> bool:
+        """Whether a batch that nobody listens to is one launch, and so faster."""
+        return self.backend.launches_whole
+
+    @property
     def drawn_with(self) -> str:
         """The name of the backend."""
         return self.backend.name

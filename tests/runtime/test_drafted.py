@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from runtime import BundleError, Pipeline, Sampling, SettingsError
 from runtime.drafted import DRAFT, DraftedPipeline
+from runtime.drawing import Watch
 from runtime.edit import main as edit
 from runtime.generate import main as generate
 from runtime.pipeline import Result, ScaleView
@@ -109,6 +110,13 @@ def test_a_draft_draws_its_scales_only(pair: tuple[Pipeline, Pipeline]) -> None:
     drafted = [(DRAFT + graph, k) for graph, k in steps[:4]]
     assert runs == [(DRAFT + "condition", None), *drafted, ("condition", None), *steps, ("decoder", None)]
     assert seen == runs
+
+
+def test_a_listener_would_slow_either_model(pair: tuple[Pipeline, Pipeline]) -> None:
+    pair[0].backend.launches_whole = True
+    assert [DraftedPipeline(*pair, count).launches_whole for count in (0, 1)] == [False, True]
+    watch = Watch(False, False, lambda tokens: None)
+    assert watch.of(DraftedPipeline(*pair, 1)) is None and watch.of(DraftedPipeline(*pair, 0)) is watch
 
 
 def test_close_closes_both(pair: tuple[Pipeline, Pipeline]) -> None:
