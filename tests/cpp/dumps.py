@@ -33,7 +33,8 @@ class Case:
         """As tests/dump.cpp reads it."""
         labels = ",".join(map(str, self.labels))
         sampling = f"{self.cfg!r} {self.top_k} {self.top_p!r} {self.batch} {self.smooth:d}"
-        return f"{labels} {self.seed} {sampling} {self.guidance_scales or 0} {self.draft_scales} {self.decoder == 'tiny':d}\n"
+        shortcuts = f"{self.guidance_scales or 0} {self.draft_scales} {self.decoder == 'tiny':d}"
+        return f"{labels} {self.seed} {sampling} {shortcuts}\n"
 
 
 @dataclass(frozen=True)

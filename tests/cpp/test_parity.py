@@ -198,7 +198,7 @@ IMITATED = [Case((0, 1, 5), 7, 2.0, 3, 0.5, batch, decoder=which) for batch in (
 
 
 def test_the_tiny_decoder(release: Path, imitated: Path, tmp_path: Path) -> None:
-    """The tokens of the full one, other pixels; a draft needs none."""
+    """The tokens of the full one, other pixels."""
     program = [release / "tests" / "dump"]
     found = drawn_by_cpp(program, imitated, IMITATED, tmp_path / "out")
     assert_equal(drawn_by_python(imitated, IMITATED), found, IMITATED)
