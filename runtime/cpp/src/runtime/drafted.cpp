@@ -47,9 +47,6 @@ Drafted::Drafted(const Request& request, Pipeline& refiner, const OnScale& on_sc
     const Manifest& manifest = refiner.manifest();
     rest.draft = nullptr;
     if (!scales) return;
-    if (request.sampling.smooth) {  // mixed codes are no tokens to hand over
-        throw bad_argument("smooth: expected no smooth sampling with a draft; remove one of the two");
-    }
     rest.make_room = [draft = request.draft] { draft->free_batches(); };
     Request first = rest;
     first.make_room = [&refiner] { refiner.free_batches(); };

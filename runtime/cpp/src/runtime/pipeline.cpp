@@ -70,6 +70,9 @@ void Pipeline::check(const Request& request, bool to_device) const {
                                std::to_string(label));
         }
     }
+    if (request.draft && request.draft_scales && request.sampling.smooth) {  // mixed codes are no tokens to hand over
+        throw bad_argument("smooth: expected no smooth sampling with a draft; remove one of the two");
+    }
     check(request.sampling);
     if (!limits::BATCH.holds(double(request.batch))) {
         throw bad_argument("batch: expected 1 to " + number(limits::BATCH.most) + ", found " +
