@@ -2,8 +2,6 @@
 //                   [--draft DIR --draft-scales N] [--decoder full|tiny] [--backend NAME] [--out PICTURE.png]
 //
 // Draws one picture for each label, into picture.png or, for several labels, into picture_0.png, picture_1.png, …
-#include <cstdlib>
-#include <cstring>
 #include <iostream>
 #include <map>
 #include <optional>

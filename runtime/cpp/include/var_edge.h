@@ -198,19 +198,19 @@ VAR_EDGE_API var_edge_status var_edge_memory(const char* directory, int32_t batc
 
 typedef struct var_edge_info {
     size_t struct_size;
-    const char* model;      /* "var_d16" */
-    const char* precision;  /* "fp32", "fp16", "int8 for trt", … */
-    const char* backend;    /* what it runs on, to be shown to users */
-    int32_t image_size;     /* height and width of a picture, in pixels: H = W */
-    int32_t num_classes;    /* labels are 0 to num_classes; num_classes itself means "no class" */
-    int32_t vocab_size;     /* entries of the codebook: V */
-    int32_t scales;         /* number of scales: K */
-    int32_t tokens;         /* tokens of a picture, all scales together: T */
-    const int32_t* batches; /* batch sizes that the engines were built for; other numbers are split into these */
-    int32_t batch_count;    /* length of batches; 0: every batch size works */
-    int32_t can_encode;     /* 1: there is an encoder, so var_edge_encode and var_edge_edit work */
-    int32_t can_smooth;     /* 1: settings.smooth works */
-    int32_t on_device;      /* 1: settings.images_on_device works */
+    const char* model;        /* "var_d16" */
+    const char* precision;    /* "fp32", "fp16", "int8 for trt", … */
+    const char* backend;      /* what it runs on, to be shown to users */
+    int32_t image_size;       /* height and width of a picture, in pixels: H = W */
+    int32_t num_classes;      /* labels are 0 to num_classes; num_classes itself means "no class" */
+    int32_t vocab_size;       /* entries of the codebook: V */
+    int32_t scales;           /* number of scales: K */
+    int32_t tokens;           /* tokens of a picture, all scales together: T */
+    const int32_t* batches;   /* batch sizes that the engines were built for; other numbers are split into these */
+    int32_t batch_count;      /* length of batches; 0: every batch size works */
+    int32_t can_encode;       /* 1: there is an encoder, so var_edge_encode and var_edge_edit work */
+    int32_t can_smooth;       /* 1: settings.smooth works */
+    int32_t on_device;        /* 1: settings.images_on_device works */
     int32_t has_tiny_decoder; /* 1: VAR_EDGE_DECODER_TINY works, and previews are drawn with it */
 } var_edge_info;
 
@@ -244,9 +244,9 @@ typedef struct var_edge_scale {
 typedef int (*var_edge_on_scale)(var_edge_model* model, const var_edge_scale* scale, void* user);
 
 /* Receives the time that each run of a stage took, in the thread of the call. Stages are "condition", "transformer",
- * "bridge", "bridge_smooth", "decoder", "decoder_tiny" and "encoder"; with the TensorRT backend transformer and bridge together are
- * "step". Those of a draft begin with "draft ". `scale` is -1 for a stage that belongs to no scale. While stages are
- * timed, the CPU waits for the GPU after each of them. */
+ * "bridge", "bridge_smooth", "decoder", "decoder_tiny" and "encoder"; with the TensorRT backend transformer and bridge
+ * together are "step". Those of a draft begin with "draft ". `scale` is -1 for a stage that belongs to no scale. While
+ * stages are timed, the CPU waits for the GPU after each of them. */
 typedef void (*var_edge_on_stage)(const char* stage, int32_t scale, double seconds, void* user);
 
 #define VAR_EDGE_TOP_K_DEFAULT (-1) /* 900, or vocab_size if that is smaller */

@@ -138,8 +138,7 @@ Request request_of(var_edge_model* model, const int32_t* labels, int32_t count, 
     if (count > 0) request.labels.assign(labels, labels + count);
     request.seed = asked.seed;
     request.seeds = asked.seeds;
-    request.sampling = {asked.cfg,           asked.top_k,  asked.top_p, asked.smooth != 0,
-                        asked.guidance_scales, asked.decoder};
+    request.sampling = {asked.cfg, asked.top_k, asked.top_p, asked.smooth != 0, asked.guidance_scales, asked.decoder};
     if (asked.top_k == VAR_EDGE_TOP_K_DEFAULT) {
         request.sampling.top_k = std::min(Sampling().top_k, manifest.model.vocab_size);
     }
