@@ -13,7 +13,7 @@ import numpy as np
 
 from .backends import create
 from .backends.base import Backend, Plan
-from .base_pipeline import BasePipeline, Maps, Request, Result, ScaleView
+from .base_pipeline import BasePipeline, Kept, Maps, Request, Result, ScaleView
 from .bundle.classes import ClassNames
 from .bundle.manifest import Manifest
 from .bundle.precision import Precision
@@ -21,7 +21,7 @@ from .errors import NumericError, OutOfMemoryError, SettingsError
 from .sampling import Sampling
 from .uniforms import gumbel_noise, uniforms
 
-__all__ = ["Maps", "Pipeline", "Result", "ScaleView", "batches"]
+__all__ = ["Kept", "Maps", "Pipeline", "Result", "ScaleView", "batches"]
 
 # The calls that the current code runs inside of. asyncio.to_thread copies a ContextVar to its thread.
 _calls: ContextVar[tuple[object, ...]] = ContextVar("calls", default=())
