@@ -30,9 +30,8 @@ from .optional import require
 from .progress import Progress, counter
 
 if TYPE_CHECKING:
-    from .drafted import DraftedPipeline
+    from .base_pipeline import BasePipeline
     from .drawing import Loading
-    from .pipeline import Pipeline
 
 LOCAL = "local"  # the address of a cluster that runs on this machine for one command
 ANSWER = 10.0  # seconds within which the port of a cluster has to open
@@ -54,7 +53,7 @@ class Job:
     classes: Sequence[str]
     settings: dict[str, Any]  # the other arguments of `EvaluationSet.of`
 
-    def load(self) -> tuple[Pipeline | DraftedPipeline, EvaluationSet]:
+    def load(self) -> tuple[BasePipeline, EvaluationSet]:
         """Load the bundle, and return it with the set that it draws. Raises BundleError, SettingsError."""
         pipeline = self.loading.pipeline(self.bundle)
         return pipeline, EvaluationSet.of(pipeline, pipeline.classes.listed(self.classes), **self.settings)

@@ -20,8 +20,7 @@ from .sampling import BATCH, DECODERS, TOP_K, Sampling
 if TYPE_CHECKING:
     import numpy as np
 
-    from .drafted import DraftedPipeline
-    from .pipeline import Pipeline, Result, ScaleView
+    from .base_pipeline import BasePipeline, Result, ScaleView
     from .record import Record
 
 Command = Callable[..., Any]
@@ -121,7 +120,7 @@ class Loading:
     draft: Path | None
     draft_scales: int | None
 
-    def pipeline(self, bundle: Path) -> Pipeline | DraftedPipeline:
+    def pipeline(self, bundle: Path) -> BasePipeline:
         """Load the bundle, and the draft if there is one. Raises BundleError, SettingsError."""
         from .drafted import DraftedPipeline
         from .pipeline import Pipeline
@@ -268,9 +267,9 @@ class Watch:
     previews: dict[int, list[np.ndarray]] = field(default_factory=dict)
     logits: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
-    def of(self, pipeline: Pipeline | DraftedPipeline) -> Watch | None:
+    def of(self, pipeline: BasePipeline) -> Watch | None:
         """Return the hook for this pipeline; None if it would only show progress and make a GPU stop for it."""
-        wanted = self.with_previews or self.with_logits or not pipeline.backend.launches_whole
+        wanted = self.with_previews or self.with_logits or not pipeline.launches_whole
         return self if wanted else None
 
     def __call__(self, view: ScaleView) -> None:

@@ -17,14 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from . import limits
+from .base_pipeline import BasePipeline, ScaleView
 from .bundle.schema import load
-from .drafted import DraftedPipeline
 from .errors import SettingsError
 from .files.atomic import atomic_file
 from .files.outputs import SET, check_folder
 from .images import encoded_png, open_picture
 from .limits import shown
-from .pipeline import Pipeline, ScaleView
 from .record import Record, kind_of_backend
 from .sampling import BATCH, EVALUATION, Sampling
 
@@ -86,7 +85,7 @@ class EvaluationSet:
     @classmethod
     def of(
         cls,
-        pipeline: Pipeline | DraftedPipeline,
+        pipeline: BasePipeline,
         classes: Sequence[int | str] = (),
         per_class: int = 50,
         seed: int = 0,
@@ -112,14 +111,12 @@ class EvaluationSet:
         if len(labels) * per_class not in limits.PICTURES:
             expected = f"at most {limits.PICTURES.most} pictures of all classes"
             raise SettingsError(f"per_class: expected {expected}, found {len(labels) * per_class}")
-        draft, draft_scales = None, 0
-        if isinstance(pipeline, DraftedPipeline):
-            draft, draft_scales = pipeline.draft, pipeline.draft_scales
+        draft = pipeline.draft
         return cls(
             schema_version=SCHEMA_VERSION,
             model=model.name,
             precision=str(pipeline.manifest.precision),
-            bundle=(pipeline.refiner if isinstance(pipeline, DraftedPipeline) else pipeline).fingerprint,
+            bundle=pipeline.fingerprint,
             backend=kind_of_backend(pipeline.backend.name),
             image_size=model.image_size,
             classes=tuple(labels),
@@ -133,7 +130,7 @@ class EvaluationSet:
             draft=draft.fingerprint if draft else None,
             draft_precision=str(draft.manifest.precision) if draft else None,
             draft_backend=kind_of_backend(draft.backend.name) if draft else None,
-            draft_scales=draft_scales,
+            draft_scales=pipeline.draft_scales,
             batch=batch,
             metadata=metadata,
         )
@@ -178,16 +175,14 @@ class EvaluationSet:
         there = {entry.name for entry in folder.iterdir()}
         return [batch for batch in self.batches(shard, shards) if any(picture.file not in there for picture in batch)]
 
-    def draw(
-        self, pipeline: Pipeline | DraftedPipeline, folder: Path, shard: int, shards: int, advance: Advance
-    ) -> None:
+    def draw(self, pipeline: BasePipeline, folder: Path, shard: int, shards: int, advance: Advance) -> None:
         """Draw the missing batches of a shard. Raises SettingsError."""
         tokens = pipeline.manifest.model.tokens
 
         def on_scale(view: ScaleView) -> None:
             advance(len(view.pictures) * view.side**2 / tokens)
 
-        whole = pipeline.backend.launches_whole  # then a batch does not stop at every scale to show progress
+        whole = pipeline.launches_whole  # then a batch does not stop at every scale to show progress
         for batch in self.missing(folder, shard, shards):
             self.write(folder, batch, self.files(pipeline, batch, None if whole else on_scale))
             if whole:
@@ -195,7 +190,7 @@ class EvaluationSet:
 
     def files(
         self,
-        pipeline: Pipeline | DraftedPipeline,
+        pipeline: BasePipeline,
         batch: Sequence[Picture],
         on_scale: Callable[[ScaleView], None] | None = None,
     ) -> list[bytes]:

@@ -15,14 +15,13 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from . import limits
+from .base_pipeline import BasePipeline, image_seeds
 from .bundle.classes import NO_CLASS, ClassNames
 from .bundle.manifest import Manifest
 from .bundle.schema import parse
-from .drafted import DraftedPipeline
 from .errors import SettingsError, VarEdgeError
 from .files.bounded import open_file, parse_json
 from .limits import shown
-from .pipeline import Pipeline, image_seeds
 from .sampling import DECODERS, Sampling
 from .version import __version__
 
@@ -50,7 +49,7 @@ class DrawnBy:
     backend: str  # see `kind_of_backend`
 
     @classmethod
-    def of(cls, pipeline: Pipeline) -> DrawnBy:
+    def of(cls, pipeline: BasePipeline) -> DrawnBy:
         manifest, backend = pipeline.manifest, kind_of_backend(pipeline.backend.name)
         return cls(manifest.model.name, str(manifest.precision), pipeline.fingerprint, backend)
 
@@ -82,7 +81,7 @@ class Record:
     @classmethod
     def of(
         cls,
-        pipeline: Pipeline | DraftedPipeline,
+        pipeline: BasePipeline,
         labels: int | str | Sequence[int | str],
         seed: int | Sequence[int],
         batch: int,
@@ -96,16 +95,12 @@ class Record:
         model = pipeline.manifest.model
         chosen = sampling.fitted(model.vocab_size, len(model.patch_nums))
         numbers = pipeline.classes.labels(labels)
-        if isinstance(pipeline, DraftedPipeline):
-            refiner, draft, draft_scales = pipeline.refiner, pipeline.draft, pipeline.draft_scales
-        else:
-            refiner, draft, draft_scales = pipeline, None, 0
         return cls(
             schema_version=SCHEMA_VERSION,
             version=__version__,
-            drawn_by=DrawnBy.of(refiner),
-            draft=DrawnBy.of(draft) if draft and draft_scales else None,
-            draft_scales=draft_scales,
+            drawn_by=DrawnBy.of(pipeline),
+            draft=DrawnBy.of(pipeline.draft) if pipeline.draft and pipeline.draft_scales else None,
+            draft_scales=pipeline.draft_scales,
             labels=tuple(numbers),
             classes=_names(pipeline.classes, numbers),
             seeds=tuple(map(str, image_seeds(seed, len(numbers)))),

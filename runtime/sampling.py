@@ -71,7 +71,7 @@ class Sampling:
         return self.guidance_scales
 
     def check(self, vocab_size: int, scales: int) -> None:
-        """Raise SettingsError for a value outside its range."""
+        """Raise SettingsError for a value outside its range, or of another type."""
         if self.cfg not in limits.CFG:
             raise SettingsError(f"cfg: expected {limits.CFG}, found {shown(self.cfg)}")
         if self.top_k not in limits.Integers(0, vocab_size):
@@ -81,7 +81,9 @@ class Sampling:
             raise SettingsError(f"top_p: expected {expected}, found {shown(self.top_p)}")
         if self.guidance_scales not in limits.Integers(1, scales):
             raise SettingsError(f"guidance_scales: expected 1 to {scales}, found {shown(self.guidance_scales)}")
-        if self.decoder not in DECODERS:
+        if not isinstance(self.smooth, bool):
+            raise SettingsError(f"smooth: expected True or False, found {shown(self.smooth)}")
+        if not isinstance(self.decoder, str) or self.decoder not in DECODERS:
             raise SettingsError(f"decoder: expected {' or '.join(DECODERS)}, found {shown(self.decoder)}")
 
     def guidance(self, scale: int, scales: int) -> float:

@@ -27,6 +27,7 @@ LAYERS = (
     ("runtime.bundle",),
     ("runtime.sampling", "runtime.uniforms", "runtime.editing"),
     ("runtime.backends",),
+    ("runtime.base_pipeline",),
     ("runtime.pipeline",),
     ("runtime.drafted",),
     ("runtime.record",),

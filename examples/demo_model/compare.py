@@ -18,8 +18,8 @@ from examples.demo_model.classifier import EmojiClassifier, load_classifier
 from examples.demo_model.evaluate import as_pictures
 from export.verify.fidelity import Teacher, other_settings
 from export.verify.interval import Z95, Estimate, share_interval, t95
+from runtime.base_pipeline import BasePipeline
 from runtime.bundle.manifest import Manifest
-from runtime.drafted import DraftedPipeline
 from runtime.images import grid, write_png
 from runtime.pipeline import Pipeline
 from runtime.sampling import Sampling
@@ -77,9 +77,7 @@ def frechet_ratio(found: Judged, base: Judged, other: Judged) -> Estimate:
     return Estimate(ratio(group >= 0), t95(GROUPS - 1) * error)
 
 
-def draw(
-    pipeline: Pipeline | DraftedPipeline, labels: np.ndarray, seed: int, sampling: Sampling = SAMPLING
-) -> np.ndarray:
+def draw(pipeline: BasePipeline, labels: np.ndarray, seed: int, sampling: Sampling = SAMPLING) -> np.ndarray:
     """Draw images (N, 64, 64, 3) uint8 of `labels` (N,); image i has the seed `seed` + i."""
     return pipeline.generate(labels.tolist(), seed, sampling=sampling, batch=16).images
 

@@ -14,10 +14,10 @@ from examples.demo_model.compare import SAMPLING, Judged, draw, drop, frechet_ra
 from examples.shortcuts.point import Point
 from export.verify.fidelity import Teacher
 from export.verify.interval import Estimate
+from runtime.base_pipeline import BasePipeline
 from runtime.bundle.classes import ClassNames
 from runtime.bundle.manifest import Manifest
 from runtime.drafted import DraftedPipeline
-from runtime.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,16 @@ def why_not_judged(bundle: Path, manifest: Manifest) -> str | None:
 class Judge:
     """Compares shortcuts with the exact path of `exact`, by `per_class` images of each class and `tokens` tokens."""
 
-    def __init__(self, exact: Pipeline | DraftedPipeline, per_class: int, tokens: int) -> None:
-        assert isinstance(exact, Pipeline), "the exact path has no draft"
+    def __init__(self, exact: BasePipeline, per_class: int, tokens: int) -> None:
         self._exact, self._tokens = exact, tokens
         self._labels = np.repeat(np.arange(len(CLASSES)), per_class)
 
-    def quality(self, pipeline: Pipeline | DraftedPipeline, point: Point) -> Quality:
+    def quality(self, pipeline: BasePipeline, point: Point) -> Quality:
         """Return the quality of a point that `pipeline` draws."""
         same = pipeline is self._exact and point == Point()
         found = self._base if same else self._seen(pipeline, point, 0)
         lost, frechet = drop(self._base, found), frechet_ratio(found, self._base, self._other)
-        alone = isinstance(pipeline, Pipeline) and pipeline.manifest.model != self._exact.manifest.model
+        alone = not pipeline.draft and pipeline.manifest.model != self._exact.manifest.model
         compared = DraftedPipeline(self._exact, pipeline, 0) if alone else pipeline  # a refiner drafted for in no scale
         fidelity = self._teacher.compare(compared, sampling=point.sampling(self._teacher.sampling))
         return Quality(found.accuracy, lost.value, lost.margin, frechet.value, frechet.margin, fidelity.kl)
@@ -80,6 +79,6 @@ class Judge:
         """The exact path with other seeds."""
         return self._seen(self._exact, Point(), len(self._labels))
 
-    def _seen(self, pipeline: Pipeline | DraftedPipeline, point: Point, seed: int) -> Judged:
+    def _seen(self, pipeline: BasePipeline, point: Point, seed: int) -> Judged:
         images = draw(pipeline, self._labels, seed, point.sampling(SAMPLING))
         return judged(load_classifier(), images, self._labels)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from examples.shortcuts.point import Point, default_points
+from runtime.base_pipeline import BasePipeline
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.names import TINY_DECODER
 from runtime.drafted import DraftedPipeline, check_draft_scales, check_fit
@@ -125,7 +126,7 @@ class Models:
         """The bundles that are loaded."""
         return list(self._loaded)
 
-    def pipeline(self, candidate: Candidate) -> Pipeline | DraftedPipeline:
+    def pipeline(self, candidate: Candidate) -> BasePipeline:
         """Return what draws a candidate."""
         count = candidate.point.draft_scales
         if not count:

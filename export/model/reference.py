@@ -16,7 +16,7 @@ from torch import Tensor
 
 from export.model import VAR, VQVAE, sampler
 from export.model.tiny_decoder import TinyDecoder
-from runtime.backends.base import Observe, OnStage, StageRun
+from runtime.backends.base import Observe, OnStage, Plan, StageRun
 from runtime.bundle import names
 from runtime.errors import BundleError
 from runtime.sampling import Sampling
@@ -55,7 +55,7 @@ class PyTorchBackend:
         sampling: Sampling,
         on_stage: OnStage | None = None,
         observe: Observe | None = None,
-        whole: bool = False,
+        plan: Plan | None = None,
     ) -> None:
         self.check(sampling)
         recipe, count = self.var.recipe, len(labels)
@@ -153,6 +153,8 @@ class PyTorchBackend:
 
     def finite(self) -> np.ndarray:
         return self._finite
+
+    def free_batches(self) -> None: ...
 
     def close(self) -> None: ...
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from export.verify.interval import Estimate, share_interval
+from runtime.base_pipeline import BasePipeline, Maps, ScaleView
 from runtime.bundle.manifest import Manifest
-from runtime.drafted import DraftedPipeline
 from runtime.errors import SettingsError
-from runtime.pipeline import Maps, Pipeline, ScaleView
 from runtime.progress import Progress, silent
 from runtime.sampling import Sampling
 
@@ -151,7 +150,7 @@ class Teacher:
     @classmethod
     def draw(
         cls,
-        reference: Pipeline,
+        reference: BasePipeline,
         tokens: int = 2000,
         seed: int = 0,
         sizes: Sequence[int] = (BATCH,),
@@ -180,7 +179,7 @@ class Teacher:
 
     def compare(
         self,
-        candidate: Pipeline | DraftedPipeline,
+        candidate: BasePipeline,
         progress: Progress = silent,
         sampling: Sampling | None = None,
     ) -> Fidelity:
@@ -189,7 +188,7 @@ class Teacher:
         `sampling` replaces the settings of the reference, for instance by those of a shortcut. The draft of a
         `DraftedPipeline` must be of the reference's model.
         """
-        model = (candidate.draft if isinstance(candidate, DraftedPipeline) else candidate).manifest.model
+        model = (candidate.draft or candidate).manifest.model
         if model.patch_nums != self.sides or model.depth != self.depth:
             raise SettingsError(f"{model.name}: the reference is another model; compare bundles of one model")
         scales = [ScaleFidelity(side) for side in self.sides]
@@ -207,8 +206,8 @@ class Teacher:
 
 
 def compare(
-    reference: Pipeline,
-    candidate: Pipeline,
+    reference: BasePipeline,
+    candidate: BasePipeline,
     tokens: int = 2000,
     seed: int = 0,
     progress: Progress = silent,
@@ -242,7 +241,7 @@ class _Enough(Exception):
 
 
 def _logits(
-    pipeline: Pipeline | DraftedPipeline,
+    pipeline: BasePipeline,
     labels: list[int],
     seed: int,
     last: int,

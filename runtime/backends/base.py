@@ -30,6 +30,25 @@ class StageRun:
 Observe = Callable[[StageRun], None]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a batch will be asked for, so that a backend prepares no more."""
+
+    scales: int  # how many are stepped
+    image: bool  # whether the image is decoded in the end
+    asked: bool  # whether anything is asked for before: tokens, logits, previews
+
+    @property
+    def decodes(self) -> bool:
+        """Whether a decoder may run."""
+        return self.image or self.asked
+
+    @property
+    def whole(self) -> bool:
+        """Whether a backend may start the whole image at once in `decode`."""
+        return self.image and not self.asked
+
+
 class Backend(Protocol):
     """Runs the stages of one batch of images: `begin`, then `step` for scale 0, 1 … K - 1, then `decode`.
 
@@ -50,14 +69,13 @@ class Backend(Protocol):
         sampling: Sampling,
         on_stage: OnStage | None = None,
         observe: Observe | None = None,
-        whole: bool = False,
+        plan: Plan | None = None,
     ) -> None:
         """Start a batch for `labels` (B,) int64, drawn with `sampling`.
 
-        Until the next `begin`, `on_stage` gets the time of each run of a stage, at the latest when `decode` returns,
-        and `observe` gets each run as it ends. `whole` promises that all scales are stepped and that nothing is asked
-        for before `decode`, so that a backend may start the whole image at once there. Raises what `check`
-        raises, and OutOfMemoryError.
+        Until the next `begin`, `on_stage` gets the time of each run of a stage, at the latest when `decode`, or after
+        the last step `tokens`, returns; `observe` gets each run as it ends. Only what is in `plan` may be asked for;
+        None: everything. Raises what `check` raises, and OutOfMemoryError.
         """
 
     def step(
@@ -92,6 +110,9 @@ class Backend(Protocol):
 
         Raises BundleError if the bundle has no encoder.
         """
+
+    def free_batches(self) -> None:
+        """Free what is prepared for batches; the next `begin` prepares it again."""
 
     def close(self) -> None:
         """Release memory and other resources. The backend cannot be used afterwards."""

@@ -17,10 +17,10 @@ from ..errors import BundleError
 from ..processors import usable_cpus
 from ..sampling import DECODERS
 from .arrays import Array, Arrays, DeviceArrays, HostArrays
-from .base import OnStage
+from .base import OnStage, Plan
 from .cuda import Cuda
 from .ort_session import Device, Session
-from .wired import Ran, WiredBackend
+from .wired import Kind, Ran, WiredBackend
 from .wiring import Stage, Wiring, scale_constants
 
 
@@ -41,7 +41,8 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
         self._own_arrays = self._arrays()  # which are freed with this object
         self._constants = scale_constants(bundle, manifest, self._own_arrays)
 
-    def _new_batch(self, arrays: Arrays, size: int, smooth: bool, guidance_scales: int) -> _Batch:
+    def _new_batch(self, arrays: Arrays, size: int, kind: Kind) -> _Batch:
+        smooth, guidance_scales = kind
         if smooth and SMOOTH_BRIDGE not in self._sessions:  # loaded only if smooth sampling is used
             self._sessions[SMOOTH_BRIDGE] = self._open(SMOOTH_BRIDGE)
         wiring = Wiring(size, self.manifest, self._constants, arrays, smooth, guidance_scales)
@@ -66,7 +67,7 @@ class OnnxRuntimeBackend(WiredBackend["_Batch"]):
 
     def restore_graph(self, name: str, reopen: bool = True) -> None:
         """Undo `replace_graph`. Only one of the two graphs is in memory at a time. Raises BundleError."""
-        self._free_batches()
+        self.free_batches()
         self._replaced.pop(name, None)
         self._sessions.pop(name, None)
         if reopen:
@@ -171,7 +172,7 @@ class _Batch:
             if graph in sessions
         }
 
-    def prepare(self, whole: bool, decoder: str) -> None:
+    def prepare(self, plan: Plan, whole: bool, decoder: str) -> None:
         pass  # the stages are bound already, and ONNX Runtime runs them one by one in any case
 
     def begin(self, on_stage: OnStage | None, ran: Ran | None, whole: bool) -> None:
@@ -191,6 +192,9 @@ class _Batch:
         self._run(self._decoders[decoder][self.latest % 2])
         self.wiring.results.fetch()
         self.arrays.wait()
+
+    def report(self) -> None:
+        pass  # each time was reported when its stage had run
 
     def free(self) -> None:
         self.arrays.free()

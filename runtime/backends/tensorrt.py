@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,15 +15,15 @@ import numpy as np
 from ..bundle import engine_record
 from ..bundle.engine_record import EngineRecord
 from ..bundle.manifest import Manifest
-from ..bundle.names import CONDITION, ENCODER, IMAGE, SMOOTH_BRIDGE, TOKENS
+from ..bundle.names import CONDITION, ENCODER, IMAGE, SMOOTH_BRIDGE, TINY_DECODER, TOKENS
 from ..errors import BundleError, OutOfMemoryError, SettingsError
 from ..sampling import DECODERS, Sampling
 from .arrays import Arrays, DeviceArray, DeviceArrays
-from .base import OnStage
+from .base import OnStage, Plan
 from .cuda import Cuda, Gpu, Recording
 from .kernel_cache import KernelCache
 from .trt_engine import LoadedEngine, Log, load_tensorrt
-from .wired import Ran, Shape, WiredBackend
+from .wired import Kind, Ran, Shape, WiredBackend
 from .wiring import Stage, Wiring, scale_constants
 
 
@@ -117,7 +118,8 @@ class TensorRTBackend(WiredBackend["_Batch"]):
             option = f"--guidance-scales {wanted}"
             raise SettingsError(f"guidance_scales: {built}; build them with python -m export.engine … {option}")
 
-    def _new_batch(self, arrays: Arrays, size: int, smooth: bool, guidance_scales: int) -> _Batch:
+    def _new_batch(self, arrays: Arrays, size: int, kind: Kind) -> _Batch:
+        smooth, guidance_scales = kind
         if size not in self._record.batches:
             sizes = ", ".join(map(str, self._record.batches))
             raise SettingsError(f"batch: these engines draw {sizes} pictures at once, not {size}")
@@ -128,13 +130,13 @@ class TensorRTBackend(WiredBackend["_Batch"]):
         wiring = Wiring(size, self.manifest, self._constants, arrays, smooth, guidance_scales)
         return _Batch(wiring, arrays, self._cuda, self._engines, self._record)
 
-    def _prepare(self, wanted: Shape, whole: bool) -> _Batch:
-        batch = super()._prepare(wanted, whole)
+    def _prepare(self, wanted: Shape, plan: Plan, whole: bool) -> _Batch:
+        batch = super()._prepare(wanted, plan, whole)
         self._kernels.save()  # those that were compiled for this batch
         return batch
 
-    def _free_batches(self) -> None:
-        super()._free_batches()
+    def free_batches(self) -> None:
+        super().free_batches()
         for engine in self._engines.values():
             engine.free_contexts()
 
@@ -144,7 +146,7 @@ class TensorRTBackend(WiredBackend["_Batch"]):
         except OutOfMemoryError:
             if not self._batches:
                 raise
-            self._free_batches()
+            self.free_batches()
             arrays, engine, image, found = self._encoder
         results = []
         for i in range(len(images)):
@@ -202,9 +204,9 @@ class _Batch:
 
     If nobody listens, a whole image is one graph, one for each decoder: the upload of all settings, the kernels of all
     engines, and the download of the results. Otherwise there is one graph for the condition, one for transformer and
-    bridge of each scale, and one for each decoder and f_hat buffer. Graphs are recorded when they are first needed.
-    With an observer the same work is queued stage by stage instead, because inside the graph of a scale the bridge
-    overwrites the inputs of the transformer before the observer could read them.
+    bridge of each scale, and one for each decoder and f_hat buffer. Graphs are recorded when they are first needed: a
+    draft needs those of its scales only. With an observer the same work is queued stage by stage instead, because
+    inside the graph of a scale the bridge overwrites the inputs of the transformer before the observer could read them.
     """
 
     def __init__(
@@ -235,23 +237,29 @@ class _Batch:
         self._condition = _Work(condition, before=(wiring.upload_labels, wiring.clear_f_hat))
         self._steps = [_Work(step, before=(partial(wiring.upload_scale, k),)) for k, step in enumerate(steps)]
         self._decoders = {name: [_Work(runs, after=(fetch,)) for runs in pair] for name, pair in decoders.items()}
-        self._parts = (self._condition, *self._steps, *(work for pair in self._decoders.values() for work in pair))
         tokens = [*condition, *(run for step in steps for run in step)]
         begin = wiring.settings.upload, wiring.clear_f_hat
         self._images = {
             name: _Work([*tokens, *pair[(scales - 1) % 2]], begin, (fetch,)) for name, pair in decoders.items()
         }
 
-    def prepare(self, whole: bool, decoder: str) -> None:
+    def prepare(self, plan: Plan, whole: bool, decoder: str) -> None:
         self._ran = None
-        for work in (self._images[decoder],) if whole else self._parts:
+        for work in [self._images[decoder]] if whole else self._parts(plan, decoder):
             if work.recording is None:
                 self._queue(work)  # the first run allocates and chooses kernels, which is not allowed in a recording
                 self._cuda.synchronize()
                 work.recording = self._cuda.recorded(partial(self._queue, work))
 
+    def _parts(self, plan: Plan, decoder: str) -> list[_Work]:
+        """Return the work that the plan may launch one by one."""
+        decoders = self._decoders[decoder] if plan.decodes else []
+        if plan.asked and decoder != TINY_DECODER:
+            decoders = [*decoders, *self._decoders.get(TINY_DECODER, ())]  # for previews
+        return [self._condition, *self._steps[: plan.scales], *decoders]
+
     def begin(self, on_stage: OnStage | None, ran: Ran | None, whole: bool) -> None:
-        self._times()
+        self._times()  # of a run that was stopped
         self.latest, self._on_stage, self._ran, self._whole = -1, on_stage, ran, whole
         if not whole:
             self._launch(CONDITION, None, self._condition)
@@ -265,13 +273,15 @@ class _Batch:
         work = self._images[decoder] if self._whole else self._decoders[decoder][self.latest % 2]
         self._launch(decoder, None, work)
         self._cuda.synchronize()
+
+    def report(self) -> None:
         for stage, scale, seconds in self._times():
             assert self._on_stage
             self._on_stage(stage, scale, seconds)
 
     def free(self) -> None:
         self.arrays.free()  # waits for what is queued
-        for work in (*self._images.values(), *self._parts):
+        for work in (*self._images.values(), self._condition, *self._steps, *chain(*self._decoders.values())):
             work.recording = None
 
     def _queue(self, work: _Work) -> None:

@@ -13,13 +13,16 @@ from ..bundle.names import DRAWN, FINITE, IMAGE, REQUIRED_GRAPHS, SMOOTH_BRIDGE,
 from ..errors import BundleError, OutOfMemoryError
 from ..sampling import Sampling
 from .arrays import Array, Arrays
-from .base import Observe, OnStage, StageRun
+from .base import Observe, OnStage, Plan, StageRun
 from .wiring import Stage, Wiring
 
+# How many kinds of batches (smooth sampling, number of guided scales) stay prepared, the newest: else those of every
+# number of guided scales that was ever drawn would stay until memory runs out.
+KINDS_KEPT = 3
+
 Ran = Callable[[Stage], None]  # called with each stage as soon as it has run
-Shape = tuple[
-    int, bool, int
-]  # what a batch is prepared for: its size, smooth sampling, and the number of guided scales
+Kind = tuple[bool, int]  # smooth sampling, and the number of guided scales
+Shape = tuple[int, Kind]  # what a batch is prepared for: its size and kind
 
 
 class Batch(Protocol):
@@ -29,16 +32,22 @@ class Batch(Protocol):
     arrays: Arrays
     latest: int  # the scale of the latest step, -1 before the first
 
-    def prepare(self, whole: bool, decoder: str) -> None:
-        """Do now what would disturb or delay the drawing, and allocate what it needs."""
+    def prepare(self, plan: Plan, whole: bool, decoder: str) -> None:
+        """Do now what would disturb or delay the drawing of the plan, and allocate what it needs.
+
+        `whole` is whether the image is started as one in `decode`, and `decoder` the graph of its decoder.
+        """
 
     def begin(self, on_stage: OnStage | None, ran: Ran | None, whole: bool) -> None:
-        """Start drawing; `whole` as for `Backend.begin`. The labels of the wiring must not change before."""
+        """Start drawing; `whole` as for `prepare`. The labels of the wiring must not change before."""
 
     def step(self, k: int) -> None: ...
 
     def decode(self, decoder: str) -> None:
         """Run this decoder's graph, and bring the results of the wiring to the host."""
+
+    def report(self) -> None:
+        """Tell `on_stage` the times that it has not heard yet. All work that was queued must have finished."""
 
     def free(self) -> None:
         """Wait for the work that is queued, and release the memory."""
@@ -53,11 +62,12 @@ class WiredBackend(ABC, Generic[B]):
     name: str
     batches: tuple[int, ...] | None
     launches_whole = False
-    keeps_batches = False  # whether the batch sizes drawn so far stay prepared, or only the latest
+    keeps_batches = False  # whether all batch sizes of the newest kinds stay prepared, or only the latest batch
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest  # the manifest of the graphs that run: with engines, that of the engines
         self._batches: dict[Shape, B] = {}
+        self._kinds: list[Kind] = []  # the newest last
         self._batch: B | None = None
         self._decoded = False
         self._sampling = Sampling()
@@ -68,7 +78,7 @@ class WiredBackend(ABC, Generic[B]):
         return [*REQUIRED_GRAPHS, *({TINY_DECODER} & self.manifest.graphs.keys())]
 
     @abstractmethod
-    def _new_batch(self, arrays: Arrays, size: int, smooth: bool, guidance_scales: int) -> B: ...
+    def _new_batch(self, arrays: Arrays, size: int, kind: Kind) -> B: ...
 
     @abstractmethod
     def _arrays(self) -> Arrays: ...
@@ -90,13 +100,15 @@ class WiredBackend(ABC, Generic[B]):
         sampling: Sampling,
         on_stage: OnStage | None = None,
         observe: Observe | None = None,
-        whole: bool = False,
+        plan: Plan | None = None,
     ) -> None:
         self._batch, self._decoded = None, False
         self.check(sampling)
-        whole = whole and on_stage is None and observe is None
+        plan = plan or Plan(len(self.manifest.scales), image=True, asked=True)
+        # The noise of smooth sampling is large: it is made for one scale while the scale before is drawn.
+        whole = plan.whole and on_stage is None and observe is None and not sampling.smooth
         self._sampling = sampling
-        self._batch = batch = self._prepared((len(labels), sampling.smooth, sampling.scales_guided), whole)
+        self._batch = batch = self._prepared((len(labels), (sampling.smooth, sampling.scales_guided)), plan, whole)
         batch.arrays.wait()  # a run that was stopped may still read the settings that are written now
         batch.wiring.set_labels(labels)
         batch.begin(on_stage, None if observe is None else _shown(observe, batch.arrays), whole)
@@ -122,45 +134,60 @@ class WiredBackend(ABC, Generic[B]):
         tiny = preview and TINY_DECODER in self.manifest.graphs
         self._begun.decode(TINY_DECODER if tiny else self._sampling.decoder_graph)
         self._decoded = True
+        self._begun.report()
         return self._result(-1, IMAGE)
 
     def finite(self) -> np.ndarray:
         return self._result(-1, FINITE)[:, 0]
 
+    def free_batches(self) -> None:
+        self._batch = None
+        while self._batches:
+            self._batches.popitem()[1].free()
+
     def close(self) -> None:
-        self._free_batches()
+        self.free_batches()
 
     def _result(self, part: int, name: str) -> np.ndarray:
         """Return a copy of an array of the wiring's results. After `decode` they are on the host already."""
         results = self._begun.wiring.results
         if not self._decoded:
-            return self._begun.arrays.download(results.stages[part][name])
+            downloaded = self._begun.arrays.download(results.stages[part][name])
+            self._begun.report()  # a draft ends without `decode`
+            return downloaded
         copied: np.ndarray = results.host[part][name].copy()
         return copied
 
-    def _prepared(self, wanted: Shape, whole: bool) -> B:
+    def _prepared(self, wanted: Shape, plan: Plan, whole: bool) -> B:
         """Return the batch of this shape, ready to draw.
 
         If memory runs out, all that is held is freed and it is tried again. Raises OutOfMemoryError.
         """
         if not self.keeps_batches and wanted not in self._batches:
-            self._free_batches()  # before new arrays are allocated
+            self.free_batches()  # before new arrays are allocated
+        self._free_oldest_kind(wanted[1])
         held = bool(self._batches)
         try:
-            return self._prepare(wanted, whole)
+            return self._prepare(wanted, plan, whole)
         except OutOfMemoryError:
             if not held:
                 raise
-            self._free_batches()
-        return self._prepare(wanted, whole)
+            self.free_batches()
+        return self._prepare(wanted, plan, whole)
 
-    def _prepare(self, wanted: Shape, whole: bool) -> B:
+    def _free_oldest_kind(self, wanted: Kind) -> None:
+        """Free the batches of the kind that was not drawn for the longest time if there are more than are kept."""
+        self._kinds = [*(kind for kind in self._kinds if kind != wanted), wanted][-KINDS_KEPT:]
+        for shape in [shape for shape in self._batches if shape[1] not in self._kinds]:
+            self._batches.pop(shape).free()
+
+    def _prepare(self, wanted: Shape, plan: Plan, whole: bool) -> B:
         batch, arrays = self._batches.get(wanted), None
         try:
             if batch is None:
                 arrays = self._arrays()
                 batch = self._new_batch(arrays, *wanted)
-            batch.prepare(whole, self._sampling.decoder_graph)
+            batch.prepare(plan, whole, self._sampling.decoder_graph)
         except BaseException:
             # The traceback of the error would keep the memory for as long as someone looks at it.
             self._batches.pop(wanted, None)
@@ -171,11 +198,6 @@ class WiredBackend(ABC, Generic[B]):
             raise
         self._batches[wanted] = batch
         return batch
-
-    def _free_batches(self) -> None:
-        self._batch = None
-        while self._batches:
-            self._batches.popitem()[1].free()
 
     @property
     def _begun(self) -> B:

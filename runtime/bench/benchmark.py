@@ -10,10 +10,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import cast
 
+from ..base_pipeline import BasePipeline
 from ..bundle.manifest import WEIGHTS, Manifest
 from ..bundle.names import TINY_DECODER
 from ..bundle.weight_file import loaded_weights
-from ..drafted import DraftedPipeline
 from ..errors import SettingsError
 from ..optional import require
 from ..processors import usable_cpus
@@ -23,7 +23,7 @@ from .compare import Draw
 from .gemm import gemm_rate
 from .jetson import Jetson
 from .machine import machine
-from .measure import Drawing, load, measure_batch, memory_while_drawing
+from .measure import load, measure_batch, memory_while_drawing
 from .report import SCHEMA_VERSION, BundleFacts, Floor, JetsonFacts, Report, Settings
 from .work import decoder_flop, tiny_decoder_flop, transformer_flop
 
@@ -80,7 +80,7 @@ def benchmark(
 
 
 def _rivals(
-    bundle: Path, pipeline: Drawing, settings: Settings, threads: int, checkpoints: Checkpoints, progress: Progress
+    bundle: Path, pipeline: BasePipeline, settings: Settings, threads: int, checkpoints: Checkpoints, progress: Progress
 ) -> tuple[dict[str, Draw], dict[str, str]]:
     """Return the rivals by name, ready to run, and those that cannot run, with the reason."""
     if settings.compare is None:
@@ -125,11 +125,11 @@ def _bundle_facts(bundle: Path) -> BundleFacts:
     )
 
 
-def _floor(pipeline: Drawing, settings: Settings, flop_per_second: float) -> Floor:
+def _floor(pipeline: BasePipeline, settings: Settings, flop_per_second: float) -> Floor:
     """Return the floor of the work that these settings ask for: shortcuts leave a part of it out."""
     model, guided = pipeline.manifest.model, settings.guidance_scales
     transformer = transformer_flop(model, guided)
-    if isinstance(pipeline, DraftedPipeline):
+    if pipeline.draft:
         transformer += transformer_flop(pipeline.draft.manifest.model, guided, pipeline.draft_scales)
     decoder = tiny_decoder_flop(model) if DECODERS[settings.decoder] == TINY_DECODER else decoder_flop(model)
     return Floor(flop_per_second, transformer, decoder, (transformer + decoder) / flop_per_second)

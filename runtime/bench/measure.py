@@ -11,11 +11,10 @@ from pathlib import Path
 from statistics import median
 
 from ..backends.base import OnStage
+from ..base_pipeline import BasePipeline, Maps
 from ..bundle.manifest import Manifest
-from ..drafted import DraftedPipeline
 from ..drawing import Loading
 from ..memory import Memory, memory
-from ..pipeline import Maps, Pipeline
 from ..sampling import Sampling
 from .compare import Draw, RivalRuns
 from .jetson import Jetson, PowerMeter
@@ -24,7 +23,6 @@ from .report import BatchTimes, Energy, Load, Settings, StageTime
 from .summary import Summary
 
 Stage = tuple[str, int | None]  # graph, scale
-Drawing = Pipeline | DraftedPipeline
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Run:
     joules: dict[str, float]
 
 
-def load(bundle: Path, settings: Settings) -> tuple[Drawing, Load]:
+def load(bundle: Path, settings: Settings) -> tuple[BasePipeline, Load]:
     """Load the bundle and draw a first image; return the pipeline and the times.
 
     The hashes are checked first, so the later steps find the files in the page cache.
@@ -58,7 +56,7 @@ def load(bundle: Path, settings: Settings) -> tuple[Drawing, Load]:
     return pipeline, Load(hashing, loading, time.perf_counter() - start, loaded)
 
 
-def draw(pipeline: Drawing, settings: Settings, batch: int, on_stage: OnStage | None = None) -> Maps:
+def draw(pipeline: BasePipeline, settings: Settings, batch: int, on_stage: OnStage | None = None) -> Maps:
     """Draw `batch` images together and return their tokens."""
     s = settings
     sampling = Sampling(s.cfg, s.top_k, s.top_p, False, s.guidance_scales, s.decoder)
@@ -66,7 +64,7 @@ def draw(pipeline: Drawing, settings: Settings, batch: int, on_stage: OnStage | 
     return result.tokens
 
 
-def memory_while_drawing(pipeline: Drawing, settings: Settings, batch: int) -> Memory | None:
+def memory_while_drawing(pipeline: BasePipeline, settings: Settings, batch: int) -> Memory | None:
     """Return the most memory that a run holds, measured between its graphs."""
     held: list[Memory] = []
 
@@ -79,7 +77,7 @@ def memory_while_drawing(pipeline: Drawing, settings: Settings, batch: int) -> M
 
 
 def measure_batch(
-    pipeline: Drawing,
+    pipeline: BasePipeline,
     settings: Settings,
     batch: int,
     held: Memory | None,
@@ -112,14 +110,14 @@ def measure_batch(
     )
 
 
-def timed_run(pipeline: Drawing, settings: Settings, batch: int = 1, jetson: Jetson | None = None) -> Run:
+def timed_run(pipeline: BasePipeline, settings: Settings, batch: int = 1, jetson: Jetson | None = None) -> Run:
     """Draw once and measure. A backend that launches a whole batch at once draws again to time its stages."""
     stages: dict[Stage, float] = defaultdict(float)
 
     def on_stage(graph: str, scale: int | None, seconds: float) -> None:
         stages[graph, scale] += seconds
 
-    whole = pipeline.backend.launches_whole
+    whole = pipeline.launches_whole
     with PowerMeter(jetson.rails) if jetson else nullcontext() as meter:
         start = time.perf_counter()
         draw(pipeline, settings, batch, None if whole else on_stage)

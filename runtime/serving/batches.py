@@ -7,18 +7,15 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..base_pipeline import BasePipeline, Kept, ScaleView
 from ..errors import BundleError, SettingsError, VarEdgeError, one_line
 from ..images import encoded_png
-from ..pipeline import Kept, Pipeline, ScaleView
 from ..record import Record
 from .request import Inputs, Request
-
-if TYPE_CHECKING:
-    from ..drafted import DraftedPipeline
 
 Outputs = dict[str, np.ndarray]  # see tensors.OUTPUTS
 Members = Mapping[int, Request]  # by their place in the list of requests
@@ -48,7 +45,7 @@ class _Cancelled(Exception):
 
 
 def draw(
-    pipeline: Pipeline | DraftedPipeline,
+    pipeline: BasePipeline,
     waiting: Sequence[Inputs],
     batch: int,
     send: Callable[[Answer], object],
@@ -97,7 +94,7 @@ def _packed(group: Members, batch: int) -> Iterator[dict[int, Request]]:
 
 
 def _draw_together(
-    pipeline: Pipeline | DraftedPipeline,
+    pipeline: BasePipeline,
     members: Members,
     batch: int,
     send: Callable[[Answer], object],

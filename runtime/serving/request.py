@@ -7,22 +7,19 @@ import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .. import limits
+from ..base_pipeline import BasePipeline, Kept
 from ..editing import Box, keep_masks, kept_cells
 from ..errors import SettingsError
 from ..images import decoded, fitted_mask, fitted_picture
 from ..limits import shown
-from ..pipeline import Kept, Pipeline
 from ..sampling import Sampling
 from ..uniforms import check_seed
 from .tensors import FORMATS, INPUTS, REQUIRED
-
-if TYPE_CHECKING:
-    from ..drafted import DraftedPipeline
 
 Inputs = Mapping[str, "np.ndarray | None"]  # None: a parameter that is no tensor
 EDITS = ("box", "mask", "mode")  # inputs that need an image
@@ -51,7 +48,7 @@ class Request:
         return self.sampling, self.edit
 
     @classmethod
-    def of(cls, inputs: Inputs, pipeline: Pipeline | DraftedPipeline) -> Request:
+    def of(cls, inputs: Inputs, pipeline: BasePipeline) -> Request:
         """Return the request in these tensors. An image to edit is encoded.
 
         Raises SettingsError, NumericError, or BundleError if the bundle has no graph for it.
@@ -106,7 +103,7 @@ def _mode(inputs: Inputs) -> Any:
     return _value(inputs, "mode", "inpaint")
 
 
-def _edit(inputs: Inputs, pipeline: Pipeline | DraftedPipeline) -> Kept | None:
+def _edit(inputs: Inputs, pipeline: BasePipeline) -> Kept | None:
     """Return what an edit keeps, None without an image."""
     given = [name for name in EDITS if name in inputs]
     if inputs.get("image") is None:
@@ -125,9 +122,8 @@ def _edit(inputs: Inputs, pipeline: Pipeline | DraftedPipeline) -> Kept | None:
         mask = decoded(_file(inputs, "mask"), "mask", "black")
         region = fitted_mask(mask, "mask", picture, "image", model.image_size)
     kept = kept_cells(region, _mode(inputs), model)
-    encoder = pipeline if isinstance(pipeline, Pipeline) else pipeline.refiner
     pixels = fitted_picture(picture, "image", model.image_size, smallest=model.grid)
-    return keep_masks(kept, model.patch_nums), encoder.encode(pixels[None])
+    return keep_masks(kept, model.patch_nums), pipeline.encode(pixels[None])
 
 
 def _file(inputs: Inputs, name: str) -> BytesIO:

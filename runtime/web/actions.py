@@ -15,12 +15,11 @@ import numpy as np
 from PIL import Image
 
 from .. import limits
+from ..base_pipeline import BasePipeline, Result, ScaleView
 from ..bundle.names import DECODER, ENCODER, SMOOTH_BRIDGE, TINY_DECODER
-from ..drafted import DraftedPipeline
 from ..errors import SettingsError, VarEdgeError
 from ..images import encoded_png, fitted
 from ..limits import shown
-from ..pipeline import Pipeline, Result, ScaleView
 from ..pixels import on_paper
 from ..record import Record
 from ..sampling import Sampling
@@ -89,7 +88,7 @@ class _Run:
 class Actions:
     """Draws on a pipeline for the visitors of a page, one after the other. A visitor is known by a text."""
 
-    def __init__(self, pipeline: Pipeline | DraftedPipeline) -> None:
+    def __init__(self, pipeline: BasePipeline) -> None:
         self.pipeline = pipeline
         self._runs: dict[str, _Run] = {}
 
@@ -99,7 +98,7 @@ class Actions:
 
     @property
     def can_smooth(self) -> bool:
-        return SMOOTH_BRIDGE in self.pipeline.manifest.graphs and not isinstance(self.pipeline, DraftedPipeline)
+        return SMOOTH_BRIDGE in self.pipeline.manifest.graphs and not self.pipeline.draft_scales
 
     @property
     def has_tiny_decoder(self) -> bool:

@@ -26,13 +26,15 @@ class Case:
     smooth: bool = False
     guidance_scales: int | None = None
     draft_scales: int = 0
+    decoder: str = "full"
 
     @property
     def line(self) -> str:
         """As tests/dump.cpp reads it."""
         labels = ",".join(map(str, self.labels))
         sampling = f"{self.cfg!r} {self.top_k} {self.top_p!r} {self.batch} {self.smooth:d}"
-        return f"{labels} {self.seed} {sampling} {self.guidance_scales or 0} {self.draft_scales}\n"
+        shortcuts = f"{self.guidance_scales or 0} {self.draft_scales} {self.decoder == 'tiny':d}"
+        return f"{labels} {self.seed} {sampling} {shortcuts}\n"
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def drawn_by_python(bundle: Path, cases: Sequence[Case], draft: Path | None = No
     large = Pipeline(draft, "onnxruntime") if draft else None
     for case in cases:
         pipeline = DraftedPipeline(large, refiner, case.draft_scales) if large else refiner
-        sampling = Sampling(case.cfg, case.top_k, case.top_p, case.smooth, case.guidance_scales)
+        sampling = Sampling(case.cfg, case.top_k, case.top_p, case.smooth, case.guidance_scales, case.decoder)
         result = pipeline.generate(list(case.labels), case.seed, batch=case.batch, sampling=sampling)
         found.append(Drawn(np.concatenate(result.tokens, axis=1), result.images))
     return found

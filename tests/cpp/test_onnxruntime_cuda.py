@@ -22,6 +22,7 @@ from tests.cpp.dumps import Case, Drawn, assert_equal, drawn_by_cpp, drawn_by_py
 from tests.cpp.test_api import FEATURES
 from tests.cpp.test_core import AUTO, FAILED, OK, ONNXRUNTIME_CUDA, OUT_OF_MEMORY, UNSUPPORTED, Live
 from tests.cpp.test_parity import check_edit
+from tests.runtime.toy import write_bundle
 
 ONNXRUNTIME = DEPENDENCIES / "onnxruntime"
 
@@ -90,6 +91,13 @@ def test_guidance_at_the_first_scales(
     smooth = [Case((3,), 5, 3.5, 200, 0.8, 8, True, guidance_scales=4)]
     found = drawn_on_gpu(release, gpu, smooth_demo_bundle, smooth, tmp_path / "out")
     np.testing.assert_array_equal(drawn_by_python(smooth_demo_bundle, smooth)[0].tokens, found[0].tokens)
+
+
+def test_the_tiny_decoder(release: Path, gpu: Mapping[str, str], tmp_path: Path) -> None:
+    write_bundle(tmp_path / "bundle", tiny=True)
+    cases = [Case((0, 1, 5), 7, 2.0, 3, 0.5, batch, decoder=which) for batch in (1, 2) for which in ("full", "tiny")]
+    found = drawn_on_gpu(release, gpu, tmp_path / "bundle", cases, tmp_path / "out")
+    assert_equal(drawn_by_python(tmp_path / "bundle", cases), found, cases)
 
 
 def test_fp16(release: Path, gpu: Mapping[str, str], fp16_demo_bundle: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.cpp.conftest import DEPENDENCIES, run
 from tests.cpp.dumps import Case, assert_equal, drawn_by_cpp, drawn_by_python
 from tests.cpp.test_core import BAD_ARGUMENT, BAD_BUNDLE
 from tests.export.test_variants import CFG, LABEL, SEED, exported
+from tests.runtime.toy import write_bundle
 
 # 64 combinations of label, seed, guidance and both filters, and batches that end in some of other sizes.
 COMBINATIONS = [
@@ -183,6 +184,52 @@ def test_previews(release: Path, demo_bundle: Path, tmp_path: Path) -> None:
     for k, image in enumerate(previews):
         with Image.open(tmp_path / f"scale_{k}.png") as picture:
             np.testing.assert_array_equal(np.asarray(picture), image)
+
+
+@pytest.fixture(scope="module")
+def imitated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy bundle with a tiny decoder."""
+    bundle = tmp_path_factory.mktemp("imitated") / "bundle"
+    write_bundle(bundle, tiny=True)
+    return bundle
+
+
+IMITATED = [Case((0, 1, 5), 7, 2.0, 3, 0.5, batch, decoder=which) for batch in (1, 2) for which in ("full", "tiny")]
+
+
+def test_the_tiny_decoder(release: Path, imitated: Path, tmp_path: Path) -> None:
+    """The tokens of the full one, other pixels."""
+    program = [release / "tests" / "dump"]
+    found = drawn_by_cpp(program, imitated, IMITATED, tmp_path / "out")
+    assert_equal(drawn_by_python(imitated, IMITATED), found, IMITATED)
+    np.testing.assert_array_equal(found[0].tokens, found[1].tokens)
+    assert not np.array_equal(found[0].images, found[1].images)
+
+
+def test_a_bundle_without_a_tiny_decoder(release: Path, toy: Path, imitated: Path, tmp_path: Path) -> None:
+    """The words of Python, with the number of the status before. A draft needs none."""
+    program = release / "tests" / "dump"
+    for scales, draft in ((0, None), (2, imitated)):  # refused before anything is drafted
+        case = replace(IMITATED[1], draft_scales=scales)
+        with pytest.raises(BundleError) as refused:
+            drawn_by_python(toy, [case], draft)
+        command = [program, toy, tmp_path / "out", "1", "0", *([draft] if draft else [])]
+        result = subprocess.run(command, input=case.line, capture_output=True, text=True)
+        assert (result.returncode, result.stderr) == (1, f"{BAD_BUNDLE}: {refused.value}\n")
+    case = replace(IMITATED[1], draft_scales=2)
+    found = drawn_by_cpp([program], imitated, [case], tmp_path / "out", draft=toy)
+    assert_equal(drawn_by_python(imitated, [case], toy), found, [case])
+
+
+def test_previews_of_the_tiny_decoder(release: Path, imitated: Path, tmp_path: Path) -> None:
+    """The last preview is the picture, of the full decoder."""
+    run(release / "examples" / "var_edge_preview", imitated, "4", tmp_path, "9")
+    previews: list[np.ndarray] = []
+    result = Pipeline(imitated, "onnxruntime").generate([4], 9, on_scale=lambda v: previews.append(v.preview()[0]))
+    for k, image in enumerate(previews):
+        with Image.open(tmp_path / f"scale_{k}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), image)
+    np.testing.assert_array_equal(previews[-1], result.images[0])
 
 
 def test_smooth_sampling(release: Path, smooth_demo_bundle: Path, tmp_path: Path) -> None:

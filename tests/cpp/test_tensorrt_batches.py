@@ -16,6 +16,7 @@ from tests.cpp.conftest import run
 from tests.cpp.dumps import Case, Drawn, assert_equal, drawn_by_cpp, drawn_by_python
 from tests.cpp.test_core import BAD_ARGUMENT, OK, OUT_OF_MEMORY, TENSORRT, Live
 from tests.runtime.fake_tensorrt import write_engines
+from tests.runtime.toy import write_bundle
 
 ONE, EIGHT, NINE = (Case(tuple(range(3, 3 + n)), 11, 3.5, 200, 0.8) for n in (1, 8, 9))
 SMOOTH = Case((3,), 5, 3.5, 200, 0.8, 8, True)
@@ -117,6 +118,43 @@ def test_drafts(checked: Path, machine: dict[str, str], guided: Path, demo_bundl
     for refiner, draft in ((guided, demo_bundle), (demo_bundle, guided)):
         found = drawn_by_cpp(program, refiner, cases, tmp_path / "out", draft=draft)
         assert_equal(drawn_by_python(refiner, cases, draft), found, cases)
+
+
+def test_the_tiny_decoder(
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], tmp_path: Path
+) -> None:
+    """Its picture is one launch, too."""
+    bundle = tmp_path / "bundle"
+    write_bundle(bundle, tiny=True)
+    write_engines(bundle)
+    cases = [Case((1,), 7, 2.0, 3, 0.5, decoder=which) for which in ("full", "tiny", "full")]
+    assert_equal(drawn_by_python(bundle, cases), drawn(checked, machine, bundle, cases, tmp_path / "out"), cases)
+    assert ["decoder_tiny" in launch for launch in trace("^launch: .*")] == [False, True, False]
+
+
+def test_a_draft_records_its_scales_only(
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], guided: Path, tmp_path: Path
+) -> None:
+    """And no decoder. ONNX Runtime refines."""
+    program = ["env", *(f"{name}={value}" for name, value in machine.items()), checked / "tests" / "dump"]
+    refiner = tmp_path / "refiner"
+    shutil.copytree(guided, refiner, ignore=shutil.ignore_patterns("engines"))
+    drawn_by_cpp(program, refiner, [Case((3,), 5, 3.5, 200, 0.8, draft_scales=2)], tmp_path / "out", draft=guided)
+    assert len(trace("begin capture")) == 1 + 2
+
+
+def test_the_newest_kinds_stay_prepared(
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], smooth_demo_bundle: Path, tmp_path: Path
+) -> None:
+    """Three numbers of guided scales, whatever was drawn before."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(smooth_demo_bundle, bundle)
+    write_engines(bundle, guidance_scales=2)
+    live = Live(checked, bundle, backend=TENSORRT, **machine)
+    for count, recorded in ((2, 1), (3, 2), (4, 3), (2, 3), (5, 4), (2, 4), (4, 4), (3, 5)):
+        assert live.ask(f"guided {count}") == (OK, "")
+        assert len(trace("begin capture")) == recorded, count
+    live.end()
 
 
 @pytest.mark.parametrize("feature", ["scales", "batch", "busy", "values", "seeds", "stop_between", "draft_scramble"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 
 from runtime import BundleError, Pipeline, Sampling, SettingsError
 from runtime.drafted import DRAFT, DraftedPipeline
+from runtime.drawing import Watch
 from runtime.edit import main as edit
 from runtime.generate import main as generate
 from runtime.pipeline import Result, ScaleView
@@ -109,6 +111,29 @@ def test_a_draft_draws_its_scales_only(pair: tuple[Pipeline, Pipeline]) -> None:
     drafted = [(DRAFT + graph, k) for graph, k in steps[:4]]
     assert runs == [(DRAFT + "condition", None), *drafted, ("condition", None), *steps, ("decoder", None)]
     assert seen == runs
+
+
+def test_calls_are_those_of_a_pipeline(pair: tuple[Pipeline, Pipeline]) -> None:
+    """A program can be given either. Settings may be positional, too."""
+    for method in ("generate", "edit"):
+        assert signature(getattr(DraftedPipeline, method)) == signature(getattr(Pipeline, method))
+    drafted = DraftedPipeline(*pair, 2)
+    assert equal(drafted.generate(LABELS, 7, 2.0, 3, 0.5), drafted.generate(LABELS, **SETTINGS))
+
+
+def test_a_pipeline_in_use_makes_no_room(pair: tuple[Pipeline, Pipeline]) -> None:
+    """And nobody waits for it: two drafts that wait for each other would wait for ever."""
+    expected = pair[0].generate(LABELS, **SETTINGS)
+    assert equal(pair[0].generate(LABELS, on_scale=lambda view: pair[0].free_batches(), **SETTINGS), expected)
+    pair[0].close()
+    pair[0].free_batches()
+
+
+def test_a_listener_would_slow_either_model(pair: tuple[Pipeline, Pipeline]) -> None:
+    pair[0].backend.launches_whole = True
+    assert [DraftedPipeline(*pair, count).launches_whole for count in (0, 1)] == [False, True]
+    watch = Watch(False, False, lambda tokens: None)
+    assert watch.of(DraftedPipeline(*pair, 1)) is None and watch.of(DraftedPipeline(*pair, 0)) is watch
 
 
 def test_close_closes_both(pair: tuple[Pipeline, Pipeline]) -> None:

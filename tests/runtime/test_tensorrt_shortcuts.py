@@ -13,7 +13,7 @@ from runtime.backends.arrays import DeviceArrays, HostArrays
 from runtime.backends.base import StageRun
 from runtime.backends.cuda import Cuda
 from runtime.bundle.engine_record import EngineRecord
-from runtime.drafted import DraftedPipeline
+from runtime.drafted import DRAFT, DraftedPipeline
 from runtime.pipeline import Result, ScaleView
 from tests.runtime.fake_gpu import FakeGpu, use
 from tests.runtime.fake_tensorrt import write_engines
@@ -125,3 +125,40 @@ def test_drafting_with_another_engine(demo: Path, demo_bundle: Path, backends: t
     for batch in (1, 2):
         settings = {"guidance_scales": m, "batch": batch, **SETTINGS}
         assert equal(found.generate(LABELS, **settings), expected.generate(LABELS, **settings))
+
+
+def test_a_draft_records_and_reports_its_scales_only(demo: Path, demo_bundle: Path, gpu: FakeGpu) -> None:
+    """And no decoder. Nothing of it runs after its last scale, so its times are heard when its tokens are read."""
+    drafted = DraftedPipeline(Pipeline(demo, "tensorrt"), Pipeline(demo_bundle, "onnxruntime"), 2)
+    drafted.generate([1, 2], batch=1, **SETTINGS)
+    assert gpu.calls.count("cudaStreamBeginCapture") == 1 + 2
+    heard: list[tuple[str, int | None]] = []
+    drafted.generate([1], on_stage=lambda graph, scale, seconds: heard.append((graph, scale)), **SETTINGS)
+    steps = [(graph, k) for k in range(K) for graph in ("transformer", "bridge")]
+    drafts = [(DRAFT + "condition", None), (DRAFT + "step", 0), (DRAFT + "step", 1)]
+    assert heard == [*drafts, ("condition", None), *steps, ("decoder", None)]
+
+
+def test_either_model_makes_room_for_the_other(demo: Path, gpu: FakeGpu) -> None:
+    """Memory for the batch of one of them, not of both. Scales are seen once although memory ran out."""
+    expected = DraftedPipeline(Pipeline(demo, "onnxruntime"), Pipeline(demo, "onnxruntime"), 2)
+    pair = Pipeline(demo, "tensorrt"), Pipeline(demo, "tensorrt")
+    base = gpu.used
+    pair[1].generate([3, 4], **SETTINGS)
+    gpu.total_bytes = gpu.used + (gpu.used - base) // 2
+    found, seen = DraftedPipeline(*pair, 2), []
+    for labels in ([3, 4], [5, 6], [1, 2, 3]):
+        seen.clear()
+        result = found.generate(
+            labels, on_scale=lambda view: seen.append((view.pictures.start, view.index)), **SETTINGS
+        )
+        assert equal(result, expected.generate(labels, **SETTINGS))
+        assert len(seen) == len(set(seen)) == K * -(-len(labels) // 2)
+
+
+def test_the_newest_kinds_stay_prepared(demo: Path, gpu: FakeGpu) -> None:
+    """Three numbers of guided scales, whatever was drawn before."""
+    pipeline = Pipeline(demo, "tensorrt")
+    for count, recorded in ((3, 1), (4, 2), (5, 3), (3, 3), (6, 4), (3, 4), (5, 4), (4, 5)):
+        pipeline.generate([1], guidance_scales=count, **SETTINGS)
+        assert gpu.calls.count("cudaStreamBeginCapture") == recorded, count

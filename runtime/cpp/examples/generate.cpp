@@ -1,9 +1,7 @@
 // var_edge_generate DIR LABEL,… [--seed N] [--cfg X] [--top-k N] [--top-p X] [--guidance-scales M]
-//                   [--draft DIR --draft-scales N] [--backend NAME] [--out PICTURE.png]
+//                   [--draft DIR --draft-scales N] [--decoder full|tiny] [--backend NAME] [--out PICTURE.png]
 //
 // Draws one picture for each label, into picture.png or, for several labels, into picture_0.png, picture_1.png, …
-#include <cstdlib>
-#include <cstring>
 #include <iostream>
 #include <map>
 #include <optional>
@@ -19,6 +17,8 @@ const std::map<std::string, var_edge_backend> BACKENDS = {{"auto", VAR_EDGE_AUTO
                                                           {"onnxruntime", VAR_EDGE_ONNXRUNTIME},
                                                           {"onnxruntime-cuda", VAR_EDGE_ONNXRUNTIME_CUDA},
                                                           {"tensorrt", VAR_EDGE_TENSORRT}};
+const std::map<std::string, var_edge_decoder> DECODERS = {{"full", VAR_EDGE_DECODER_FULL},
+                                                          {"tiny", VAR_EDGE_DECODER_TINY}};
 
 template <typename T>
 T number(const std::string& name, const std::string& text) {
@@ -38,7 +38,8 @@ std::vector<std::int32_t> labels(const std::string& text) {
 int run(int count, char** arguments) {
     if (count < 3 || count % 2 == 0) {
         std::cerr << "usage: " << arguments[0] << " DIR LABEL,… [--seed N] [--cfg X] [--top-k N] [--top-p X]"
-                  << " [--guidance-scales M] [--draft DIR --draft-scales N] [--backend NAME] [--out PICTURE.png]\n";
+                  << " [--guidance-scales M] [--draft DIR --draft-scales N] [--decoder full|tiny] [--backend NAME]"
+                  << " [--out PICTURE.png]\n";
         return 2;
     }
     var_edge::Options options;
@@ -53,6 +54,7 @@ int run(int count, char** arguments) {
         else if (name == "--guidance-scales") settings.guidance_scales = number<std::int32_t>(name, value);
         else if (name == "--draft-scales") settings.draft_scales = number<std::int32_t>(name, value);
         else if (name == "--draft") large = value;
+        else if (name == "--decoder" && DECODERS.count(value)) settings.decoder = DECODERS.at(value);
         else if (name == "--backend" && BACKENDS.count(value)) options.backend = BACKENDS.at(value);
         else if (name == "--out") out = value;
         else throw std::invalid_argument("unknown: " + name + " " + value);

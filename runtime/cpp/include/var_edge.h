@@ -198,19 +198,20 @@ VAR_EDGE_API var_edge_status var_edge_memory(const char* directory, int32_t batc
 
 typedef struct var_edge_info {
     size_t struct_size;
-    const char* model;      /* "var_d16" */
-    const char* precision;  /* "fp32", "fp16", "int8 for trt", … */
-    const char* backend;    /* what it runs on, to be shown to users */
-    int32_t image_size;     /* height and width of a picture, in pixels: H = W */
-    int32_t num_classes;    /* labels are 0 to num_classes; num_classes itself means "no class" */
-    int32_t vocab_size;     /* entries of the codebook: V */
-    int32_t scales;         /* number of scales: K */
-    int32_t tokens;         /* tokens of a picture, all scales together: T */
-    const int32_t* batches; /* batch sizes that the engines were built for; other numbers are split into these */
-    int32_t batch_count;    /* length of batches; 0: every batch size works */
-    int32_t can_encode;     /* 1: there is an encoder, so var_edge_encode and var_edge_edit work */
-    int32_t can_smooth;     /* 1: settings.smooth works */
-    int32_t on_device;      /* 1: settings.images_on_device works */
+    const char* model;        /* "var_d16" */
+    const char* precision;    /* "fp32", "fp16", "int8 for trt", … */
+    const char* backend;      /* what it runs on, to be shown to users */
+    int32_t image_size;       /* height and width of a picture, in pixels: H = W */
+    int32_t num_classes;      /* labels are 0 to num_classes; num_classes itself means "no class" */
+    int32_t vocab_size;       /* entries of the codebook: V */
+    int32_t scales;           /* number of scales: K */
+    int32_t tokens;           /* tokens of a picture, all scales together: T */
+    const int32_t* batches;   /* batch sizes that the engines were built for; other numbers are split into these */
+    int32_t batch_count;      /* length of batches; 0: every batch size works */
+    int32_t can_encode;       /* 1: there is an encoder, so var_edge_encode and var_edge_edit work */
+    int32_t can_smooth;       /* 1: settings.smooth works */
+    int32_t on_device;        /* 1: settings.images_on_device works */
+    int32_t has_tiny_decoder; /* 1: VAR_EDGE_DECODER_TINY works, and previews are drawn with it */
 } var_edge_info;
 
 /* Fills `info`. Set info->struct_size first. May be called at any time, from any thread. */
@@ -243,12 +244,18 @@ typedef struct var_edge_scale {
 typedef int (*var_edge_on_scale)(var_edge_model* model, const var_edge_scale* scale, void* user);
 
 /* Receives the time that each run of a stage took, in the thread of the call. Stages are "condition", "transformer",
- * "bridge", "bridge_smooth", "decoder" and "encoder"; with the TensorRT backend transformer and bridge together are
- * "step". Those of a draft begin with "draft ". `scale` is -1 for a stage that belongs to no scale. While stages are
- * timed, the CPU waits for the GPU after each of them. */
+ * "bridge", "bridge_smooth", "decoder", "decoder_tiny" and "encoder"; with the TensorRT backend transformer and bridge
+ * together are "step". Those of a draft begin with "draft ". `scale` is -1 for a stage that belongs to no scale. While
+ * stages are timed, the CPU waits for the GPU after each of them. */
 typedef void (*var_edge_on_stage)(const char* stage, int32_t scale, double seconds, void* user);
 
 #define VAR_EDGE_TOP_K_DEFAULT (-1) /* 900, or vocab_size if that is smaller */
+
+/* What makes the picture of the tokens. */
+typedef enum var_edge_decoder {
+    VAR_EDGE_DECODER_FULL = 0,
+    VAR_EDGE_DECODER_TINY = 1 /* imitates the full one in a twentieth of the work; the bundle must have it */
+} var_edge_decoder;
 
 typedef struct var_edge_settings {
     size_t struct_size;
@@ -270,17 +277,18 @@ typedef struct var_edge_settings {
     int32_t draft_scales;       /* let `draft` draw the first so many scales, 0 to K; not with smooth */
     var_edge_model* draft;      /* another handle, of a model with the same VQVAE, or NULL. It is busy until the call
                                  * returns, and may be freed before or after the other handle */
+    int32_t decoder;            /* a var_edge_decoder */
 } var_edge_settings;
 
-/* Sets the defaults: seed 0, cfg 4, top_k VAR_EDGE_TOP_K_DEFAULT, top_p 0.95, batch 8. */
+/* Sets the defaults: seed 0, cfg 4, top_k VAR_EDGE_TOP_K_DEFAULT, top_p 0.95, batch 8, the full decoder. */
 VAR_EDGE_API void var_edge_default_settings(var_edge_settings* settings);
 
 /* Draws one picture for each of `count` labels, 1 to 2^20, into images (count, H, W, 3), and writes their tokens, scale
  * after scale, into tokens (count, T) unless that is NULL. NULL settings mean the defaults. A picture drawn in a batch
  * has exactly the tokens it has alone; its pixels differ by at most 1/255. With settings.draft, that model draws the
  * first scales of all pictures; then this one draws the others and decodes. on_scale is called with `model` for all of
- * them. Returns VAR_EDGE_BAD_BUNDLE if smooth sampling lacks its graph or a bundle is too old to draft,
- * VAR_EDGE_UNSUPPORTED if images_on_device does not work, VAR_EDGE_FAILED, or VAR_EDGE_STOPPED. After
+ * them. Returns VAR_EDGE_BAD_BUNDLE if smooth sampling or the tiny decoder lacks its graph or a bundle is too old to
+ * draft, VAR_EDGE_UNSUPPORTED if images_on_device does not work, VAR_EDGE_FAILED, or VAR_EDGE_STOPPED. After
  * VAR_EDGE_OUT_OF_MEMORY a smaller settings.batch may work. */
 VAR_EDGE_API var_edge_status var_edge_generate(var_edge_model* model, const int32_t* labels, int32_t count,
                                                const var_edge_settings* settings, uint8_t* images, int32_t* tokens);
@@ -295,7 +303,7 @@ VAR_EDGE_API var_edge_status var_edge_stop(var_edge_model* model);
 /* ---- Within on_scale, in its thread -------------------------------------------------------------------------- */
 
 /* Writes the pictures of this batch as they are after this scale into images (pictures, H, W, 3), host memory. Runs the
- * decoder once. */
+ * tiny decoder if the bundle has one. After the last scale it runs the decoder of the picture. */
 VAR_EDGE_API var_edge_status var_edge_preview(var_edge_model* model, uint8_t* images);
 
 /* Writes the tokens of this scale, drawn or kept, into tokens (pictures, side * side). */

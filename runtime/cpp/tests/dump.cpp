@@ -1,7 +1,7 @@
 // dump DIR OUT [TIMES [THREADS [DRAFT]]] < cases: draws each case as its line comes, "label,… seed cfg top_k top_p
-// batch smooth guidance_scales draft_scales", and writes tokens (int32), then images (uint8), to OUT ("-": standard
-// output). With TIMES each case is drawn so often, and the resident memory in kB goes to standard error after a tenth
-// of them and at the end. DRAFT is the bundle of the model that drafts.
+// batch smooth guidance_scales draft_scales decoder", and writes tokens (int32), then images (uint8), to OUT ("-":
+// standard output). With TIMES each case is drawn so often, and the resident memory in kB goes to standard error after
+// a tenth of them and at the end. DRAFT is the bundle of the model that drafts.
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -25,7 +25,8 @@ Case parse(const std::string& line) {
     std::istringstream stream(line);
     std::string labels;
     stream >> labels >> found.settings.seed >> found.settings.cfg >> found.settings.top_k >> found.settings.top_p >>
-        found.settings.batch >> found.settings.smooth >> found.settings.guidance_scales >> found.settings.draft_scales;
+        found.settings.batch >> found.settings.smooth >> found.settings.guidance_scales >>
+        found.settings.draft_scales >> found.settings.decoder;
     std::istringstream list(labels);
     for (std::string label; std::getline(list, label, ',');) found.labels.push_back(std::stoi(label));
     return found;

@@ -138,7 +138,7 @@ Request request_of(var_edge_model* model, const int32_t* labels, int32_t count, 
     if (count > 0) request.labels.assign(labels, labels + count);
     request.seed = asked.seed;
     request.seeds = asked.seeds;
-    request.sampling = {asked.cfg, asked.top_k, asked.top_p, asked.smooth != 0, asked.guidance_scales};
+    request.sampling = {asked.cfg, asked.top_k, asked.top_p, asked.smooth != 0, asked.guidance_scales, asked.decoder};
     if (asked.top_k == VAR_EDGE_TOP_K_DEFAULT) {
         request.sampling.top_k = std::min(Sampling().top_k, manifest.model.vocab_size);
     }
@@ -284,6 +284,7 @@ var_edge_status var_edge_query(const var_edge_model* model, var_edge_info* info)
         found.can_encode = manifest.graphs.count("encoder") != 0;
         found.can_smooth = manifest.graphs.count(SMOOTH_BRIDGE) != 0;
         found.on_device = backend.on_device();
+        found.has_tiny_decoder = manifest.graphs.count(TINY_DECODER) != 0;
         write_struct(info, found, "info");
     });
 }

@@ -30,6 +30,16 @@ struct BackendOptions {
     Progress progress;  // may be null
 };
 
+// What a batch will be asked for, so that a backend sets up no more.
+struct Plan {
+    std::size_t scales;  // how many are stepped
+    bool image;          // whether the picture is decoded in the end
+    bool asked;          // whether anything is asked for before: tokens, logits, previews
+
+    bool decodes() const { return image || asked; }
+    bool whole() const { return image && !asked; }  // a backend may run everything at once in the end
+};
+
 // Runs the stages of one batch of pictures: `begin`, `step` for scale 0, 1 … K - 1, then `decode`.
 class Backend {
   public:
@@ -41,9 +51,11 @@ class Backend {
     // Batch sizes that it can draw, including 1; empty if it can draw all.
     virtual const std::vector<std::int64_t>& batches() const = 0;
 
-    // Starts a batch, drawn with `sampling`. `whole` promises that all scales are stepped and that nothing is asked for
-    // before `decode`, so that a backend may run the whole image at once there.
-    virtual void begin(const std::vector<std::int64_t>& labels, const Sampling& sampling, bool whole) = 0;
+    // Throws Error BAD_BUNDLE or BAD_ARGUMENT if the graphs, or the engines, cannot draw with these settings.
+    virtual void check(const Sampling& sampling) const = 0;
+
+    // Starts a batch, drawn with `sampling`. Throws what `check` throws, and Error OUT_OF_MEMORY.
+    virtual void begin(const std::vector<std::int64_t>& labels, const Sampling& sampling, const Plan& plan) = 0;
     virtual void step(std::size_t k, const Draw& draw, const Sampling& sampling) = 0;
 
     // Copies the tokens of scale k, which has been stepped: (B, L), drawn or kept.
@@ -56,14 +68,18 @@ class Backend {
     // first B columns are of this scale; the others are finite.
     virtual void logits(std::size_t k, float* out) = 0;
 
-    // Decodes f_hat as it is after the latest step into images (B, H, W, 3).
-    virtual void decode(std::uint8_t* images, bool to_device) = 0;
+    // Decodes f_hat as it is after the latest step into images (B, H, W, 3), with the decoder of the sampling settings;
+    // a preview with the tiny one if the bundle has it.
+    virtual void decode(std::uint8_t* images, bool to_device, bool preview = false) = 0;
 
     // Returns for each picture decoded last whether its pixels were finite before rounding: (B,).
     virtual std::vector<std::uint8_t> finite() = 0;
 
     // Encodes one picture (H, W, 3) into tokens (T,).
     virtual void encode(const std::uint8_t* image, std::int32_t* tokens) = 0;
+
+    // Frees what is set up for batches; the next `begin` sets it up again.
+    virtual void free_batches() = 0;
 
     // Makes running graphs fail, if the engine can do that, until it is called with false. May be called from any
     // thread.

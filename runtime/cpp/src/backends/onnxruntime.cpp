@@ -1,5 +1,6 @@
 // ONNX Runtime: graphs work in place on arrays that are allocated once for a batch size. Twin of
 // runtime/backends/onnxruntime.py.
+#include <array>
 #include <cstring>
 #include <mutex>
 #include <optional>
@@ -41,9 +42,10 @@ class Loaded {
             }
         }
         std::uint64_t done = 0;
-        for (const char* graph : REQUIRED_GRAPHS) {
+        const std::vector<std::string> graphs = drawing_graphs(*manifest);
+        for (const std::string& graph : graphs) {
             sessions_.emplace(graph, open(graph));
-            if (options.progress) options.progress(VAR_EDGE_LOADING, graph, ++done, REQUIRED_GRAPHS.size());
+            if (options.progress) options.progress(VAR_EDGE_LOADING, graph.c_str(), ++done, graphs.size());
         }
         constants = scale_constants(bundle, *manifest, arrays_);
         check_shapes(false);
@@ -92,7 +94,7 @@ class Loaded {
     void check_shapes(bool smooth) {
         NoArrays none;
         const Wanted one = {1, smooth, manifest->scales.size()};
-        for (const Stage& stage : Wiring(one, *manifest, constants, none).stages()) {
+        for (const Stage& stage : Wiring(one, *manifest, constants, none).stages(decoder_graphs(*manifest))) {
             session(stage.graph).check(stage);
         }
     }
@@ -143,13 +145,15 @@ class OnnxRuntimeBackend final : public WiredBackend {
             : Batch(backend.loaded_->new_arrays(), wanted, backend.manifest(), backend.loaded_->constants),
               backend_(backend),
               condition_(bound(wiring.condition)) {
-            for (std::size_t k : {0, 1}) {  // for either f_hat
-                for (const Stage& stage : wiring.decoders(k)) decoders_[k].push_back(bound(stage));
+            for (const std::string& graph : decoder_graphs(backend.manifest())) {
+                for (std::size_t k : {0, 1}) {  // for either f_hat
+                    for (const Stage& stage : wiring.decoders(graph, k)) decoders_[graph][k].push_back(bound(stage));
+                }
             }
         }
 
-        void prepare(bool whole) override {
-            const bool through_host = !whole && backend_.loaded_->provider();
+        void prepare(const Plan& plan, const std::string&) override {
+            const bool through_host = plan.asked && backend_.loaded_->provider();
             if (!steps_.empty() && through_host == bool(host_logits_)) return;
             steps_.clear();
             host_logits_.reset();
@@ -174,8 +178,8 @@ class OnnxRuntimeBackend final : public WiredBackend {
             run(steps_[k].second.graph, wiring.smooth ? SMOOTH_BRIDGE : "bridge", std::int64_t(k));
         }
 
-        void decode() override {
-            for (Bound& decoder : decoders_[std::size_t(latest) % 2]) run(decoder, "decoder", -1);
+        void decode(const std::string& graph) override {
+            for (Bound& decoder : decoders_.at(graph)[std::size_t(latest) % 2]) run(decoder, graph.c_str(), -1);
             wiring.results.fetch();
             arrays->wait();
         }
@@ -222,7 +226,7 @@ class OnnxRuntimeBackend final : public WiredBackend {
         Bound condition_;
         std::optional<HostLogits> host_logits_;
         std::vector<std::pair<Run, Run>> steps_;
-        std::vector<Bound> decoders_[2];
+        std::map<std::string, std::array<std::vector<Bound>, 2>> decoders_;  // by graph, for either f_hat
     };
 
     std::unique_ptr<Batch> new_batch(const Wanted& wanted) override {

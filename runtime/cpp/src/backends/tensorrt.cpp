@@ -1,6 +1,7 @@
 // TensorRT: all data stays on the GPU, and a whole image is one CUDA graph, recorded once and launched from then on.
 // Twin of runtime/backends/tensorrt.py.
 #include <algorithm>
+#include <array>
 #include <climits>
 #include <cstdio>
 #include <functional>
@@ -128,7 +129,7 @@ class TensorRTBackend final : public WiredBackend {
         if (!runtime_) throw failed("TensorRT " + tensorrt_version() + " does not start: " + (*log_).reason());
         if (built.version_compatible) runtime_->setEngineHostCodeAllowed(true);
         std::size_t scratch = 0;
-        for (const char* name : REQUIRED_GRAPHS) {
+        for (const std::string& name : drawing_graphs(manifest())) {
             const LoadedEngine& engine = engines_.emplace(name, load(name)).first->second;
             scratch = std::max(scratch, engine.scratch_bytes());
         }
@@ -154,6 +155,17 @@ class TensorRTBackend final : public WiredBackend {
     bool on_device() const override { return true; }
     const std::vector<std::int64_t>& batches() const override { return record_.batches; }
 
+    void check(const Sampling& sampling) const override {
+        WiredBackend::check(sampling);
+        const auto scales = std::int64_t(manifest().scales.size());
+        const std::int64_t least = std::min(std::int64_t(record_.guidance_scales), scales);
+        if (sampling.guided(scales) >= least) return;
+        const std::string asked = std::to_string(sampling.guided(scales));
+        throw bad_argument("guidance_scales: these engines have guidance at " + std::to_string(least) +
+                           " scales or more, not at " + asked +
+                           "; build them with python -m export.engine … --guidance-scales " + asked);
+    }
+
     void encode(const std::uint8_t* image, std::int32_t* tokens) override {
         const CurrentDevice device;
         const bool first = !encoder_;
@@ -169,43 +181,53 @@ class TensorRTBackend final : public WiredBackend {
   private:
     // The arrays of one batch size, and the CUDA graphs recorded on them.
     //
-    // If nobody listens, a whole image is one graph: the upload of all settings, the kernels of all engines, the
-    // download of the results. Otherwise, and with the large noise of smooth sampling, there is one for condition, one
-    // for transformer and bridge of each scale, and one decoder for either f_hat. Graphs are recorded when they are
-    // first needed.
+    // If nobody listens, a whole image is one graph, one for each decoder: the upload of all settings, the kernels of
+    // all engines, the download of the results. Otherwise, and with the large noise of smooth sampling, there is one
+    // for condition, one for transformer and bridge of each scale, and one for each decoder and f_hat. Graphs are
+    // recorded when they are first needed: a draft needs those of its scales only.
     class RecordedBatch final : public Batch {
       public:
         RecordedBatch(const Wanted& wanted, TensorRTBackend& backend)
             : Batch(std::make_unique<DeviceArrays>(*backend.cuda_), wanted, backend.manifest(), backend.constants_),
-              backend_(backend) {}
+              backend_(backend),
+              steps_(wiring.steps.size()) {}
 
         ~RecordedBatch() override { cudaStreamSynchronize(backend_.cuda_->stream()); }  // of a run that was stopped
 
-        void prepare(bool whole) override {
-            whole_ = whole && !wiring.smooth && !backend_.on_stage;  // a stage of a whole image has no time of its own
-            if (whole_ ? image_ != nullptr : condition_ != nullptr) return;
-            const std::size_t scales = wiring.steps.size();
+        void prepare(const Plan& plan, const std::string& decoder) override {
+            // A stage of a whole image has no time of its own.
+            whole_ = plan.whole() && !wiring.smooth && !backend_.on_stage;
+            bool compiled = false;
+            const auto record = [&](Graph& graph, const std::function<void()>& queue) {
+                if (graph) return;
+                graph = recorded(queue);
+                compiled = true;
+            };
             if (whole_) {
-                image_ = recorded([&] {
+                record(images_[decoder], [&] {
+                    const std::size_t scales = wiring.steps.size();
                     wiring.settings.upload();
                     run_condition();
                     for (std::size_t k = 0; k < scales; ++k) run_step(k);
-                    run_decoders(scales - 1);
+                    run_decoders(decoder, scales - 1);
                 });
             } else {
-                for (std::size_t k = 0; k < scales; ++k) {
-                    steps_.push_back(recorded([&] {
+                for (std::size_t k = 0; k < plan.scales; ++k) {
+                    record(steps_[k], [&] {
                         wiring.upload_scale(k);
                         run_step(k);
-                    }));
+                    });
                 }
-                for (std::size_t k : {0, 1}) decoders_[k] = recorded([&] { run_decoders(k); });
-                condition_ = recorded([&] {
+                for (const std::string& graph : decoder_graphs(backend_.manifest())) {
+                    if (!plan.decodes() || (graph != decoder && !(plan.asked && graph == TINY_DECODER))) continue;
+                    for (std::size_t k : {0, 1}) record(decoders_[graph][k], [&] { run_decoders(graph, k); });
+                }
+                record(condition_, [&] {
                     wiring.upload_labels();
                     run_condition();
                 });
             }
-            backend_.kernels_->save();  // those that were compiled for these recordings
+            if (compiled) backend_.kernels_->save();  // kernels of these recordings
         }
 
         void begin() override {
@@ -216,8 +238,9 @@ class TensorRTBackend final : public WiredBackend {
             if (!whole_) launch(steps_[k], "step", std::int64_t(k));
         }
 
-        void decode() override {
-            launch(whole_ ? image_ : decoders_[std::size_t(latest) % 2], "decoder", -1);
+        void decode(const std::string& decoder) override {
+            const Graph& graph = whole_ ? images_.at(decoder) : decoders_.at(decoder)[std::size_t(latest) % 2];
+            launch(graph, decoder.c_str(), -1);
             backend_.cuda_->synchronize();
         }
 
@@ -237,8 +260,8 @@ class TensorRTBackend final : public WiredBackend {
             run(wiring.steps[k].second, profile);
         }
 
-        void run_decoders(std::size_t k) {
-            for (const Stage& stage : wiring.decoders(k)) run(stage, 0);
+        void run_decoders(const std::string& graph, std::size_t k) {
+            for (const Stage& stage : wiring.decoders(graph, k)) run(stage, 0);
             wiring.results.fetch();
         }
 
@@ -254,8 +277,10 @@ class TensorRTBackend final : public WiredBackend {
 
         TensorRTBackend& backend_;
         bool whole_ = false;  // whether the batch that is drawn is one graph
-        Graph image_, condition_, decoders_[2];
+        Graph condition_;
         std::vector<Graph> steps_;
+        std::map<std::string, std::array<Graph, 2>> decoders_;  // by graph, for either f_hat
+        std::map<std::string, Graph> images_;                   // by graph of the decoder
     };
 
     struct Encoder {
@@ -277,13 +302,6 @@ class TensorRTBackend final : public WiredBackend {
             for (std::int64_t one : sizes) known += (known.empty() ? "" : ", ") + std::to_string(one);
             throw bad_argument("batch: these engines draw " + known + " pictures at once, not " +
                                std::to_string(wanted.size));
-        }
-        const std::size_t least = std::min(std::size_t(record_.guidance_scales), manifest().scales.size());
-        if (wanted.guided < least) {
-            const std::string asked = std::to_string(wanted.guided);
-            throw bad_argument("guidance_scales: these engines have guidance at " + std::to_string(least) +
-                               " scales or more, not at " + asked +
-                               "; build them with python -m export.engine … --guidance-scales " + asked);
         }
         if (wanted.smooth) load_smooth_bridge();
         return std::make_unique<RecordedBatch>(wanted, *this);

@@ -1,6 +1,8 @@
 #include "backends/wired.hpp"
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "errors.hpp"
 
@@ -16,12 +18,33 @@ void check_smooth(const Manifest& manifest) {
                      ": no graph for smooth sampling; make onnx SMOOTH=1 exports the bundle with it");
 }
 
-void WiredBackend::begin(const std::vector<std::int64_t>& labels, const Sampling& sampling, bool whole) {
+std::vector<std::string> decoder_graphs(const Manifest& manifest) {
+    std::vector<std::string> found = {DECODER};
+    if (manifest.graphs.count(TINY_DECODER)) found.emplace_back(TINY_DECODER);
+    return found;
+}
+
+std::vector<std::string> drawing_graphs(const Manifest& manifest) {
+    std::vector<std::string> found(REQUIRED_GRAPHS.begin(), REQUIRED_GRAPHS.end());
+    if (manifest.graphs.count(TINY_DECODER)) found.emplace_back(TINY_DECODER);
+    return found;
+}
+
+void WiredBackend::check(const Sampling& sampling) const {
+    if (sampling.smooth) check_smooth(*manifest_);
+    if (manifest_->graphs.count(sampling.decoder_graph())) return;
+    throw bad_bundle(manifest_->model.name +
+                     ": no tiny decoder in this bundle; export it with --tiny-decoder FILE, which"
+                     " examples.tiny_decoder.distill makes");
+}
+
+void WiredBackend::begin(const std::vector<std::int64_t>& labels, const Sampling& sampling, const Plan& plan) {
     const auto device = current_device();
     batch_ = nullptr;
-    if (sampling.smooth) check_smooth(*manifest_);
+    check(sampling);
+    decoder_ = sampling.decoder_graph();
     const auto guided = std::size_t(sampling.guided(std::int64_t(manifest_->scales.size())));
-    Batch& batch = prepared({std::int64_t(labels.size()), sampling.smooth, guided}, whole);
+    Batch& batch = prepared({std::int64_t(labels.size()), sampling.smooth, guided}, plan);
     batch.arrays->wait();  // a run that was stopped may still read what is written now
     batch.latest = -1;
     batch.decoded = false;
@@ -55,9 +78,9 @@ std::vector<std::uint8_t> WiredBackend::finite() {
     return found;
 }
 
-void WiredBackend::decode(std::uint8_t* images, bool to_device) {
+void WiredBackend::decode(std::uint8_t* images, bool to_device, bool preview) {
     const auto device = current_device();
-    batch_->decode();
+    batch_->decode(preview && manifest_->graphs.count(TINY_DECODER) ? TINY_DECODER : decoder_);
     batch_->decoded = true;
     const std::size_t part = manifest_->scales.size();
     if (to_device) batch_->arrays->download(images, batch_->wiring.results.stages(part).at("image"));
@@ -77,23 +100,38 @@ void WiredBackend::copy_result(std::size_t part, const char* name, void* out) co
 }
 
 // Returns the batch of this size, ready to draw. If memory runs out, all that is held is freed and it is tried again.
-Batch& WiredBackend::prepared(const Wanted& wanted, bool whole) {
+Batch& WiredBackend::prepared(const Wanted& wanted, const Plan& plan) {
     if (!keeps_batches_ && !batches_.count(wanted)) free_batches();  // before new arrays are allocated
+    free_oldest_kind(wanted);
     const bool held = !batches_.empty();
     try {
-        return prepare(wanted, whole);
+        return prepare(wanted, plan);
     } catch (const Error& error) {
         if (error.status != VAR_EDGE_OUT_OF_MEMORY || !held) throw;
     }
     free_batches();
-    return prepare(wanted, whole);
+    return prepare(wanted, plan);
 }
 
-Batch& WiredBackend::prepare(const Wanted& wanted, bool whole) {
+// Frees the batches of the kind that was not drawn for the longest time if there are more kinds than are kept.
+void WiredBackend::free_oldest_kind(const Wanted& wanted) {
+    const std::pair<bool, std::size_t> kind(wanted.smooth, wanted.guided);
+    kinds_.erase(std::remove(kinds_.begin(), kinds_.end(), kind), kinds_.end());
+    kinds_.push_back(kind);
+    if (kinds_.size() <= KINDS_KEPT) return;
+    const auto [smooth, guided] = kinds_.front();
+    kinds_.erase(kinds_.begin());
+    for (auto entry = batches_.begin(); entry != batches_.end();) {
+        const bool oldest = entry->first.smooth == smooth && entry->first.guided == guided;
+        entry = oldest ? batches_.erase(entry) : std::next(entry);
+    }
+}
+
+Batch& WiredBackend::prepare(const Wanted& wanted, const Plan& plan) {
     std::unique_ptr<Batch>& batch = batches_[wanted];
     try {
         if (!batch) batch = new_batch(wanted);
-        batch->prepare(whole);
+        batch->prepare(plan, decoder_);
     } catch (...) {
         batches_.erase(wanted);  // also what is allocated of it
         throw;
@@ -102,6 +140,7 @@ Batch& WiredBackend::prepare(const Wanted& wanted, bool whole) {
 }
 
 void WiredBackend::free_batches() {
+    const auto device = current_device();
     batch_ = nullptr;
     batches_.clear();
 }

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <map>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -22,12 +23,13 @@ class Batch {
     Batch(const Batch&) = delete;
     Batch& operator=(const Batch&) = delete;
 
-    // Sets up what `begin` to `decode` need, unless it is there. See Backend::begin for `whole`. Comes before `begin`.
-    virtual void prepare(bool whole) = 0;
+    // Sets up what the plan needs, unless it is there. Comes before `begin`. `decoder` is the graph of the picture's.
+    virtual void prepare(const Plan& plan, const std::string& decoder) = 0;
 
     virtual void begin() = 0;              // the labels are set
     virtual void step(std::size_t k) = 0;  // the settings of the scale are set
-    virtual void decode() = 0;             // leaves the results in the host's memory, and the pictures for the stages
+    // Runs this decoder's graph. Leaves the results in the host's memory, and the pictures for the stages.
+    virtual void decode(const std::string& decoder) = 0;
     virtual Array logits() const { return wiring.logits; }
 
     const std::unique_ptr<Arrays> arrays;
@@ -36,24 +38,36 @@ class Batch {
     bool decoded = false;      // since then
 };
 
+// How many kinds of batches (smooth sampling, guided scales) stay prepared, the newest: else those of every number of
+// guided scales that was ever drawn would stay until memory runs out.
+constexpr std::size_t KINDS_KEPT = 3;
+
 // Throws Error BAD_BUNDLE unless the bundle has the graph of smooth sampling.
 void check_smooth(const Manifest& manifest);
+
+// Returns the decoders that a bundle has.
+std::vector<std::string> decoder_graphs(const Manifest& manifest);
+
+// Returns the graphs to load at once: those that every bundle has, and the tiny decoder if there is one.
+std::vector<std::string> drawing_graphs(const Manifest& manifest);
 
 // See `Backend`. What differs from engine to engine is `new_batch`, which makes the arrays of a batch size.
 class WiredBackend : public Backend {
   public:
-    // `keeps_batches`: whether all batch sizes drawn so far stay prepared, or only the latest.
+    // `keeps_batches`: whether all batch sizes of the newest kinds stay prepared, or only the latest batch.
     WiredBackend(std::shared_ptr<const Manifest> manifest, bool keeps_batches)
         : manifest_(std::move(manifest)), keeps_batches_(keeps_batches) {}
 
     const Manifest& manifest() const final { return *manifest_; }
-    void begin(const std::vector<std::int64_t>& labels, const Sampling& sampling, bool whole) final;
+    void check(const Sampling& sampling) const override;
+    void begin(const std::vector<std::int64_t>& labels, const Sampling& sampling, const Plan& plan) final;
     void step(std::size_t k, const Draw& draw, const Sampling& sampling) final;
     void tokens(std::size_t k, std::int32_t* out) final;
     void drawn(std::size_t k, std::int32_t* out) final;
     void logits(std::size_t k, float* out) final;
     std::vector<std::uint8_t> finite() final;
-    void decode(std::uint8_t* images, bool to_device) final;
+    void decode(std::uint8_t* images, bool to_device, bool preview) final;
+    void free_batches() final;  // also in every derived destructor: batches use members of the derived class
 
   protected:
     virtual std::unique_ptr<Batch> new_batch(const Wanted& wanted) = 0;
@@ -75,17 +89,18 @@ class WiredBackend : public Backend {
         on_stage(stage, scale, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     }
 
-    void free_batches();  // in every derived destructor: batches use members of the derived class
-
   private:
-    Batch& prepared(const Wanted& wanted, bool whole);
-    Batch& prepare(const Wanted& wanted, bool whole);
+    Batch& prepared(const Wanted& wanted, const Plan& plan);
+    Batch& prepare(const Wanted& wanted, const Plan& plan);
+    void free_oldest_kind(const Wanted& wanted);
     void copy_result(std::size_t part, const char* name, void* out) const;
 
     std::shared_ptr<const Manifest> manifest_;
     const bool keeps_batches_;
     std::map<Wanted, std::unique_ptr<Batch>> batches_;
-    Batch* batch_ = nullptr;  // the one that is drawn
+    std::vector<std::pair<bool, std::size_t>> kinds_;  // smooth sampling and guided scales, the newest last
+    Batch* batch_ = nullptr;                           // the one that is drawn
+    const char* decoder_ = DECODER;                    // of its picture
 };
 
 }  // namespace var_edge_impl

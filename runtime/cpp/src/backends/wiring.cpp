@@ -279,20 +279,22 @@ void Wiring::set_scale(std::size_t k, const Draw& draw, const Sampling& sampling
     }
 }
 
-std::vector<Stage> Wiring::stages() const {
+std::vector<Stage> Wiring::stages(const std::vector<std::string>& decoder_graphs) const {
     std::vector<Stage> all = {condition};
     for (const auto& [transformer, bridge] : steps) all.insert(all.end(), {transformer, bridge});
-    const std::vector<Stage> last = decoders(steps.size() - 1);
-    all.insert(all.end(), last.begin(), last.end());
+    for (const std::string& graph : decoder_graphs) {
+        const std::vector<Stage> last = decoders(graph, steps.size() - 1);
+        all.insert(all.end(), last.begin(), last.end());
+    }
     return all;
 }
 
-std::vector<Stage> Wiring::decoders(std::size_t k) const {
+std::vector<Stage> Wiring::decoders(const std::string& graph, std::size_t k) const {
     const Tensors& found = results.stages(steps.size());
     std::vector<Stage> stages;
     for (std::int64_t i = 0; i < size; ++i) {
         const Array finite = found.at("finite").rows(i, i + 1).reshaped({ALIGNMENT}).rows(0, 1);
-        stages.push_back({"decoder",
+        stages.push_back({graph,
                           {{"f_hat", f_hat_after(k).rows(i, i + 1)}},
                           {{"image", found.at("image").rows(i, i + 1)}, {"finite", finite}}});
     }

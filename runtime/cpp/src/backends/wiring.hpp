@@ -105,8 +105,10 @@ class Wiring {
     void upload_scale(std::size_t k) const { settings.upload(k + 1); }
 
     const Array& f_hat_after(std::size_t k) const { return f_hat_[(k + 1) % 2]; }
-    std::vector<Stage> decoders(std::size_t k) const;  // after scale k, one for each picture
-    std::vector<Stage> stages() const;                 // all of a batch
+    // The runs of a decoder's graph after scale k, one for each picture.
+    std::vector<Stage> decoders(const std::string& graph, std::size_t k) const;
+    // All runs of a batch, with each of these decoders.
+    std::vector<Stage> stages(const std::vector<std::string>& decoder_graphs) const;
 
     std::int64_t size;
     bool smooth;

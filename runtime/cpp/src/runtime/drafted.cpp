@@ -51,22 +51,25 @@ void check_fit(const Pipeline& draft, const Pipeline& refiner) {
     }
 }
 
-Drafted::Drafted(const Request& request, const Manifest& manifest, const OnScale& on_scale) : rest(request) {
+Drafted::Drafted(const Request& request, Pipeline& refiner, const OnScale& on_scale) : rest(request) {
     const std::int64_t scales = request.draft_scales;
+    const Manifest& manifest = refiner.manifest();
     rest.draft = nullptr;
     if (!scales) return;
-    if (request.sampling.smooth) {  // mixed codes are no tokens to hand over
-        throw bad_argument("smooth: expected no smooth sampling with a draft; remove one of the two");
-    }
+    rest.make_room = [draft = request.draft] { draft->free_batches(); };
     Request first = rest;
+    first.make_room = [&refiner] { refiner.free_batches(); };
     first.on_scale = on_scale;
     if (request.on_stage) {
         first.on_stage = [&](const char* stage, std::int64_t scale, double seconds) {
             request.on_stage((std::string("draft ") + stage).c_str(), scale, seconds);
         };
     }
-    // Without a scale behind the guided ones, the draft needs no arrays or profiles for it.
+    // The draft needs no arrays or profiles for scales behind the guided ones that it does not draw, and no decoder.
     if (first.sampling.guidance_scales >= scales) first.sampling.guidance_scales = 0;
+    if (!request.draft->manifest().graphs.count(first.sampling.decoder_graph())) {
+        first.sampling.decoder = VAR_EDGE_DECODER_FULL;
+    }
     tokens = request.draft->draw_tokens(first, std::size_t(scales));
 
     if (request.on_scale) {

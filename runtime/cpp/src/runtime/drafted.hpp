@@ -15,8 +15,9 @@ void check_fit(const Pipeline& draft, const Pipeline& refiner);
 
 // What is left for the refiner of a request whose first scales have been drafted. It reads the memory of this object.
 struct Drafted {
-    // `on_scale` is called for the drafted scales; that of the request for the others, later.
-    Drafted(const Request& request, const Manifest& manifest, const OnScale& on_scale);
+    // `on_scale` is called for the drafted scales; that of the request for the others, later. If memory runs out for
+    // one of the models, that of the other's batches is freed.
+    Drafted(const Request& request, Pipeline& refiner, const OnScale& on_scale);
     Drafted(const Drafted&) = delete;
     Drafted& operator=(const Drafted&) = delete;
 

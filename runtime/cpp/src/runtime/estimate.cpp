@@ -11,8 +11,11 @@ MemoryUse memory_use(const Manifest& manifest, std::int64_t batch, bool smooth) 
     NoArrays arrays;
     const std::size_t scales = manifest.scales.size();
     const Wiring wiring({batch, smooth, scales}, manifest, std::vector<ScaleConstants>(scales), arrays);
-    std::set<std::string> files = {WEIGHTS, manifest.graphs.at(smooth ? SMOOTH_BRIDGE : "bridge").file};
-    for (const char* graph : {"condition", "transformer", "decoder"}) files.insert(manifest.graphs.at(graph).file);
+    std::set<std::string> files = {WEIGHTS};
+    if (smooth) files.insert(manifest.graphs.at(SMOOTH_BRIDGE).file);
+    for (const std::string& graph : drawing_graphs(manifest)) {
+        if (graph != "bridge" || !smooth) files.insert(manifest.graphs.at(graph).file);
+    }
     std::uint64_t weights = 0;
     for (const std::string& file : files) weights += std::uint64_t(manifest.files.at(file).size);
     const std::int64_t numbers = batch * manifest.model.tokens() * (smooth ? manifest.model.vocab_size : 1);

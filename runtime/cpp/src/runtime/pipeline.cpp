@@ -55,6 +55,11 @@ Pipeline::Pipeline(const std::filesystem::path& bundle, var_edge_backend backend
 Pipeline::Pipeline(const Pipeline& other)
     : bundle_(other.bundle_), classes_(other.classes_), backend_(other.backend_->share()) {}
 
+void Pipeline::check(const Sampling& sampling) const {
+    sampling.check(manifest().model.vocab_size, std::int64_t(manifest().scales.size()));
+    backend_->check(sampling);
+}
+
 void Pipeline::check(const Request& request, bool to_device) const {
     const Model& model = manifest().model;
     expect_count("labels", request.labels.size());
@@ -65,7 +70,10 @@ void Pipeline::check(const Request& request, bool to_device) const {
                                std::to_string(label));
         }
     }
-    request.sampling.check(model.vocab_size, std::int64_t(manifest().scales.size()));
+    if (request.draft && request.draft_scales && request.sampling.smooth) {  // mixed codes are no tokens to hand over
+        throw bad_argument("smooth: expected no smooth sampling with a draft; remove one of the two");
+    }
+    check(request.sampling);
     if (!limits::BATCH.holds(double(request.batch))) {
         throw bad_argument("batch: expected 1 to " + number(limits::BATCH.most) + ", found " +
                            std::to_string(request.batch));
@@ -114,7 +122,7 @@ void Pipeline::generate(const Request& request, std::uint8_t* images, bool to_de
     const Model& model = manifest().model;
     const std::size_t picture = std::size_t(model.image_size * model.image_size * 3), scales = manifest().scales.size();
     for_each_batch(request, [&](std::int64_t start, std::int64_t size) {
-        draw(request, start, size, scales, !request.on_scale);
+        draw(request, start, size, {scales, true, bool(request.on_scale)});
         check_stop();
         backend_->decode(images + std::size_t(start) * picture, to_device);
         check_drawn(*backend_, manifest(), size, scales);
@@ -132,7 +140,7 @@ void Pipeline::generate_drafted(const Request& request, std::uint8_t* images, bo
             return request.on_scale(k, first, pictures);
         };
     }
-    const Drafted drafted(request, manifest(), on_scale);
+    const Drafted drafted(request, *this, on_scale);
     check_stop();
     generate(drafted.rest, images, to_device, tokens);
 }
@@ -142,7 +150,7 @@ std::vector<std::int32_t> Pipeline::draw_tokens(const Request& request, std::siz
     const Listening listening(*backend_, request.on_stage);
     std::vector<std::int32_t> tokens(request.labels.size() * std::size_t(manifest().model.tokens()));
     for_each_batch(request, [&](std::int64_t start, std::int64_t size) {
-        draw(request, start, size, scales, false);
+        draw(request, start, size, {scales, false, bool(request.on_scale)});
         check_drawn(*backend_, manifest(), size, scales);
         copy_tokens(start, size, scales, tokens.data());
     });
@@ -174,8 +182,19 @@ void Pipeline::copy_tokens(std::int64_t start, std::int64_t size, std::size_t sc
     }
 }
 
-// Draws the first scales of a batch; `whole` is that of Backend::begin.
-void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t size, std::size_t scales, bool whole) {
+void Pipeline::begin(const Request& request, std::int64_t start, std::int64_t size, const Plan& plan) {
+    const std::vector<std::int64_t> labels(request.labels.begin() + start, request.labels.begin() + start + size);
+    try {
+        return backend_->begin(labels, request.sampling, plan);
+    } catch (const Error& error) {
+        if (error.status != VAR_EDGE_OUT_OF_MEMORY || !request.make_room) throw;
+    }
+    request.make_room();
+    backend_->begin(labels, request.sampling, plan);
+}
+
+// Draws the first scales of a batch.
+void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t size, const Plan& plan) {
     const std::int64_t total = manifest().model.tokens();
     const bool smooth = request.sampling.smooth;
     const std::int64_t values = smooth ? manifest().model.vocab_size : 1;  // random numbers of a token
@@ -184,8 +203,8 @@ void Pipeline::draw(const Request& request, std::int64_t start, std::int64_t siz
         const std::uint64_t seed = request.seeds ? request.seeds[start + i] : request.seed + std::uint64_t(start + i);
         numbers.push_back((smooth ? gumbel_noise : uniforms)(seed, total * values));
     }
-    backend_->begin({request.labels.begin() + start, request.labels.begin() + start + size}, request.sampling, whole);
-    for (std::size_t k = 0; k < scales; ++k) {
+    begin(request, start, size, plan);
+    for (std::size_t k = 0; k < plan.scales; ++k) {
         check_stop();
         const Scale& scale = manifest().scales[k];
         // Rows (B, L) of this scale out of (N, T).
@@ -225,7 +244,11 @@ const Pipeline::Drawn& Pipeline::drawn(const char* function) const {
     throw bad_argument(std::string(function) + ": only within on_scale, in its thread");
 }
 
-void Pipeline::preview(std::uint8_t* images) { drawn("var_edge_preview").by->decode(images, false); }
+// The last preview is the picture itself.
+void Pipeline::preview(std::uint8_t* images) {
+    const Drawn& now = drawn("var_edge_preview");
+    now.by->decode(images, false, now.scale + 1 < manifest().scales.size());
+}
 
 void Pipeline::scale_tokens(std::int32_t* tokens) {
     const Drawn& now = drawn("var_edge_scale_tokens");

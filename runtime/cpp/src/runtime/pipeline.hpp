@@ -31,6 +31,7 @@ struct Request {
     OnStage on_stage;
     Pipeline* draft = nullptr;  // draws the first `draft_scales` scales
     std::int64_t draft_scales = 0;
+    std::function<void()> make_room;  // frees memory elsewhere, to be called if it runs out; may be null
 };
 
 class Pipeline {
@@ -52,6 +53,12 @@ class Pipeline {
 
     void encode(const std::uint8_t* images, std::int64_t count, std::int32_t* tokens);
 
+    // Frees the arrays and recordings of the batches drawn so far; later calls set them up again.
+    void free_batches() { backend_->free_batches(); }
+
+    // Throws Error BAD_BUNDLE or BAD_ARGUMENT if `generate` would refuse these settings.
+    void check(const Sampling& sampling) const;
+
     // Makes calls throw Error STOPPED until it is called with false. May be called from any thread.
     void stop(bool wanted);
 
@@ -71,7 +78,8 @@ class Pipeline {
     void generate_drafted(const Request& request, std::uint8_t* images, bool to_device, std::int32_t* tokens);
     void for_each_batch(const Request& request,
                         const std::function<void(std::int64_t start, std::int64_t size)>& draw) const;
-    void draw(const Request& request, std::int64_t start, std::int64_t size, std::size_t scales, bool whole);
+    void draw(const Request& request, std::int64_t start, std::int64_t size, const Plan& plan);
+    void begin(const Request& request, std::int64_t start, std::int64_t size, const Plan& plan);
     void copy_tokens(std::int64_t start, std::int64_t size, std::size_t scales, std::int32_t* tokens);
     void check_stop() const;
 

@@ -7,10 +7,15 @@
 
 #include "errors.hpp"
 #include "limits.hpp"
+#include "var_edge.h"
 
 namespace var_edge_impl {
 
 constexpr std::int32_t BATCH = 8;  // pictures drawn together
+
+// The graphs of the decoders. TINY_DECODER imitates DECODER at a fraction of its work; not every bundle has it.
+constexpr const char* DECODER = "decoder";
+constexpr const char* TINY_DECODER = "decoder_tiny";
 
 struct Sampling {
     double cfg = 4.0;
@@ -18,6 +23,7 @@ struct Sampling {
     double top_p = 0.95;
     bool smooth = false;               // mix codes instead of drawing tokens, the published demo's "more smooth"
     std::int64_t guidance_scales = 0;  // the first scales, which are drawn with guidance; 0: all
+    std::int64_t decoder = VAR_EDGE_DECODER_FULL;  // what makes the picture of the tokens, a var_edge_decoder
 
     void check(std::int64_t vocab_size, std::int64_t scales) const {
         if (!limits::CFG.holds(cfg)) {
@@ -36,7 +42,13 @@ struct Sampling {
             throw bad_argument("guidance_scales: expected 0 (all) to " + std::to_string(scales) + ", found " +
                                std::to_string(guidance_scales));
         }
+        if (decoder != VAR_EDGE_DECODER_FULL && decoder != VAR_EDGE_DECODER_TINY) {
+            throw bad_argument("decoder: expected one of var_edge_decoder, found " + std::to_string(decoder));
+        }
     }
+
+    // Returns the graph of the decoder.
+    const char* decoder_graph() const { return decoder == VAR_EDGE_DECODER_TINY ? TINY_DECODER : DECODER; }
 
     // Returns how many scales are drawn with guidance.
     std::int64_t guided(std::int64_t scales) const { return guidance_scales ? guidance_scales : scales; }

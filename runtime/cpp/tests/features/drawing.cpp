@@ -27,6 +27,7 @@ void values(const std::string& directory) {
     const std::string scales = std::to_string(model.info().scales);
     wrong("guidance_scales: expected 0 (all) to " + scales + ", found -1", [](Settings& s) { s.guidance_scales = -1; });
     wrong("guidance_scales: expected 0 (all) to " + scales + ", found 65", [](Settings& s) { s.guidance_scales = 65; });
+    wrong("decoder: expected one of var_edge_decoder, found 2", [](Settings& s) { s.decoder = 2; });
     wrong("draft_scales: expected 0 without a draft, found 1", [](Settings& s) { s.draft_scales = 1; });
     wrong("draft: expected another handle", [&](Settings& s) { s.draft = model.get(); });
     Model draft = model.info().batch_count ? Model(directory) : model.share();
