@@ -18,6 +18,7 @@ from examples.shortcuts.plot import front
 from examples.shortcuts.point import Point, default_points
 from examples.shortcuts.table import fastest_good, table
 from examples.shortcuts.times import STAGES, Times, in_turns, run_of
+from runtime.base_pipeline import BasePipeline
 from runtime.bench.measure import Run
 from runtime.bench.summary import Summary
 from runtime.drafted import DraftedPipeline
@@ -94,13 +95,13 @@ def test_a_point_is_drawn_by_the_bundles_and_settings_that_it_names(toys: Path) 
 def test_a_timed_run_draws_the_point(toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = candidates([Bundles(toys / "large", toys / "small")], [])
     sampled: list[Sampling] = []
-    whole = Pipeline.generate
+    whole = BasePipeline.generate
 
-    def generate(pipeline: Pipeline, *arguments: Any, sampling: Sampling, **others: Any) -> Any:
+    def generate(pipeline: BasePipeline, *arguments: Any, sampling: Sampling, **others: Any) -> Any:
         sampled.append(sampling)
         return whole(pipeline, *arguments, sampling=sampling, **others)
 
-    monkeypatch.setattr(Pipeline, "generate", generate)
+    monkeypatch.setattr(BasePipeline, "generate", generate)
     with Models(wanted, threads=1) as models:
         for each in wanted:
             graphs = {graph for graph, _ in run_of(models, each, Sampling(cfg=2.0, top_k=3), threads=1).stages}
