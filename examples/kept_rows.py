@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from runtime.bench.machine import machine
 from runtime.bundle.manifest import FILE_NAME
 from runtime.files.atomic import atomic_file
 
@@ -21,13 +22,16 @@ if TYPE_CHECKING:
 
 
 class KeptRows:
-    """Rows of measured values, kept in the file `path` until a bundle or one of the `settings` changes.
+    """Rows of measured values, kept in the file `path`.
+
+    They are measured again if a bundle or one of the `settings` changes, and on a processor with other instruction
+    sets, whose kernels round differently.
 
     `kinds` are the dataclasses of the rows. A file that is truncated or has other rows is not used.
     """
 
     def __init__(self, path: Path, kinds: Collection[type[DataclassInstance]], *settings: object) -> None:
-        self._path, self._settings = path, [*map(str, settings)]
+        self._path, self._settings = path, [*map(str, settings), *machine().instruction_sets]
         self._rows = _rows(path, kinds)
 
     def row(self, kind: type[Row], measure: Callable[[], Row], *bundles: Path, what: str = "") -> Row:

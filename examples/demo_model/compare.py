@@ -104,7 +104,8 @@ def main(reference: Path, candidates: tuple[Path, ...], per_class: int, tokens: 
     own = frechet_distance(base.features, other.features)
     between = 100 * (base.accuracy - other.accuracy)
     click.echo(
-        f"{len(labels)} images per bundle, drawn with {_text(SAMPLING)}; KL for {_text(teacher.sampling)}.\n"
+        f"{len(labels)} images per bundle, drawn with {settings_text(SAMPLING)}; "
+        f"KL for {settings_text(teacher.sampling)}.\n"
         f"{reference}: accuracy {_share(base)}, with other seeds {_share(other)}, {abs(between):.1f} points apart; "
         f"Fréchet distance between the two {own:.3f}.\n"
     )
@@ -142,7 +143,7 @@ def _share(found: Judged) -> str:
     return f"{found.accuracy:.1%} ({low:.1%} to {high:.1%})"
 
 
-def _text(sampling: Sampling) -> str:
+def settings_text(sampling: Sampling) -> str:
     return f"cfg {sampling.cfg:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}"
 
 

@@ -8,6 +8,7 @@ time is measured only.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from datetime import date
 from functools import partial
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import click
 
-from examples.demo_model.compare import SAMPLING
+from examples.demo_model.classifier import WEIGHTS
+from examples.demo_model.compare import SAMPLING, settings_text
 from examples.kept_rows import KeptRows
 from examples.shortcuts.judge import Judge, Quality, why_not_judged
 from examples.shortcuts.models import Bundles, Candidate, Models, candidates, check_same_model
@@ -24,6 +26,7 @@ from examples.shortcuts.plot import write_plot
 from examples.shortcuts.point import Point
 from examples.shortcuts.table import fastest_good, table
 from examples.shortcuts.times import Times, in_turns, run_of
+from export.verify.fidelity import SAMPLING as TEACHER_SAMPLING
 from runtime import limits
 from runtime.bench.machine import machine
 from runtime.bench.measure import Run
@@ -85,7 +88,8 @@ def main(
     with Models(chosen, threads) as models:
         qualities = {} if reason else _qualities(models, chosen, per_class, tokens)
         times = _times(models, chosen, rounds, Sampling() if reason else SAMPLING, threads)
-    names = " and ".join(manifest.model.name for manifest in several[0].manifests.values())
+    used = {path for each in chosen for path in each.paths}
+    names = " and ".join(manifest.model.name for path, manifest in several[0].manifests.items() if path in used)
     title = f"{names}, {machine().cpu}, {threads or usable_cpus()} thread(s), {date.today()}"
     click.echo(f"{title}. Medians of one image in {rounds} round(s), in turns.")
     click.echo(f"Time only: {reason}." if reason else _method(per_class, tokens))
@@ -116,7 +120,9 @@ def _qualities(models: Models, chosen: Sequence[Candidate], per_class: int, toke
     exact, found = chosen[0], {}
     judge = Judge(models.pipeline(exact), per_class, tokens)
     manifest = (exact.bundles.large / FILE_NAME).read_text()
-    kept = KeptRows(ROWS, (Quality,), manifest, per_class, tokens, SAMPLING, version("onnxruntime"))
+    classifier = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    judged_by = classifier, per_class, tokens, SAMPLING, TEACHER_SAMPLING, version("onnxruntime")
+    kept = KeptRows(ROWS, (Quality,), manifest, *judged_by)
     for each in chosen:
         measure = partial(judge.quality, models.pipeline(each), each.point)
         quality = found[each] = kept.row(Quality, measure, *each.paths, what=str(each.point))
@@ -141,8 +147,8 @@ def _times(
 
 def _method(per_class: int, tokens: int) -> str:
     return (
-        f"Quality: {per_class} images of each class, drawn with cfg {SAMPLING.cfg:g}, top-k {SAMPLING.top_k} and top-p"
-        f" {SAMPLING.top_p:g}; {tokens} tokens of each scale. ± is a 95 % interval."
+        f"Quality: {per_class} images of each class, drawn with {settings_text(SAMPLING)}; KL of {tokens} tokens of"
+        f" each scale, drawn with {settings_text(TEACHER_SAMPLING)}. ± is a 95 % interval."
     )
 
 

@@ -106,12 +106,14 @@ def candidates(several: Sequence[Bundles], points: Sequence[Point]) -> list[Cand
 
 
 def check_same_model(exact: Bundles, other: Bundles) -> None:
-    """Raise SettingsError unless both are of the same models, in two precisions."""
+    """Raise SettingsError unless both are of the same models and weights, in two precisions."""
     for ours, theirs in zip(exact.paths, other.paths, strict=True):
-        if exact.manifests[ours].model != other.manifests[theirs].model:
+        one, two = exact.manifests[ours], other.manifests[theirs]
+        if one.model != two.model or not one.provenance.same_checkpoints(two.provenance):
             raise SettingsError(f"{theirs}: expected the model of {ours}, found another; give it in INT8")
-    if other.precision == exact.precision:
-        raise SettingsError(f"{other.large}: expected another precision than {exact.large}, found {exact.precision}")
+        if one.precision.kind == two.precision.kind:
+            expected = f"expected another precision than {ours}"
+            raise SettingsError(f"{theirs}: {expected}, found {two.precision.kind.upper()}")
 
 
 class Models:
@@ -119,7 +121,7 @@ class Models:
 
     def __init__(self, wanted: Iterable[Candidate], threads: int | None) -> None:
         paths = dict.fromkeys(path for candidate in wanted for path in candidate.paths)
-        self._loaded = {path: Pipeline(path, threads=threads, verify=False) for path in paths}
+        self._loaded = {path: Pipeline(path, threads=threads) for path in paths}
 
     @property
     def loaded(self) -> list[Path]:

@@ -21,7 +21,7 @@ def table(times: Mapping[Candidate, Times], qualities: Mapping[Candidate, Qualit
     """
     exact = next(iter(times.values())).seconds
     unit, factor = unit_of(exact.median)
-    head = ["shortcut", unit, *STAGES, "times as fast (of each round)", *(QUALITY_COLUMNS if qualities else ())]
+    head = ["shortcut", unit, *STAGES, "times as fast (range of the rounds)", *(QUALITY_COLUMNS if qualities else ())]
     lines = [head, ["---"] * len(head)]
     for candidate, found in times.items():
         ratio = Ratio.of(exact, found.seconds)
@@ -46,6 +46,7 @@ def fastest_good(times: Mapping[Candidate, Times], qualities: Mapping[Candidate,
     exact, *others = times
     shorter = [c for c in others if c.point != Point() and times[c].seconds.median < times[exact].seconds.median]
     limits = f"at most {MOST_DROP:g} point of accuracy lost and a Fréchet ratio of at most {MOST_FRECHET}"
+    # The measured values decide: their intervals are in the table.
     good = [c for c in shorter if qualities[c].lost <= MOST_DROP and qualities[c].frechet <= MOST_FRECHET]
     if not good:
         return f"No shortcut has {limits}."

@@ -39,7 +39,7 @@ def rollouts(pipeline: Pipeline, images: int, folder: Path, progress: Progress =
         try:
             with np.load(path) as stored:
                 parts.append((stored["f_hat"], stored["images"]))
-        except (ValueError, KeyError, EOFError, BadZipFile):
+        except (ValueError, TypeError, KeyError, EOFError, BadZipFile):
             raise SettingsError(f"{path}: truncated, or no rollouts; remove it to draw them again") from None
     f_hats, decoded_parts = zip(*parts, strict=True)
     return np.concatenate(f_hats), np.concatenate(decoded_parts)

@@ -32,12 +32,27 @@ GOOD = Quality(0.93, 0.5, 0.2, 1.1, 0.1, 0.01)
 
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of bundles of the toy model: large, small and, without a tiny decoder, plain."""
+    """A folder of bundles of the toy model.
+
+    large and small can draw together. Without a tiny decoder: plain, half in FP16, other with another VQVAE, reseeded
+    with other weights.
+    """
     folder = tmp_path_factory.mktemp("toys")
     write_bundle(folder / "large", 0.25, tiny=True)
     write_bundle(folder / "small", tiny=True)
-    write_bundle(folder / "plain")
+    for name in ("plain", "half", "other", "reseeded"):
+        write_bundle(folder / name)
+    alter(folder / "half", lambda manifest: manifest.update(precision="fp16"))
+    alter(folder / "other", lambda manifest: manifest["provenance"]["source"].update(vqvae_sha256="1" * 64))
+    alter(folder / "reseeded", lambda manifest: manifest["provenance"]["source"].update(random_weights=1))
     return folder
+
+
+def alter(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    file = bundle / "manifest.json"
+    manifest = json.loads(file.read_text())
+    change(manifest)
+    file.write_text(json.dumps(manifest))
 
 
 def command(*arguments: object) -> Result:
@@ -173,9 +188,7 @@ def test_the_front_has_what_nothing_else_beats(named: Named) -> None:
 def test_random_weights_and_other_classes_are_timed_only_and_the_output_says_so(toys: Path, tmp_path: Path) -> None:
     random = tmp_path / "random"
     write_bundle(random)
-    manifest = json.loads((random / "manifest.json").read_text())
-    manifest["provenance"]["source"]["random_weights"] = 0
-    (random / "manifest.json").write_text(json.dumps(manifest))
+    alter(random, lambda manifest: manifest["provenance"]["source"].update(random_weights=0))
     found = command(random, "--rounds", 1)
     assert "Time only: random weights draw nothing that could be judged." in found.stdout
 
@@ -213,6 +226,8 @@ def test_images_of_the_demo_model_are_judged_once(
         raise AssertionError("what is kept is not judged again")
 
     monkeypatch.setattr(Judge, "quality", judged_again)
+    other_tokens = command(demo_bundle, *points, *few, "--tokens", 17)
+    assert isinstance(other_tokens.exception, AssertionError)
     again = command(demo_bundle, *points, *few)
     assert {name: cells[-4:] for name, cells in rows(again.stdout).items()} == {
         name: cells[-4:] for name, cells in first.items()
@@ -243,6 +258,11 @@ def test_quality_is_that_of_the_point(demo_bundle: Path) -> None:
         (["{large}", "--points", "draft-" + "9" * 5000], "--points: expected exact, or"),
         (["{large}", "--refiner", "{other}"], "draft {large}: expected the VQVAE of {other}"),
         (["{large}", "--int8", "{small}"], "{small}: expected another precision than {large}, found FP32"),
+        (["{large}", "--int8", "{reseeded}"], "{reseeded}: expected the model of {large}, found another"),
+        (
+            ["{large}", "--refiner", "{small}", "--int8", "{half}", "--int8-refiner", "{small}"],
+            "{small}: expected another precision than {small}, found FP32",
+        ),
         (["{large}", "--int8-refiner", "{small}"], "--int8-refiner needs --int8"),
         (["{large}", "--int8", "{large}", "--refiner", "{small}"], "Expected both of '--refiner' and '--int8-refiner'"),
         (["nowhere"], "nowhere: no manifest.json, so not a bundle; make onnx makes one"),
@@ -255,13 +275,7 @@ def test_bad_input_is_one_line_before_any_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Models, "__init__", None)  # nothing is loaded
-    other = toys / "other"
-    if not other.exists():
-        write_bundle(other)
-        manifest = json.loads((other / "manifest.json").read_text())
-        manifest["provenance"]["source"]["vqvae_sha256"] = "1" * 64
-        (other / "manifest.json").write_text(json.dumps(manifest))
-    names = {name: toys / name for name in ("large", "small", "plain", "other")} | {"folder": tmp_path}
+    names = {path.name: path for path in toys.iterdir()} | {"folder": tmp_path}
     found = command(*(argument.format(**names) for argument in arguments))
     assert found.exit_code in (1, 2)
     assert message.format(**names) in found.output
