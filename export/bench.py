@@ -14,10 +14,10 @@ from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import empty_models, load_models
 from export.model import VAR, VQVAE
 from export.model.reference import generate
+from runtime.base_pipeline import Maps
 from runtime.bench.compare import Draw
 from runtime.bench.report import Settings
 from runtime.bundle.manifest import Manifest
-from runtime.pipeline import Maps
 from runtime.sampling import Sampling
 from runtime.uniforms import uniforms
 

@@ -15,8 +15,9 @@ from .errors import BundleError, NumericError, OutOfMemoryError, SettingsError, 
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .base_pipeline import Result, ScaleView
     from .drafted import DraftedPipeline
-    from .pipeline import Pipeline, Result, ScaleView
+    from .pipeline import Pipeline
     from .sampling import Sampling
 
 __all__ = [

@@ -12,7 +12,7 @@ from . import limits
 from .backends.base import Observe, OnStage, StageRun
 from .base_pipeline import BasePipeline, Maps, Request, Result, ScaleView
 from .bundle.manifest import Manifest
-from .errors import BundleError, SettingsError
+from .errors import BundleError, OutOfMemoryError, SettingsError
 from .limits import shown
 from .pipeline import Pipeline
 from .sampling import Sampling
@@ -27,12 +27,12 @@ class DraftedPipeline(BasePipeline):
 
     The refiner gets the tokens of the draft as kept tokens, and decodes. With 0 scales the refiner draws alone; with
     all scales it draws no token of its own. Bundles, precisions and backends may differ, but not the VQVAE, see
-    `check_fit`. `bundle`, `manifest`, `classes`, `backend` and `fingerprint` are those of the
-    refiner. Both stay in memory; if that
-    runs out on a GPU, what one has prepared for batches is freed for the other. `close` closes both.
+    `check_fit`. `bundle`, `manifest`, `classes`, `backend` and `fingerprint` are those of the refiner. Both stay in
+    memory; if that runs out on a GPU when a batch begins, what one has prepared for batches is freed for the other.
+    `close` closes both.
 
     The draft draws its scales of all images, then the refiner draws the rest. `on_scale` is called once for each scale
-    of a batch, with the logits and tokens of the model that drew it. For `on_stage` and `observe` the names of the
+    of a batch, with logits, tokens and preview of the model that drew it. For `on_stage` and `observe` the names of the
     draft's graphs begin with `DRAFT`. Smooth sampling is refused: mixed codes are no tokens to hand over.
 
     Raises SettingsError, or BundleError for a bundle that is too old.
@@ -98,6 +98,7 @@ class DraftedPipeline(BasePipeline):
             make_room=self.refiner.free_batches,
         )
         tokens, drawn = self.draft.draw_tokens(first, count)
+        self.refiner.check_tokens(tokens)
 
         def refined(view: ScaleView) -> None:
             if on_scale and view.index >= count:
@@ -106,13 +107,17 @@ class DraftedPipeline(BasePipeline):
         rest = replace(
             request,
             kept=self._kept(request, tokens),
-            on_scale=on_scale and refined,
+            on_scale=on_scale and refined if count < len(self.manifest.scales) else None,
             make_room=self.draft.free_batches,
         )
         result = self.refiner.draw(rest)
         return replace(result, drawn=[*drawn, *result.drawn[count:]] if request.kept else result.tokens)
 
     def encode(self, images: np.ndarray) -> Maps:
+        try:
+            return self.refiner.encode(images)
+        except OutOfMemoryError:
+            self.draft.free_batches()
         return self.refiner.encode(images)
 
     def _kept(self, request: Request, drafted: Maps) -> tuple[Maps, Maps]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .base_pipeline import Result
 from .files.atomic import atomic_file
-from .pipeline import Result
 
 
 def write_dump(path: Path, result: Result, logits: Sequence[np.ndarray] = ()) -> None:

@@ -13,15 +13,13 @@ import numpy as np
 
 from .backends import create
 from .backends.base import Backend, Plan
-from .base_pipeline import BasePipeline, Kept, Maps, Request, Result, ScaleView
+from .base_pipeline import BasePipeline, Maps, Request, Result, ScaleView
 from .bundle.classes import ClassNames
 from .bundle.manifest import Manifest
 from .bundle.precision import Precision
 from .errors import NumericError, OutOfMemoryError, SettingsError
 from .sampling import Sampling
 from .uniforms import gumbel_noise, uniforms
-
-__all__ = ["Kept", "Maps", "Pipeline", "Result", "ScaleView", "batches"]
 
 # The calls that the current code runs inside of. asyncio.to_thread copies a ContextVar to its thread.
 _calls: ContextVar[tuple[object, ...]] = ContextVar("calls", default=())
@@ -104,9 +102,13 @@ class Pipeline(BasePipeline):
         """
         tokens = [self.backend.tokens(k) for k in range(count)]
         drawn = [self.backend.drawn(k) for k in range(count)] if request.kept else tokens
-        for k, maps in enumerate(drawn):
-            self._check_finite(maps >= 0, f"logits of scale {k}")
+        self.check_tokens(drawn)
         return tokens, drawn
+
+    def check_tokens(self, tokens: Maps) -> None:
+        """Raise NumericError if one of the tokens is -1, unless this pipeline was loaded to return them."""
+        for k, maps in enumerate(tokens):
+            self._check_finite(maps >= 0, f"logits of scale {k}")
 
     def encode(self, images: np.ndarray) -> Maps:
         side = self.manifest.model.image_size
@@ -132,7 +134,7 @@ class Pipeline(BasePipeline):
 
         It does not wait for that call, which may wait for the caller.
         """
-        if self._lock.acquire(blocking=False):
+        if os.getpid() == self._process and self._lock.acquire(blocking=False):
             try:
                 if not self._closed:
                     self.backend.free_batches()

@@ -18,6 +18,7 @@ from runtime.base_pipeline import BasePipeline
 from runtime.bundle.classes import ClassNames
 from runtime.bundle.manifest import Manifest
 from runtime.drafted import DraftedPipeline
+from runtime.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def why_not_judged(bundle: Path, manifest: Manifest) -> str | None:
 class Judge:
     """Compares shortcuts with the exact path of `exact`, by `per_class` images of each class and `tokens` tokens."""
 
-    def __init__(self, exact: BasePipeline, per_class: int, tokens: int) -> None:
+    def __init__(self, exact: Pipeline, per_class: int, tokens: int) -> None:
         self._exact, self._tokens = exact, tokens
         self._labels = np.repeat(np.arange(len(CLASSES)), per_class)
 

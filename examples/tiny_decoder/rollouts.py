@@ -8,10 +8,11 @@ from zipfile import BadZipFile
 import numpy as np
 
 from runtime.backends.base import StageRun
+from runtime.base_pipeline import ScaleView
 from runtime.bundle.names import BRIDGE, F_HAT_OUT
 from runtime.errors import SettingsError
 from runtime.files.atomic import atomic_file
-from runtime.pipeline import Pipeline, ScaleView
+from runtime.pipeline import Pipeline
 from runtime.progress import Progress, silent
 from runtime.sampling import Sampling
 

@@ -14,6 +14,7 @@ from export.verify.recording import Batch, Recording, Reference, generate, smoot
 from export.verify.tolerances import limits, misses
 from runtime.backends.base import StageRun
 from runtime.backends.ort_session import Session
+from runtime.base_pipeline import Maps, ScaleView
 from runtime.bundle.names import (
     BRIDGE,
     CONDITION,
@@ -29,7 +30,7 @@ from runtime.bundle.names import (
     static_step,
 )
 from runtime.bundle.precision import Precision
-from runtime.pipeline import Maps, Pipeline, ScaleView, batches
+from runtime.pipeline import Pipeline, batches
 from runtime.processors import usable_cpus
 from runtime.progress import Progress
 from runtime.sampling import Sampling, guided

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from export.verify.metrics import Difference
-from runtime.pipeline import ScaleView
+from runtime.base_pipeline import ScaleView
 from runtime.sampling import Sampling
 
 # Rounding of the sampler itself in float32. Of a logit: 30 halvings of 104, and the rounding of a logit below 32.

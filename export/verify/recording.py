@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from runtime.backends.base import Observe, StageRun
+from runtime.base_pipeline import Maps, Result, ScaleView
 from runtime.bundle.manifest import Manifest, Tensor
 from runtime.bundle.names import CONDITION, ENCODER, F_HAT_OUT, LOGITS, SMOOTH_BRIDGE, TRANSFORMER
 from runtime.errors import SettingsError
-from runtime.pipeline import Maps, Pipeline, Result, ScaleView
+from runtime.pipeline import Pipeline
 from runtime.progress import Progress
 from runtime.sampling import Sampling
 from runtime.uniforms import uniforms

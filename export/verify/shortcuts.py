@@ -12,11 +12,12 @@ from export.verify.check import Measured, Row, rows
 from export.verify.metrics import LogitDifference
 from export.verify.recording import Recording, Reference, generate
 from export.verify.tolerances import GUIDANCE
+from runtime.base_pipeline import Maps, ScaleView
 from runtime.bundle.manifest import Manifest
 from runtime.drafted import DraftedPipeline, check_draft_scales, check_fit
 from runtime.errors import NumericError, SettingsError
 from runtime.limits import Integers, shown
-from runtime.pipeline import Maps, Pipeline, ScaleView
+from runtime.pipeline import Pipeline
 from runtime.progress import Progress
 from runtime.sampling import Sampling
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..pipeline import Maps
+from ..base_pipeline import Maps
 from .report import Rival
 from .summary import Ratio, Summary
 

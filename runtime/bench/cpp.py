@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..base_pipeline import Maps
 from ..bundle.manifest import Manifest
 from ..errors import SettingsError, VarEdgeError
-from ..pipeline import Maps
 from .compare import Draw
 from .report import Settings
 

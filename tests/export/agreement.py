@@ -9,7 +9,8 @@ import numpy as np
 from export.model.reference import Generation
 from export.verify.draws import Parting
 from export.verify.tolerances import LIMITS
-from runtime.pipeline import Pipeline, Result
+from runtime.base_pipeline import Result
+from runtime.pipeline import Pipeline
 from runtime.sampling import Sampling
 from runtime.uniforms import uniforms
 

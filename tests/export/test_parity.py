@@ -14,7 +14,8 @@ from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import formula_weights, load_models
 from export.model.reference import Generation, generate
 from export.sizes import FP32, weight_file
-from runtime.pipeline import Pipeline, ScaleView
+from runtime.base_pipeline import ScaleView
+from runtime.pipeline import Pipeline
 from runtime.sampling import Sampling
 from runtime.uniforms import uniforms
 from tests.conftest import DATA

@@ -16,8 +16,9 @@ from export.checkpoint.weights import Weights, checkpoint_weights, formula_weigh
 from export.model.reference import Generation
 from export.model.reference import generate as generate_exactly
 from export.model.shortcuts import Models, generate_drafted, generate_shortened
+from runtime.base_pipeline import Result
 from runtime.drafted import DraftedPipeline
-from runtime.pipeline import Pipeline, Result
+from runtime.pipeline import Pipeline
 from runtime.sampling import Sampling
 from tests.conftest import DATA
 from tests.export.agreement import draws

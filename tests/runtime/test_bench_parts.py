@@ -10,6 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from runtime import Pipeline
+from runtime.base_pipeline import Maps
 from runtime.bench import other_work
 from runtime.bench.compare import RivalRuns, differing_pictures
 from runtime.bench.gemm import gemm_rate
@@ -23,7 +24,6 @@ from runtime.bundle.manifest import WEIGHTS, Manifest
 from runtime.bundle.names import ENCODER, REQUIRED_GRAPHS, TINY_DECODER
 from runtime.bundle.weight_file import loaded_weights
 from runtime.memory import Memory, memory
-from runtime.pipeline import Maps
 from tests.runtime.toy import SIDES
 
 SETTINGS = Settings("auto", 1, (2,), 4, "1", 7, 2.0, 3, 0.5, True, None)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from runtime import Pipeline
+from runtime.base_pipeline import Result, ScaleView
 from runtime.bundle.names import CACHE_PREFIXES
-from runtime.pipeline import Result, ScaleView
 
 
 @pytest.fixture(scope="module")

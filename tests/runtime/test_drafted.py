@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from runtime import BundleError, Pipeline, Sampling, SettingsError
+from runtime import BundleError, NumericError, Pipeline, Sampling, SettingsError
+from runtime.base_pipeline import Maps, Result, ScaleView
 from runtime.drafted import DRAFT, DraftedPipeline
 from runtime.drawing import Watch
 from runtime.edit import main as edit
+from runtime.errors import OutOfMemoryError
 from runtime.generate import main as generate
-from runtime.pipeline import Result, ScaleView
 from runtime.sample_set import main as sample_set
 from tests.runtime.toy import SIDES, reference, write_bundle
 
@@ -127,6 +128,46 @@ def test_a_pipeline_in_use_makes_no_room(pair: tuple[Pipeline, Pipeline]) -> Non
     assert equal(pair[0].generate(LABELS, on_scale=lambda view: pair[0].free_batches(), **SETTINGS), expected)
     pair[0].close()
     pair[0].free_batches()
+
+
+def test_an_edit_makes_room_for_the_encoder(pair: tuple[Pipeline, Pipeline], monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[Pipeline] = []
+    expected = [np.zeros((1, 1), np.int32)]
+
+    def encode(pipeline: Pipeline, images: np.ndarray) -> Maps:
+        if not freed:
+            raise OutOfMemoryError("no memory")
+        return expected
+
+    monkeypatch.setattr(Pipeline, "encode", encode)
+    monkeypatch.setattr(Pipeline, "free_batches", lambda pipeline: freed.append(pipeline))
+    assert DraftedPipeline(*pair, 1).encode(np.zeros((1, 6, 6, 3), np.uint8)) is expected
+    assert freed == [pair[0]]
+
+
+def test_a_draft_that_may_draw_nan_hands_none_to_a_refiner_that_may_not(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = Pipeline(toy_bundle, finite=False)
+    monkeypatch.setattr(draft.backend, "tokens", lambda k: np.full((1, SIDES[k] ** 2), -1, np.int32))
+    with pytest.raises(NumericError, match="logits of scale 0"):
+        DraftedPipeline(draft, Pipeline(toy_bundle), 2).generate([1])
+    result = DraftedPipeline(draft, Pipeline(toy_bundle, finite=False), 2).generate([1])
+    assert (result.tokens[0] == -1).all()
+
+
+def test_nobody_listens_to_a_refiner_that_draws_nothing(
+    pair: tuple[Pipeline, Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a GPU need not stop at its scales."""
+    heard: list[bool] = []
+    draw = Pipeline.draw
+    monkeypatch.setattr(
+        Pipeline, "draw", lambda self, request: heard.append(request.on_scale is not None) or draw(self, request)
+    )
+    for count in (K - 1, K):
+        DraftedPipeline(*pair, count).generate([1], on_scale=lambda view: None)
+    assert heard == [True, False]
 
 
 def test_a_listener_would_slow_either_model(pair: tuple[Pipeline, Pipeline]) -> None:

@@ -18,11 +18,11 @@ from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import formula_weights, load_models
 from export.model.reference import Generation, PyTorchBackend
 from runtime import Pipeline, SettingsError
+from runtime.base_pipeline import ScaleView
 from runtime.bundle.manifest import Manifest, Model
 from runtime.edit import main
 from runtime.editing import Box, greyed, keep_masks, kept_cells
 from runtime.images import read_mask, read_picture
-from runtime.pipeline import ScaleView
 from runtime.sampling import Sampling
 from tests.conftest import DATA
 from tests.export.agreement import assert_same_pixels, assert_sound, parting, share_within_one_step

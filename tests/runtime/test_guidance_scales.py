@@ -13,10 +13,10 @@ from export.verify.observe import with_outputs
 from runtime import Pipeline, Sampling, SettingsError
 from runtime.backends.base import StageRun
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
+from runtime.base_pipeline import Result, ScaleView
 from runtime.bundle.manifest import Manifest
 from runtime.bundle.names import BRIDGE, LOGITS, TRANSFORMER, X
 from runtime.generate import main as generate
-from runtime.pipeline import Result, ScaleView
 from tests.runtime.toy import SIDES, V, reference
 
 K = len(SIDES)

@@ -14,10 +14,10 @@ from runtime import BundleError, Pipeline, SettingsError, VarEdgeError
 from runtime.backends.base import StageRun
 from runtime.backends.onnxruntime import OnnxRuntimeBackend
 from runtime.backends.ort_session import Session
+from runtime.base_pipeline import Result, ScaleView
 from runtime.bundle import names
 from runtime.bundle.manifest import Manifest, Tensor
 from runtime.bundle.names import TRANSFORMER
-from runtime.pipeline import Result, ScaleView
 from runtime.sampling import Sampling
 from tests.runtime.toy import NUM_CLASSES, SIDES, V, reference
 

@@ -16,6 +16,7 @@ from runtime import BundleError, Pipeline, SettingsError, VarEdgeError
 from runtime.backends.base import StageRun
 from runtime.backends.tensorrt import TensorRTBackend
 from runtime.backends.trt_engine import stream_reader
+from runtime.base_pipeline import ScaleView
 from runtime.bench.benchmark import benchmark
 from runtime.bench.plot import write_plot
 from runtime.bench.report import Settings
@@ -24,7 +25,6 @@ from runtime.bundle.engine_record import FILE_NAME, Built, EngineRecord
 from runtime.bundle.manifest import Manifest
 from runtime.errors import OutOfMemoryError
 from runtime.generate import main as generate
-from runtime.pipeline import ScaleView
 from tests.runtime.fake_gpu import FakeGpu, use
 from tests.runtime.fake_tensorrt import (
     BUILT,

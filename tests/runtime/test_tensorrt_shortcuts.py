@@ -12,9 +12,9 @@ from runtime import Pipeline, SettingsError
 from runtime.backends.arrays import DeviceArrays, HostArrays
 from runtime.backends.base import StageRun
 from runtime.backends.cuda import Cuda
+from runtime.base_pipeline import Result, ScaleView
 from runtime.bundle.engine_record import EngineRecord
 from runtime.drafted import DRAFT, DraftedPipeline
-from runtime.pipeline import Result, ScaleView
 from tests.runtime.fake_gpu import FakeGpu, use
 from tests.runtime.fake_tensorrt import write_engines
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from runtime import Pipeline, SettingsError
-from runtime.pipeline import ScaleView
+from runtime.base_pipeline import ScaleView
 
 SETTINGS = {"cfg": 2.0, "top_k": 3, "top_p": 0.5}
 INSIDE = "called from its own on_scale, on_stage or observe"

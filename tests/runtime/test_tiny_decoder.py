@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from runtime import BundleError, Pipeline, SettingsError
+from runtime.base_pipeline import ScaleView
 from runtime.drafted import DraftedPipeline
 from runtime.generate import main as generate
-from runtime.pipeline import ScaleView
 from runtime.sample_set import main as sample_set
 from tests.runtime.fake_gpu import FakeGpu, use
 from tests.runtime.fake_tensorrt import write_engines

@@ -93,8 +93,8 @@ class Scale : public var_edge_scale {
   public:
     Scale(const var_edge_scale& scale, var_edge_model* model) : var_edge_scale(scale), model_(model) {}
 
-    // Returns the pictures as they are after this scale, (pictures, H, W, 3). Runs the decoder once, the tiny
-    // one if the bundle has it.
+    // Returns the pictures as they are after this scale, (pictures, H, W, 3). Runs a decoder once: the tiny one
+    // if the bundle has it and this is not the last scale.
     std::vector<uint8_t> preview() const {
         std::vector<uint8_t> images(picture_bytes(info_of(model_), std::size_t(pictures)));
         check(var_edge_preview(model_, images.data()));
