@@ -10,57 +10,18 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
-from ..drawing import Loading
 from ..errors import VarEdgeError
 from .batches import Answer, draw
 from .request import Inputs
+from .settings import Settings
 
 CANCEL_SECONDS = 0.05  # how often the server is asked for cancelled requests
 CLOSE_SECONDS = 10  # for the process to end by itself
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to load the pipeline, as parameters of config.pbtxt keep it: text by name."""
-
-    bundle: Path
-    loading: Loading
-    batch: int
-    gpu: int | None = None  # the number of the GPU; None: the CPU, or the first GPU
-
-    def parameters(self) -> dict[str, str]:
-        """Return the parameters. Paths are relative to the model's folder."""
-        loading = self.loading
-        found = {
-            "bundle": self.bundle,
-            "backend": loading.backend,
-            "threads": loading.threads,
-            "verify": int(loading.verify),
-            "draft": loading.draft,
-            "draft_scales": loading.draft_scales,
-            "batch": self.batch,
-        }
-        return {name: str(value) for name, value in found.items() if value is not None}
-
-    @classmethod
-    def of(cls, parameters: Mapping[str, str], folder: Path, gpu: int | None) -> Settings:
-        """Return the settings of a model in `folder`."""
-
-        def number(name: str) -> int | None:
-            return int(parameters[name]) if name in parameters else None
-
-        draft = folder / parameters["draft"] if "draft" in parameters else None
-        loading = Loading(
-            number("threads"), parameters["backend"], bool(number("verify")), draft, number("draft_scales")
-        )
-        return cls(folder / parameters["bundle"], loading, int(parameters["batch"]), gpu)
 
 
 class ModelProcess:

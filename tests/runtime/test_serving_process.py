@@ -14,7 +14,8 @@ from runtime.drawing import Loading
 from runtime.errors import VarEdgeError
 from runtime.pipeline import Pipeline
 from runtime.serving.batches import Answer
-from runtime.serving.process import ModelProcess, Settings, visible_gpu
+from runtime.serving.process import ModelProcess, visible_gpu
+from runtime.serving.settings import Settings
 from tests.runtime.test_serving import tensors
 
 
