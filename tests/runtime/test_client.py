@@ -89,7 +89,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> list[Outputs | Exception]:
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(answered: list[Any], inputs: dict[str, Any], message: str) -> None:
-    with Client("host:1") as client, pytest.raises(SettingsError) as error:
+    with Client("host:1", timeout=1) as client, pytest.raises(SettingsError) as error:
         client.result({"label": "1"} | inputs)
     assert str(error.value).startswith(message)
 
@@ -111,13 +111,16 @@ def test_a_request_that_was_cancelled(answered: list[Any]) -> None:
     """The server then sends its final response without outputs, perhaps after some previews."""
     for before in ([], [{"scale": np.zeros((1, 1), np.int32)}]):
         answered[:] = [*before, {}]
-        with Client("host:1") as client, pytest.raises(VarEdgeError, match=r"^host:1: the request was cancelled$"):
+        with (
+            Client("host:1", timeout=1) as client,
+            pytest.raises(VarEdgeError, match=r"^host:1: the request was cancelled$"),
+        ):
             client.result({"label": "1"})
 
 
 def test_errors_of_the_connection(answered: list[Any]) -> None:
     answered[:] = [grpc.InferenceServerException("the request is larger than 2 GB")]
-    with Client("host:1") as client:
+    with Client("host:1", timeout=1) as client:
         with pytest.raises(VarEdgeError, match=r"^host:1: the request is larger than 2 GB$"):
             client.result({"label": "1"})
         with pytest.raises(VarEdgeError, match=r"^host:1: failed to connect to all addresses$"):
