@@ -93,7 +93,7 @@ class ModelProcess:
         if not self._loaded:
             if not self._connection.poll(LOAD_SECONDS):
                 self._end()
-                raise VarEdgeError(f"{self._settings.bundle}: not loaded in {LOAD_SECONDS} s; send the request again")
+                raise VarEdgeError(f"{self._settings.bundle}: not loaded in {LOAD_SECONDS:g} s; send the request again")
             fault = self._connection.recv()
             if fault is not None:
                 self._process.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import weakref
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from runtime.base_pipeline import ScaleView
 from runtime.errors import VarEdgeError
 from runtime.images import encoded_png
 from runtime.pipeline import Pipeline
@@ -117,6 +119,32 @@ def test_one_response_for_each_scale(pipeline: Pipeline, count: int) -> None:
         expected = [encoded_png(image, record) for image, record in zip(seen[k], records, strict=True)]
         assert outputs["png"].ravel().tolist() == expected
     assert [len(answer.outputs["tokens"][0]) for answer in scales if answer.outputs] == [1, 4, 1 + 4 + 9]
+
+
+def test_previews_that_were_sent_are_not_kept(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many large images at every scale would fill the memory until the last."""
+    made: list[weakref.ref[np.ndarray]] = []
+    kept: list[int] = []
+    preview = ScaleView.preview
+
+    def watched(view: ScaleView) -> np.ndarray:
+        images = preview(view)
+        made.append(weakref.ref(images))
+        return images
+
+    monkeypatch.setattr(ScaleView, "preview", watched)
+    waiting = [tensors(label="2", count=2, top_k=3, previews=True)]
+    draw(pipeline, waiting, 8, lambda _: kept.append(sum(each() is not None for each in made[:-1])), set)
+    assert len(made) == len(SIDES) - 1
+    assert kept[:-1] == [0] * len(made)  # while a scale is sent, nothing of the scales before it is left
+
+
+def test_a_request_image_has_the_size_of_a_file_at_most(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = encoded_png(np.zeros((6, 6, 3), np.uint8))
+    monkeypatch.setattr("runtime.limits.PICTURE_BYTES", len(file) - 1)
+    waiting = [tensors(label="1", image=image, box=(0, 0, 1, 1)) for image in (file, base64.b64encode(file))]
+    found = [each[0].error for each in answers(pipeline, waiting)]
+    assert found == [f"image: expected at most {len(file) - 1} bytes, found {len(file)}"] * 2
 
 
 def test_formats(pipeline: Pipeline) -> None:

@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import examples.serving.load
 import runtime.client
 from examples.serving.environment import ROOT, environment
 from examples.serving.server import Server, free_port
@@ -181,21 +182,41 @@ def test_the_command(server: Server, pipeline: Pipeline, tmp_path: Path) -> None
         assert result.output.count("\n") == 1
         return result.output
 
-    assert "1 picture(s)" in client("--label", "heart", "--seed", 3, "--preview-dir", tmp_path / "scales")
+    assert "1 image(s)" in client("--label", "heart", "--seed", 3, "--preview-dir", tmp_path / "scales")
     alone = pipeline.generate("heart", 3, **SAMPLING).images[0]
     shown = np.asarray(Image.open(tmp_path / "out.png"))
     assert np.abs(shown.astype(int) - alone).max() <= 1
     assert len(list((tmp_path / "scales").iterdir())) == len(pipeline.manifest.scales)
-    assert "4 picture(s)" in client("--label", "heart", "--count", 4)
+    assert "4 image(s)" in client("--label", "heart", "--count", 4)
     assert Image.open(tmp_path / "out.png").size == (132, 132)  # a grid
     Image.fromarray(alone).save(tmp_path / "photo.png")
     (tmp_path / "out.png").unlink()
-    assert "1 picture(s)" in client("--image", tmp_path / "photo.png", "--box", "0,0.5,1,1")
+    assert "1 image(s)" in client("--image", tmp_path / "photo.png", "--box", "0,0.5,1,1")
     assert "did you mean 9 (heart)" in client("--label", "hart")
     assert "box: expected four numbers" in client("--image", tmp_path / "photo.png", "--box", "all")
     assert f"{server.url}: no model other is ready there" in client("--label", "heart", "--model", "other")
     unused = f"127.0.0.1:{free_port()}"
     assert f"Error: {unused}: no server answers" in client("--label", "heart", "--url", unused)
+
+
+@pytest.mark.parametrize(("options", "kills"), [((), 0), (("--kill",), 2)], ids=["load", "kill"])
+def test_the_load_test(repository: Path, options: tuple[str, ...], kills: int) -> None:
+    command = (repository, "--requests", 8, "--clients", 2, "--rounds", 2, "--batch", 4, "--threads", 1, *options)
+    result = CliRunner().invoke(examples.serving.load.main, [str(argument) for argument in command])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("8 requests from 2 clients: p50 ")
+    assert f"; 0 drawn wrongly, {kills} kills, " in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_a_killer_that_finds_no_process_ends_the_load_test(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "processes", lambda *_: [])
+    command = (repository, "--requests", 4, "--clients", 2, "--rounds", 1, "--batch", 4, "--threads", 1, "--kill")
+    result = CliRunner().invoke(examples.serving.load.main, [str(argument) for argument in command])
+    assert (result.exit_code, result.output) == (
+        1,
+        "Error: the server: expected one process with a pipeline, found 0\n",
+    )
 
 
 def test_a_second_server_on_the_same_port(server: Server, repository: Path) -> None:
