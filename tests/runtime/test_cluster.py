@@ -169,7 +169,7 @@ def test_lost_workers_are_replaced(head: tuple[int, str], toy_bundle: Path, alon
         killed.add(lost)
     code, out, err = ended(run)
     assert (code, err) == (0, "")
-    assert out.startswith("set: 1500 of 1500 picture(s) drawn with onnxruntime")
+    assert out.startswith("set: 1500 of 1500 image(s) drawn with onnxruntime")
     assert out.endswith(" by up to 2 worker(s); complete, with samples.npz\n")
     assert len(killed) == 2
     assert contents(tmp_path / "set") == contents(alone)
@@ -179,7 +179,7 @@ def test_shards_may_be_drawn_by_a_cluster(head: tuple[int, str], toy_bundle: Pat
     first = start("--bundle", toy_bundle, "--out", tmp_path / "set", *SMALL, "--shard", "2/2", "--ray", head[1])
     code, out, err = ended(first)
     assert (code, err) == (0, "")
-    assert "14 of 30 picture(s)" in out
+    assert "14 of 30 image(s)" in out
     assert "16 of 30" in sample_set("--bundle", toy_bundle, "--out", tmp_path / "set", *SMALL).output
     sample_set("--bundle", toy_bundle, "--out", tmp_path / "alone", *SMALL)
     assert contents(tmp_path / "set") == contents(tmp_path / "alone")

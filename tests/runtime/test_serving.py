@@ -164,7 +164,7 @@ def test_formats(pipeline: Pipeline) -> None:
         ({}, "label: expected a class, found none"),
         ({"count": 0}, "count: expected 1 to 64, found 0"),
         ({"count": 2**31 - 1}, "count: expected 1 to 64, found 2147483647"),
-        ({"seed": 2**64 - 1, "count": 2}, "seed: expected 0 to 2**64 - 2 for 2 picture(s), found 18446744073709551615"),
+        ({"seed": 2**64 - 1, "count": 2}, "seed: expected 0 to 2**64 - 2 for 2 image(s), found 18446744073709551615"),
         ({"cfg": float("nan")}, "cfg: expected 0 to 1000, found nan"),
         ({"top_k": 65}, "top_k: expected 0 (all) to 64, found 65"),
         ({"top_p": -1.0}, "top_p: expected 0 (all) or 1e-06 to 1, found -1.0"),
