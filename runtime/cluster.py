@@ -204,13 +204,14 @@ def connected(address: str) -> Iterator[None]:
     if not local:
         _check_answers(address)
     own: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if local else {}
-    with _environment(_of_local() if local else {}):  # before the import, which reads it
+    # Before the import, which reads the environment. Ray prints in many lines what it thinks of lost workers, even as it
+    # is shut down.
+    with _environment(_of_local() if local else {}), redirect_stdout(StringIO()):
         import ray
 
         try:
             _connect(address, own)
-            with redirect_stdout(StringIO()):  # Ray prints there, in many lines, what it thinks of lost workers
-                yield
+            yield
         finally:
             ray.shutdown()  # also what a start that failed has left
 

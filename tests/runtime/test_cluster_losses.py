@@ -79,6 +79,7 @@ class FakeRay:
 
     def shutdown(self) -> None:
         self.calls.append("shutdown")
+        print("(raylet) A worker died or was killed")
 
 
 @pytest.fixture
@@ -118,7 +119,9 @@ def test_a_batch_that_ends_its_workers_is_counted_although_others_load(fake: Any
         draw()
 
 
-def test_a_local_cluster_leaves_no_token_and_no_handler(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_cluster_leaves_no_token_no_handler_and_no_text(
+    fake: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     before, handler, ray = dict(os.environ), signal.getsignal(signal.SIGTERM), fake([], [])
@@ -128,6 +131,7 @@ def test_a_local_cluster_leaves_no_token_and_no_handler(fake: Any, monkeypatch: 
     assert dict(os.environ) == before
     assert ray.environment["RAY_AUTH_MODE"] == "token"
     assert ray.calls == ["init", "shutdown"]
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no room"), KeyboardInterrupt()])
