@@ -225,6 +225,11 @@ def test_a_second_server_on_the_same_port(server: Server, repository: Path) -> N
         Server(repository, free_port(), port)
 
 
+def test_a_server_that_is_not_ready_in_time(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"tritonserver: not ready in 0\.1 s, see --timeout: "):
+        Server(repository, free_port(), free_port(), tmp_path / "log", timeout=0.1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_to_the_command_stops_the_server(repository: Path, number: int) -> None:
     ports = free_port(), free_port()
