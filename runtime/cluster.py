@@ -204,7 +204,7 @@ def connected(address: str) -> Iterator[None]:
     if not local:
         _check_answers(address)
     own: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if local else {}
-    # The import reads the environment. Ray prints in many lines what it thinks of lost workers, also as it is shut down.
+    # The import reads the environment. Ray prints many lines about lost workers, also as it is shut down.
     with _environment(_of_local() if local else {}), redirect_stdout(StringIO()):
         import ray
 
