@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 )
 @click.option("--timeout", type=Number(float, limits.TIMEOUT), default=600.0, help="Seconds to wait for a response.")
 @click.option("--preview-dir", type=FILE, help="Also write the image after each scale to this folder, as it is drawn.")
-@click.option("--out", type=FILE, default=Path("picture.png"), help="PNG file to write.")
+@click.option("--out", type=FILE, default=Path("image.png"), help="PNG file to write.")
 @reports_errors
 def main(
     url: str, model: str, sampling: Sampling, timeout: float, preview_dir: Path | None, out: Path, **given: Any
@@ -62,14 +62,14 @@ def main(
     with Client(url, model, timeout) as client:
         for outputs in client.responses(inputs | {"previews": preview_dir is not None}):
             seconds = time.perf_counter() - start
-            sheet = _sheet(outputs["png"])
+            sheet = _sheet(outputs["png"], url)
             if preview_dir is not None:
                 preview_dir.mkdir(exist_ok=True)
                 with atomic_file(preview_dir / f"scale_{int(outputs['scale'].item()):02}.png") as file:
                     file.write(sheet)
     with atomic_file(out) as file:
         file.write(sheet)
-    click.echo(f"{out}: {given['count']} picture(s) in {seconds:.1f} s from {url}")
+    click.echo(f"{out}: {given['count']} image(s) in {seconds:.1f} s from {url}")
 
 
 def _inputs(given: dict[str, Any]) -> dict[str, Any]:
@@ -84,17 +84,19 @@ def _inputs(given: dict[str, Any]) -> dict[str, Any]:
     return inputs
 
 
-def _sheet(files: np.ndarray) -> bytes:
-    """Return one PNG of PNGs (N, 1): a single one unchanged, several as a grid."""
+def _sheet(files: np.ndarray, url: str) -> bytes:
+    """Return one PNG of PNGs (N, 1), with the settings that drew them: a single one unchanged, several as a grid."""
     import numpy as np
-    from PIL import Image
 
-    from .images import encoded_png, grid
+    from .images import decoded, encoded_png, grid
+    from .record import Record
 
     contents: list[bytes] = files.ravel().tolist()
     if len(contents) == 1:
         return contents[0]
-    return encoded_png(grid(np.stack([np.asarray(Image.open(BytesIO(content))) for content in contents])))
+    images = np.stack([np.asarray(decoded(BytesIO(content), f"{url}: an image")) for content in contents])
+    records = [Record.decoded(BytesIO(content), f"{url}: an image") for content in contents]
+    return encoded_png(grid(images), Record.joined(records))
 
 
 if __name__ == "__main__":

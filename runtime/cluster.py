@@ -38,7 +38,7 @@ ANSWER = 10.0  # seconds within which the port of a cluster has to open
 STATUS = 60.0  # seconds for `ray status`, most of which Python takes to import Ray on a slow machine
 START = 600.0  # seconds within which a worker has to load the bundle, while none draws
 CPUS = 2  # threads of a worker where there is no GPU: more workers gain more than more threads
-LOSSES = 3  # times that a batch is handed out again, or that a worker is replaced while it loads
+LOSSES = 3  # times that a batch is handed out again, or that workers are replaced while they load and none has loaded
 
 Batch = list[Picture]
 Files = list[bytes]  # PNG
@@ -97,6 +97,7 @@ class Workers:
         draft = job.loading.draft and job.loading.draft.absolute()  # a worker runs in a folder of its own
         loading = replace(job.loading, threads=threads, draft=draft)
         self._job = replace(job, loading=loading, bundle=job.bundle.absolute())
+        self._loading = f"loading {self._job.bundle}"
         # Half a core each: where actors hold every core, Ray finds none to start anything else with.
         needs: dict[str, float] = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 0.5}
         self._actor: Any = ray.remote(Worker).options(scheduling_strategy="SPREAD", **needs)
@@ -157,13 +158,14 @@ class Workers:
         if batch:
             return batch, answer
         self._loaded.append(answer)
+        del self._losses[self._loading]  # only a row of workers that cannot load says something about the bundle
         if difference := self.set.difference(answer[0]):
             raise SettingsError(f"ray: workers draw different sets: {difference}; give all machines the same bundle")
         return None
 
     def _lost(self, batch: Batch, reason: str) -> None:
         """Replace a lost worker, and put its batch back. Raises VarEdgeError if that has been done LOSSES times."""
-        what = f"the batch of {batch[0].file}" if batch else f"loading {self._job.bundle}"
+        what = f"the batch of {batch[0].file}" if batch else self._loading
         self._losses[what] += 1
         if self._losses[what] > LOSSES:
             raise VarEdgeError(f"ray: {what} has ended {LOSSES + 1} workers, perhaps for want of memory: {reason}")
@@ -198,25 +200,46 @@ def draw_with_ray(
 def connected(address: str) -> Iterator[None]:
     """Connect to the cluster at HOST:PORT, or start one here for LOCAL, until the block ends. Raises SettingsError."""
     require("--ray", "ray")
-    own: dict[str, Any] = {}
-    if address == LOCAL:
-        os.environ.update(_of_local())  # before the import, which reads it
-        own = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    else:
+    local = address == LOCAL
+    if not local:
         _check_answers(address)
+    own: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if local else {}
+    # The import reads the environment. Ray prints many lines about lost workers, also as it is shut down.
+    with _environment(_of_local() if local else {}), redirect_stdout(StringIO()):
+        import ray
+
+        try:
+            _connect(address, own)
+            yield
+        finally:
+            ray.shutdown()  # also what a start that failed has left
+
+
+def _connect(address: str, options: dict[str, Any]) -> None:
+    """Call `ray.init`, and take back SIGTERM, for which Ray sets a handler of its own. Raises SettingsError."""
     import ray
 
     ours = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # another version, no node here
         raise SettingsError(f"--ray: cannot connect to {shown(address)}: {error}") from None
-    signal.signal(signal.SIGTERM, ours)  # Ray has set one of its own
-    with redirect_stdout(StringIO()):  # Ray prints there, in many lines, what it thinks of lost workers
-        try:
-            yield
-        finally:
-            ray.shutdown()
+    finally:
+        signal.signal(signal.SIGTERM, ours)
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set variables of the environment until the block ends: whoever calls the command has others."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _of_local() -> dict[str, str]:

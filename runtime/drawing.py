@@ -244,7 +244,7 @@ def file_options(command: Callable[..., None]) -> Callable[..., None]:
         command(files=Files(out, preview_dir, animation, dump, metadata), **others)
 
     result: Callable[..., None] = together(
-        click.option("--out", type=FILE, default=Path("picture.png"), help="PNG file to write."),
+        click.option("--out", type=FILE, default=Path("image.png"), help="PNG file to write."),
         click.option("--preview-dir", type=FILE, help="Also write the image after each scale to this folder."),
         click.option(
             "--animation",

@@ -78,7 +78,7 @@ def main(
     files.write(grid(result.images), result, watch, record)
     if found and (note := record.other_engine(found)):
         warn(f"{repeated}: {note}")
-    click.echo(f"{files.out}: {count} picture(s) in {seconds:.1f} s with {pipeline.drawn_with}")
+    click.echo(f"{files.out}: {count} image(s) in {seconds:.1f} s with {pipeline.drawn_with}")
 
 
 def _recorded(path: Path, bundle: Path, loading: Loading) -> Record:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
@@ -119,6 +119,16 @@ class Record:
         one = slice(index, index + 1)
         return replace(self, labels=self.labels[one], classes=self.classes[one], seeds=self.seeds[one], batch=1)
 
+    @classmethod
+    def joined(cls, records: Sequence[Record]) -> Record:
+        """Return the record of a grid of images, each with a record of its own and all drawn with equal settings."""
+        return replace(
+            records[0],
+            labels=tuple(label for each in records for label in each.labels),
+            classes=tuple(name for each in records for name in each.classes),
+            seeds=tuple(seed for each in records for seed in each.seeds),
+        )
+
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments of `Pipeline.generate` that draw the images again."""
@@ -155,7 +165,13 @@ class Record:
     @classmethod
     def read(cls, path: Path) -> Record:
         """Read the record in a PNG or WebP file, without decoding the image. Raises SettingsError."""
-        with open_file(path, limits.PICTURE_BYTES, SettingsError) as file, warnings.catch_warnings():
+        with open_file(path, limits.PICTURE_BYTES, SettingsError) as file:
+            return cls.decoded(file, str(path))
+
+    @classmethod
+    def decoded(cls, file: BinaryIO, where: str) -> Record:
+        """Read the record in an open PNG or WebP file. Raises SettingsError; its message begins with `where`."""
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a large picture
             try:
                 with Image.open(file, formats=["PNG", "WEBP"]) as picture:
@@ -165,11 +181,11 @@ class Record:
             except Exception as error:  # Pillow raises errors of many types for broken files
                 reason = "no PNG or WebP file" if isinstance(error, UnidentifiedImageError) else str(error)
                 advice = "give a file that VAR Edge wrote"
-                raise SettingsError(f"{path}: its settings cannot be read ({reason}); {advice}") from None
+                raise SettingsError(f"{where}: its settings cannot be read ({reason}); {advice}") from None
         if found is None:
             advice = "it is not of VAR Edge, was written with --no-metadata, or was edited by another program"
-            raise SettingsError(f"{path}: holds no settings; {advice}")
-        return cls.parsed(found, str(path))
+            raise SettingsError(f"{where}: holds no settings; {advice}")
+        return cls.parsed(found, where)
 
     @classmethod
     def parsed(cls, data: bytes, where: str) -> Record:

@@ -79,7 +79,7 @@ def main(
         if complete and not (out / SAMPLES).exists():
             wanted.write_samples(out, counter(progress, f"writing {SAMPLES}", len(wanted.pictures)))
     state = f"complete, with {SAMPLES}" if complete else "the other shards draw the rest"
-    click.echo(f"{out}: {todo} of {len(wanted.pictures)} picture(s) drawn with {drawn_with}; {state}")
+    click.echo(f"{out}: {todo} of {len(wanted.pictures)} image(s) drawn with {drawn_with}; {state}")
 
 
 def _draw(job: Job, out: Path, part: tuple[int, int], progress: Progress) -> tuple[EvaluationSet, int, str]:

@@ -27,8 +27,8 @@ from .serving.tensors import NAME
 @reports_errors
 def main(repository: Path, bundle: Path, name: str, batch: int, loading: Loading) -> None:
     """Write a model repository for Triton Inference Server. Start it with tritonserver --model-repository DIR."""
-    from .serving.process import Settings
     from .serving.repository import write_repository
+    from .serving.settings import Settings
 
     write_repository(repository, name, Settings(bundle, loading, batch))
     click.echo(f"{repository}: the model {name}; start it with tritonserver --model-repository {repository}")

@@ -45,4 +45,4 @@ def gumbel_noise(seed: int, counts: Sequence[int], vocab_size: int) -> Iterator[
 def check_seed(seed: int, pictures: int) -> None:
     """Raise SettingsError unless the seeds of all images, `seed`, `seed` + 1 …, fit into 64 bits."""
     if seed not in Integers(0, 2**64 - pictures):
-        raise SettingsError(f"seed: expected 0 to 2**64 - {pictures} for {pictures} picture(s), found {shown(seed)}")
+        raise SettingsError(f"seed: expected 0 to 2**64 - {pictures} for {pictures} image(s), found {shown(seed)}")

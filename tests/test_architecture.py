@@ -34,7 +34,7 @@ LAYERS = (
     ("runtime.images", "runtime.dump", "runtime.evaluation_set"),
     ("runtime.cli",),
     ("runtime.drawing", "runtime.cluster"),
-    ("runtime.serving.", "runtime.serving.tensors", "runtime.serving.client"),
+    ("runtime.serving.", "runtime.serving.tensors", "runtime.serving.settings", "runtime.serving.client"),
     ("runtime.serving.request",),
     ("runtime.serving.batches",),
     ("runtime.serving.process",),

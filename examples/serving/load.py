@@ -75,9 +75,17 @@ def drawn_alone(pipeline: Pipeline, seeds: range, labels: int, batch: int) -> tu
 
 
 def model_process(server: Server) -> int:
-    """Return the process that holds the pipeline."""
-    (found,) = server.processes("multiprocessing.spawn")
-    return found
+    """Return the process that holds the pipeline. Raises VarEdgeError."""
+    found = server.processes("multiprocessing.spawn")
+    if len(found) != 1:
+        raise VarEdgeError(f"the server: expected one process with a pipeline, found {len(found)}")
+    return found[0]
+
+
+def kill_later(server: Server, seconds: float) -> None:
+    """End the process that holds the pipeline with SIGKILL after this time. Raises VarEdgeError."""
+    time.sleep(seconds)
+    os.kill(model_process(server), signal.SIGKILL)
 
 
 @command()
@@ -93,7 +101,7 @@ def main(
     repository: Path, requests: int, clients: int, rounds: int, batch: int, threads: int | None, kill: bool
 ) -> None:
     """Serve a repository, send requests from several clients, and compare with the bare Pipeline in the same run."""
-    load, served, bare, wrong = Load(), [], [], 0
+    load, served, bare, wrong, kills = Load(), [], [], 0, 0
     pipeline = Pipeline(repository / NAME / "bundle", threads=threads)
     labels = pipeline.manifest.model.num_classes
     with (
@@ -110,8 +118,11 @@ def main(
             seeds = range(i * requests // rounds, (i + 1) * requests // rounds)
             if kill:
                 middle = statistics.median(served or [1]) / 2
-                killer.submit(lambda wait=middle: (time.sleep(wait), os.kill(model_process(server), signal.SIGKILL)))
+                killed = killer.submit(kill_later, server, middle)
             served.append(load.run(connected, seeds, labels))
+            if kill:
+                killed.result()
+                kills += 1
             seconds, tokens = drawn_alone(pipeline, seeds, labels, batch)
             bare.append(seconds)
             found = np.concatenate([load.tokens[seed] for seed in seeds])
@@ -124,7 +135,7 @@ def main(
         f"{requests} requests from {clients} clients: p50 {p50:.2f} s, p95 {p95:.2f} s, p99 {p99:.2f} s;"
         f" {rate:.2f} images/s, bare Pipeline {alone:.2f} images/s,"
         f" overhead {overhead:.1%} (median of {rounds} rounds), {drawn / batches:.1f} images a batch;"
-        f" {wrong} drawn wrongly, {load.again} sent again"
+        f" {wrong} drawn wrongly, {kills} kills, {load.again} sent again"
     )
 
 

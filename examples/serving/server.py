@@ -1,23 +1,14 @@
-"""python -m examples.serving.server DIR: serve a model repository without a container.
-
-The PyPI package nvidia-pytriton has a Triton Inference Server for the CPU (2.51, x86-64 Linux). It needs numpy before
-2, so it gets an environment of its own in build/serving, which borrows all other packages from this one.
-"""
+"""python -m examples.serving.server DIR: serve a model repository without a container."""
 
 from __future__ import annotations
 
 import os
-import platform
-import shutil
 import signal
 import socket
 import subprocess
-import sys
-import sysconfig
 import time
 import urllib.error
 import urllib.request
-import venv
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -27,72 +18,37 @@ import click
 from runtime.cli import FILE, Number, command, reports_errors
 from runtime.errors import SettingsError, VarEdgeError
 from runtime.files.unfinished import undone_at_the_end
-from runtime.limits import PORT
+from runtime.limits import PORT, TIMEOUT
 from runtime.serving.process import exit_words
 
-ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = ROOT / "build" / "serving"
-PACKAGES = ("nvidia-pytriton==0.7.0", "numpy<2")  # its stub crashes with numpy 2
+from .environment import ENVIRONMENT, environment, libraries
+
 HOST = "127.0.0.1"
-READY_SECONDS, STOP_SECONDS = 60, 10
-
-
-def environment(folder: Path = ENVIRONMENT) -> Path:
-    """Return the folder of site-packages with the server; install it if it is not there. Raises SettingsError."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        raise SettingsError("nvidia-pytriton: there is none for this platform; use NVIDIA's container")
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    complete = folder / f"complete-{version}"
-    if not complete.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        venv.create(folder, symlinks=True)
-        pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "--disable-pip-version-check"]
-        arguments = ["install", "-qq", "--no-deps", "--no-compile", "--only-binary", ":all:", *PACKAGES]
-        result = subprocess.run([*pip, *arguments], capture_output=True, text=True)
-        if result.returncode != 0:
-            raise SettingsError(f"{' '.join(PACKAGES)}: cannot be installed: {result.stderr}")
-        _site(folder).joinpath("others.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        complete.touch()
-    return _site(folder)
-
-
-def _site(folder: Path) -> Path:
-    return next(folder.glob("lib/python*/site-packages"))
-
-
-def backends(site: Path) -> Path:
-    """Return a folder with Triton's Python backend for this Python. Raises SettingsError."""
-    server = site / "pytriton" / "tritonserver"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.exists():
-        raise SettingsError(f"nvidia-pytriton: has no Python backend for Python {version}")
-    libraries = {**os.environ, "LD_LIBRARY_PATH": _libraries()}
-    linked = subprocess.run(["ldd", stub], capture_output=True, text=True, env=libraries).stdout
-    if missing := [line.split()[0] for line in linked.splitlines() if "not found" in line]:
-        raise SettingsError(f"{', '.join(missing)}: not found; install the shared library of Python {version}")
-    link = server / "backends" / "python" / stub.name
-    link.unlink(missing_ok=True)
-    link.symlink_to(stub)  # it finds its libraries beside its real place
-    return server / "backends"
-
-
-def _libraries() -> str:
-    """Return where the loader finds libpython: a Python that is not the system's has its own."""
-    return os.pathsep.join(filter(None, (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH"))))
+READY_SECONDS, STOP_SECONDS = 60.0, 10
 
 
 class Server:
-    """A server of one repository, on loopback only, that ends with its `with` block. Raises SettingsError."""
+    """A server of one repository, on loopback only, that ends with its `with` block, or with the thread that made it.
 
-    def __init__(self, repository: Path, http: int, grpc: int, log: Path | None = None, *options: str) -> None:
+    Raises SettingsError, also if the server is not ready within `timeout` seconds.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        http: int,
+        grpc: int,
+        log: Path | None = None,
+        *options: str,
+        timeout: float = READY_SECONDS,
+    ) -> None:
         for port in (http, grpc):
             _check_free(port)
-        site = environment()
+        folder = environment()
         self.url, self.http = f"{HOST}:{grpc}", f"http://{HOST}:{http}"
         arguments = (
             f"--model-repository={repository}",
-            f"--backend-directory={backends(site)}",
+            f"--backend-directory={folder / 'backends'}",
             *(f"--{kind}-address={HOST}" for kind in ("http", "grpc")),
             f"--http-port={http}",
             f"--grpc-port={grpc}",
@@ -101,15 +57,15 @@ class Server:
             *options,
         )
         folders = {
-            "PATH": os.pathsep.join((str(site.parents[2] / "bin"), os.environ.get("PATH", os.defpath))),
-            "PYTHONPATH": str(ROOT),
-            "LD_LIBRARY_PATH": _libraries(),
+            "PATH": os.pathsep.join((str(ENVIRONMENT / "bin"), os.environ.get("PATH", os.defpath))),
+            "LD_LIBRARY_PATH": libraries(),
         }
         self._log = log
         output = log.open("wb") if log else None
         self._ending = ExitStack()
         self.process = subprocess.Popen(
-            [site / "pytriton" / "tritonserver" / "bin" / "tritonserver", *arguments],
+            # The kernel ends the server if this process is killed, which can end nothing itself then.
+            ["setpriv", "--pdeathsig", "TERM", folder / "bin" / "tritonserver", *arguments],
             env=os.environ | folders,
             stdout=output,
             stderr=output,
@@ -117,13 +73,13 @@ class Server:
         )
         self._ending.enter_context(undone_at_the_end(self._end))  # also if a signal ends the command
         try:
-            self._await_ready()
+            self._await_ready(timeout)
         except BaseException:
             self.stop()
             raise
 
-    def _await_ready(self) -> None:
-        end = time.monotonic() + READY_SECONDS
+    def _await_ready(self, timeout: float) -> None:
+        end = time.monotonic() + timeout
         while time.monotonic() < end and self.process.poll() is None:
             try:
                 urllib.request.urlopen(f"{self.http}/v2/health/ready", timeout=5)
@@ -131,7 +87,8 @@ class Server:
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
         said = self._log.read_text(errors="replace")[-600:] if self._log else "see above"
-        raise SettingsError(f"tritonserver: not ready: {said}")
+        ended = "ended" if self.process.poll() is not None else f"not ready in {timeout:g} s, see --timeout"
+        raise SettingsError(f"tritonserver: {ended}: {said}")
 
     def processes(self, text: str) -> list[int]:
         """Return the processes of this server with this text in their command lines."""
@@ -183,10 +140,13 @@ def _check_free(port: int) -> None:
 @click.argument("repository", type=FILE, metavar="DIR")
 @click.option("--http-port", type=Number(int, PORT), default=8000, help="Port for HTTP.")
 @click.option("--grpc-port", type=Number(int, PORT), default=8001, help="Port for gRPC.")
+@click.option(
+    "--timeout", type=Number(float, TIMEOUT), default=READY_SECONDS, help="Seconds until the server must be ready."
+)
 @reports_errors
-def main(repository: Path, http_port: int, grpc_port: int) -> None:
+def main(repository: Path, http_port: int, grpc_port: int, timeout: float) -> None:
     """Serve a model repository on this machine's loopback, on the CPU, until Ctrl-C."""
-    with Server(repository, http_port, grpc_port) as server:
+    with Server(repository, http_port, grpc_port, timeout=timeout) as server:
         click.echo(f"ready: {server.http} and gRPC {server.url}")
         # Not Popen.wait, which holds a lock: a signal that ends the command waits for the server, too.
         os.waitid(os.P_PID, server.process.pid, os.WEXITED | os.WNOWAIT)

@@ -129,11 +129,10 @@ def _draw_together(
         images, tokens = view.preview(), view.tokens()
         for i, inside in seen.items():
             part = slice(inside.start - view.pictures.start, inside.stop - view.pictures.start)
-            found = parts[i, view.index]
             if inside:
-                found.append((images[part], tokens[part]))
+                parts[i, view.index].append((images[part], tokens[part]))
             if inside and inside.stop == rows[i].stop:  # the last batch with pictures of this request
-                preview, drawn = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+                preview, drawn = (np.concatenate(arrays) for arrays in zip(*parts.pop((i, view.index)), strict=True))
                 outputs = _outputs(members[i].format, records[i], preview, drawn, view.index)
                 send(Answer(i, outputs, last=False))
 

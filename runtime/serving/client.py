@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -11,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import SettingsError, VarEdgeError
+from ..limits import shown
 from ..optional import require
-from .tensors import INPUTS, NAME
+from .tensors import NAME, known_input
 
-TYPES = {"BYTES": object, "UINT64": np.uint64, "INT32": np.int32, "FP64": np.float64, "BOOL": bool}
+TYPES: dict[str, Any] = {"BYTES": object, "UINT64": np.uint64, "INT32": np.int32, "FP64": np.float64, "BOOL": bool}
+TAKES = {"BYTES": "", "UINT64": "iu", "INT32": "iu", "FP64": "iuf", "BOOL": "b"}  # kinds of numpy's types
 CONNECT_SECONDS = 10
 
 
@@ -43,8 +46,9 @@ class Client:
     def responses(self, inputs: Mapping[str, Any]) -> Iterator[dict[str, np.ndarray]]:
         """Yield the outputs of each response, see `tensors.OUTPUTS`: with `previews` one for each scale, else one.
 
-        Closing the iterator cancels the request. Raises VarEdgeError for an error of the server, and if a response
-        takes longer than the timeout.
+        Closing the iterator cancels the request. Raises SettingsError for an input that does not fit its tensor, see
+        `tensors.INPUTS`; VarEdgeError for an error of the server, if a response takes longer than the timeout, and if
+        the request was cancelled.
         """
         tensors = [self._tensor(name, value) for name, value in inputs.items()]
         if self._arrived is None:
@@ -59,10 +63,13 @@ class Client:
                     raise VarEdgeError(error.message())
                 response = result.get_response()
                 ended = response.parameters["triton_final_response"].bool_param
-                if response.outputs:
-                    yield {output.name: result.as_numpy(output.name) for output in response.outputs}
+                if not response.outputs:  # the server sends a last response without outputs for this only
+                    raise VarEdgeError(f"{self._url}: the request was cancelled")
+                yield {output.name: result.as_numpy(output.name) for output in response.outputs}
         except Empty:
             raise VarEdgeError(f"{self._url}: no response in {self._timeout:g} s; the request is cancelled") from None
+        except self._grpc.InferenceServerException as error:
+            raise VarEdgeError(f"{self._url}: {error.message()}") from None
         finally:
             if not ended:
                 self.cancel()
@@ -78,8 +85,14 @@ class Client:
         return last
 
     def executed(self) -> tuple[int, int]:
-        """Return how many requests the server has drawn since it started, and in how many batches."""
-        found = self._server.get_inference_statistics(self._model, as_json=True)["model_stats"][0]
+        """Return how many requests the server has drawn since it started, and in how many batches.
+
+        Raises VarEdgeError if the server does not answer.
+        """
+        try:
+            found = self._server.get_inference_statistics(self._model, as_json=True)["model_stats"][0]
+        except self._grpc.InferenceServerException as error:
+            raise VarEdgeError(f"{self._url}: {error.message()}") from None
         return int(found["inference_count"]), int(found["execution_count"])
 
     def close(self) -> None:
@@ -93,12 +106,28 @@ class Client:
         self.close()
 
     def _tensor(self, name: str, value: Any) -> Any:
-        wanted = INPUTS[name]
-        shape = (1, *wanted.dims)
-        value = value.encode() if isinstance(value, str) else value
-        tensor = self._grpc.InferInput(name, list(shape), wanted.datatype)
-        tensor.set_data_from_numpy(np.array(value, TYPES[wanted.datatype]).reshape(shape))
+        array = input_array(name, value)
+        tensor = self._grpc.InferInput(name, list(array.shape), known_input(name).datatype)
+        tensor.set_data_from_numpy(array)
         return tensor
+
+
+def input_array(name: str, value: Any) -> np.ndarray:
+    """Return an input as an array of its shape and type; texts are UTF-8.
+
+    Raises SettingsError if there is no such input, or if the value would have to be changed to fit.
+    """
+    wanted = known_input(name)
+    with suppress(ValueError):  # of rows of several lengths, and of a text that UTF-8 cannot hold
+        value = value.encode() if isinstance(value, str) else value
+        if wanted.datatype == "BYTES" and isinstance(value, bytes):
+            return np.array([[value]], object)
+        found, kind = np.asarray(value), TYPES[wanted.datatype]
+        if found.size == np.prod(wanted.dims) and found.dtype.kind in TAKES[wanted.datatype]:
+            array: np.ndarray = found.astype(kind).reshape(1, *wanted.dims)
+            if np.array_equal(array.ravel(), found.ravel(), equal_nan=True):
+                return array
+    raise SettingsError(f"{name}: expected {wanted.datatype} {list(wanted.dims)}, found {shown(value)}")
 
 
 def _put(arrived: SimpleQueue[tuple[Any, Any]], result: Any, error: Any) -> None:

@@ -12,7 +12,8 @@ import triton_python_backend_utils as triton
 
 from ..errors import VarEdgeError
 from .batches import Answer
-from .process import ModelProcess, Settings
+from .process import ModelProcess
+from .settings import Settings
 
 ID = "id"  # of a request to the generate endpoint, which hands it over as a parameter
 

@@ -10,57 +10,19 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
-from ..drawing import Loading
 from ..errors import VarEdgeError
 from .batches import Answer, draw
 from .request import Inputs
+from .settings import Settings
 
 CANCEL_SECONDS = 0.05  # how often the server is asked for cancelled requests
 CLOSE_SECONDS = 10  # for the process to end by itself
+LOAD_SECONDS = 600  # for the pipeline: the largest bundle has 9.9 GB, which a slow SD card reads at 20 MB/s
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to load the pipeline, as parameters of config.pbtxt keep it: text by name."""
-
-    bundle: Path
-    loading: Loading
-    batch: int
-    gpu: int | None = None  # the number of the GPU; None: the CPU, or the first GPU
-
-    def parameters(self) -> dict[str, str]:
-        """Return the parameters. Paths are relative to the model's folder."""
-        loading = self.loading
-        found = {
-            "bundle": self.bundle,
-            "backend": loading.backend,
-            "threads": loading.threads,
-            "verify": int(loading.verify),
-            "draft": loading.draft,
-            "draft_scales": loading.draft_scales,
-            "batch": self.batch,
-        }
-        return {name: str(value) for name, value in found.items() if value is not None}
-
-    @classmethod
-    def of(cls, parameters: Mapping[str, str], folder: Path, gpu: int | None) -> Settings:
-        """Return the settings of a model in `folder`."""
-
-        def number(name: str) -> int | None:
-            return int(parameters[name]) if name in parameters else None
-
-        draft = folder / parameters["draft"] if "draft" in parameters else None
-        loading = Loading(
-            number("threads"), parameters["backend"], bool(number("verify")), draft, number("draft_scales")
-        )
-        return cls(folder / parameters["bundle"], loading, int(parameters["batch"]), gpu)
 
 
 class ModelProcess:
@@ -101,7 +63,8 @@ class ModelProcess:
             self._process.join()
             text = f"the process of the model ended with {exit_words(self._process.exitcode)}; send the request again"
             yield from (Answer(i, error=text, code="UNAVAILABLE") for i in sorted(unanswered))
-            self._start()  # after the answers: where memory is short this may fail, too
+            with suppress(OSError):  # where memory is short this fails, too: then the next request tries again
+                self._start()
         except VarEdgeError as error:  # of a process that was started again
             yield from (Answer.failed(i, error) for i in sorted(unanswered))
 
@@ -118,15 +81,19 @@ class ModelProcess:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would share the engine's threads and the GPU
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, self._settings), daemon=True)
-        self._process.start()
-        other.close()
+        connection, other = context.Pipe()
+        with other:
+            process = context.Process(target=_serve, args=(other, self._settings), daemon=True)
+            process.start()
+        self._connection, self._process = connection, process
         self._loaded = self._answering = False
 
     def _await_pipeline(self) -> None:
         """Wait until the pipeline is loaded. Raises VarEdgeError, EOFError if the process ended."""
         if not self._loaded:
+            if not self._connection.poll(LOAD_SECONDS):
+                self._end()
+                raise VarEdgeError(f"{self._settings.bundle}: not loaded in {LOAD_SECONDS:g} s; send the request again")
             fault = self._connection.recv()
             if fault is not None:
                 self._process.join()

@@ -17,7 +17,7 @@ from ..files.atomic import atomic_directory
 from ..files.outputs import Kind
 from ..files.unfinished import is_temporary
 from ..limits import shown
-from .process import Settings
+from .settings import Settings
 from .tensors import INPUTS, OUTPUTS, REQUIRED, Tensor
 
 MARK = "# Written by VAR Edge: python -m runtime.triton\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from io import BytesIO
 from typing import Any
@@ -19,7 +20,7 @@ from ..images import decoded, fitted_mask, fitted_picture
 from ..limits import shown
 from ..sampling import Sampling
 from ..uniforms import check_seed
-from .tensors import FORMATS, INPUTS, REQUIRED
+from .tensors import FORMATS, REQUIRED, known_input
 
 Inputs = Mapping[str, "np.ndarray | None"]  # None: a parameter that is no tensor
 EDITS = ("box", "mask", "mode")  # inputs that need an image
@@ -78,9 +79,9 @@ class Request:
 
 def _check(name: str, array: np.ndarray | None) -> None:
     """Raise SettingsError unless this is an input of the model with one value."""
-    if name not in INPUTS or array is None:
-        raise SettingsError(f"{shown(name)}: no input has this name; the inputs are {', '.join(INPUTS)}")
-    expected = (1, *INPUTS[name].dims)
+    expected = (1, *known_input(name).dims)
+    if array is None:
+        raise SettingsError(f"{name}: expected a tensor, found a parameter of the request")
     if array.shape != expected:
         raise SettingsError(f"{name}: expected the shape {list(expected)}, found {list(array.shape)}; see count")
 
@@ -127,9 +128,13 @@ def _edit(inputs: Inputs, pipeline: BasePipeline) -> Kept | None:
 
 
 def _file(inputs: Inputs, name: str) -> BytesIO:
-    """Return the content of an image file, which JSON can carry as base64 only. No image file is base64 throughout."""
+    """Return the content of an image file, which JSON can carry as base64 only. No image file is base64 throughout.
+
+    Raises SettingsError if it is larger than a file may be.
+    """
     data: bytes = np.asarray(inputs[name]).reshape(-1)[0]
-    try:
-        return BytesIO(base64.b64decode(data, validate=True))
-    except binascii.Error:
-        return BytesIO(data)
+    with suppress(binascii.Error):
+        data = base64.b64decode(data, validate=True)
+    if len(data) > limits.PICTURE_BYTES:
+        raise SettingsError(f"{name}: expected at most {limits.PICTURE_BYTES} bytes, found {len(data)}")
+    return BytesIO(data)

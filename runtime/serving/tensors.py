@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import SettingsError
+from ..limits import shown
+
 NAME = "var_edge"  # the usual name of the model
 FORMATS = ("png", "base64", "uint8")  # of the images in a response
 
@@ -41,3 +44,10 @@ OUTPUTS = {
     "tokens": Tensor("INT32", (-1,)),
     "scale": Tensor("INT32"),
 }
+
+
+def known_input(name: str) -> Tensor:
+    """Return the input of this name. Raises SettingsError if there is none."""
+    if name not in INPUTS:
+        raise SettingsError(f"{shown(name)}: no input has this name; the inputs are {', '.join(INPUTS)}")
+    return INPUTS[name]

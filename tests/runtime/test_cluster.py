@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from runtime import optional
+from runtime.files.unfinished import is_temporary
 from tests.runtime.test_sample_set import SMALL, contents, sample_set
 
 pytestmark = [
@@ -168,7 +169,7 @@ def test_lost_workers_are_replaced(head: tuple[int, str], toy_bundle: Path, alon
         killed.add(lost)
     code, out, err = ended(run)
     assert (code, err) == (0, "")
-    assert out.startswith("set: 1500 of 1500 picture(s) drawn with onnxruntime")
+    assert out.startswith("set: 1500 of 1500 image(s) drawn with onnxruntime")
     assert out.endswith(" by up to 2 worker(s); complete, with samples.npz\n")
     assert len(killed) == 2
     assert contents(tmp_path / "set") == contents(alone)
@@ -178,7 +179,7 @@ def test_shards_may_be_drawn_by_a_cluster(head: tuple[int, str], toy_bundle: Pat
     first = start("--bundle", toy_bundle, "--out", tmp_path / "set", *SMALL, "--shard", "2/2", "--ray", head[1])
     code, out, err = ended(first)
     assert (code, err) == (0, "")
-    assert "14 of 30 picture(s)" in out
+    assert "14 of 30 image(s)" in out
     assert "16 of 30" in sample_set("--bundle", toy_bundle, "--out", tmp_path / "set", *SMALL).output
     sample_set("--bundle", toy_bundle, "--out", tmp_path / "alone", *SMALL)
     assert contents(tmp_path / "set") == contents(tmp_path / "alone")
@@ -199,6 +200,25 @@ def test_a_batch_that_ends_every_worker_ends_the_command(
     assert len(killed) in (4, 5)  # a worker that loads while another is counted may be killed, too
     assert "has ended 4 workers, perhaps for want of memory: " in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_signal_ends_the_command_and_its_workers(
+    head: tuple[int, str], toy_bundle: Path, alone: Path, tmp_path: Path, number: int, word: str
+) -> None:
+    """Nothing of it is left in the cluster or in the folder, and the rest can be drawn without the cluster."""
+    out = tmp_path / "set"
+    run = start("--bundle", toy_bundle, "--out", out, *LARGE, "--ray", head[1])
+    wait_until(lambda: len(list(out.glob("*.png"))) > 100, run)
+    run.send_signal(number)
+    assert ended(run) == (128 + number, "", f"{word}\n")
+    wait_until(lambda: not workers(head[0]), seconds=30)
+    assert [entry.name for entry in out.iterdir() if is_temporary(entry.name)] == []
+    drawn = len(list(out.glob("*.png")))
+    assert drawn < 1500
+    result = sample_set("--bundle", toy_bundle, "--out", out, *LARGE)
+    assert result.output.startswith(f"{out}: ") and "1500 of 1500" not in result.output
+    assert contents(out) == contents(alone)
 
 
 def test_a_local_cluster_ends_with_the_command(toy_bundle: Path, alone: Path, tmp_path: Path) -> None:

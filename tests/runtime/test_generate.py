@@ -24,7 +24,7 @@ def test_one_picture(toy_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "picture.png"
     result = generate("--bundle", toy_bundle, "--label", "golden retriever", "--seed", 3, "--top-k", 5, "--out", out)
     assert result.exit_code == 0, result.output
-    assert result.output.startswith(f"{out}: 1 picture(s) in ")
+    assert result.output.startswith(f"{out}: 1 image(s) in ")
     assert "with onnxruntime" in result.output
     expected = Pipeline(toy_bundle).generate([4], seed=3, top_k=5).images[0]
     assert np.array_equal(np.asarray(Image.open(out)), expected)

@@ -139,4 +139,4 @@ def test_names_that_the_output_cannot_show(toy_bundle: Path, tmp_path: Path, enc
         [*command, "--out", out], capture_output=True, env={"PYTHONIOENCODING": encoding, "PATH": ""}, check=False
     )
     assert (result.returncode, result.stderr) == (0, b"")
-    assert b".png: 1 picture(s)" in result.stdout
+    assert b".png: 1 image(s)" in result.stdout

@@ -44,7 +44,7 @@ def whole(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "set"
     result = sample_set("--bundle", toy_bundle, "--out", out, *SMALL)
     assert result.exit_code == 0, result.output
-    assert result.output == f"{out}: 30 of 30 picture(s) drawn with onnxruntime; complete, with samples.npz\n"
+    assert result.output == f"{out}: 30 of 30 image(s) drawn with onnxruntime; complete, with samples.npz\n"
     return out
 
 
@@ -97,7 +97,7 @@ def test_settings_say_what_the_set_is(whole: Path) -> None:
 
 def test_shards_together_are_the_whole(toy_bundle: Path, whole: Path, tmp_path: Path) -> None:
     first = sample_set("--bundle", toy_bundle, "--out", tmp_path / "set", *SMALL, "--shard", "1/2")
-    assert first.output.endswith("16 of 30 picture(s) drawn with onnxruntime; the other shards draw the rest\n")
+    assert first.output.endswith("16 of 30 image(s) drawn with onnxruntime; the other shards draw the rest\n")
     assert not (tmp_path / "set" / SAMPLES).exists()
     second = sample_set("--bundle", toy_bundle, "--out", tmp_path / "set", *SMALL, "--shard", "2/2")
     assert "14 of 30" in second.output
@@ -131,7 +131,7 @@ def test_what_was_half_written_is_cleared_away(toy_bundle: Path, whole: Path, tm
     for name in (SAMPLES, SETTINGS, "0002_00003.png"):
         (out / f".{name}.0123abcd.var-edge").write_bytes(b"half")
     result = sample_set("--bundle", toy_bundle, "--out", out, *SMALL)
-    assert ": 4 of 30 picture(s) drawn" in result.output  # the batch of the missing image
+    assert ": 4 of 30 image(s) drawn" in result.output  # the batch of the missing image
     assert contents(out) == contents(whole)
 
 

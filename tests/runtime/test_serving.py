@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import weakref
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from runtime.base_pipeline import ScaleView
 from runtime.errors import VarEdgeError
 from runtime.images import encoded_png
 from runtime.pipeline import Pipeline
@@ -119,6 +121,32 @@ def test_one_response_for_each_scale(pipeline: Pipeline, count: int) -> None:
     assert [len(answer.outputs["tokens"][0]) for answer in scales if answer.outputs] == [1, 4, 1 + 4 + 9]
 
 
+def test_previews_that_were_sent_are_not_kept(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many large images at every scale would fill the memory until the last."""
+    made: list[weakref.ref[np.ndarray]] = []
+    kept: list[int] = []
+    preview = ScaleView.preview
+
+    def watched(view: ScaleView) -> np.ndarray:
+        images = preview(view)
+        made.append(weakref.ref(images))
+        return images
+
+    monkeypatch.setattr(ScaleView, "preview", watched)
+    waiting = [tensors(label="2", count=2, top_k=3, previews=True)]
+    draw(pipeline, waiting, 8, lambda _: kept.append(sum(each() is not None for each in made[:-1])), set)
+    assert len(made) == len(SIDES) - 1
+    assert kept[:-1] == [0] * len(made)  # while a scale is sent, nothing of the scales before it is left
+
+
+def test_a_request_image_has_the_size_of_a_file_at_most(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = encoded_png(np.zeros((6, 6, 3), np.uint8))
+    monkeypatch.setattr("runtime.limits.PICTURE_BYTES", len(file) - 1)
+    waiting = [tensors(label="1", image=image, box=(0, 0, 1, 1)) for image in (file, base64.b64encode(file))]
+    found = [each[0].error for each in answers(pipeline, waiting)]
+    assert found == [f"image: expected at most {len(file) - 1} bytes, found {len(file)}"] * 2
+
+
 def test_formats(pipeline: Pipeline) -> None:
     waiting = [tensors(label="3", top_k=3, format=name) for name in ("png", "base64", "uint8")]
     first, second, third = (found[0].outputs or {} for found in answers(pipeline, waiting))
@@ -136,7 +164,7 @@ def test_formats(pipeline: Pipeline) -> None:
         ({}, "label: expected a class, found none"),
         ({"count": 0}, "count: expected 1 to 64, found 0"),
         ({"count": 2**31 - 1}, "count: expected 1 to 64, found 2147483647"),
-        ({"seed": 2**64 - 1, "count": 2}, "seed: expected 0 to 2**64 - 2 for 2 picture(s), found 18446744073709551615"),
+        ({"seed": 2**64 - 1, "count": 2}, "seed: expected 0 to 2**64 - 2 for 2 image(s), found 18446744073709551615"),
         ({"cfg": float("nan")}, "cfg: expected 0 to 1000, found nan"),
         ({"top_k": 65}, "top_k: expected 0 (all) to 64, found 65"),
         ({"top_p": -1.0}, "top_p: expected 0 (all) or 1e-06 to 1, found -1.0"),

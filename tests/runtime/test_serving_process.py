@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Iterator
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ from runtime.drawing import Loading
 from runtime.errors import VarEdgeError
 from runtime.pipeline import Pipeline
 from runtime.serving.batches import Answer
-from runtime.serving.process import ModelProcess, Settings, visible_gpu
+from runtime.serving.process import ModelProcess, visible_gpu
+from runtime.serving.settings import Settings
 from tests.runtime.test_serving import tensors
 
 
@@ -61,6 +64,40 @@ def test_answers_that_nobody_reads_reach_no_other_request(process: ModelProcess,
     answers = process.answers([tensors(label=label, top_k=3) for label in "13"], lambda i: False)
     assert next(answers).last
     del answers
+    assert_served(process, own_bundle)
+
+
+def test_errors_are_sent_although_no_process_can_be_started(
+    process: ModelProcess, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory is short the kernel kills the process, and then refuses another: later it does not."""
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)
+
+    def kill(_: int) -> bool:
+        os.kill(process.pid or 0, signal.SIGKILL)
+        return False
+
+    def refused(_: SpawnProcess) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SpawnProcess, "start", refused)
+        for is_cancelled in (kill, lambda _: False):
+            found = list(process.answers([tensors(label="1", top_k=3)], is_cancelled))
+            assert [(answer.request, answer.code) for answer in found] == [(0, "UNAVAILABLE")]
+    assert_served(process, own_bundle)
+
+
+def test_a_pipeline_that_does_not_load_is_not_waited_for(
+    process: ModelProcess, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process._end()
+    process._start()
+    os.kill(process.pid or 0, signal.SIGSTOP)
+    monkeypatch.setattr("runtime.serving.process.LOAD_SECONDS", 0.1)
+    assert served(process).error == f"{own_bundle}: not loaded in 0.1 s; send the request again"
+    monkeypatch.undo()
     assert_served(process, own_bundle)
 
 

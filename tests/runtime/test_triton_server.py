@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,17 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import examples.serving.load
 import runtime.client
-from examples.serving.server import Server, backends, environment, free_port
+from examples.serving.environment import ROOT, environment
+from examples.serving.server import Server, free_port
 from runtime.drawing import Loading
 from runtime.errors import SettingsError, VarEdgeError
 from runtime.images import encoded_png
 from runtime.pipeline import Pipeline
 from runtime.serving.client import Client
-from runtime.serving.process import Settings
 from runtime.serving.repository import write_repository
+from runtime.serving.settings import Settings
 from runtime.serving.tensors import NAME
 
 SAMPLING = {"cfg": 1.1, "top_k": 300, "top_p": 0.9}  # FP32 does not hold 1.1 and 0.9
@@ -37,7 +40,7 @@ SAMPLING = {"cfg": 1.1, "top_k": 300, "top_p": 0.9}  # FP32 does not hold 1.1 an
 @pytest.fixture(scope="module")
 def repository(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
-        backends(environment())
+        environment()
     except SettingsError as error:
         pytest.skip(f"NOT TESTED with the real Triton Inference Server: {error}")
     folder = tmp_path_factory.mktemp("triton") / "repository"
@@ -47,9 +50,12 @@ def repository(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[Server]:
+    """A server that was started in another folder than this checkout, whose packages it needs."""
     options = ("--model-control-mode=explicit", "--load-model=*")
-    with Server(repository, free_port(), free_port(), repository.parent / "log", *options) as started:
-        yield started
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(repository.parent)
+        with Server(repository, free_port(), free_port(), repository.parent / "log", *options) as started:
+            yield started
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +81,16 @@ def post(server: Server, path: str, **inputs: Any) -> tuple[int, str]:
     command = ["curl", "-s", "-m", "60", "-w", "%{http_code}", "-d", json.dumps(inputs), url]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return int(text[-3:]), text[:-3]
+
+
+def of_session(session: int) -> list[int]:
+    """Return the processes of a session that have not ended."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # ended meanwhile
+            if os.getsid(int(folder.name)) == session and (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
 
 
 def model_process(server: Server) -> int:
@@ -166,21 +182,41 @@ def test_the_command(server: Server, pipeline: Pipeline, tmp_path: Path) -> None
         assert result.output.count("\n") == 1
         return result.output
 
-    assert "1 picture(s)" in client("--label", "heart", "--seed", 3, "--preview-dir", tmp_path / "scales")
+    assert "1 image(s)" in client("--label", "heart", "--seed", 3, "--preview-dir", tmp_path / "scales")
     alone = pipeline.generate("heart", 3, **SAMPLING).images[0]
     shown = np.asarray(Image.open(tmp_path / "out.png"))
     assert np.abs(shown.astype(int) - alone).max() <= 1
     assert len(list((tmp_path / "scales").iterdir())) == len(pipeline.manifest.scales)
-    assert "4 picture(s)" in client("--label", "heart", "--count", 4)
+    assert "4 image(s)" in client("--label", "heart", "--count", 4)
     assert Image.open(tmp_path / "out.png").size == (132, 132)  # a grid
     Image.fromarray(alone).save(tmp_path / "photo.png")
     (tmp_path / "out.png").unlink()
-    assert "1 picture(s)" in client("--image", tmp_path / "photo.png", "--box", "0,0.5,1,1")
+    assert "1 image(s)" in client("--image", tmp_path / "photo.png", "--box", "0,0.5,1,1")
     assert "did you mean 9 (heart)" in client("--label", "hart")
     assert "box: expected four numbers" in client("--image", tmp_path / "photo.png", "--box", "all")
     assert f"{server.url}: no model other is ready there" in client("--label", "heart", "--model", "other")
     unused = f"127.0.0.1:{free_port()}"
     assert f"Error: {unused}: no server answers" in client("--label", "heart", "--url", unused)
+
+
+@pytest.mark.parametrize(("options", "kills"), [((), 0), (("--kill",), 2)], ids=["load", "kill"])
+def test_the_load_test(repository: Path, options: tuple[str, ...], kills: int) -> None:
+    command = (repository, "--requests", 8, "--clients", 2, "--rounds", 2, "--batch", 4, "--threads", 1, *options)
+    result = CliRunner().invoke(examples.serving.load.main, [str(argument) for argument in command])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("8 requests from 2 clients: p50 ")
+    assert f"; 0 drawn wrongly, {kills} kills, " in result.output
+    assert result.output.count("\n") == 1
+
+
+def test_a_killer_that_finds_no_process_ends_the_load_test(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "processes", lambda *_: [])
+    command = (repository, "--requests", 4, "--clients", 2, "--rounds", 1, "--batch", 4, "--threads", 1, "--kill")
+    result = CliRunner().invoke(examples.serving.load.main, [str(argument) for argument in command])
+    assert (result.exit_code, result.output) == (
+        1,
+        "Error: the server: expected one process with a pipeline, found 0\n",
+    )
 
 
 def test_a_second_server_on_the_same_port(server: Server, repository: Path) -> None:
@@ -189,19 +225,34 @@ def test_a_second_server_on_the_same_port(server: Server, repository: Path) -> N
         Server(repository, free_port(), port)
 
 
-def test_a_signal_to_the_command_stops_the_server(repository: Path) -> None:
+def test_a_server_that_is_not_ready_in_time(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"tritonserver: not ready in 0\.1 s, see --timeout: "):
+        Server(repository, free_port(), free_port(), tmp_path / "log", timeout=0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_the_command_stops_the_server(repository: Path, number: int) -> None:
     ports = free_port(), free_port()
     options = [f"--http-port={ports[0]}", f"--grpc-port={ports[1]}"]
     command = [sys.executable, "-m", "examples.serving.server", str(repository), *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as started:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as started:
         assert started.stdout is not None
         assert started.stdout.readline() == f"ready: http://127.0.0.1:{ports[0]} and gRPC 127.0.0.1:{ports[1]}\n"
+        children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+        sessions = [session for session in map(int, children) if os.getsid(session) == session]  # the server's own
         try:
             time.sleep(1)  # the command waits for the server now
-            started.terminate()
-            assert started.wait(30) == 128 + signal.SIGTERM
+            started.send_signal(number)
+            assert started.wait(30) == (128 + number if number == signal.SIGTERM else -number)
+            end = time.monotonic() + 20
+            while any(map(of_session, sessions)):
+                assert time.monotonic() < end, "the server goes on"
+                time.sleep(0.1)
         finally:
             started.kill()
+            for session in filter(of_session, sessions):
+                os.killpg(session, signal.SIGKILL)
+    assert len(sessions) == 1
     with Server(repository, *ports, repository.parent / "log of another"):
         pass  # the ports are free again
 

@@ -80,7 +80,7 @@ void Pipeline::check(const Request& request, bool to_device) const {
     }
     if (!request.seeds && request.seed > UINT64_MAX - (request.labels.size() - 1)) {
         const std::string count = std::to_string(request.labels.size());
-        throw bad_argument("seed: expected 0 to 2**64 - " + count + " for " + count + " picture(s), found " +
+        throw bad_argument("seed: expected 0 to 2**64 - " + count + " for " + count + " image(s), found " +
                            std::to_string(request.seed));
     }
     if (!request.keep != !request.kept_tokens) throw bad_argument("keep, kept_tokens: expected both or neither");
