@@ -37,10 +37,9 @@ def python() -> Path:
     with (web_environment.ROOT / ".venv" / "web.lock").open("w") as lock:  # other processes of the suite
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            web_environment.make()
+            return web_environment.make()
         except (OSError, subprocess.CalledProcessError):
-            pytest.skip("Gradio could not be installed: python tests/web_environment.py")
-    return web_environment.PYTHON
+            pytest.skip("Gradio could not be installed: python -m tests.web_environment")
 
 
 @pytest.fixture(scope="module")
