@@ -62,7 +62,7 @@ def main(bundle: Path, host: str, port: int, loading: Loading) -> None:
         actions = Actions(pipeline)
         _restrict_images()
         _refuse_downloads()
-        page(actions, folder).queue().launch(
+        page(actions, folder).launch(
             server_name=host,
             server_port=port,
             prevent_thread_lock=True,

@@ -21,6 +21,8 @@ CSS = """
 .stage i {height: .7em; min-width: 1px; background: var(--color-accent)}
 """
 BOX, MASK = "box", "drawn mask"
+MOST_WAITING = 16  # requests of all visitors; each holds its uploads in memory
+WAITING = "waiting for a turn"
 
 
 def page(actions: Actions, folder: Path) -> gr.Blocks:
@@ -98,15 +100,18 @@ def page(actions: Actions, folder: Path) -> gr.Blocks:
             wanted = Edit(*_layers(drawing), None if kind == MASK else box, mode)
             yield from _outputs(actions.edit(str(request.session_hash), _wish(*values), wanted), folder)
 
-        def on_stop(request: gr.Request) -> None:
+        def on_stop(request: gr.Request) -> str:
             actions.stop(str(request.session_hash))
+            return "stopped"
 
-        draw.click(on_draw, settings, outputs, concurrency_id="pipeline", show_progress="hidden")
-        edit.click(
-            on_edit, [canvas, mode, kind, *sides, *settings], outputs, concurrency_id="pipeline", show_progress="hidden"
-        )
-        stop.click(on_stop, queue=False)
-    return blocks
+        gr.on([draw.click, edit.click], None, outputs=status, js=f"() => '{WAITING}'")  # at once, in the browser
+        turns: dict[str, Any] = {"concurrency_id": "pipeline", "show_progress": "hidden"}
+        drawing = draw.click(on_draw, settings, outputs, **turns)
+        editing = edit.click(on_edit, [canvas, mode, kind, *sides, *settings], outputs, **turns)
+        for run in (drawing, editing):  # what else fails has a status of its own
+            run.failure(lambda: "Error: too many visitors wait; try again later", None, status, queue=False)
+        stop.click(on_stop, None, status, queue=False, show_progress="hidden", cancels=[drawing, editing])
+    return blocks.queue(max_size=MOST_WAITING)
 
 
 def _wish(
@@ -137,11 +142,11 @@ def _layers(drawing: Any) -> tuple[Image.Image | None, Image.Image | None]:
 
 def _outputs(updates: Iterator[Update], folder: Path) -> Iterator[list[Any]]:
     """Yield the values of status, gallery, files and chart for each update."""
-    yield ["started", [], None, ""]
     for update in updates:
-        seconds = chart(update.seconds) if update.seconds else gr.skip()
+        seconds = gr.skip() if update.seconds is None else chart(update.seconds)
         if not update.drawn:
-            yield [update.status, update.previews or gr.skip(), gr.skip(), seconds]
+            previews = gr.skip() if update.previews is None else update.previews
+            yield [update.status, previews, gr.skip() if update.drawn is None else None, seconds]
             continue
         try:
             with TemporaryDirectory(dir=folder) as place:

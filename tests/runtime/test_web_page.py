@@ -25,6 +25,7 @@ from tests import web_environment
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 DESKTOP, PHONE = (1280, 900), (390, 844)
+MOST_WAITING = 16  # runtime.web.page has it, which needs Gradio
 SECONDS = 30  # to wait for anything
 
 
@@ -165,11 +166,64 @@ def test_stop(page: Page) -> None:
     page.click("#draw")
     page.shows("scale 2 of 10")
     page.click("#stop")
-    page.shows("stopped after scale")
+    page.shows("stopped")
     page.type("#count input[type=number]", "1")
     page.without_previews()
     page.click("#draw")  # the server goes on
     page.shows("1 image(s) in")
+
+
+@pytest.fixture
+def two_pages(browser: Any, url: str) -> Iterator[tuple[Page, Callable[[], None]]]:
+    """A page, and what changes between two windows of it: each is a visitor."""
+    first = browser.current_window_handle
+    page = Page(browser, url)
+    browser.switch_to.new_window("window")
+    Page(browser, url)
+
+    def change() -> None:
+        browser.switch_to.window(next(each for each in browser.window_handles if each != browser.current_window_handle))
+
+    yield page, change
+    for window in browser.window_handles:
+        browser.switch_to.window(window)
+        if window != first:
+            browser.close()
+    browser.switch_to.window(first)
+
+
+def test_stop_while_another_visitor_draws(two_pages: tuple[Page, Callable[[], None]]) -> None:
+    page, change = two_pages
+    page.type("#count input[type=number]", "4")
+    page.click("#draw")
+    page.shows("scale 2 of 10")
+    change()
+    page.click("#draw")
+    page.shows("waiting for a turn")
+    page.click("#stop")
+    page.shows("stopped")
+    change()
+    assert page.status.startswith("scale ")  # not stopped
+    page.click("#stop")
+    page.shows("stopped")
+    page.type("#count input[type=number]", "1")
+    page.click("#draw")  # after what waited before
+    page.shows("1 image(s) in")
+    change()
+    assert page.status == "stopped"
+    assert not page.all("#images img")
+
+
+def test_too_many_who_wait_are_told(page: Page, url: str) -> None:
+    page.type("#count input[type=number]", "16")
+    page.click("#draw")
+    page.shows("scale 2 of 10")
+    wrong = {"data": ["no such class", "0", 1, 4, 900, 0.9, 10, "full", False, False]}
+    for _ in range(MOST_WAITING):
+        urllib.request.urlopen(posted(f"{url}/gradio_api/call/on_draw", wrong), timeout=10)
+    page.click("#start-edit")
+    page.shows("Error: too many visitors wait; try again later")
+    page.click("#stop")
 
 
 def test_edit(page: Page, tmp_path: Path) -> None:
@@ -221,10 +275,13 @@ def test_wrong_input(page: Page, tmp_path: Path) -> None:
     page.shows("Error: image: expected one")
 
 
+def posted(url: str, document: Any) -> urllib.request.Request:
+    return urllib.request.Request(url, json.dumps(document).encode(), {"Content-Type": "application/json"})
+
+
 def asked(url: str, action: str, data: list[Any]) -> str:
     """What the server answers to a request that the page itself would not send."""
-    body = json.dumps({"data": data}).encode()
-    request = urllib.request.Request(f"{url}/gradio_api/call/{action}", body, {"Content-Type": "application/json"})
+    request = posted(f"{url}/gradio_api/call/{action}", {"data": data})
     event = json.loads(urllib.request.urlopen(request, timeout=10).read())["event_id"]
     return str(urllib.request.urlopen(f"{url}/gradio_api/call/{action}/{event}", timeout=20).read().decode())
 
