@@ -22,7 +22,7 @@ CSS = """
 """
 BOX, MASK = "box", "drawn mask"
 MOST_WAITING = 16  # requests of all visitors; each holds its uploads in memory
-WAITING = "waiting for a turn"
+WAITING, FULL = "waiting for a turn", "Error: too many visitors wait; try again later"
 
 
 def page(actions: Actions, folder: Path) -> gr.Blocks:
@@ -100,17 +100,18 @@ def page(actions: Actions, folder: Path) -> gr.Blocks:
             wanted = Edit(*_layers(drawing), None if kind == MASK else box, mode)
             yield from _outputs(actions.edit(str(request.session_hash), _wish(*values), wanted), folder)
 
-        def on_stop(request: gr.Request) -> str:
+        def on_stop(request: gr.Request) -> None:
             actions.stop(str(request.session_hash))
-            return "stopped"
 
-        gr.on([draw.click, edit.click], None, outputs=status, js=f"() => '{WAITING}'")  # at once, in the browser
+        # What has `js` and no function happens in the browser, at once.
+        gr.on([draw.click, edit.click], None, None, status, js=f"() => '{WAITING}'")
         turns: dict[str, Any] = {"concurrency_id": "pipeline", "show_progress": "hidden"}
         drawing = draw.click(on_draw, settings, outputs, **turns)
         editing = edit.click(on_edit, [canvas, mode, kind, *sides, *settings], outputs, **turns)
-        for run in (drawing, editing):  # what else fails has a status of its own
-            run.failure(lambda: "Error: too many visitors wait; try again later", None, status, queue=False)
-        stop.click(on_stop, None, status, queue=False, show_progress="hidden", cancels=[drawing, editing])
+        for run in (drawing, editing):  # it fails if the queue is full, and also if it is cancelled
+            run.failure(None, status, status, js=f"status => status === '{WAITING}' ? '{FULL}' : status")
+        stop.click(None, None, status, js="() => 'stopped'")
+        stop.click(on_stop, queue=False, cancels=[drawing, editing])
     return blocks.queue(max_size=MOST_WAITING)
 
 

@@ -119,6 +119,7 @@ def test_stop_is_heard_from_the_start(actions: Actions) -> None:
     ("changes", "said"),
     [
         ({"label": ""}, "Error: label ''"),
+        ({"label": "xyzzyx"}, "no class has this name; look it up in the list of classes"),
         ({"label": "gold fish"}, "did you mean 1 (goldfish)?"),
         ({"label": "6"}, "Error: label: expected 0 to 5"),
         ({"seed": "-1"}, "Error: seed: expected an integer of 0 to"),
@@ -203,8 +204,10 @@ def test_a_port_in_use_is_told_at_once(toy_bundle: Path, monkeypatch: pytest.Mon
         result = CliRunner().invoke(main, ["--bundle", str(toy_bundle), "--port", str(port)])
     assert (result.exit_code, result.output.count("\n")) == (1, 1)
     assert f"cannot listen at '127.0.0.1', port {port}: Address already in use; give another --port" in result.output
-    result = CliRunner().invoke(main, ["--bundle", str(toy_bundle), "--host", "no.such.host.invalid"])
-    assert (result.exit_code, result.output.count("\n")) == (1, 1)
+    for host in ("no.such.host.invalid", "a" * 300, "192.0.2.1"):  # the last is of no machine
+        result = CliRunner().invoke(main, ["--bundle", str(toy_bundle), "--host", host])
+        assert (result.exit_code, result.output.count("\n")) == (1, 1)
+        assert result.output.startswith(f"Error: cannot listen at '{host[:60]}', port 7860: ")
 
 
 def test_help_waits_for_no_library() -> None:

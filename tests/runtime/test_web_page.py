@@ -26,7 +26,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 DRIVER = shutil.which("chromedriver")
 DESKTOP, PHONE = (1280, 900), (390, 844)
 MOST_WAITING = 16  # runtime.web.page has it, which needs Gradio
-SECONDS = 30  # to wait for anything
+SECONDS = 60  # to wait for anything
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_stop_while_another_visitor_draws(two_pages: tuple[Page, Callable[[], No
 
 
 def test_too_many_who_wait_are_told(page: Page, url: str) -> None:
-    page.type("#count input[type=number]", "16")
+    page.type("#count input[type=number]", "4")
     page.click("#draw")
     page.shows("scale 2 of 10")
     wrong = {"data": ["no such class", "0", 1, 4, 900, 0.9, 10, "full", False, False]}
@@ -353,3 +353,13 @@ def test_a_second_server_on_the_same_port(python: Path, url: str, golden_bundle:
     assert result.stderr == (
         f"Error: cannot listen at '127.0.0.1', port {port}: Address already in use; give another --port or --host\n"
     )
+
+
+def test_a_port_that_is_taken_while_the_bundle_loads(python: Path, url: str, golden_bundle: Path) -> None:
+    port = url.rpartition(":")[2]
+    code = "import runtime.web.__main__ as web; web._check_free = lambda *_: None; web.main()"
+    command = [python, "-c", code, "--bundle", golden_bundle, "--port", port]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=web_environment.ROOT)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1), result.stderr
+    assert result.stderr.startswith(f"Error: cannot listen at '127.0.0.1', port {port}: ")
+    assert result.stderr.endswith("; give another --port or --host\n")
