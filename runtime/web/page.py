@@ -22,7 +22,10 @@ CSS = """
 """
 BOX, MASK = "box", "drawn mask"
 MOST_WAITING = 16  # requests of all visitors; each holds its uploads in memory
-WAITING, FULL = "waiting for a turn", "Error: too many visitors wait; try again later"
+# What the browser itself shows as the status: a run that waits, or was stopped, sends none.
+AT_CLICK = "() => 'waiting for a turn'"
+AT_STOP = "status => /^(waiting|started|scale)/.test(status) ? 'stopping' : status"
+AT_FAILURE = "status => /^waiting/.test(status) ? 'Error: not started; the notice says why' : 'stopped'"
 
 
 def page(actions: Actions, folder: Path) -> gr.Blocks:
@@ -103,15 +106,14 @@ def page(actions: Actions, folder: Path) -> gr.Blocks:
         def on_stop(request: gr.Request) -> None:
             actions.stop(str(request.session_hash))
 
-        # What has `js` and no function happens in the browser, at once.
-        gr.on([draw.click, edit.click], None, None, status, js=f"() => '{WAITING}'")
         turns: dict[str, Any] = {"concurrency_id": "pipeline", "show_progress": "hidden"}
+        gr.on([draw.click, edit.click], None, None, status, js=AT_CLICK)
         drawing = draw.click(on_draw, settings, outputs, **turns)
         editing = edit.click(on_edit, [canvas, mode, kind, *sides, *settings], outputs, **turns)
-        for run in (drawing, editing):  # it fails if the queue is full, and also if it is cancelled
-            run.failure(None, status, status, js=f"status => status === '{WAITING}' ? '{FULL}' : status")
-        stop.click(None, None, status, js="() => 'stopped'")
-        stop.click(on_stop, queue=False, cancels=[drawing, editing])
+        for run in (drawing, editing):
+            run.failure(None, status, status, js=AT_FAILURE)
+        stop.click(None, status, status, js=AT_STOP)
+        stop.click(on_stop, queue=False, cancels=[drawing, editing])  # also where it waits for its turn
     return blocks.queue(max_size=MOST_WAITING)
 
 

@@ -222,7 +222,8 @@ def test_too_many_who_wait_are_told(page: Page, url: str) -> None:
     for _ in range(MOST_WAITING):
         urllib.request.urlopen(posted(f"{url}/gradio_api/call/on_draw", wrong), timeout=10)
     page.click("#start-edit")
-    page.shows("Error: too many visitors wait; try again later")
+    page.shows("Error: not started; the notice says why")
+    assert "Queue is full" in page.all("body")[0].text
     page.click("#stop")
 
 
