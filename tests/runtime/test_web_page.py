@@ -215,15 +215,17 @@ def test_stop_while_another_visitor_draws(two_pages: tuple[Page, Callable[[], No
 
 
 def test_too_many_who_wait_are_told(page: Page, url: str) -> None:
+    page.click("#edit > button")
     page.type("#count input[type=number]", "4")
     page.click("#draw")
     page.shows("scale 2 of 10")
     wrong = {"data": ["no such class", "0", 1, 4, 900, 0.9, 10, "full", False, False]}
     for _ in range(MOST_WAITING):
         urllib.request.urlopen(posted(f"{url}/gradio_api/call/on_draw", wrong), timeout=10)
+    page.wait(lambda: page.all("#start-edit"), "the button")
     page.click("#start-edit")
     page.shows("Error: not started; the notice says why")
-    assert "Queue is full" in page.all("body")[0].text
+    page.wait(lambda: "currently busy" in page.all("body")[0].text, "the notice")
     page.click("#stop")
 
 
