@@ -55,7 +55,7 @@ setup: $(INSTALLED) ## make .venv with the project and its tools, and fetch what
 	@if command -v npm > /dev/null; then $(PYTHON) runtime/cpp/fetch.py build/cpp/deps --arm64 || \
 	  echo "not fetched: what the C++ library is compiled with; its tests fetch it when they run"; \
 	  else echo "npm is not installed: the C++ library cannot be compiled, and its tests will be skipped"; fi
-	@$(PYTHON) tests/web_environment.py || true
+	@$(PYTHON) -m tests.web_environment || true
 	@$(PYTHON) -c "from examples.serving.environment import environment; environment()" 2> /dev/null || \
 	  echo "not fetched: Triton Inference Server; its tests fetch it when they run, or say why they cannot"
 	@echo ".venv is ready"

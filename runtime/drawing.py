@@ -203,8 +203,19 @@ class Files:
         """
         return Watch(bool(self.animation or self.preview_dir), with_logits, advance)
 
-    def write(self, sheet: np.ndarray, result: Result, watch: Watch, record: Record) -> None:
-        """Write all files; `sheet` (H, W, 3) uint8 becomes `out`. `record` are the settings that drew it."""
+    def checked(self, record: Record) -> Record:
+        """Return the record. Raises SettingsError if it could not be read from `out`. Call it before long work."""
+        if self.metadata:
+            record.check_readable(self.out)
+        return record
+
+    def write(
+        self, sheet: np.ndarray, result: Result, watch: Watch, record: Record, others_shown: bool = False
+    ) -> None:
+        """Write all files; `sheet` (H, W, 3) uint8 becomes `out`. `record` are the settings that drew it.
+
+        With `others_shown` the sheet has also images that were not drawn, so it gets no record.
+        """
         import numpy as np
 
         from .dump import write_dump
@@ -220,7 +231,7 @@ class Files:
             write_animation(self.animation, previews, stored)
         if self.dump:
             write_dump(self.dump, result, [np.concatenate(batches) for batches in watch.logits.values()])
-        write_png(self.out, sheet, stored)
+        write_png(self.out, sheet, None if others_shown else stored)
 
 
 metadata_option = click.option(

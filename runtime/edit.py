@@ -75,14 +75,15 @@ def main(
     kept = kept_cells(region, mode, model)
     with progress_bar() as progress:
         pipeline = loading.pipeline(bundle)
-        record = Record.of(pipeline, wanted, **settings, edit=mode)
+        record = files.checked(Record.of(pipeline, wanted, **settings, edit=mode))
         watch = files.watch(counter(progress, "drawing", len(wanted) * model.tokens))
         start = time.perf_counter()
         result = pipeline.edit(picture, region, mode, wanted, on_scale=watch.of(pipeline), **settings)
         seconds = time.perf_counter() - start
     before = [picture, greyed(picture, kept)] if compare else []
     images = [*before, *result.images]
-    files.write(grid(np.stack(images), len(images) if compare else None), result, watch, record)
+    sheet = grid(np.stack(images), len(images) if compare else None)
+    files.write(sheet, result, watch, record, others_shown=compare)
     click.echo(f"{files.out}: {len(wanted)} edit(s) in {seconds:.1f} s with {pipeline.drawn_with}")
 
 

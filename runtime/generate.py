@@ -68,15 +68,17 @@ def main(
     found = _recorded(repeated, bundle, loading) if repeated else None
     with progress_bar() as progress:
         pipeline = loading.pipeline(bundle)
+        if found and repeated:
+            found.check_drawable(repeated, pipeline)
         arguments = found.settings if found else {"labels": pipeline.classes.listed(labels), **settings}
-        record = Record.of(pipeline, **arguments)
+        record = files.checked(Record.of(pipeline, **arguments))
         count = len(record.labels)
         watch = files.watch(counter(progress, "drawing", count * pipeline.manifest.model.tokens), dump_logits)
         start = time.perf_counter()
         result = pipeline.generate(**arguments, on_scale=watch.of(pipeline))
         seconds = time.perf_counter() - start
     files.write(grid(result.images), result, watch, record)
-    if found and (note := record.other_engine(found)):
+    if found and (note := record.difference(found)):
         warn(f"{repeated}: {note}")
     click.echo(f"{files.out}: {count} image(s) in {seconds:.1f} s with {pipeline.drawn_with}")
 

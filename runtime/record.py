@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from . import limits
@@ -19,8 +18,10 @@ from .base_pipeline import BasePipeline, image_seeds
 from .bundle.classes import NO_CLASS, ClassNames
 from .bundle.manifest import Manifest
 from .bundle.schema import parse
-from .errors import SettingsError, VarEdgeError
+from .editing import MODES
+from .errors import UNPRINTABLE, SettingsError, VarEdgeError
 from .files.bounded import open_file, parse_json
+from .files.chunks import kind_of_image, png_text, webp_exif
 from .limits import shown
 from .sampling import DECODERS, Sampling
 from .version import __version__
@@ -29,6 +30,7 @@ SCHEMA_VERSION = 1
 KEY = "var-edge"  # keyword of the text chunk in a PNG file
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286  # where a WebP file has the record
 UTF8 = b"\0" * 8  # begins a user comment of no declared encoding
+AROUND = 64 << 10  # bytes that a chunk may have beside the record
 RANGES = {
     "cfg": limits.CFG,
     "top_k": limits.TOP_K,
@@ -135,12 +137,16 @@ class Record:
         sampling = Sampling(self.cfg, self.top_k, self.top_p, self.smooth, self.guidance_scales, self.decoder)
         return {"labels": self.labels, "seed": [*map(int, self.seeds)], "batch": self.batch, "sampling": sampling}
 
-    def other_engine(self, other: Record) -> str | None:
-        """Return a note if another engine drew the images of the record `other`, which may round differently."""
-        pairs = [(self.drawn_by, other.drawn_by), (self.draft, other.draft)]
-        for ours, theirs in pairs:
-            if ours and theirs and ours.backend != theirs.backend:
-                return f"drawn with {theirs.backend}, now with {ours.backend}, so it may differ in places"
+    def difference(self, other: Record) -> str | None:
+        """Return a note if another engine or version drew the images of the record `other`, or None."""
+        pairs = [
+            (self.drawn_by.backend, other.drawn_by.backend, ""),
+            *([(self.draft.backend, other.draft.backend, "")] if self.draft and other.draft else []),
+            (self.version, other.version, "version "),
+        ]
+        for ours, theirs, what in pairs:
+            if ours != theirs:
+                return f"drawn with {what}{theirs}, now with {what}{ours}, so it may differ in places"
         return None
 
     @property
@@ -164,24 +170,20 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """Read the record in a PNG or WebP file, without decoding the image. Raises SettingsError."""
-        with open_file(path, limits.PICTURE_BYTES, SettingsError) as file:
+        """Read the record in a PNG or WebP file of any size, without decoding the image. Raises SettingsError."""
+        with open_file(path, error=SettingsError) as file:
             return cls.decoded(file, str(path))
 
     @classmethod
     def decoded(cls, file: BinaryIO, where: str) -> Record:
         """Read the record in an open PNG or WebP file. Raises SettingsError; its message begins with `where`."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a large picture
-            try:
-                with Image.open(file, formats=["PNG", "WEBP"]) as picture:
-                    found = _stored(picture)
-            except MemoryError:
-                raise
-            except Exception as error:  # Pillow raises errors of many types for broken files
-                reason = "no PNG or WebP file" if isinstance(error, UnidentifiedImageError) else str(error)
-                advice = "give a file that VAR Edge wrote"
-                raise SettingsError(f"{where}: its settings cannot be read ({reason}); {advice}") from None
+        try:
+            found = _stored(file)
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises errors of many types for a broken EXIF
+            reason = f"({error}); give a file that VAR Edge wrote"
+            raise SettingsError(f"{where}: its settings cannot be read {reason}") from None
         if found is None:
             advice = "it is not of VAR Edge, was written with --no-metadata, or was edited by another program"
             raise SettingsError(f"{where}: holds no settings; {advice}")
@@ -210,7 +212,8 @@ class Record:
         Raises BundleError for a damaged bundle.
         """
         if self.edit:
-            raise SettingsError(f"{where}: an edit, which needs the image that was edited; run runtime.edit")
+            needed = "the given image and its region, which the file does not hold"
+            raise SettingsError(f"{where}: an edit, which needs {needed}; run runtime.edit with them")
         self._check_bundle(f"{where}: drawn by", self.drawn_by, bundle, "--bundle")
         if (draft_scales or 0) != self.draft_scales:
             counts = f"expected a draft of {self.draft_scales} scale(s), found {draft_scales or 0}"
@@ -218,6 +221,21 @@ class Record:
             raise SettingsError(f"{where}: {counts}; give {advice}")
         if self.draft and draft:
             self._check_bundle(f"{where}: drafted by", self.draft, draft, "--draft")
+
+    def check_drawable(self, where: Path, pipeline: BasePipeline) -> None:
+        """Raise SettingsError unless the pipeline can draw with the settings of the file `where`."""
+        try:
+            pipeline.classes.labels(self.labels)
+            pipeline.check(self.settings["sampling"])
+        except VarEdgeError as error:
+            raise SettingsError(f"{where}: settings: {error}") from None
+
+    def check_readable(self, where: Path) -> None:
+        """Raise SettingsError if a file `where` with this record could not be read again."""
+        try:
+            Record.parsed(self.text.encode(), str(where))
+        except SettingsError as error:
+            raise SettingsError(f"{error}; draw fewer images into one file, or give --no-metadata") from None
 
     @staticmethod
     def _check_bundle(what: str, expected: DrawnBy, bundle: Path, option: str) -> None:
@@ -236,14 +254,33 @@ class Record:
                 raise SettingsError(f"{where}.{key}: expected {allowed}, found {shown(value)}")
         if self.decoder not in DECODERS:
             raise SettingsError(f"{where}.decoder: expected {' or '.join(DECODERS)}, found {shown(self.decoder)}")
+        if self.edit not in (None, *MODES):
+            raise SettingsError(f"{where}.edit: expected {' or '.join(MODES)}, or null, found {shown(self.edit)}")
+        self._check_texts(where)
         if (self.draft is None) != (self.draft_scales == 0):
             raise SettingsError(f"{where}.draft: expected one where draft_scales is above 0, and only there")
         if len(self.labels) not in limits.PICTURES or len(self.seeds) != len(self.labels):
             counts = f"{len(self.labels)} and {len(self.seeds)}"
             raise SettingsError(f"{where}: expected one or more labels and as many seeds, found {counts}")
+        if len(self.classes) not in (0, len(self.labels)):
+            raise SettingsError(f"{where}.classes: expected none or {len(self.labels)}, found {len(self.classes)}")
         for seed in self.seeds:
             if not re.fullmatch("[0-9]{1,20}", seed) or int(seed) not in limits.SEED:
                 raise SettingsError(f"{where}.seeds: expected integers of {limits.SEED}, found {shown(seed)}")
+
+    def _check_texts(self, where: str) -> None:
+        """Raise SettingsError for a text that no bundle of this version has: they are shown to the user."""
+        texts = {"version": self.version}
+        for name, drawn_by in (("drawn_by", self.drawn_by), ("draft", self.draft)):
+            if drawn_by:
+                texts |= {f"{name}.{key}": value for key, value in dataclasses.asdict(drawn_by).items()}
+        for key, text in texts.items():
+            if fault := limits.name_fault(text):
+                raise SettingsError(f"{where}.{key}: {fault}")
+        for name in self.classes:
+            if len(name) > limits.CLASS_NAME_LENGTH or UNPRINTABLE.search(name):
+                expected = f"printable names of at most {limits.CLASS_NAME_LENGTH} characters"
+                raise SettingsError(f"{where}.classes: expected {expected}, found {shown(name)}")
 
 
 def kind_of_backend(name: str) -> str:
@@ -262,10 +299,14 @@ def _names(classes: ClassNames, labels: Sequence[int]) -> tuple[str, ...]:
     return tuple(NO_CLASS if label == classes.num_classes else classes.names[label][0] for label in labels)
 
 
-def _stored(picture: Image.Image) -> bytes | None:
-    """Return the JSON text in an image file, or None."""
-    if picture.format == "PNG":
-        text = picture.info.get(KEY)  # chunks before the pixels
-        return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else None
-    comment = picture.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
+def _stored(file: BinaryIO) -> bytes | None:
+    """Return the JSON text in an image file, or None. Raises errors of many types."""
+    kind = kind_of_image(file)
+    if kind is None:
+        raise ValueError("no PNG or WebP file")
+    if kind == "PNG":
+        return png_text(file, KEY, limits.RECORD_BYTES + AROUND)
+    exif = Image.Exif()
+    exif.load(webp_exif(file, limits.RECORD_BYTES + AROUND) or b"")
+    comment = exif.get_ifd(EXIF_IFD).get(USER_COMMENT)
     return comment.removeprefix(UTF8) if isinstance(comment, bytes) else None

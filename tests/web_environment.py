@@ -1,4 +1,4 @@
-"""Make the environment that the page of runtime.web is tested in: python tests/web_environment.py
+"""Make the environment that the page of runtime.web is tested in: python -m tests.web_environment
 
 It is not .venv, because Gradio brings fifty packages and an older Pillow than the one the other tests run with.
 """
@@ -9,20 +9,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+from examples.environments import environment
+from runtime.files.bounded import read_toml
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".venv" / "web"
-PYTHON = FOLDER / "bin" / "python"
-DONE = FOLDER / ".installed"
 
 
-def make() -> None:
-    """Install VAR Edge with the extra `web` into `FOLDER`, if it is not there. Raises CalledProcessError."""
-    if DONE.exists():
-        return
-    subprocess.run([sys.executable, "-m", "venv", "--clear", FOLDER], check=True)
-    options = ["-qq", "--disable-pip-version-check", "--editable"]
-    subprocess.run([PYTHON, "-m", "pip", "install", *options, f"{ROOT}[web]"], check=True)
-    DONE.touch()
+def packages(project: Path = ROOT / "pyproject.toml") -> list[str]:
+    """Return what `pip install var-edge[web]` brings."""
+    wanted = read_toml(project)["project"]
+    return [*wanted["optional-dependencies"]["web"], *wanted["dependencies"]]
+
+
+def make() -> Path:
+    """Return the Python of the environment, which runs VAR Edge from `ROOT`. Raises CalledProcessError."""
+    return environment(FOLDER, *packages())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import click
 
+from examples.environments import environment
 from examples.int8_peers.inputs import GRAPHS, record_inputs, write_graphs
 from examples.int8_peers.judge import NOT_INSTALLED, Accuracies, Found, Judge, in_int8, timed, versions
 from examples.int8_peers.tools import TOOLS
@@ -46,24 +46,18 @@ class Candidate:
     bundle: Path
 
 
-def environment(tool: str) -> Path:
-    """Return the Python of the tool's environment, which is made if it is not there.
+def python_of(tool: str) -> Path:
+    """Return the Python of the tool's environment, which is made if it is not there. Raises CalledProcessError.
 
     Each tool has its own, because they ask for different releases of numpy, onnx and ONNX Runtime.
     """
     packages, _ = TOOLS[tool]
-    folder = WORK / "environments" / packages[0].partition("[")[0]
-    if not (folder / "ready").exists():
-        click.echo(f"installing {packages[0]} into {folder} (minutes)", err=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-        subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-q", *packages], check=True)
-        (folder / "ready").touch()
-    return folder / "bin" / "python"
+    return environment(WORK / "environments" / packages[0].partition("[")[0], *packages)
 
 
 def quantised(tool: str, bundle: Path) -> tuple[Path, str, list[str]]:
     """Quantise the graphs with a tool. Return the bundle, the tool's version, and the graphs that it quantised."""
-    python, folder = environment(tool), WORK / tool
+    python, folder = python_of(tool), WORK / tool
     folder.mkdir(parents=True, exist_ok=True)
     done, version = {}, "?"
     for graph in GRAPHS:

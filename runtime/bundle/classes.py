@@ -103,7 +103,7 @@ class ClassNames:
             raise SettingsError(f"label {shown(text)}: may be {self._numbered(found)}; give the number")
         similar = difflib.get_close_matches(key, self._known, n=3) if len(key) <= limits.CLASS_NAME_LENGTH else []
         near = sorted({label for name in similar for label in self._known[name]})
-        hint = f"did you mean {self._numbered(near)}?" if near else "--list-classes shows all names"
+        hint = f"did you mean {self._numbered(near)}?" if near else "look it up in the list of classes"
         raise SettingsError(f"label {shown(text)}: no class has this name; {hint}")
 
     @cached_property

@@ -6,6 +6,8 @@ import os
 import shutil
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -62,23 +64,25 @@ def main(bundle: Path, host: str, port: int, loading: Loading) -> None:
         actions = Actions(pipeline)
         _restrict_images()
         _refuse_downloads()
-        page(actions, folder).queue().launch(
-            server_name=host,
-            server_port=port,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            enable_monitoring=False,
-            footer_links=[],
-            max_file_size=LARGEST_UPLOAD,
-            allowed_paths=[str(folder)],
-            app_kwargs={"middleware": [Middleware(_WithPolicy)]},
-            theme=THEME,
-            css=CSS,
-        )
+        served = page(actions, folder)
+        with _told(host, port):  # the port may have been taken while the bundle was loaded
+            served.launch(
+                server_name=host,
+                server_port=port,
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                ssr_mode=False,
+                pwa=False,
+                mcp_server=False,
+                enable_monitoring=False,
+                footer_links=[],
+                max_file_size=LARGEST_UPLOAD,
+                allowed_paths=[str(folder)],
+                app_kwargs={"middleware": [Middleware(_WithPolicy)]},
+                theme=THEME,
+                css=CSS,
+            )
         click.echo(f"http://{host}:{port}: {actions.about}")
         threading.Event().wait()
 
@@ -87,14 +91,21 @@ def _check_free(host: str, port: int) -> None:
     """Raise SettingsError unless a server can listen there. This takes no time, unlike loading a bundle."""
     if ":" in host:
         raise SettingsError(f"--host: expected an IPv4 address or a name, found {shown(host)}; Gradio has no IPv6")
-    try:
+    with _told(host, port):
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that just ended is no obstacle
             probe.bind(address)
             probe.listen()
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+
+
+@contextmanager
+def _told(host: str, port: int) -> Iterator[None]:
+    """Turn what goes wrong when a server is started into a SettingsError."""
+    try:
+        yield
+    except Exception as error:  # Gradio, its web server and its client raise errors of many types
+        reason = getattr(error, "strerror", None) or str(error).partition(". ")[0]  # Gradio's advice follows
         raise SettingsError(
             f"cannot listen at {shown(host)}, port {port}: {reason}; give another --port or --host"
         ) from None

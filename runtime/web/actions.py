@@ -59,7 +59,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Update:
-    """What the page shows from now on; None leaves what is there."""
+    """What the page shows from now on; None leaves what is there, and what is empty clears it."""
 
     status: str
     previews: list[np.ndarray] | None = None  # (H, W, 3) uint8 each
@@ -142,16 +142,15 @@ class Actions:
         draw: Callable[[dict[str, Any], dict[str, Any]], Result],
         mode: str | None = None,
     ) -> Iterator[Update]:
-        """Yield the updates of a run. If the caller stops asking for them, the run stops."""
+        """Yield the updates of a run. If the caller stops asking for them, the run stops after its scale."""
         run = self._runs[visitor] = _Run()
-        worker = threading.Thread(target=self._work, args=(run, wish, draw, mode), daemon=True)
-        worker.start()
+        threading.Thread(target=self._work, args=(run, wish, draw, mode), daemon=True).start()
         try:
+            yield Update("started", [], [], {})
             while update := run.updates.get():
                 yield update
         finally:
-            run.stop.set()
-            worker.join()
+            run.stop.set()  # the run's end is not awaited: Gradio closes this generator in the thread of all requests
             if self._runs.get(visitor) is run:
                 del self._runs[visitor]
 

@@ -21,6 +21,11 @@ CSS = """
 .stage i {height: .7em; min-width: 1px; background: var(--color-accent)}
 """
 BOX, MASK = "box", "drawn mask"
+MOST_WAITING = 16  # requests of all visitors; each holds its uploads in memory
+# What the browser itself shows as the status: a run that waits, or was stopped, sends none.
+AT_CLICK = "() => 'waiting for a turn'"
+AT_STOP = "status => /^(waiting|started|scale)/.test(status) ? 'stopping' : status"
+AT_FAILURE = "status => /^waiting/.test(status) ? 'Error: not started; the notice says why' : 'stopped'"
 
 
 def page(actions: Actions, folder: Path) -> gr.Blocks:
@@ -101,12 +106,15 @@ def page(actions: Actions, folder: Path) -> gr.Blocks:
         def on_stop(request: gr.Request) -> None:
             actions.stop(str(request.session_hash))
 
-        draw.click(on_draw, settings, outputs, concurrency_id="pipeline", show_progress="hidden")
-        edit.click(
-            on_edit, [canvas, mode, kind, *sides, *settings], outputs, concurrency_id="pipeline", show_progress="hidden"
-        )
-        stop.click(on_stop, queue=False)
-    return blocks
+        turns: dict[str, Any] = {"concurrency_id": "pipeline", "show_progress": "hidden"}
+        gr.on([draw.click, edit.click], None, None, status, js=AT_CLICK)
+        drawing = draw.click(on_draw, settings, outputs, **turns)
+        editing = edit.click(on_edit, [canvas, mode, kind, *sides, *settings], outputs, **turns)
+        for run in (drawing, editing):
+            run.failure(None, status, status, js=AT_FAILURE)
+        stop.click(None, status, status, js=AT_STOP)
+        stop.click(on_stop, queue=False, cancels=[drawing, editing])  # also where it waits for its turn
+    return blocks.queue(max_size=MOST_WAITING)
 
 
 def _wish(
@@ -137,11 +145,11 @@ def _layers(drawing: Any) -> tuple[Image.Image | None, Image.Image | None]:
 
 def _outputs(updates: Iterator[Update], folder: Path) -> Iterator[list[Any]]:
     """Yield the values of status, gallery, files and chart for each update."""
-    yield ["started", [], None, ""]
     for update in updates:
-        seconds = chart(update.seconds) if update.seconds else gr.skip()
+        seconds = gr.skip() if update.seconds is None else chart(update.seconds)
         if not update.drawn:
-            yield [update.status, update.previews or gr.skip(), gr.skip(), seconds]
+            previews = gr.skip() if update.previews is None else update.previews
+            yield [update.status, previews, gr.skip() if update.drawn is None else None, seconds]
             continue
         try:
             with TemporaryDirectory(dir=folder) as place:

@@ -43,7 +43,7 @@ def test_a_tool_s_graphs_make_a_bundle(
     tool: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peers, "WORK", tmp_path)
-    monkeypatch.setattr(peers, "environment", lambda tool: Path(sys.executable))
+    monkeypatch.setattr(peers, "python_of", lambda tool: Path(sys.executable))
     write_graphs(tiny_bundle, tmp_path / "graphs")
     record_inputs(tiny_bundle, tmp_path / "inputs", 2)
     scales = len(Manifest.load(tiny_bundle).scales)
@@ -66,7 +66,7 @@ def test_a_graph_that_a_tool_cannot_quantise_stays_fp32(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(peers, "WORK", tmp_path)
-    monkeypatch.setattr(peers, "environment", lambda tool: Path(sys.executable))
+    monkeypatch.setattr(peers, "python_of", lambda tool: Path(sys.executable))
     bundle, version, graphs = peers.quantised("ort-dynamic", tiny_bundle)  # without the graphs
     assert (version, graphs) == ("?", [])
     assert "ort-dynamic: decoder stays FP32; see" in capsys.readouterr().err
@@ -211,7 +211,7 @@ def test_int8_products_are_counted_in_the_engine_and_a_refused_graph_says_why(
     assert products_in_engine(tiny_bundle) == ((0, 0, 0), "")
 
     monkeypatch.setattr(peers, "WORK", tmp_path / "work")
-    monkeypatch.setattr(peers, "environment", lambda tool: Path(sys.executable))
+    monkeypatch.setattr(peers, "python_of", lambda tool: Path(sys.executable))
     write_graphs(tiny_bundle, tmp_path / "work" / "graphs")
     record_inputs(tiny_bundle, tmp_path / "work" / "inputs", 1)
     bundle, _, _ = peers.quantised("ort-dynamic", tiny_bundle)

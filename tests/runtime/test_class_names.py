@@ -58,7 +58,7 @@ def test_label(imagenet: ClassNames, wanted: int | str, label: int) -> None:
         ("maillot", r"638 \(maillot\), 639 \(maillot\)"),
         ("black", r"may be .* or \d+ more; give the number"),
         ("golden retreiver", r"did you mean 207 \(golden retriever\)"),
-        ("xyzzyx", "no class has this name; --list-classes"),
+        ("xyzzyx", "no class has this name; look it up in the list of classes"),
         ("", "no class has this name"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from runtime.record import KEY, Record
 from runtime.version import __version__
 from tests.runtime.toy import CLASS_FILE, V, write_bundle
 
+DRAWN_BY = {"model": "toy", "precision": "fp32", "bundle": "0" * 64, "backend": "onnxruntime"}
 SETTINGS = ["--cfg", "3", "--top-k", "5", "--top-p", "0.9", "--guidance-scales", "2", "--batch", "2"]
 
 
@@ -174,13 +176,25 @@ def test_another_bundle_is_refused(toy_bundle: Path, drawn: Path, tmp_path: Path
     assert "give that bundle as --bundle" in result.output
 
 
-def test_another_engine_is_told(toy_bundle: Path, drawn: Path, tmp_path: Path) -> None:
+def test_another_engine_or_version_is_told(toy_bundle: Path, drawn: Path, tmp_path: Path) -> None:
     record = Record.read(drawn / "a.png")
-    other = dataclasses.replace(record, drawn_by=dataclasses.replace(record.drawn_by, backend="tensorrt"))
-    write_png(tmp_path / "a.png", pixels(drawn / "a.png"), other)
-    result = run(runtime.generate, "--bundle", toy_bundle, "--from", tmp_path / "a.png", "--out", tmp_path / "b.png")
-    assert result.exit_code == 0
-    assert "drawn with tensorrt, now with onnxruntime" in result.output
+    for other, said in (
+        (record, ""),
+        (
+            dataclasses.replace(record, drawn_by=dataclasses.replace(record.drawn_by, backend="tensorrt")),
+            "drawn with tensorrt, now with onnxruntime, so it may differ",
+        ),
+        (
+            dataclasses.replace(record, version="0.0.1"),
+            f"drawn with version 0.0.1, now with version {__version__}, so it may differ",
+        ),
+    ):
+        write_png(tmp_path / "a.png", pixels(drawn / "a.png"), other)
+        arguments = ["--bundle", toy_bundle, "--from", tmp_path / "a.png", "--out", tmp_path / "b.png"]
+        result = run(runtime.generate, *arguments)
+        assert result.exit_code == 0
+        assert said in result.output
+        assert ("Warning: " in result.output) == (said != "")
 
 
 def test_the_picture_is_not_overwritten_by_its_repetition(toy_bundle: Path, drawn: Path) -> None:
@@ -197,7 +211,12 @@ def test_an_edit_is_recorded_and_not_repeated(tiny_bundle: Path, tmp_path: Path)
     assert (record.edit, record.labels, record.seeds) == ("inpaint", (1,), ("5",))
     again = run(runtime.generate, "--bundle", tiny_bundle, "--from", tmp_path / "a.png", "--out", tmp_path / "b.png")
     assert (again.exit_code, again.output.count("\n")) == (1, 1)
-    assert "an edit, which needs the image that was edited; run runtime.edit" in again.output
+    assert "an edit, which needs the given image and its region, which the file does not hold" in again.output
+    compared = [*arguments, "--compare", "--preview-dir", tmp_path / "scales", "--out", tmp_path / "c.png"]
+    assert run(runtime.edit, "--bundle", tiny_bundle, *compared).exit_code == 0
+    with pytest.raises(SettingsError, match="holds no settings"):  # it shows three images, of which one was drawn
+        Record.read(tmp_path / "c.png")
+    assert Record.read(tmp_path / "scales" / "scale_00.png") == record
 
 
 def test_names_of_every_script(tmp_path: Path) -> None:
@@ -237,6 +256,13 @@ def changed(text: str, **values: object) -> str:
         ({"top_p": -0.1}, "settings.top_p: expected"),
         ({"guidance_scales": 0}, "settings.guidance_scales: expected"),
         ({"draft_scales": 3}, "settings.draft: expected one where draft_scales is above 0"),
+        ({"edit": "erase"}, "settings.edit: expected inpaint or outpaint, or null, found 'erase'"),
+        ({"version": "1\n2"}, "settings.version: expected a printable name"),
+        ({"drawn_by": DRAWN_BY | {"model": "\x1b[2J"}}, "settings.drawn_by.model: expected a printable name"),
+        ({"drawn_by": DRAWN_BY | {"backend": "x" * 1025}}, "settings.drawn_by.backend: expected a printable name"),
+        ({"draft": DRAWN_BY | {"bundle": ""}, "draft_scales": 1}, "settings.draft.bundle: expected a printable name"),
+        ({"classes": ["a", "b"]}, "settings.classes: expected none or 3, found 2"),
+        ({"classes": ["a", "b", "c\u202e"]}, "settings.classes: expected printable names of at most 1024"),
         ({"decoder": "../x"}, "settings.decoder: expected full or tiny"),
         ({"labels": []}, "expected one or more labels and as many seeds, found 0 and 3"),
         ({"labels": [1] * 4}, "found 4 and 3"),
@@ -272,6 +298,7 @@ def test_what_the_model_cannot_do_is_refused(
     forged = with_text(tmp_path / "forged.png", changed(Record.read(drawn / "a.png").text, **values))
     result = run(runtime.generate, "--bundle", toy_bundle, "--from", forged, "--out", tmp_path / "b.png")
     assert (result.exit_code, result.output.count("\n")) == (1, 1)
+    assert f"{forged}: settings: " in result.output
     assert said in result.output
 
 
@@ -281,7 +308,7 @@ def test_what_the_model_cannot_do_is_refused(
         ("{", False, "not valid JSON"),
         ("[" * 100_000, False, "nested more than"),
         ("x" * (RECORD_BYTES + 1), False, f"expected settings of at most {RECORD_BYTES} bytes"),
-        ("x" * (100 << 20), True, "cannot be read"),  # Pillow unpacks at most 1 MiB
+        ("x" * (100 << 20), True, "expected settings of at most"),
         ('{"schema_version": 1, "schema_version": 1}', False, "duplicate key"),
     ],
 )
@@ -308,10 +335,64 @@ def test_other_files_are_refused(drawn: Path, tmp_path: Path) -> None:
             Record.read(tmp_path / name)
 
 
-def test_the_pixels_are_not_decoded(drawn: Path, tmp_path: Path) -> None:
-    """So a picture of very many pixels costs nothing."""
+def test_the_size_of_the_picture_costs_nothing(drawn: Path, tmp_path: Path) -> None:
+    """Nothing is decoded, and Pillow's limit of 179 megapixels is not that of a grid."""
     data = bytearray((drawn / "a.png").read_bytes())
-    data[16:24] = (9_000).to_bytes(4, "big") * 2
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     (tmp_path / "large.png").write_bytes(data)
     assert Record.read(tmp_path / "large.png") == Record.read(drawn / "a.png")
+
+
+def test_a_record_of_many_names_and_a_compressed_one_are_read(drawn: Path, tmp_path: Path) -> None:
+    record = Record.read(drawn / "a.png")
+    assert Record.read(with_text(tmp_path / "zTXt.png", record.text, zipped=True)) == record
+    other = changed(record.text, classes=["金魚", "é", "none"])
+    assert Record.read(with_text(tmp_path / "iTXt.png", other, zipped=True)).classes == ("金魚", "é", "none")
+
+
+def chunk(kind: bytes, size: int) -> bytes:
+    return size.to_bytes(4, "big") + kind
+
+
+def test_large_chunks_are_not_read(drawn: Path, tmp_path: Path) -> None:
+    start, rest = (data := (drawn / "a.png").read_bytes())[:33], data[33:]  # after IHDR
+    most, large, file = 64 << 10, 512 << 20, tmp_path / "large.png"
+    for keyword, said in ((b"another\0", None), (b"var-edge\0", f"expected settings of at most .* found {large}")):
+        with file.open("wb") as hostile:
+            hostile.write(start + chunk(b"tEXt", large) + keyword)
+            hostile.seek(33 + 8 + large + 4)  # a hole
+            hostile.write(rest)
+        tracemalloc.start()
+        if said:
+            with pytest.raises(SettingsError, match=said):
+                Record.read(file)
+        else:
+            assert Record.read(file) == Record.read(drawn / "a.png")
+        assert tracemalloc.get_traced_memory()[1] < 4 * most
+        tracemalloc.stop()
+        file.unlink()
+
+
+def test_very_many_chunks_are_refused(drawn: Path, tmp_path: Path) -> None:
+    data = (drawn / "a.png").read_bytes()
+    (tmp_path / "many.png").write_bytes(data[:33] + (chunk(b"prVt", 0) + b"\0" * 4) * 100_000 + data[33:])
+    with pytest.raises(SettingsError, match=r"cannot be read \(more than 4096 chunks\)"):
+        Record.read(tmp_path / "many.png")
+
+
+def test_a_damaged_record_is_refused(drawn: Path, tmp_path: Path) -> None:
+    data = (drawn / "a.png").read_bytes().replace(b'"cfg": 3.0', b'"cfg": 4.0')
+    (tmp_path / "damaged.png").write_bytes(data)
+    with pytest.raises(SettingsError, match="wrong checksum"):
+        Record.read(tmp_path / "damaged.png")
+
+
+def test_what_could_not_be_read_is_not_drawn(toy_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.png"
+    many = ["--bundle", toy_bundle, "--label", ",".join(["1"] * 50_000), "--batch", 1024, "--out", out]
+    result = run(runtime.generate, *many)
+    assert (result.exit_code, result.output.count("\n")) == (1, 1)
+    assert f"{out}: expected settings of at most {RECORD_BYTES} bytes, found " in result.output
+    assert result.output.endswith("; draw fewer images into one file, or give --no-metadata\n")
+    assert not out.exists()

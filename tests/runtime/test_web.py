@@ -35,11 +35,11 @@ def last(updates: Any) -> Update:
 
 def test_previews_come_before_the_images(actions: Actions, toy_bundle: Path, tmp_path: Path) -> None:
     updates = [*actions.draw("me", WISH)]
-    assert [update.status for update in updates[:-1]] == [f"scale {k} of 3" for k in (1, 2, 3)]
+    assert [update.status for update in updates[:-1]] == ["started", *(f"scale {k} of 3" for k in (1, 2, 3))]
     expected: list[np.ndarray] = []
     arguments: dict[str, Any] = {"labels": [4, 4], "seed": 7, "batch": 2, "sampling": WISH.sampling}
     images = Pipeline(toy_bundle).generate(**arguments, on_scale=lambda view: expected.append(view.preview())).images
-    for update, previews in zip(updates[:2], expected, strict=False):
+    for update, previews in zip(updates[1:3], expected, strict=False):
         assert np.array_equal(update.previews, previews)
     assert updates[-1].status.startswith("2 image(s) in ")
     assert updates[-1].drawn is not None
@@ -55,7 +55,7 @@ def test_previews_come_before_the_images(actions: Actions, toy_bundle: Path, tmp
 
 def test_without_previews_nothing_is_decoded_early(actions: Actions) -> None:
     updates = [*actions.draw("me", replace(WISH, previews=False))]
-    assert [update.previews for update in updates] == [None] * 4
+    assert [update.previews for update in updates] == [[], None, None, None, None]  # "started" clears what was there
 
 
 def test_stop_between_scales(actions: Actions) -> None:
@@ -70,7 +70,7 @@ def test_stop_between_scales(actions: Actions) -> None:
 
     actions.pipeline.generate = slow  # type: ignore[method-assign]
     run = actions.draw("me", WISH)
-    assert next(run).status == "scale 1 of 3"
+    assert [next(run).status for _ in range(2)] == ["started", "scale 1 of 3"]
     actions.stop("another visitor")
     actions.stop("me")
     gate.set()
@@ -91,17 +91,35 @@ def test_a_visitor_who_leaves_stops_the_run(actions: Actions) -> None:
 
     actions.pipeline.generate = slow  # type: ignore[method-assign]
     run = actions.draw("me", WISH)
-    next(run)
-    threading.Timer(0.5, left.set).start()  # the run goes on while `close` waits for its end
-    run.close()
-    assert seen == [0, 1]  # of three scales
-    assert last(actions.draw("me", WISH)).drawn is not None
+    assert [next(run).status for _ in range(2)] == ["started", "scale 1 of 3"]
+    run.close()  # does not wait for the scale
+    left.set()
+    assert last(actions.draw("another visitor", WISH)).drawn is not None  # after the first run ended
+    assert seen == [0, 1, 0, 1, 2]
+
+
+def test_stop_is_heard_from_the_start(actions: Actions) -> None:
+    gate, original = threading.Event(), actions.pipeline.generate
+
+    def gated(*arguments: Any, **others: Any) -> Any:
+        assert gate.wait(10)
+        return original(*arguments, **others)
+
+    actions.pipeline.generate = gated  # type: ignore[method-assign]
+    runs = {name: actions.draw(name, WISH) for name in ("me", "another visitor")}
+    for run in runs.values():
+        assert next(run).status == "started"
+    actions.stop("me")
+    gate.set()
+    assert last(runs["me"]).status == "stopped after scale 1 of 3"
+    assert last(runs["another visitor"]).drawn is not None
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"label": ""}, "Error: label ''"),
+        ({"label": "xyzzyx"}, "no class has this name; look it up in the list of classes"),
         ({"label": "gold fish"}, "did you mean 1 (goldfish)?"),
         ({"label": "6"}, "Error: label: expected 0 to 5"),
         ({"seed": "-1"}, "Error: seed: expected an integer of 0 to"),
@@ -118,7 +136,7 @@ def test_a_visitor_who_leaves_stops_the_run(actions: Actions) -> None:
     ],
 )
 def test_wrong_input_is_shown(changes: dict[str, Any], said: str, actions: Actions) -> None:
-    (update,) = actions.draw("me", replace(WISH, **changes))
+    _, update = actions.draw("me", replace(WISH, **changes))
     assert said in update.status
     assert update.drawn is None
     assert last(actions.draw("me", WISH)).drawn is not None
@@ -186,8 +204,11 @@ def test_a_port_in_use_is_told_at_once(toy_bundle: Path, monkeypatch: pytest.Mon
         result = CliRunner().invoke(main, ["--bundle", str(toy_bundle), "--port", str(port)])
     assert (result.exit_code, result.output.count("\n")) == (1, 1)
     assert f"cannot listen at '127.0.0.1', port {port}: Address already in use; give another --port" in result.output
-    result = CliRunner().invoke(main, ["--bundle", str(toy_bundle), "--host", "no.such.host.invalid"])
-    assert (result.exit_code, result.output.count("\n")) == (1, 1)
+    for host in ("no.such.host.invalid", "a" * 300, "192.0.2.1"):  # the last is of no machine
+        result = CliRunner().invoke(main, ["--bundle", str(toy_bundle), "--host", host])
+        assert (result.exit_code, result.output.count("\n")) == (1, 1)
+        assert result.output.startswith(f"Error: cannot listen at '{host[:59]}")
+        assert ", port 7860: " in result.output
 
 
 def test_help_waits_for_no_library() -> None:

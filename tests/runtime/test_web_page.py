@@ -25,7 +25,8 @@ from tests import web_environment
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
 DESKTOP, PHONE = (1280, 900), (390, 844)
-SECONDS = 30  # to wait for anything
+MOST_WAITING = 16  # runtime.web.page has it, which needs Gradio
+SECONDS = 60  # to wait for anything
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +38,9 @@ def python() -> Path:
     with (web_environment.ROOT / ".venv" / "web.lock").open("w") as lock:  # other processes of the suite
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            web_environment.make()
+            return web_environment.make()
         except (OSError, subprocess.CalledProcessError):
-            pytest.skip("Gradio could not be installed: python tests/web_environment.py")
-    return web_environment.PYTHON
+            pytest.skip("Gradio could not be installed: python -m tests.web_environment")
 
 
 @pytest.fixture(scope="module")
@@ -166,11 +166,67 @@ def test_stop(page: Page) -> None:
     page.click("#draw")
     page.shows("scale 2 of 10")
     page.click("#stop")
-    page.shows("stopped after scale")
+    page.shows("stopped")
     page.type("#count input[type=number]", "1")
     page.without_previews()
     page.click("#draw")  # the server goes on
     page.shows("1 image(s) in")
+
+
+@pytest.fixture
+def two_pages(browser: Any, url: str) -> Iterator[tuple[Page, Callable[[], None]]]:
+    """A page, and what changes between two windows of it: each is a visitor."""
+    first = browser.current_window_handle
+    page = Page(browser, url)
+    browser.switch_to.new_window("window")
+    Page(browser, url)
+
+    def change() -> None:
+        browser.switch_to.window(next(each for each in browser.window_handles if each != browser.current_window_handle))
+
+    yield page, change
+    for window in browser.window_handles:
+        browser.switch_to.window(window)
+        if window != first:
+            browser.close()
+    browser.switch_to.window(first)
+
+
+def test_stop_while_another_visitor_draws(two_pages: tuple[Page, Callable[[], None]]) -> None:
+    page, change = two_pages
+    page.type("#count input[type=number]", "4")
+    page.click("#draw")
+    page.shows("scale 2 of 10")
+    change()
+    page.click("#draw")
+    page.shows("waiting for a turn")
+    page.click("#stop")
+    page.shows("stopped")
+    change()
+    assert page.status.startswith("scale ")  # not stopped
+    page.click("#stop")
+    page.shows("stopped")
+    page.type("#count input[type=number]", "1")
+    page.click("#draw")  # after what waited before
+    page.shows("1 image(s) in")
+    change()
+    assert page.status == "stopped"
+    assert not page.all("#images img")
+
+
+def test_too_many_who_wait_are_told(page: Page, url: str) -> None:
+    page.click("#edit > button")
+    page.type("#count input[type=number]", "4")
+    page.click("#draw")
+    page.shows("scale 2 of 10")
+    wrong = {"data": ["no such class", "0", 1, 4, 900, 0.9, 10, "full", False, False]}
+    for _ in range(MOST_WAITING):
+        urllib.request.urlopen(posted(f"{url}/gradio_api/call/on_draw", wrong), timeout=10)
+    page.wait(lambda: page.all("#start-edit"), "the button")
+    page.click("#start-edit")
+    page.shows("Error: not started; the notice says why")
+    page.wait(lambda: "currently busy" in page.all("body")[0].text, "the notice")
+    page.click("#stop")
 
 
 def test_edit(page: Page, tmp_path: Path) -> None:
@@ -222,10 +278,13 @@ def test_wrong_input(page: Page, tmp_path: Path) -> None:
     page.shows("Error: image: expected one")
 
 
+def posted(url: str, document: Any) -> urllib.request.Request:
+    return urllib.request.Request(url, json.dumps(document).encode(), {"Content-Type": "application/json"})
+
+
 def asked(url: str, action: str, data: list[Any]) -> str:
     """What the server answers to a request that the page itself would not send."""
-    body = json.dumps({"data": data}).encode()
-    request = urllib.request.Request(f"{url}/gradio_api/call/{action}", body, {"Content-Type": "application/json"})
+    request = posted(f"{url}/gradio_api/call/{action}", {"data": data})
     event = json.loads(urllib.request.urlopen(request, timeout=10).read())["event_id"]
     return str(urllib.request.urlopen(f"{url}/gradio_api/call/{action}/{event}", timeout=20).read().decode())
 
@@ -297,3 +356,13 @@ def test_a_second_server_on_the_same_port(python: Path, url: str, golden_bundle:
     assert result.stderr == (
         f"Error: cannot listen at '127.0.0.1', port {port}: Address already in use; give another --port or --host\n"
     )
+
+
+def test_a_port_that_is_taken_while_the_bundle_loads(python: Path, url: str, golden_bundle: Path) -> None:
+    port = url.rpartition(":")[2]
+    code = "import runtime.web.__main__ as web; web._check_free = lambda *_: None; web.main()"
+    command = [python, "-c", code, "--bundle", golden_bundle, "--port", port]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=web_environment.ROOT)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1), result.stderr
+    assert result.stderr.startswith(f"Error: cannot listen at '127.0.0.1', port {port}: ")
+    assert result.stderr.endswith("; give another --port or --host\n")
