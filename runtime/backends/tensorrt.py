@@ -253,9 +253,10 @@ class _Batch:
 
     def _parts(self, plan: Plan, decoder: str) -> list[_Work]:
         """Return the work that the plan may launch one by one."""
-        decoders = self._decoders[decoder] if plan.decodes else []
-        if plan.asked and decoder != TINY_DECODER:
-            decoders = [*decoders, *self._decoders.get(TINY_DECODER, ())]  # for previews
+        last = plan.scales == len(self._steps)  # whose preview is the image itself
+        decoders = self._decoders[decoder] if plan.image or (plan.asked and last) else []
+        if plan.asked:
+            decoders = [*decoders, *self._decoders.get(TINY_DECODER, self._decoders[decoder])]  # for previews
         return [self._condition, *self._steps[: plan.scales], *decoders]
 
     def begin(self, on_stage: OnStage | None, ran: Ran | None, whole: bool) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from runtime.bundle.manifest import Manifest
+from runtime.pipeline import Pipeline
 from tests.cpp.conftest import run
 from tests.cpp.dumps import Case, Drawn, assert_equal, drawn_by_cpp, drawn_by_python
 from tests.cpp.test_core import BAD_ARGUMENT, OK, OUT_OF_MEMORY, TENSORRT, Live
@@ -120,16 +122,50 @@ def test_drafts(checked: Path, machine: dict[str, str], guided: Path, demo_bundl
         assert_equal(drawn_by_python(refiner, cases, draft), found, cases)
 
 
-def test_the_tiny_decoder(
-    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], tmp_path: Path
-) -> None:
-    """Its picture is one launch, too."""
-    bundle = tmp_path / "bundle"
+@pytest.fixture(scope="module")
+def imitated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy model with a tiny decoder, and its engines."""
+    bundle = tmp_path_factory.mktemp("imitated") / "bundle"
     write_bundle(bundle, tiny=True)
     write_engines(bundle)
+    return bundle
+
+
+def test_the_tiny_decoder(
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], imitated: Path, tmp_path: Path
+) -> None:
+    """Its picture is one launch, too."""
     cases = [Case((1,), 7, 2.0, 3, 0.5, decoder=which) for which in ("full", "tiny", "full")]
-    assert_equal(drawn_by_python(bundle, cases), drawn(checked, machine, bundle, cases, tmp_path / "out"), cases)
+    assert_equal(drawn_by_python(imitated, cases), drawn(checked, machine, imitated, cases, tmp_path / "out"), cases)
     assert ["decoder_tiny" in launch for launch in trace("^launch: .*")] == [False, True, False]
+
+
+def test_previews_of_the_tiny_decoder(
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], imitated: Path, tmp_path: Path
+) -> None:
+    """Those of Python; the last one is the picture, of the full decoder."""
+    run(checked / "examples" / "var_edge_preview", imitated, "4", tmp_path, "9", env={**os.environ, **machine})
+    previews: list[np.ndarray] = []
+    Pipeline(imitated, "onnxruntime").generate([4], 9, on_scale=lambda view: previews.append(view.preview()[0]))
+    for k, image in enumerate(previews):
+        with Image.open(tmp_path / f"scale_{k}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), image)
+    decoders = [launch.split()[1] for launch in trace("^launch: decoder(_tiny)? ")]
+    assert decoders == ["decoder_tiny"] * (len(previews) - 1) + ["decoder"] * 2  # the last preview, the picture
+
+
+def test_a_watched_draft_records_the_decoder_of_its_previews(
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], imitated: Path
+) -> None:
+    """The tiny one. Only the last preview of a draft of all scales needs the full one."""
+    result = run(checked / "tests" / "features", imitated, "draft_shown", env={**os.environ, **machine})
+    assert result.stdout == ""
+    tiny, full = ["record decoder_tiny"] * 2, ["record decoder"] * 2
+    scales = len(Manifest.load(imitated).scales)
+    found = [line.rsplit(maxsplit=1)[0] for line in trace("^(record|launch:) decoder(_tiny)? [0-9]+")]
+    of_all = [*full, *["launch: decoder_tiny"] * (scales - 1), *["launch: decoder"] * 2]
+    assert found[-len(of_all) :] == of_all  # the draft's, and the picture of the refiner
+    assert [line for line in found if line.startswith("record")] == [*tiny, *full, *tiny, *full]
 
 
 def test_a_draft_records_its_scales_only(

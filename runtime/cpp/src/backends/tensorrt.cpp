@@ -218,10 +218,12 @@ class TensorRTBackend final : public WiredBackend {
                         run_step(k);
                     });
                 }
-                for (const std::string& graph : decoder_graphs(backend_.manifest())) {
-                    if (!plan.decodes() || (graph != decoder && !(plan.asked && graph == TINY_DECODER))) continue;
+                const auto record_decoder = [&](const std::string& graph) {
                     for (std::size_t k : {0, 1}) record(decoders_[graph][k], [&] { run_decoders(graph, k); });
-                }
+                };
+                const bool last = plan.scales == wiring.steps.size();  // whose preview is the picture itself
+                if (plan.asked) record_decoder(backend_.engines_.count(TINY_DECODER) ? TINY_DECODER : decoder);
+                if (plan.image || (plan.asked && last)) record_decoder(decoder);
                 record(condition_, [&] {
                     wiring.upload_labels();
                     run_condition();
