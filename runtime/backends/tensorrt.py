@@ -142,12 +142,15 @@ class TensorRTBackend(WiredBackend["_Batch"]):
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         try:
-            arrays, engine, image, found = self._encoder
+            return self._encode(images)
         except OutOfMemoryError:
             if not self._batches:
                 raise
-            self.free_batches()
-            arrays, engine, image, found = self._encoder
+        self.free_batches()
+        return self._encode(images)
+
+    def _encode(self, images: np.ndarray) -> np.ndarray:
+        arrays, engine, image, found = self._encoder
         results = []
         for i in range(len(images)):
             arrays.upload(image, np.ascontiguousarray(images[i : i + 1]))

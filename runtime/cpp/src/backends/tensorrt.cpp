@@ -169,13 +169,21 @@ class TensorRTBackend final : public WiredBackend {
     void encode(const std::uint8_t* image, std::int32_t* tokens) override {
         const CurrentDevice device;
         const bool first = !encoder_;
-        if (first) encoder_ = prepare_encoder();  // only editing pays for it
-        timed("encoder", -1, [&] {
-            encoder_->arrays.upload(encoder_->image.data, image, encoder_->image.bytes());
-            encoder_->engine.enqueue(0, {"encoder", {{"image", encoder_->image}}, {{"tokens", encoder_->tokens}}});
+        with_room(room_of_batches(), [&] {
+            if (!encoder_) encoder_ = prepare_encoder();  // only editing pays for it
+            timed("encoder", -1, [&] {
+                encoder_->arrays.upload(encoder_->image.data, image, encoder_->image.bytes());
+                encoder_->engine.enqueue(0, {"encoder", {{"image", encoder_->image}}, {{"tokens", encoder_->tokens}}});
+            });
         });
         encoder_->arrays.download(tokens, encoder_->tokens);
         if (first) kernels_->save();
+    }
+
+    void free_batches() override {
+        const CurrentDevice device;
+        WiredBackend::free_batches();
+        for (auto& [_, engine] : engines_) engine.free_contexts();
     }
 
   private:
