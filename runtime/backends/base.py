@@ -39,11 +39,6 @@ class Plan:
     asked: bool  # whether anything is asked for before: tokens, logits, previews
 
     @property
-    def decodes(self) -> bool:
-        """Whether a decoder may run."""
-        return self.image or self.asked
-
-    @property
     def whole(self) -> bool:
         """Whether a backend may start the whole image at once in `decode`."""
         return self.image and not self.asked

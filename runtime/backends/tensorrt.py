@@ -142,12 +142,15 @@ class TensorRTBackend(WiredBackend["_Batch"]):
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         try:
-            arrays, engine, image, found = self._encoder
+            return self._encode(images)
         except OutOfMemoryError:
             if not self._batches:
                 raise
-            self.free_batches()
-            arrays, engine, image, found = self._encoder
+        self.free_batches()
+        return self._encode(images)
+
+    def _encode(self, images: np.ndarray) -> np.ndarray:
+        arrays, engine, image, found = self._encoder
         results = []
         for i in range(len(images)):
             arrays.upload(image, np.ascontiguousarray(images[i : i + 1]))
@@ -253,9 +256,10 @@ class _Batch:
 
     def _parts(self, plan: Plan, decoder: str) -> list[_Work]:
         """Return the work that the plan may launch one by one."""
-        decoders = self._decoders[decoder] if plan.decodes else []
-        if plan.asked and decoder != TINY_DECODER:
-            decoders = [*decoders, *self._decoders.get(TINY_DECODER, ())]  # for previews
+        last = plan.scales == len(self._steps)  # whose preview is the image itself
+        decoders = self._decoders[decoder] if plan.image or (plan.asked and last) else []
+        if plan.asked:
+            decoders = [*decoders, *self._decoders.get(TINY_DECODER, self._decoders[decoder])]  # for previews
         return [self._condition, *self._steps[: plan.scales], *decoders]
 
     def begin(self, on_stage: OnStage | None, ran: Ran | None, whole: bool) -> None:

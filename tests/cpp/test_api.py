@@ -14,7 +14,7 @@ from tests.cpp.conftest import SOURCE, Configure, run
 FEATURES = (
     *("busy", "scramble", "fork", "cancel", "values", "structs", "labels", "seeds", "stop", "stop_between"),
     *("stages", "scales", "progress", "memory", "log", "provider", "share", "version"),
-    *("guidance", "draft", "draft_scramble", "draft_stop"),
+    *("guidance", "draft", "draft_shown", "draft_scramble", "draft_stop"),
 )
 # What the thread sanitizer may say something about.
 THREADED = ("busy", "scramble", "stop", "stop_between", "share", "cancel", "draft", "draft_scramble", "draft_stop")

@@ -6,15 +6,19 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from runtime.bundle.manifest import Manifest
+from runtime.pipeline import Pipeline
 from tests.cpp.conftest import run
 from tests.cpp.dumps import Case, Drawn, assert_equal, drawn_by_cpp, drawn_by_python
 from tests.cpp.test_core import BAD_ARGUMENT, OK, OUT_OF_MEMORY, TENSORRT, Live
+from tests.cpp.test_parity import check_edit
 from tests.runtime.fake_tensorrt import write_engines
 from tests.runtime.toy import write_bundle
 
@@ -120,16 +124,50 @@ def test_drafts(checked: Path, machine: dict[str, str], guided: Path, demo_bundl
         assert_equal(drawn_by_python(refiner, cases, draft), found, cases)
 
 
-def test_the_tiny_decoder(
-    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], tmp_path: Path
-) -> None:
-    """Its picture is one launch, too."""
-    bundle = tmp_path / "bundle"
+@pytest.fixture(scope="module")
+def imitated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy model with a tiny decoder, and its engines."""
+    bundle = tmp_path_factory.mktemp("imitated") / "bundle"
     write_bundle(bundle, tiny=True)
     write_engines(bundle)
+    return bundle
+
+
+def test_the_tiny_decoder(
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], imitated: Path, tmp_path: Path
+) -> None:
+    """Its picture is one launch, too."""
     cases = [Case((1,), 7, 2.0, 3, 0.5, decoder=which) for which in ("full", "tiny", "full")]
-    assert_equal(drawn_by_python(bundle, cases), drawn(checked, machine, bundle, cases, tmp_path / "out"), cases)
+    assert_equal(drawn_by_python(imitated, cases), drawn(checked, machine, imitated, cases, tmp_path / "out"), cases)
     assert ["decoder_tiny" in launch for launch in trace("^launch: .*")] == [False, True, False]
+
+
+def test_previews_of_the_tiny_decoder(
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], imitated: Path, tmp_path: Path
+) -> None:
+    """Those of Python; the last one is the picture, of the full decoder."""
+    run(checked / "examples" / "var_edge_preview", imitated, "4", tmp_path, "9", env={**os.environ, **machine})
+    previews: list[np.ndarray] = []
+    Pipeline(imitated, "onnxruntime").generate([4], 9, on_scale=lambda view: previews.append(view.preview()[0]))
+    for k, image in enumerate(previews):
+        with Image.open(tmp_path / f"scale_{k}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), image)
+    decoders = [launch.split()[1] for launch in trace("^launch: decoder(_tiny)? ")]
+    assert decoders == ["decoder_tiny"] * (len(previews) - 1) + ["decoder"] * 2  # the last preview, the picture
+
+
+def test_a_watched_draft_records_the_decoder_of_its_previews(
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], imitated: Path
+) -> None:
+    """The tiny one. Only the last preview of a draft of all scales needs the full one."""
+    result = run(checked / "tests" / "features", imitated, "draft_shown", env={**os.environ, **machine})
+    assert result.stdout == ""
+    tiny, full = ["record decoder_tiny"] * 2, ["record decoder"] * 2
+    scales = len(Manifest.load(imitated).scales)
+    found = [line.rsplit(maxsplit=1)[0] for line in trace("^(record|launch:) decoder(_tiny)? [0-9]+")]
+    of_all = [*full, *["launch: decoder_tiny"] * (scales - 1), *["launch: decoder"] * 2]
+    assert found[-len(of_all) :] == of_all  # the draft's, and the picture of the refiner
+    assert [line for line in found if line.startswith("record")] == [*tiny, *full, *tiny, *full]
 
 
 def test_a_draft_records_its_scales_only(
@@ -209,6 +247,62 @@ def test_memory_that_runs_out(
     assert [status for status, _ in answers] == [OK, OUT_OF_MEMORY, OK, OK]
 
 
+def test_either_model_makes_room_for_the_other(
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], guided: Path, tmp_path: Path
+) -> None:
+    """Memory for the batches of one of them, not of both, contexts included."""
+    cases = [Case((3, 4 + i), 5, 3.5, 200, 0.8, 2, draft_scales=2) for i in range(3)]
+
+    def drafted(cases: list[Case], memory: int = 1 << 30) -> list[Drawn]:
+        Path(machine["STANDIN_TRACE"]).write_text("")
+        variables = machine | {"STANDIN_MEMORY": str(memory)}
+        program = ["env", *(f"{name}={value}" for name, value in variables.items()), checked / "tests" / "dump"]
+        return drawn_by_cpp(program, guided, cases, tmp_path / "out", draft=guided)
+
+    drafted([replace(cases[0], draft_scales=0)])  # the refiner alone, which needs more than the draft
+    found = drafted(cases, memory_of(trace))
+    assert len(trace("error: out of memory")) == 2 * len(cases) - 1  # only the first draft finds room
+    assert_equal(drawn_by_python(guided, cases, guided), found, cases)
+
+
+def test_an_image_is_encoded_although_batches_fill_the_memory(
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
+) -> None:
+    """The encoder is loaded when the first image is edited. Memory may run out at once, or for its context."""
+
+    def asked(*requests: str, memory: int = 1 << 30) -> int:
+        Path(machine["STANDIN_TRACE"]).write_text("")
+        live = Live(checked, bundle, **machine, STANDIN_MEMORY=str(memory))
+        assert live.created == (OK, "")
+        assert [live.ask(request) for request in requests] == [(OK, "")] * len(requests)
+        live.end()
+        return memory_of(trace)
+
+    eight, encoder = asked("generate 8"), asked("encode") - asked()
+    for memory in (eight, eight + encoder - 1):
+        asked("generate 8", "encode", "generate", memory=memory)
+        assert len(trace("error: out of memory")) == 1
+
+
+def test_an_edit_encodes_although_the_draft_fills_the_memory(
+    checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], guided: Path, tmp_path: Path
+) -> None:
+    """The draft has drawn two pictures before: what it holds for them is freed."""
+    box = (0.25, 0.25, 0.75, 0.75)
+
+    def edited(memory: int) -> list[int]:
+        Path(machine["STANDIN_TRACE"]).write_text("")
+        variables = machine | {"STANDIN_MEMORY": str(memory)}
+        check_edit(checked, guided, box, "inpaint", 12, tmp_path, machine=variables, draft=guided)
+        return [int(line.split()[1]) for line in trace("^malloc [0-9]+")]
+
+    edited(1 << 30)
+    drawn = trace("^(malloc [0-9]+|launch: .*)")
+    first = next(i for i, line in enumerate(drawn) if line.startswith("launch"))
+    edited(sum(int(line.split()[1]) for line in drawn[:first]))
+    assert trace("error: out of memory")
+
+
 def test_memory_that_runs_out_while_an_engine_is_loaded(
     checked: Path, machine: dict[str, str], trace: Callable[[str], list[str]], bundle: Path
 ) -> None:
@@ -234,10 +328,11 @@ def test_memory_that_runs_out_while_a_batch_is_recorded(
     """What was allocated for the batch is freed."""
     live = Live(checked, bundle, **machine, STANDIN_GRAPHS="0")
     assert live.created == (OK, "")
-    Path(machine["STANDIN_TRACE"]).write_text("")
-    status, message = live.ask("generate")
-    assert status == OUT_OF_MEMORY
-    assert "draw fewer pictures at once" in message
+    for _ in range(2):  # contexts of the first attempt stay for the second
+        Path(machine["STANDIN_TRACE"]).write_text("")
+        status, message = live.ask("generate")
+        assert status == OUT_OF_MEMORY
+        assert "draw fewer pictures at once" in message
     assert len(trace("^(malloc|pinned) ")) == len(trace("^free")) > 0
     live.end()
 

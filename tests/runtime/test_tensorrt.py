@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from tests.runtime.fake_tensorrt import (
     BUILT,
     SERVER,
     FakeContext,
+    FakeEngine,
     FakeRuntimeCache,
     FakeRuntimeConfig,
     fake_tensorrt,
@@ -331,6 +333,26 @@ def test_an_image_is_edited_although_batches_fill_the_memory(demo: Path, gpu: Fa
     images = pipeline.generate([3, 4], **SETTINGS).images
     gpu.total_bytes = gpu.used  # nothing is left for the encoder
     assert all(map(np.array_equal, pipeline.encode(images), Pipeline(demo, "onnxruntime").encode(images)))
+
+
+def test_batches_make_room_for_the_context_of_the_encoder(
+    demo: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is created when the encoder first runs, after its engine and arrays were allocated."""
+    pipeline = Pipeline(demo, "tensorrt")
+    images = pipeline.generate([3], **SETTINGS).images
+    create, refused = FakeEngine.create_execution_context, iter([True])
+
+    def once(engine: FakeEngine, **options: Any) -> Any:
+        if not next(refused, False):
+            return create(engine, **options)
+        engine.trt.logger.log("ERROR", "Error Code 1: Cuda Runtime (out of memory)")
+        return None
+
+    monkeypatch.setattr(FakeEngine, "create_execution_context", once)
+    used = gpu.used
+    assert all(map(np.array_equal, pipeline.encode(images), Pipeline(demo, "onnxruntime").encode(images)))
+    assert gpu.used < used
 
 
 def test_commands_do_not_stop_a_gpu_to_show_progress(

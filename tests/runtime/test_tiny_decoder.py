@@ -137,3 +137,21 @@ def test_the_last_preview_is_the_image_when_the_draft_draws_all_scales(bundle: P
     listener = {"on_scale": lambda view: previews.append(view.preview())}
     result = drafted.generate([3], decoder="tiny", **SETTINGS, **listener)  # type: ignore[arg-type]
     assert len(previews) == K and np.array_equal(previews[-1], result.images)
+
+
+@pytest.mark.parametrize(("count", "decoders"), [(2, 1), (K, 2)])
+def test_a_watched_draft_records_the_decoder_of_its_previews(
+    count: int, decoders: int, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny one. Only the last preview of a draft of all scales needs the full one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    gpu = use(monkeypatch, FakeGpu())
+    shutil.copytree(bundle, tmp_path / "bundle")
+    write_engines(tmp_path / "bundle")
+    previews: list[np.ndarray] = []
+    expected: list[np.ndarray] = []
+    Pipeline(bundle).generate([3], on_scale=lambda view: expected.append(view.preview()), **SETTINGS)  # type: ignore[arg-type]
+    drafted = DraftedPipeline(Pipeline(tmp_path / "bundle", "tensorrt"), Pipeline(bundle, "onnxruntime"), count)
+    drafted.generate([3], on_scale=lambda view: previews.append(view.preview()), **SETTINGS)  # type: ignore[arg-type]
+    assert gpu.calls.count("cudaStreamBeginCapture") == 1 + count + 2 * decoders  # condition, scales, f_hat buffers
+    assert all(map(np.array_equal, previews, expected)) and len(previews) == K

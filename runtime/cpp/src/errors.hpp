@@ -1,6 +1,7 @@
 // The one exception of the library: a status of the C API and a message for people.
 #pragma once
 
+#include <functional>
 #include <stdexcept>
 #include <string>
 
@@ -28,6 +29,18 @@ constexpr const char* DRAW_FEWER = "; draw fewer pictures at once (batch 1) or c
 inline Error engine_error(var_edge_status status, const std::string& what, const std::string& reason) {
     if (tells_out_of_memory(reason)) return out_of_memory(what + ": " + reason + DRAW_FEWER);
     return {status, what + ": " + reason};
+}
+
+// Returns what `work` returns. If memory runs out, calls `make_room`, unless it is null, and tries again.
+template <typename Work>
+decltype(auto) with_room(const std::function<void()>& make_room, Work&& work) {
+    try {
+        return work();
+    } catch (const Error& error) {
+        if (error.status != VAR_EDGE_OUT_OF_MEMORY || !make_room) throw;
+    }
+    make_room();
+    return work();
 }
 
 }  // namespace var_edge_impl

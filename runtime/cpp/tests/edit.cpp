@@ -1,5 +1,6 @@
 // edit DIR IMAGE OUT y0 x0 y1 x1 inpaint|outpaint LABEL SEED SMOOTH [GUIDANCE_SCALES [DRAFT DRAFT_SCALES]]: edits the
-// picture whose bytes IMAGE holds, and writes tokens (int32) and picture (uint8) to OUT.
+// picture whose bytes IMAGE holds, and writes tokens (int32) and picture (uint8) to OUT. DRAFT draws two pictures
+// before, so that it holds memory for them.
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -20,6 +21,7 @@ int main(int count, char** arguments) {
         std::unique_ptr<var_edge::Model> draft;
         if (count > 14) {
             draft = std::make_unique<var_edge::Model>(arguments[13]);
+            draft->generate({0, 0}, {});
             settings.draft = draft->get();
             settings.draft_scales = std::stoi(arguments[14]);
         }

@@ -36,7 +36,6 @@ struct Plan {
     bool image;          // whether the picture is decoded in the end
     bool asked;          // whether anything is asked for before: tokens, logits, previews
 
-    bool decodes() const { return image || asked; }
     bool whole() const { return image && !asked; }  // a backend may run everything at once in the end
 };
 

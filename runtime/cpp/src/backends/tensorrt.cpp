@@ -169,13 +169,21 @@ class TensorRTBackend final : public WiredBackend {
     void encode(const std::uint8_t* image, std::int32_t* tokens) override {
         const CurrentDevice device;
         const bool first = !encoder_;
-        if (first) encoder_ = prepare_encoder();  // only editing pays for it
-        timed("encoder", -1, [&] {
-            encoder_->arrays.upload(encoder_->image.data, image, encoder_->image.bytes());
-            encoder_->engine.enqueue(0, {"encoder", {{"image", encoder_->image}}, {{"tokens", encoder_->tokens}}});
+        with_room(room_of_batches(), [&] {
+            if (!encoder_) encoder_ = prepare_encoder();  // only editing pays for it
+            timed("encoder", -1, [&] {
+                encoder_->arrays.upload(encoder_->image.data, image, encoder_->image.bytes());
+                encoder_->engine.enqueue(0, {"encoder", {{"image", encoder_->image}}, {{"tokens", encoder_->tokens}}});
+            });
         });
         encoder_->arrays.download(tokens, encoder_->tokens);
         if (first) kernels_->save();
+    }
+
+    void free_batches() override {
+        const CurrentDevice device;
+        WiredBackend::free_batches();
+        for (auto& [_, engine] : engines_) engine.free_contexts();
     }
 
   private:
@@ -218,10 +226,12 @@ class TensorRTBackend final : public WiredBackend {
                         run_step(k);
                     });
                 }
-                for (const std::string& graph : decoder_graphs(backend_.manifest())) {
-                    if (!plan.decodes() || (graph != decoder && !(plan.asked && graph == TINY_DECODER))) continue;
+                const auto record_decoder = [&](const std::string& graph) {
                     for (std::size_t k : {0, 1}) record(decoders_[graph][k], [&] { run_decoders(graph, k); });
-                }
+                };
+                const bool last = plan.scales == wiring.steps.size();  // whose preview is the picture itself
+                if (plan.asked) record_decoder(backend_.engines_.count(TINY_DECODER) ? TINY_DECODER : decoder);
+                if (plan.image || (plan.asked && last)) record_decoder(decoder);
                 record(condition_, [&] {
                     wiring.upload_labels();
                     run_condition();

@@ -242,6 +242,10 @@ std::size_t LoadedEngine::scratch_bytes() const {
 
 void LoadedEngine::use(const Array& scratch) {
     scratch_ = scratch;
+    free_contexts();
+}
+
+void LoadedEngine::free_contexts() {
     for (Context& context : contexts_) context.reset();
 }
 

@@ -73,6 +73,9 @@ class LoadedEngine {
     // Sets the scratch memory to run with. Other engines on the same stream may use it too.
     void use(const Array& scratch);
 
+    // Frees the memory of the contexts; the next run makes its own. No run may be queued.
+    void free_contexts();
+
     // Queues one run with this profile on the stage's arrays. The first run of a profile makes its context.
     void enqueue(std::size_t profile, const Stage& stage);
 

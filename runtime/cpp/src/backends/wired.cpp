@@ -103,14 +103,7 @@ void WiredBackend::copy_result(std::size_t part, const char* name, void* out) co
 Batch& WiredBackend::prepared(const Wanted& wanted, const Plan& plan) {
     if (!keeps_batches_ && !batches_.count(wanted)) free_batches();  // before new arrays are allocated
     free_oldest_kind(wanted);
-    const bool held = !batches_.empty();
-    try {
-        return prepare(wanted, plan);
-    } catch (const Error& error) {
-        if (error.status != VAR_EDGE_OUT_OF_MEMORY || !held) throw;
-    }
-    free_batches();
-    return prepare(wanted, plan);
+    return with_room(room_of_batches(), [&]() -> Batch& { return prepare(wanted, plan); });
 }
 
 // Frees the batches of the kind that was not drawn for the longest time if there are more kinds than are kept.
@@ -137,6 +130,11 @@ Batch& WiredBackend::prepare(const Wanted& wanted, const Plan& plan) {
         throw;
     }
     return *batch;
+}
+
+std::function<void()> WiredBackend::room_of_batches() {
+    if (batches_.empty()) return nullptr;
+    return [this] { free_batches(); };
 }
 
 void WiredBackend::free_batches() {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -67,10 +68,13 @@ class WiredBackend : public Backend {
     void logits(std::size_t k, float* out) final;
     std::vector<std::uint8_t> finite() final;
     void decode(std::uint8_t* images, bool to_device, bool preview) final;
-    void free_batches() final;  // also in every derived destructor: batches use members of the derived class
+    void free_batches() override;  // also in every derived destructor: batches use members of the derived class
 
   protected:
     virtual std::unique_ptr<Batch> new_batch(const Wanted& wanted) = 0;
+
+    // Returns what frees the memory of batches, or null if none is held.
+    std::function<void()> room_of_batches();
 
     // Held during every call: makes the backend's GPU the current device of the calling thread.
     virtual std::shared_ptr<void> current_device() const { return {}; }

@@ -184,13 +184,7 @@ void Pipeline::copy_tokens(std::int64_t start, std::int64_t size, std::size_t sc
 
 void Pipeline::begin(const Request& request, std::int64_t start, std::int64_t size, const Plan& plan) {
     const std::vector<std::int64_t> labels(request.labels.begin() + start, request.labels.begin() + start + size);
-    try {
-        return backend_->begin(labels, request.sampling, plan);
-    } catch (const Error& error) {
-        if (error.status != VAR_EDGE_OUT_OF_MEMORY || !request.make_room) throw;
-    }
-    request.make_room();
-    backend_->begin(labels, request.sampling, plan);
+    with_room(request.make_room, [&] { backend_->begin(labels, request.sampling, plan); });
 }
 
 // Draws the first scales of a batch.
@@ -291,7 +285,9 @@ void Pipeline::edit(Request request, const std::uint8_t* image, const std::vecto
     std::vector<std::int32_t> known(keep.size());
     {
         const Listening listening(*backend_, request.on_stage);
-        encode(image, 1, known.data());
+        std::function<void()> make_room;
+        if (request.draft) make_room = [draft = request.draft] { draft->free_batches(); };
+        with_room(make_room, [&] { encode(image, 1, known.data()); });
     }
     std::vector<std::uint8_t> all_keep;
     std::vector<std::int32_t> all_known;

@@ -56,9 +56,6 @@ class Pipeline {
     // Frees the arrays and recordings of the batches drawn so far; later calls set them up again.
     void free_batches() { backend_->free_batches(); }
 
-    // Throws Error BAD_BUNDLE or BAD_ARGUMENT if `generate` would refuse these settings.
-    void check(const Sampling& sampling) const;
-
     // Makes calls throw Error STOPPED until it is called with false. May be called from any thread.
     void stop(bool wanted);
 
@@ -73,6 +70,7 @@ class Pipeline {
     const ClassNames& classes() const { return classes_; }
 
   private:
+    void check(const Sampling& sampling) const;
     void check(const Request& request, bool to_device) const;
     std::int64_t batch_size(std::int64_t left, std::int64_t batch) const;
     void generate_drafted(const Request& request, std::uint8_t* images, bool to_device, std::int32_t* tokens);

@@ -224,10 +224,7 @@ void draft(const std::string& directory) {
         settings.batch = 2;
         expect(alone.tokens == small->generate({1, 2, 3}, settings).tokens, "in batches");
     }
-    Shown expected, shown;
-    small->generate({1}, of_seed(3), [&](const var_edge::Scale& scale) { return expected.add(scale); });
-    small->generate({1}, drafted_by(*large, scales - 1), [&](const var_edge::Scale& scale) {
-        shown.add(scale);
+    small->generate({1}, drafted_by(*large, scales - 1), [&](const var_edge::Scale&) {
         std::vector<std::uint8_t> image(alone.images);
         refused("busy", draw(*large, of_seed(3)), VAR_EDGE_BAD_ARGUMENT, "model: busy with another call");
         refused("busy with itself", draw(*small, drafted_by(*large, 1)), VAR_EDGE_BAD_ARGUMENT, "model: busy");
@@ -235,9 +232,6 @@ void draft(const std::string& directory) {
         expect(std::strstr(var_edge_last_error(), "model: busy"), "a draft is freed while it is in use");
         return true;
     });
-    expect(shown.indices.size() == std::size_t(scales) && shown.indices == expected.indices, "scales in order");
-    expect(shown.tokens == expected.tokens && shown.logits == expected.logits && shown.previews == expected.previews,
-           "what is shown of the scales");
     try {
         small->generate({1}, drafted_by(*large, 2), [](const var_edge::Scale& scale) { return scale.index < 1; });
         expect(false, "a callback does not stop the draft");
@@ -255,6 +249,23 @@ void draft(const std::string& directory) {
     expect(same(alone, small->generate({1, 2, 3}, drafted_by(beside, 1))), "without the first handle");
     small.reset();
     expect(same(alone, beside.generate({1, 2, 3}, of_seed(3))), "without the refiner");
+}
+
+// Who watches a draft sees all scales, those of one model after those of the other.
+void draft_shown(const std::string& directory) {
+    Model large(directory, one_thread()), small(directory, one_thread());
+    Shown expected;
+    small.generate({1}, of_seed(3), [&](const var_edge::Scale& scale) { return expected.add(scale); });
+    const std::int32_t scales = small.info().scales;
+    expect(expected.indices.size() == std::size_t(scales), "all scales");
+    for (std::int32_t count = 1; count <= scales; ++count) {
+        Shown shown;
+        small.generate({1}, drafted_by(large, count), [&](const var_edge::Scale& scale) { return shown.add(scale); });
+        const std::string drafted = " with " + std::to_string(count) + " scales drafted";
+        expect(shown.indices == expected.indices, "scales in order" + drafted);
+        expect(shown.tokens == expected.tokens && shown.logits == expected.logits, "tokens and logits" + drafted);
+        expect(shown.previews == expected.previews, "previews" + drafted);
+    }
 }
 
 // Two handles draft for each other in two threads: each call is right or refused, and none waits for ever.
@@ -332,5 +343,6 @@ const Features CALLS = {{"busy", busy},
                         {"share", share},
                         {"share_memory", share_memory},
                         {"draft", draft},
+                        {"draft_shown", draft_shown},
                         {"draft_scramble", draft_scramble},
                         {"draft_stop", draft_stop}};

@@ -27,6 +27,7 @@ using Shape = std::vector<std::int64_t>;
 using Problem = std::runtime_error;
 
 constexpr std::int64_t SCRATCH = 4096;  // bytes of profile 0; profile i needs i + 1 times as much
+constexpr std::size_t CONTEXT = 1024;   // bytes that a context takes
 constexpr int USED_SCRATCH = 0xCD;
 constexpr std::uintptr_t ALIGNMENT = 256;
 
@@ -238,8 +239,11 @@ std::int64_t scratch_of(std::int32_t profile) { return SCRATCH * (profile + 1); 
 
 class Context final : public IExecutionContext {
   public:
-    explicit Context(std::shared_ptr<Shared> engine) : engine_(std::move(engine)) {}
-    ~Context() override { engine_->profiles_in_use.erase(profile_); }
+    Context(std::shared_ptr<Shared> engine, void* memory) : engine_(std::move(engine)), memory_(memory) {}
+    ~Context() override {
+        engine_->profiles_in_use.erase(profile_);
+        cudaFree(memory_);
+    }
 
     bool setOptimizationProfileAsync(std::int32_t profile, cudaStream_t) noexcept override {
         if (profile < 0 || std::size_t(profile) >= engine_->plan->profiles.size()) return refuse("no such profile");
@@ -311,6 +315,7 @@ class Context final : public IExecutionContext {
     }
 
     std::shared_ptr<Shared> engine_;
+    void* memory_;  // so that contexts take the GPU's memory
     std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
     std::unique_ptr<std::weak_ptr<bool>> config_;
     std::int32_t profile_ = -1;
@@ -381,8 +386,13 @@ class CudaEngine final : public ICudaEngine {
     const Plan& plan() const { return *shared_->plan; }
 
     Context* made(ExecutionContextAllocationStrategy strategy) {
-        if (strategy == ExecutionContextAllocationStrategy::kUSER_MANAGED) return new Context(shared_);
-        shared_->error("scratch memory for each context, where all could share it");
+        if (strategy != ExecutionContextAllocationStrategy::kUSER_MANAGED) {
+            shared_->error("scratch memory for each context, where all could share it");
+            return nullptr;
+        }
+        void* memory = nullptr;
+        if (!cudaMalloc(&memory, CONTEXT)) return new Context(shared_, memory);
+        shared_->error("Cuda Runtime (out of memory)");
         return nullptr;
     }
 
