@@ -44,6 +44,10 @@ class Server:
     ) -> None:
         for port in (http, grpc):
             _check_free(port)
+        if not any(repository.glob("*/config.pbtxt")):
+            raise SettingsError(
+                f"{repository}: expected a model repository, found none; python -m runtime.triton makes one"
+            )
         folder = environment()
         self.url, self.http = f"{HOST}:{grpc}", f"http://{HOST}:{http}"
         arguments = (

@@ -225,6 +225,11 @@ def test_a_second_server_on_the_same_port(server: Server, repository: Path) -> N
         Server(repository, free_port(), port)
 
 
+def test_a_folder_without_models_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"{tmp_path}: expected a model repository, found none; python -m"):
+        Server(tmp_path, free_port(), free_port())
+
+
 def test_a_server_that_is_not_ready_in_time(repository: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"tritonserver: not ready in 0\.1 s, see --timeout: "):
         Server(repository, free_port(), free_port(), tmp_path / "log", timeout=0.1)
