@@ -12,7 +12,7 @@ from . import limits
 from .backends.base import Observe, OnStage, StageRun
 from .base_pipeline import BasePipeline, Maps, Request, Result, ScaleView
 from .bundle.manifest import Manifest
-from .errors import BundleError, OutOfMemoryError, SettingsError
+from .errors import BundleError, SettingsError, with_room
 from .limits import shown
 from .pipeline import Pipeline
 from .sampling import Sampling
@@ -114,11 +114,7 @@ class DraftedPipeline(BasePipeline):
         return replace(result, drawn=[*drawn, *result.drawn[count:]] if request.kept else result.tokens)
 
     def encode(self, images: np.ndarray) -> Maps:
-        try:
-            return self.refiner.encode(images)
-        except OutOfMemoryError:
-            self.draft.free_batches()
-        return self.refiner.encode(images)
+        return with_room(self.draft.free_batches, lambda: self.refiner.encode(images))
 
     def _kept(self, request: Request, drafted: Maps) -> tuple[Maps, Maps]:
         """Return masks and tokens that the refiner keeps: all of the draft, then those that the request keeps."""

@@ -1,8 +1,11 @@
 """The errors that a user can act on. Each message is one printable line: what, where, expected, found, what to do."""
 
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 LENGTH = 300  # characters of a message
+T = TypeVar("T")
 # Control characters, line separators, marks that reverse the direction of text, surrogates.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -37,6 +40,20 @@ class SettingsError(VarEdgeError):
 
 class OutOfMemoryError(VarEdgeError):
     """The memory of the GPU, or of the machine, does not suffice. Fewer images at once need less."""
+
+
+def with_room(make_room: Callable[[], object] | None, work: Callable[[], T]) -> T:
+    """Return what `work` returns. If memory runs out, call `make_room`, unless it is None, and try again.
+
+    Raises OutOfMemoryError.
+    """
+    try:
+        return work()
+    except OutOfMemoryError:
+        if make_room is None:
+            raise
+    make_room()  # the error is gone by now: its traceback would keep the memory
+    return work()
 
 
 # How ONNX Runtime, TensorRT, CUDA and the system say that memory has run out, which they tell only as text.

@@ -17,7 +17,7 @@ from .base_pipeline import BasePipeline, Maps, Request, Result, ScaleView
 from .bundle.classes import ClassNames
 from .bundle.manifest import Manifest
 from .bundle.precision import Precision
-from .errors import NumericError, OutOfMemoryError, SettingsError
+from .errors import NumericError, SettingsError, with_room
 from .sampling import Sampling
 from .uniforms import gumbel_noise, uniforms
 
@@ -205,13 +205,7 @@ class Pipeline(BasePipeline):
     def _begin(self, request: Request, rows: slice, plan: Plan) -> None:
         """Begin a batch. If memory runs out, make room and try again. Raises OutOfMemoryError."""
         arguments = request.labels[rows], request.sampling, request.on_stage, request.observe, plan
-        try:
-            return self.backend.begin(*arguments)
-        except OutOfMemoryError:
-            if request.make_room is None:
-                raise
-        request.make_room()
-        self.backend.begin(*arguments)
+        with_room(request.make_room, lambda: self.backend.begin(*arguments))
 
 
 def batches(count: int, batch: int, sizes: tuple[int, ...] | None) -> Iterator[range]:

@@ -16,7 +16,7 @@ from ..bundle import engine_record
 from ..bundle.engine_record import EngineRecord
 from ..bundle.manifest import Manifest
 from ..bundle.names import CONDITION, ENCODER, IMAGE, SMOOTH_BRIDGE, TINY_DECODER, TOKENS
-from ..errors import BundleError, OutOfMemoryError, SettingsError
+from ..errors import BundleError, SettingsError, with_room
 from ..sampling import DECODERS, Sampling
 from .arrays import Arrays, DeviceArray, DeviceArrays
 from .base import OnStage, Plan
@@ -141,13 +141,7 @@ class TensorRTBackend(WiredBackend["_Batch"]):
             engine.free_contexts()
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        try:
-            return self._encode(images)
-        except OutOfMemoryError:
-            if not self._batches:
-                raise
-        self.free_batches()
-        return self._encode(images)
+        return with_room(self._room, lambda: self._encode(images))
 
     def _encode(self, images: np.ndarray) -> np.ndarray:
         arrays, engine, image, found = self._encoder

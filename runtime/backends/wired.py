@@ -10,7 +10,7 @@ import numpy as np
 
 from ..bundle.manifest import Manifest
 from ..bundle.names import DRAWN, FINITE, IMAGE, REQUIRED_GRAPHS, SMOOTH_BRIDGE, TINY_DECODER, TOKENS
-from ..errors import BundleError, OutOfMemoryError
+from ..errors import BundleError, with_room
 from ..sampling import Sampling
 from .arrays import Array, Arrays
 from .base import Observe, OnStage, Plan, StageRun
@@ -166,14 +166,12 @@ class WiredBackend(ABC, Generic[B]):
         if not self.keeps_batches and wanted not in self._batches:
             self.free_batches()  # before new arrays are allocated
         self._free_oldest_kind(wanted[1])
-        held = bool(self._batches)
-        try:
-            return self._prepare(wanted, plan, whole)
-        except OutOfMemoryError:
-            if not held:
-                raise
-            self.free_batches()
-        return self._prepare(wanted, plan, whole)
+        return with_room(self._room, lambda: self._prepare(wanted, plan, whole))
+
+    @property
+    def _room(self) -> Callable[[], None] | None:
+        """What frees the memory of batches; None if none is held."""
+        return self.free_batches if self._batches else None
 
     def _free_oldest_kind(self, wanted: Kind) -> None:
         """Free the batches of the kind that was not drawn for the longest time if there are more than are kept."""
