@@ -18,6 +18,7 @@ from examples.demo_model.classes import CLASSES
 from examples.demo_model.data import EmojiSet, augment, load_emoji, plain, split
 from examples.demo_model.device import autocast, pick_device
 from examples.demo_model.sampling import Sampler
+from runtime.cli import reports_errors
 
 WEIGHTS = Path(__file__).parent / "weights/classifier.safetensors"
 
@@ -90,6 +91,7 @@ def save_classifier(model: EmojiClassifier, path: Path = WEIGHTS) -> None:
 @click.option("--steps", default=1500, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
 @click.option("--out", type=click.Path(path_type=Path), default=WEIGHTS, show_default=True)
+@reports_errors
 def main(steps: int, device: str, out: Path) -> None:
     """Train the classifier and print its accuracy on held-out renders."""
     trained, held = (part.labelled for part in split(load_emoji()))

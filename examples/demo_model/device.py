@@ -13,5 +13,5 @@ def pick_device(name: str) -> torch.device:
 def autocast(device: torch.device, enabled: bool | None = None) -> torch.autocast:
     """Return bfloat16 autocast, by default enabled if the hardware multiplies bfloat16 faster than float32."""
     if enabled is None:
-        enabled = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+        enabled = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

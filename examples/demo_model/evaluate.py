@@ -19,6 +19,7 @@ from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import checkpoint_weights, load_models
 from export.model.reference import generate
 from export.verify.draws import Parting
+from runtime.cli import reports_errors
 from runtime.images import grid, write_png
 from runtime.pipeline import Pipeline
 from runtime.sampling import Sampling
@@ -93,6 +94,7 @@ def agreement(pipeline: Pipeline, pictures: int, settings: Settings) -> Parting:
 @click.option(
     "--pictures", type=click.Path(path_type=Path), help="PNG of the generated images to write, one class per row."
 )
+@reports_errors
 def main(bundle: Path, per_class: int, pictures: Path | None, **settings: float) -> None:
     """Measure a demo model and print the figures as Markdown tables."""
     pipeline, classifier = Pipeline(bundle), load_classifier()

@@ -1,8 +1,10 @@
-"""Train the demo model stage by stage. A stage that was interrupted resumes when its command is run again.
+"""Train the demo models stage by stage. A training that was interrupted resumes when its command is run again.
 
 python -m examples.demo_model.train vqvae --minutes 42
 python -m examples.demo_model.train decoder --minutes 10
-python -m examples.demo_model.train var --minutes 33
+python -m examples.demo_model.train tokens
+python -m examples.demo_model.train var --steps 5000
+python -m examples.demo_model.train var --steps 4000 --model var_demo_small
 python -m examples.demo_model.train pack
 """
 
@@ -20,17 +22,20 @@ from torch import Tensor, nn
 from examples.demo_model.classes import CLASSES
 from examples.demo_model.data import BUILD, EmojiSet, augment, load_emoji, plain, split
 from examples.demo_model.decoder_stage import DecoderStage
-from examples.demo_model.device import autocast, pick_device
+from examples.demo_model.device import pick_device
 from examples.demo_model.group_norm import use_fast_group_norm
 from examples.demo_model.loop import Batch, Budget, Settings, Stage, train
 from examples.demo_model.sampling import Sampler
+from examples.demo_model.tokens import TokenSet, encode_augmented, encode_plain
 from examples.demo_model.var_stage import VARStage, teacher_features
 from examples.demo_model.vqvae_stage import VQVAEStage
 from export.checkpoint.recipe import RECIPES, Recipe
 from export.model.vqvae import VQVAE
 from runtime.bundle.classes import CLASS_LISTS
+from runtime.cli import reports_errors
 
 RECIPE = "var_demo"
+TOKENS = "tokens.safetensors"
 WEIGHTS = RECIPES / "demo"  # part of the package, so that --model var_demo works in every installation
 CLASS_FILE = CLASS_LISTS / "emoji.txt"
 
@@ -98,36 +103,27 @@ def _train_on_pictures(
 def train_var(
     recipe: Recipe,
     vqvae: VQVAE,
-    emoji: EmojiSet,
+    images: TokenSet,
+    held_out: TokenSet,
     budget: Budget,
     checkpoint: Path,
     device: torch.device,
     batch: int = 32,
     seed: int = 0,
 ) -> VARStage:
-    """Train the transformer on the tokens of augmented emoji, which are encoded batch by batch."""
+    """Train the transformer on tokens of the VQVAE."""
     torch.manual_seed(seed)
-    vqvae = vqvae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    trained, held_out = (part.labelled for part in split(emoji))
-    sampler = Sampler(trained, device, power=0.5)
+    quantizer, images, held_out = vqvae.quantize.to(device), images.to(device), held_out.to(device)
+
+    def example(drawn: TokenSet) -> Batch:
+        scales = drawn.tokens.split([scale.tokens for scale in recipe.scales], 1)
+        return drawn.tokens, teacher_features(quantizer, scales), drawn.labels
 
     def draw(generator: torch.Generator) -> Batch:
-        masters, labels, mirror = sampler.draw(batch, generator)
-        return *tokenise(vqvae, augment(masters, mirror, generator)), labels
+        return example(images.draw(batch, generator))
 
-    pictures, labels = pictures_and_labels(held_out, device)
-    stage = VARStage(recipe).to(device)
     settings = Settings(learning_rate=1e-3, weight_decay=0.05, seed=seed)
-    return train(stage, draw, (*tokenise(vqvae, pictures), labels), budget, settings, checkpoint, click.echo)
-
-
-@torch.no_grad()
-def tokenise(vqvae: VQVAE, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the tokens (B, T) of images (B, 3, 64, 64), and the features (T - 1, B, Z) that predict them."""
-    with autocast(pictures.device):
-        features = vqvae.features(pictures.contiguous(memory_format=torch.channels_last))
-    tokens = vqvae.quantize.tokenize(features.float())
-    return torch.cat(tokens, 1), teacher_features(vqvae.quantize, tokens)
+    return train(VARStage(recipe).to(device), draw, example(held_out), budget, settings, checkpoint, click.echo)
 
 
 def load_vqvae(recipe: Recipe, checkpoint: Path) -> VQVAE:
@@ -156,7 +152,6 @@ _model_option = click.option(
 _folder_option = click.option(
     "--folder", type=click.Path(path_type=Path), default=BUILD, show_default=True, help="Folder of checkpoints."
 )
-_THREADS_HELP = "Number of CPU threads [default: one per core]. Give 1 while other work uses the cores."
 
 
 def _set_threads(context: click.Context, option: click.Parameter, threads: int | None) -> None:
@@ -164,13 +159,25 @@ def _set_threads(context: click.Context, option: click.Parameter, threads: int |
         torch.set_num_threads(threads)
 
 
+_device_option = click.option(
+    "--device", default="auto", show_default=True, help="Device to train on: auto, cpu or cuda."
+)
+_threads_option = click.option(
+    "--threads",
+    type=int,
+    callback=_set_threads,
+    expose_value=False,
+    help="Number of CPU threads [default: one per core]. Give 1 while other work uses the cores.",
+)
+
+
 def _stage_options(command: Callable) -> Callable:
     for option in (
         _model_option,
         click.option("--minutes", type=float, help="Minutes to train; the schedule ends with them."),
         click.option("--steps", type=int, help="Number of steps to train; the schedule ends with them."),
-        click.option("--device", default="auto", show_default=True, help="Device to train on: auto, cpu or cuda."),
-        click.option("--threads", type=int, callback=_set_threads, expose_value=False, help=_THREADS_HELP),
+        _device_option,
+        _threads_option,
         click.option("--seed", default=0, show_default=True),
         _folder_option,
     ):
@@ -186,11 +193,12 @@ def _budget(steps: int | None, minutes: float | None) -> Budget:
 
 @click.group()
 def main() -> None:
-    """Train the demo model: vqvae, var, decoder, then pack."""
+    """Train the demo models: vqvae, decoder, tokens, var, then pack."""
 
 
 @main.command("vqvae")
 @_stage_options
+@reports_errors
 def vqvae_command(name: str, steps: int | None, minutes: float | None, device: str, seed: int, folder: Path) -> None:
     """Train the VQVAE. If FOLDER/vqvae.pt exists, the training resumes from it."""
     budget, where = _budget(steps, minutes), pick_device(device)
@@ -199,6 +207,7 @@ def vqvae_command(name: str, steps: int | None, minutes: float | None, device: s
 
 @main.command("decoder")
 @_stage_options
+@reports_errors
 def decoder_command(name: str, steps: int | None, minutes: float | None, device: str, seed: int, folder: Path) -> None:
     """Fine-tune the decoder of FOLDER/vqvae.pt. Its tokens do not change, so `var` may run before, after or beside."""
     budget, where = _budget(steps, minutes), pick_device(device)
@@ -206,14 +215,39 @@ def decoder_command(name: str, steps: int | None, minutes: float | None, device:
     train_decoder(vqvae, load_emoji(), budget, folder / "decoder.pt", where, seed=seed)
 
 
+@main.command("tokens")
+@_model_option
+@click.option("--images", default=64_000, show_default=True, help="Number of augmented emoji to encode.")
+@_device_option
+@_threads_option
+@click.option("--seed", default=0, show_default=True)
+@_folder_option
+@reports_errors
+def tokens_command(name: str, images: int, device: str, seed: int, folder: Path) -> None:
+    """Encode augmented emoji with FOLDER/vqvae.pt, for every `var` that is trained on it."""
+    where = pick_device(device)
+    vqvae = _on(load_vqvae(Recipe.load(name), folder / "vqvae.pt"), where)
+    trained, _ = split(load_emoji())
+    encode_augmented(vqvae, trained.labelled, images, where, seed, click.echo).save(
+        folder / TOKENS, folder / "vqvae.pt"
+    )
+
+
 @main.command("var")
 @_stage_options
+@reports_errors
 def var_command(name: str, steps: int | None, minutes: float | None, device: str, seed: int, folder: Path) -> None:
     """Train the transformer of a recipe. If FOLDER/RECIPE.pt exists, the training resumes from it."""
     budget, where = _budget(steps, minutes), pick_device(device)
     recipe = Recipe.load(name)
-    vqvae = load_vqvae(recipe, folder / "vqvae.pt")
-    train_var(recipe, vqvae, load_emoji(), budget, folder / f"{recipe.name}.pt", where, seed=seed)
+    vqvae = _on(load_vqvae(recipe, folder / "vqvae.pt"), where)
+    images = TokenSet.load(folder / TOKENS, folder / "vqvae.pt")
+    held_out = encode_plain(vqvae, split(load_emoji())[1].labelled, where)
+    train_var(recipe, vqvae, images, held_out, budget, folder / f"{recipe.name}.pt", where, seed=seed)
+
+
+def _on(vqvae: VQVAE, device: torch.device) -> VQVAE:
+    return vqvae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 @main.command("pack")
@@ -222,6 +256,7 @@ def var_command(name: str, steps: int | None, minutes: float | None, device: str
 @click.option(
     "--out", type=click.Path(path_type=Path), default=WEIGHTS, show_default=True, help="Folder of the weights."
 )
+@reports_errors
 def pack_command(name: str, folder: Path, out: Path) -> None:
     """Write the averaged weights of a recipe as float16 safetensors, and the class names."""
     recipe = Recipe.load(name)

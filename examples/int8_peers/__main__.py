@@ -56,16 +56,20 @@ def python_of(tool: str) -> Path:
 
 
 def quantised(tool: str, bundle: Path) -> tuple[Path, str, list[str]]:
-    """Quantise the graphs with a tool. Return the bundle, the tool's version, and the graphs that it quantised."""
-    python, folder = python_of(tool), WORK / tool
+    """Quantise the graphs with a tool. Return the bundle, the tool's version, and the graphs that it quantised.
+
+    The tool runs in its folder of `WORK`, because some write reports into the current directory.
+    """
+    work = WORK.absolute()
+    python, folder = python_of(tool).absolute(), work / tool
     folder.mkdir(parents=True, exist_ok=True)
     done, version = {}, "?"
     for graph in GRAPHS:
         out, log = folder / f"{graph}.onnx", folder / f"{graph}.log"
-        command = [python, SCRIPT, tool, WORK / "graphs" / f"{graph}.onnx", WORK / "inputs" / graph, out]
+        command = [python, SCRIPT, tool, work / "graphs" / f"{graph}.onnx", work / "inputs" / graph, out]
         if not log.exists() or not log.read_text().endswith("quantised\n"):
             with log.open("w") as said:
-                code = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, env=QUIET).returncode
+                code = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, env=QUIET, cwd=folder).returncode
                 said.write(f"exit code {code}\n" if code else "quantised\n")
         lines = log.read_text().splitlines()
         if lines[-1] == "quantised":

@@ -220,6 +220,23 @@ def test_int8_products_are_counted_in_the_engine_and_a_refused_graph_says_why(
     assert "DynamicQuantizeLinear" in reason
 
 
+def test_what_a_tool_writes_beside_its_graph_stays_in_its_folder(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quark writes `quantized_info.csv` into the current directory."""
+    script, here = tmp_path / "tool.py", tmp_path / "here"
+    script.write_text("open('report.csv', 'w'); print('1.0')")
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(peers, "SCRIPT", script)
+    monkeypatch.setattr(peers, "WORK", Path("work"))
+    monkeypatch.setattr(peers, "python_of", lambda tool: Path(sys.executable))
+    monkeypatch.setattr(peers, "assembled", lambda bundle, graphs, out: bundle)
+    assert peers.quantised("quark", tiny_bundle) == (tiny_bundle, "1.0", [])
+    assert [path.name for path in here.iterdir()] == ["work"]
+    assert (here / "work" / "quark" / "report.csv").exists()
+
+
 def test_the_table_has_the_best_first_and_notes_for_refused_graphs() -> None:
     def row(name: str, found: Found, seconds: float) -> tuple[peers.Candidate, Found, Summary]:
         return peers.Candidate(name, "tool 1.0", ["decoder"], Path()), found, Summary.of([seconds])

@@ -19,11 +19,13 @@ from examples.demo_model.data import MASTER_SIZE, EmojiSet, augment, plain, spli
 from examples.demo_model.group_norm import FastGroupNorm  # noqa: E402
 from examples.demo_model.loop import Batch, Budget, Settings, Stage, train  # noqa: E402
 from examples.demo_model.sampling import Sampler  # noqa: E402
-from examples.demo_model.train import tokenise, train_decoder, train_var, train_vqvae  # noqa: E402
-from examples.demo_model.var_stage import VARStage  # noqa: E402
+from examples.demo_model.tokens import TokenSet, encode_augmented, encode_plain  # noqa: E402
+from examples.demo_model.train import train_decoder, train_var, train_vqvae  # noqa: E402
+from examples.demo_model.var_stage import VARStage, teacher_features  # noqa: E402
 from examples.demo_model.vqvae_stage import VQVAEStage, quantise  # noqa: E402
 from export.checkpoint.recipe import Recipe  # noqa: E402
 from export.checkpoint.weights import checkpoint_weights  # noqa: E402
+from runtime.errors import SettingsError  # noqa: E402
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -167,7 +169,23 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(emoji: EmojiSet
         return whole
 
     vqvae = run(lambda budget, path: train_vqvae(RECIPE, emoji, budget, path, CPU, batch=4), "vqvae").vqvae
-    run(lambda budget, path: train_var(RECIPE, vqvae, emoji, budget, path, CPU, batch=4), "var")
+    images, held_out = encode_augmented(vqvae, emoji, 8, CPU, 0, print), encode_plain(vqvae, emoji, CPU)
+    run(lambda budget, path: train_var(RECIPE, vqvae, images, held_out, budget, path, CPU, batch=4), "var")
+
+
+def test_a_step_without_the_last_scale_has_the_same_loss_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    stage = VARStage(RECIPE).eval()
+    torch.nn.init.normal_(stage.var.head.weight)
+    tokens, features = torch.randint(64, (2, RECIPE.tokens)), torch.randn(RECIPE.tokens - 1, 2, 32)
+    losses = {}
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(f"{VARStage.__module__}._COARSE_SHARE", share)
+        torch.manual_seed(1)
+        losses[share] = stage.loss(tokens, features, torch.tensor([0, 2]))[1]
+    assert set(losses[0.0]) == {"coarse", "fine"}
+    assert set(losses[1.0]) == {"coarse"}
+    assert losses[1.0]["coarse"] == pytest.approx(losses[0.0]["coarse"], rel=1e-2)  # bfloat16
 
 
 def test_the_last_stage_changes_the_decoder_only(emoji: EmojiSet, tmp_path: Path) -> None:
@@ -205,8 +223,17 @@ def test_two_transformers_share_a_vqvae(emoji: EmojiSet, tmp_path: Path, monkeyp
         arguments = [stage, "--model", str(recipe), "--folder", str(tmp_path), *options]
         return CliRunner().invoke(commands.main, arguments)
 
-    for stage, recipe in (("vqvae", large), ("decoder", large), ("var", large), ("var", small)):
+    def trained(stage: str, recipe: Path) -> None:
         assert command(stage, recipe, "--steps", "1", "--threads", "1", "--device", "cpu").exit_code == 0
+
+    trained("vqvae", large)
+    trained("decoder", large)
+    missing = command("var", large, "--steps", "1")
+    assert missing.exit_code == 1
+    assert "tokens.safetensors: not found; run `python -m examples.demo_model.train tokens`\n" in missing.output
+    assert command("tokens", large, "--images", "40", "--device", "cpu").exit_code == 0
+    trained("var", large)
+    trained("var", small)
     shared = []
     for recipe in (large, small):
         assert command("pack", recipe, "--out", str(tmp_path / "weights")).exit_code == 0
@@ -239,7 +266,24 @@ def test_checkpoints_are_more_frequent_than_validations(emoji: EmojiSet, tmp_pat
 
 def test_tokens_of_a_picture_fit_the_recipe(emoji: EmojiSet) -> None:
     stage = VQVAEStage(RECIPE)
-    tokens, features = tokenise(stage.vqvae, plain(torch.from_numpy(emoji.images[:2])))
+    tokens = encode_plain(stage.vqvae, emoji.select(np.arange(30) < 2), CPU).tokens
     assert tokens.shape == (2, RECIPE.tokens)
+    features = teacher_features(stage.vqvae.quantize, tokens.split([scale.tokens for scale in RECIPE.scales], 1))
     assert features.shape == (RECIPE.tokens - 1, 2, RECIPE.code_size)
     assert int(tokens.max()) < RECIPE.vocab_size
+
+
+def test_tokens_of_another_vqvae_are_refused(tmp_path: Path) -> None:
+    checkpoint, path = tmp_path / "vqvae.pt", tmp_path / "tokens.safetensors"
+    checkpoint.write_bytes(b"one")
+    tokens = torch.arange(6).view(2, 3)
+    TokenSet(tokens, torch.tensor([-1, 4])).save(path, checkpoint)
+    read = TokenSet.load(path, checkpoint)
+    assert torch.equal(read.tokens, tokens.int())
+    assert read.labels.tolist() == [-1, 4]
+    checkpoint.write_bytes(b"another")
+    with pytest.raises(SettingsError, match="has changed since it was made; run `python -m"):
+        TokenSet.load(path, checkpoint)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(SettingsError, match="damaged"):
+        TokenSet.load(path, checkpoint)
