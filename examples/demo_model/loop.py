@@ -79,20 +79,15 @@ def train(
     Returns:
         The stage with averaged weights.
     """
-    average = copy.deepcopy(stage).requires_grad_(False)
-    decayed = [p for p in stage.parameters() if p.dim() > 1]
-    others = [p for p in stage.parameters() if p.dim() <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        betas=(0.9, 0.95),
-    )
+    average, optimizer = copy.deepcopy(stage).requires_grad_(False), _optimizer(stage, settings.weight_decay)
     step, seconds = 0, 0.0
     if checkpoint.exists():
         try:
             state = torch.load(checkpoint, weights_only=True)
             stage.load_state_dict(state["stage"])
             average.load_state_dict(state["average"])
-            optimizer.load_state_dict(state["optimizer"])
+            if state["optimizer"]:
+                optimizer.load_state_dict(state["optimizer"])
             step, seconds = state["step"], state["seconds"]
         except (RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError):
             reason = "truncated, or a checkpoint of another model; remove it to train from the start"
@@ -100,9 +95,7 @@ def train(
         log(f"resumed {checkpoint} at step {step}")
 
     def save() -> None:
-        state = {"stage": stage.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-        with atomic_file(checkpoint) as file:
-            torch.save(state | {"step": step, "seconds": seconds}, file)
+        _write(checkpoint, stage, average, optimizer, step, seconds)
 
     def validate() -> None:
         log(f"step {step} held-out {_line(average.eval().validate(*held_out))}")
@@ -138,6 +131,32 @@ def train(
     save()
     validate()
     return average.eval()
+
+
+def begin(stage: Stage, checkpoint: Path) -> None:
+    """Write a checkpoint from which `train` trains the weights of `stage` further, from its first step."""
+    _write(checkpoint, stage, stage, None, 0, 0.0)
+
+
+def _optimizer(stage: Stage, weight_decay: float) -> torch.optim.AdamW:
+    decayed = [p for p in stage.parameters() if p.dim() > 1]
+    others = [p for p in stage.parameters() if p.dim() <= 1]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+    )
+
+
+def _write(
+    checkpoint: Path, stage: Stage, average: Stage, optimizer: torch.optim.Optimizer | None, step: int, seconds: float
+) -> None:
+    state = {
+        "stage": stage.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer and optimizer.state_dict(),
+    }
+    with atomic_file(checkpoint) as file:
+        torch.save(state | {"step": step, "seconds": seconds}, file)
 
 
 def _schedule(used: float) -> float:

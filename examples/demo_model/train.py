@@ -24,12 +24,13 @@ from examples.demo_model.data import BUILD, EmojiSet, augment, load_emoji, plain
 from examples.demo_model.decoder_stage import DecoderStage
 from examples.demo_model.device import pick_device
 from examples.demo_model.group_norm import use_fast_group_norm
-from examples.demo_model.loop import Batch, Budget, Settings, Stage, train
+from examples.demo_model.loop import Batch, Budget, Settings, Stage, begin, train
 from examples.demo_model.sampling import Sampler
 from examples.demo_model.tokens import TokenSet, encode_augmented, encode_plain
 from examples.demo_model.var_stage import VARStage, teacher_features
 from examples.demo_model.vqvae_stage import VQVAEStage
 from export.checkpoint.recipe import RECIPES, Recipe
+from export.checkpoint.weights import checkpoint_weights, load_models
 from export.model.vqvae import VQVAE
 from runtime.bundle.classes import CLASS_LISTS
 from runtime.cli import reports_errors
@@ -217,7 +218,7 @@ def decoder_command(name: str, steps: int | None, minutes: float | None, device:
 
 @main.command("tokens")
 @_model_option
-@click.option("--images", default=64_000, show_default=True, help="Number of augmented emoji to encode.")
+@click.option("--images", default=40_000, show_default=True, help="Number of augmented emoji to encode.")
 @_device_option
 @_threads_option
 @click.option("--seed", default=0, show_default=True)
@@ -267,6 +268,26 @@ def pack_command(name: str, folder: Path, out: Path) -> None:
     _load_average(stage, folder / f"{recipe.name}.pt")
     pack(stage.var, out / recipe.var_checkpoint)
     CLASS_FILE.write_text("".join(f"{row.names}\n" for row in CLASSES), encoding="utf-8")
+
+
+@main.command("unpack")
+@_model_option
+@_folder_option
+@reports_errors
+def unpack_command(name: str, folder: Path) -> None:
+    """Write checkpoints from the shipped weights of a recipe, to train them further. None that exists is replaced."""
+    recipe = Recipe.load(name)
+    var, vqvae = load_models(recipe, checkpoint_weights(recipe, None, None))
+    trained_vqvae, trained_var = VQVAEStage(recipe), VARStage(recipe)
+    trained_vqvae.vqvae.load_state_dict(vqvae.state_dict())
+    trained_var.var.load_state_dict(var.state_dict())
+    for stage, file in ((trained_vqvae, "vqvae"), (DecoderStage(vqvae), "decoder"), (trained_var, recipe.name)):
+        path = folder / f"{file}.pt"
+        if path.exists():
+            click.echo(f"{path}: exists, kept")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            begin(stage, path)
 
 
 if __name__ == "__main__":

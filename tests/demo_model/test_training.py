@@ -240,7 +240,20 @@ def test_two_transformers_share_a_vqvae(emoji: EmojiSet, tmp_path: Path, monkeyp
         loaded = Recipe.load(str(recipe))
         shared.append(checkpoint_weights(loaded, None, None).source["vae_checkpoint"])
     assert shared[0] == shared[1]
-    assert len(list((tmp_path / "weights").iterdir())) == 3
+    packed = {path.name: path.read_bytes() for path in (tmp_path / "weights").iterdir()}
+    assert len(packed) == 3
+
+    # What is shipped can be trained further: its checkpoints pack to the same bytes, and a step changes them.
+    again = tmp_path / "again"
+    for stage in ("unpack", "pack"):
+        options = ["--folder", str(again), *(["--out", str(again / "out")] if stage == "pack" else [])]
+        assert CliRunner().invoke(commands.main, [stage, "--model", str(large), *options]).exit_code == 0
+    assert {path.name: path.read_bytes() for path in (again / "out").iterdir()}.items() <= packed.items()
+    kept = CliRunner().invoke(commands.main, ["unpack", "--model", str(large), "--folder", str(again)])
+    assert kept.output.splitlines() == [f"{again / name}.pt: exists, kept" for name in ("vqvae", "decoder", "large")]
+    before = (again / "vqvae.pt").read_bytes()
+    assert command("vqvae", large, "--steps", "1", "--folder", str(again), "--device", "cpu").exit_code == 0
+    assert (again / "vqvae.pt").read_bytes() != before
 
 
 def test_pack_names_the_missing_stage(tmp_path: Path) -> None:

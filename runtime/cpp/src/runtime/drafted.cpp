@@ -72,7 +72,8 @@ Drafted::Drafted(const Request& request, Pipeline& refiner, const OnScale& on_sc
     }
     tokens = request.draft->draw_tokens(first, std::size_t(scales));
 
-    if (request.on_scale) {
+    rest.on_scale = nullptr;  // with no scale left, nothing of the refiner is watched
+    if (request.on_scale && std::size_t(scales) < manifest.scales.size()) {
         rest.on_scale = [=, heard = request.on_scale](std::int64_t k, std::int64_t start, std::int64_t pictures) {
             return k < scales || heard(k, start, pictures);
         };
