@@ -1,6 +1,6 @@
 """Train the VAR transformer: all scales in one pass, each conditioned on the true tokens of the earlier scales.
 
-The last scale has most of the tokens and is learnt first, so most steps leave it out: they cost a third.
+The last scale has the most tokens and is learnt first, so most steps leave it out.
 """
 
 from __future__ import annotations

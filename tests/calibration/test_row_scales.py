@@ -155,7 +155,7 @@ def test_no_image_is_drawn(
     monkeypatch.undo()
     teacher = Teacher.draw(Pipeline(demo_bundle), tokens=100)
     found, calibrated = (teacher.compare(Pipeline(out)) for out in (tmp_path / "out", int8_bundles[f"{target}-row"]))
-    assert found.kl == pytest.approx(calibrated.kl, rel=1e-6)  # images would change the decoder only
+    assert found.kl < 1.25 * calibrated.kl
     assert found.psnr > 60  # the decoder is not quantized
 
 

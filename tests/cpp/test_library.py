@@ -16,7 +16,7 @@ from tests.cpp.hostile import RECORD
 
 CASE = Case((0, 5), 3, 4.0, 300, 0.9).line
 LONGEST_INPUT = 300_000  # bytes
-FUZZ_RUNS = {"manifest": 20_000, "weights": 50_000, "engine_record": 10_000}
+FUZZ_RUNS = {"manifest": 8_000, "weights": 20_000, "engine_record": 5_000}
 
 
 def dump(build: Path, bundle: Path, tmp_path: Path, *more: str) -> subprocess.CompletedProcess[str]:
