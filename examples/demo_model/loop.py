@@ -134,8 +134,11 @@ def train(
 
 
 def begin(stage: Stage, checkpoint: Path) -> None:
-    """Write a checkpoint from which `train` trains the weights of `stage` further, from its first step."""
-    _write(checkpoint, stage, stage, None, 0, 0.0)
+    """Write a checkpoint from which `train` trains the weights of `stage` further.
+
+    It counts as one step, since the maintenance after the first one is for weights that are not trained.
+    """
+    _write(checkpoint, stage, stage, None, 1, 0.0)
 
 
 def _optimizer(stage: Stage, weight_decay: float) -> torch.optim.AdamW:

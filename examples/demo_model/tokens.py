@@ -38,11 +38,11 @@ class TokenSet:
         """Return the set on a device, with tokens and labels as int64."""
         return TokenSet(self.tokens.to(device).long(), self.labels.to(device).long())
 
-    def save(self, path: Path, vqvae_checkpoint: Path) -> None:
-        """Write the set, and which checkpoint of the VQVAE it was encoded with."""
+    def save(self, path: Path, vqvae_sha256: str) -> None:
+        """Write the set, and the hash of the VQVAE's checkpoint that it was encoded with."""
         tensors = {"tokens": self.tokens.to(torch.int32).cpu(), "labels": self.labels.to(torch.int32).cpu()}
         with atomic_file(path) as file:
-            file.write(save(tensors, {_VQVAE: sha256(vqvae_checkpoint)}))
+            file.write(save(tensors, {_VQVAE: vqvae_sha256}))
 
     @classmethod
     def load(cls, path: Path, vqvae_checkpoint: Path) -> TokenSet:

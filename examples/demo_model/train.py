@@ -4,12 +4,13 @@ python -m examples.demo_model.train vqvae --minutes 42
 python -m examples.demo_model.train decoder --minutes 10
 python -m examples.demo_model.train tokens
 python -m examples.demo_model.train var --steps 5000
-python -m examples.demo_model.train var --steps 4000 --model var_demo_small
+python -m examples.demo_model.train var --steps 4000 --model small.toml
 python -m examples.demo_model.train pack
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -34,6 +35,8 @@ from export.checkpoint.weights import checkpoint_weights, load_models
 from export.model.vqvae import VQVAE
 from runtime.bundle.classes import CLASS_LISTS
 from runtime.cli import reports_errors
+from runtime.errors import SettingsError
+from runtime.files.atomic import sha256
 
 RECIPE = "var_demo"
 TOKENS = "tokens.safetensors"
@@ -141,6 +144,17 @@ def _load_average(stage: Stage, checkpoint: Path) -> None:
     stage.load_state_dict(torch.load(checkpoint, weights_only=True)["average"])
 
 
+def _load_decoder(vqvae: VQVAE, checkpoint: Path) -> DecoderStage:
+    """Return the stage in `checkpoint`. Raises SettingsError if it was trained with another VQVAE than `vqvae`."""
+    stage = DecoderStage(copy.deepcopy(vqvae))
+    _load_average(stage, checkpoint)
+    expected = vqvae.state_dict()
+    for name, tensor in stage.vqvae.state_dict().items():
+        if name.split(".")[0] not in ("decoder", "post_quant_conv") and not torch.equal(tensor, expected[name]):
+            raise SettingsError(f"{checkpoint}: of another VQVAE than vqvae.pt; remove it and train the decoder again")
+    return stage
+
+
 def pack(model: nn.Module, path: Path) -> None:
     """Write a model under its official tensor names, as float16."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,12 +227,20 @@ def decoder_command(name: str, steps: int | None, minutes: float | None, device:
     """Fine-tune the decoder of FOLDER/vqvae.pt. Its tokens do not change, so `var` may run before, after or beside."""
     budget, where = _budget(steps, minutes), pick_device(device)
     vqvae = load_vqvae(Recipe.load(name), folder / "vqvae.pt")
+    if (folder / "decoder.pt").exists():
+        _load_decoder(vqvae, folder / "decoder.pt")
     train_decoder(vqvae, load_emoji(), budget, folder / "decoder.pt", where, seed=seed)
 
 
 @main.command("tokens")
 @_model_option
-@click.option("--images", default=40_000, show_default=True, help="Number of augmented emoji to encode.")
+@click.option(
+    "--images",
+    type=click.IntRange(min=1),
+    default=40_000,
+    show_default=True,
+    help="Number of augmented emoji to encode.",
+)
 @_device_option
 @_threads_option
 @click.option("--seed", default=0, show_default=True)
@@ -228,10 +250,9 @@ def tokens_command(name: str, images: int, device: str, seed: int, folder: Path)
     """Encode augmented emoji with FOLDER/vqvae.pt, for every `var` that is trained on it."""
     where = pick_device(device)
     vqvae = _on(load_vqvae(Recipe.load(name), folder / "vqvae.pt"), where)
+    digest = sha256(folder / "vqvae.pt")  # before the images are encoded: it may be trained further meanwhile
     trained, _ = split(load_emoji())
-    encode_augmented(vqvae, trained.labelled, images, where, seed, click.echo).save(
-        folder / TOKENS, folder / "vqvae.pt"
-    )
+    encode_augmented(vqvae, trained.labelled, images, where, seed, click.echo).save(folder / TOKENS, digest)
 
 
 @main.command("var")
@@ -261,8 +282,7 @@ def _on(vqvae: VQVAE, device: torch.device) -> VQVAE:
 def pack_command(name: str, folder: Path, out: Path) -> None:
     """Write the averaged weights of a recipe as float16 safetensors, and the class names."""
     recipe = Recipe.load(name)
-    decoder = DecoderStage(load_vqvae(recipe, folder / "vqvae.pt"))
-    _load_average(decoder, folder / "decoder.pt")
+    decoder = _load_decoder(load_vqvae(recipe, folder / "vqvae.pt"), folder / "decoder.pt")
     pack(decoder.vqvae, out / recipe.vae_checkpoint)
     stage = VARStage(recipe)
     _load_average(stage, folder / f"{recipe.name}.pt")
@@ -280,6 +300,7 @@ def unpack_command(name: str, folder: Path) -> None:
     var, vqvae = load_models(recipe, checkpoint_weights(recipe, None, None))
     trained_vqvae, trained_var = VQVAEStage(recipe), VARStage(recipe)
     trained_vqvae.vqvae.load_state_dict(vqvae.state_dict())
+    trained_vqvae.usage.fill_(1.0)  # no code is dead
     trained_var.var.load_state_dict(var.state_dict())
     for stage, file in ((trained_vqvae, "vqvae"), (DecoderStage(vqvae), "decoder"), (trained_var, recipe.name)):
         path = folder / f"{file}.pt"

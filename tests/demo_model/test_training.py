@@ -26,6 +26,7 @@ from examples.demo_model.vqvae_stage import VQVAEStage, quantise  # noqa: E402
 from export.checkpoint.recipe import Recipe  # noqa: E402
 from export.checkpoint.weights import checkpoint_weights  # noqa: E402
 from runtime.errors import SettingsError  # noqa: E402
+from runtime.files.atomic import sha256  # noqa: E402
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -251,9 +252,13 @@ def test_two_transformers_share_a_vqvae(emoji: EmojiSet, tmp_path: Path, monkeyp
     assert {path.name: path.read_bytes() for path in (again / "out").iterdir()}.items() <= packed.items()
     kept = CliRunner().invoke(commands.main, ["unpack", "--model", str(large), "--folder", str(again)])
     assert kept.output.splitlines() == [f"{again / name}.pt: exists, kept" for name in ("vqvae", "decoder", "large")]
-    before = (again / "vqvae.pt").read_bytes()
-    assert command("vqvae", large, "--steps", "1", "--folder", str(again), "--device", "cpu").exit_code == 0
-    assert (again / "vqvae.pt").read_bytes() != before
+    codes = [torch.load(again / "vqvae.pt")["stage"]["vqvae.quantize.embedding.weight"]]
+    assert command("vqvae", large, "--steps", "2", "--folder", str(again), "--device", "cpu").exit_code == 0
+    codes.append(torch.load(again / "vqvae.pt")["stage"]["vqvae.quantize.embedding.weight"])
+    assert not torch.equal(*codes)
+    torch.testing.assert_close(*codes, atol=0.01, rtol=0)  # no code was replaced
+    other = command("pack", large, "--folder", str(again), "--out", str(again / "out"))
+    assert (other.exit_code, "of another VQVAE than vqvae.pt; remove it" in other.output) == (1, True)
 
 
 def test_pack_names_the_missing_stage(tmp_path: Path) -> None:
@@ -290,7 +295,7 @@ def test_tokens_of_another_vqvae_are_refused(tmp_path: Path) -> None:
     checkpoint, path = tmp_path / "vqvae.pt", tmp_path / "tokens.safetensors"
     checkpoint.write_bytes(b"one")
     tokens = torch.arange(6).view(2, 3)
-    TokenSet(tokens, torch.tensor([-1, 4])).save(path, checkpoint)
+    TokenSet(tokens, torch.tensor([-1, 4])).save(path, sha256(checkpoint))
     read = TokenSet.load(path, checkpoint)
     assert torch.equal(read.tokens, tokens.int())
     assert read.labels.tolist() == [-1, 4]
