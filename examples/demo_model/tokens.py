@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from examples.demo_model.data import EmojiSet, augment, plain
+from examples.demo_model.data import EmojiSet, augment
 from examples.demo_model.device import autocast
 from examples.demo_model.sampling import Sampler
 from export.model.vqvae import VQVAE
@@ -67,11 +67,9 @@ def encode(vqvae: VQVAE, images: Tensor) -> Tensor:
     return torch.cat(vqvae.quantize.tokenize(features.float()), 1)
 
 
-def encode_plain(vqvae: VQVAE, emoji: EmojiSet, device: torch.device) -> TokenSet:
-    """Encode each emoji once, without augmentation."""
-    images = plain(torch.from_numpy(emoji.images)).to(device)
-    tokens = torch.cat([encode(vqvae, part) for part in images.split(_BATCH)])
-    return TokenSet(tokens, torch.from_numpy(emoji.labels).to(device))
+def encode_plain(vqvae: VQVAE, images: Tensor, labels: Tensor) -> TokenSet:
+    """Encode images (N, 3, H, W) in [-1, 1] with labels (N,)."""
+    return TokenSet(torch.cat([encode(vqvae, part) for part in images.split(_BATCH)]), labels)
 
 
 def encode_augmented(

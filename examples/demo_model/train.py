@@ -264,8 +264,9 @@ def var_command(name: str, steps: int | None, minutes: float | None, device: str
     recipe = Recipe.load(name)
     vqvae = _on(load_vqvae(recipe, folder / "vqvae.pt"), where)
     images = TokenSet.load(folder / TOKENS, folder / "vqvae.pt")
-    held_out = encode_plain(vqvae, split(load_emoji())[1].labelled, where)
-    train_var(recipe, vqvae, images, held_out, budget, folder / f"{recipe.name}.pt", where, seed=seed)
+    _, held_out = split(load_emoji())
+    encoded = encode_plain(vqvae, *pictures_and_labels(held_out.labelled, where))
+    train_var(recipe, vqvae, images, encoded, budget, folder / f"{recipe.name}.pt", where, seed=seed)
 
 
 def _on(vqvae: VQVAE, device: torch.device) -> VQVAE:

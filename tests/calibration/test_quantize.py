@@ -67,7 +67,7 @@ def test_rounding_between_int8_products_costs_no_more(
     assert rounded.kl < 1.1 * exact.kl
 
 
-@pytest.mark.parametrize(("name", "times"), [("trt", 2), ("cpu", 2), ("trt-row", 5), ("cpu-row", 4)])
+@pytest.mark.parametrize(("name", "times"), [("trt", 2.3), ("cpu", 2.25), ("trt-row", 6.3), ("cpu-row", 5)])
 def test_naive_int8_is_far_worse(
     naive: Fidelity, teacher: Teacher, int8_bundles: dict[str, Path], name: str, times: float
 ) -> None:

@@ -153,9 +153,9 @@ def test_no_image_is_drawn(
     }
     assert "No pictures were drawn" in (tmp_path / "out" / "report.md").read_text()
     monkeypatch.undo()
-    teacher = Teacher.draw(Pipeline(demo_bundle), tokens=100)
+    teacher = Teacher.draw(Pipeline(demo_bundle), tokens=200)
     found, calibrated = (teacher.compare(Pipeline(out)) for out in (tmp_path / "out", int8_bundles[f"{target}-row"]))
-    assert found.kl < 1.25 * calibrated.kl
+    assert found.kl < 1.15 * calibrated.kl
     assert found.psnr > 60  # the decoder is not quantized
 
 

@@ -20,7 +20,7 @@ from examples.demo_model.group_norm import FastGroupNorm  # noqa: E402
 from examples.demo_model.loop import Batch, Budget, Settings, Stage, train  # noqa: E402
 from examples.demo_model.sampling import Sampler  # noqa: E402
 from examples.demo_model.tokens import TokenSet, encode_augmented, encode_plain  # noqa: E402
-from examples.demo_model.train import train_decoder, train_var, train_vqvae  # noqa: E402
+from examples.demo_model.train import pictures_and_labels, train_decoder, train_var, train_vqvae  # noqa: E402
 from examples.demo_model.var_stage import VARStage, teacher_features  # noqa: E402
 from examples.demo_model.vqvae_stage import VQVAEStage, quantise  # noqa: E402
 from export.checkpoint.recipe import Recipe  # noqa: E402
@@ -170,7 +170,8 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(emoji: EmojiSet
         return whole
 
     vqvae = run(lambda budget, path: train_vqvae(RECIPE, emoji, budget, path, CPU, batch=4), "vqvae").vqvae
-    images, held_out = encode_augmented(vqvae, emoji, 8, CPU, 0, print), encode_plain(vqvae, emoji, CPU)
+    images = encode_augmented(vqvae, emoji, 8, CPU, 0, print)
+    held_out = encode_plain(vqvae, *pictures_and_labels(emoji, CPU))
     run(lambda budget, path: train_var(RECIPE, vqvae, images, held_out, budget, path, CPU, batch=4), "var")
 
 
@@ -284,7 +285,7 @@ def test_checkpoints_are_more_frequent_than_validations(emoji: EmojiSet, tmp_pat
 
 def test_tokens_of_a_picture_fit_the_recipe(emoji: EmojiSet) -> None:
     stage = VQVAEStage(RECIPE)
-    tokens = encode_plain(stage.vqvae, emoji.select(np.arange(30) < 2), CPU).tokens
+    tokens = encode_plain(stage.vqvae, *pictures_and_labels(emoji.select(np.arange(30) < 2), CPU)).tokens
     assert tokens.shape == (2, RECIPE.tokens)
     features = teacher_features(stage.vqvae.quantize, tokens.split([scale.tokens for scale in RECIPE.scales], 1))
     assert features.shape == (RECIPE.tokens - 1, 2, RECIPE.code_size)
