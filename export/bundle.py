@@ -13,7 +13,6 @@ import numpy as np
 import onnx_ir as ir
 
 from export.checkpoint.recipe import Recipe, phi_indices
-from export.checkpoint.tiny_decoder import SOURCE as TINY
 from export.checkpoint.tiny_decoder import empty_tiny_decoder
 from export.checkpoint.weights import Weights, empty_models
 from export.graphs.definitions import all_graphs
@@ -27,6 +26,7 @@ from export.kept import Warn, new_bundle
 from export.model.quantizer import area_matrix, bicubic_matrix
 from export.room import check_room
 from runtime.bundle import manifest
+from runtime.bundle.manifest import TINY_SOURCE
 from runtime.bundle.precision import Precision
 from runtime.errors import SettingsError
 from runtime.files.outputs import EXPORTED
@@ -57,7 +57,7 @@ def export_bundle(
         raise SettingsError(f"precision: expected {' or '.join(PRECISIONS)}, found {shown(precision)}")
     with new_bundle(out, EXPORTED, warn) as folder:
         check_room(recipe, out, Precision(precision))
-        traced = list(_trace_all(recipe, precision, smooth, TINY in weights.source, progress))
+        traced = list(_trace_all(recipe, precision, smooth, TINY_SOURCE in weights.source, progress))
         head = Head(
             model=recipe.model,
             precision=Precision(precision),

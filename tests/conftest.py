@@ -108,9 +108,9 @@ def _exported(recipe: str, smooth: bool = False, precision: str = "fp32") -> Cal
     return lambda out: export_bundle(loaded, formula_weights(loaded, 0), out, precision, smooth=smooth)
 
 
-def _demo(smooth: bool = False, precision: str = "fp32") -> Callable[[Path], object]:
-    """A function that exports the trained demo model."""
-    loaded = Recipe.load("var_demo")
+def _demo(smooth: bool = False, precision: str = "fp32", recipe: str = "var_demo") -> Callable[[Path], object]:
+    """A function that exports a trained demo model."""
+    loaded = Recipe.load(recipe)
     return lambda out: export_bundle(loaded, checkpoint_weights(loaded, None, None), out, precision, smooth=smooth)
 
 
@@ -155,6 +155,12 @@ def other_tiny_bundle(shared: Shared) -> Path:
 def demo_bundle(shared: Shared) -> Path:
     """The trained demo model."""
     return shared("var_demo", _demo())
+
+
+@pytest.fixture(scope="session")
+def small_demo_bundle(shared: Shared) -> Path:
+    """The smaller demo model, which refines what the other one drafts."""
+    return shared("var_demo_small", _demo(recipe="var_demo_small"))
 
 
 @pytest.fixture(scope="session")

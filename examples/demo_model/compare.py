@@ -20,6 +20,7 @@ from export.verify.fidelity import Teacher, other_settings
 from export.verify.interval import Z95, Estimate, share_interval, t95
 from runtime.base_pipeline import BasePipeline
 from runtime.bundle.manifest import Manifest
+from runtime.cli import reports_errors
 from runtime.images import grid, write_png
 from runtime.pipeline import Pipeline
 from runtime.sampling import Sampling
@@ -90,6 +91,7 @@ def draw(pipeline: BasePipeline, labels: np.ndarray, seed: int, sampling: Sampli
 @click.option(
     "--pictures", type=click.Path(path_type=Path), help="PNG to write: one row per bundle, the same seed in a column."
 )
+@reports_errors
 def main(reference: Path, candidates: tuple[Path, ...], per_class: int, tokens: int, pictures: Path | None) -> None:
     """Compare bundles of the demo model with the FP32 bundle REFERENCE, and print the results as Markdown.
 

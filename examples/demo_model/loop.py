@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,10 +72,12 @@ def train(
     settings: Settings,
     checkpoint: Path,
     log: Callable[[str], None] = print,
+    origin: str = "",
 ) -> Stage:
     """Train `stage` until the budget is spent. If `checkpoint` exists, the training resumes from it.
 
-    Raises SettingsError for a checkpoint that is truncated or of another model.
+    `origin` is the hash of what the training data was made with; the checkpoint keeps it. Raises SettingsError for a
+    checkpoint that is truncated, of another model, or of another origin.
 
     Each step seeds torch with its number, so a resumed run draws the same batches as an uninterrupted one.
 
@@ -82,20 +87,17 @@ def train(
     average, optimizer = copy.deepcopy(stage).requires_grad_(False), _optimizer(stage, settings.weight_decay)
     step, seconds = 0, 0.0
     if checkpoint.exists():
-        try:
-            state = torch.load(checkpoint, weights_only=True)
+        with _reading(checkpoint):
+            state = _read(checkpoint, origin)
             stage.load_state_dict(state["stage"])
             average.load_state_dict(state["average"])
             if state["optimizer"]:
                 optimizer.load_state_dict(state["optimizer"])
             step, seconds = state["step"], state["seconds"]
-        except (RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError):
-            reason = "truncated, or a checkpoint of another model; remove it to train from the start"
-            raise SettingsError(f"{checkpoint}: {reason}") from None
         log(f"resumed {checkpoint} at step {step}")
 
     def save() -> None:
-        _write(checkpoint, stage, average, optimizer, step, seconds)
+        _write(checkpoint, stage, average, optimizer, step, seconds, origin)
 
     def validate() -> None:
         log(f"step {step} held-out {_line(average.eval().validate(*held_out))}")
@@ -133,12 +135,18 @@ def train(
     return average.eval()
 
 
-def begin(stage: Stage, checkpoint: Path) -> None:
+def load_average(stage: Stage, checkpoint: Path, origin: str = "") -> None:
+    """Load the averaged weights of a checkpoint into `stage`. Raises SettingsError as `train` does."""
+    with _reading(checkpoint):
+        stage.load_state_dict(_read(checkpoint, origin)["average"])
+
+
+def begin(stage: Stage, checkpoint: Path, origin: str = "") -> None:
     """Write a checkpoint from which `train` trains the weights of `stage` further.
 
     It counts as one step, since the maintenance after the first one is for weights that are not trained.
     """
-    _write(checkpoint, stage, stage, None, 1, 0.0)
+    _write(checkpoint, stage, stage, None, 1, 0.0, origin)
 
 
 def _optimizer(stage: Stage, weight_decay: float) -> torch.optim.AdamW:
@@ -150,16 +158,40 @@ def _optimizer(stage: Stage, weight_decay: float) -> torch.optim.AdamW:
     )
 
 
+@contextmanager
+def _reading(checkpoint: Path) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError):
+        reason = "truncated, or a checkpoint of another model; remove it to train from the start"
+        raise SettingsError(f"{checkpoint}: {reason}") from None
+
+
+def _read(checkpoint: Path, origin: str) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+    if state["origin"] != origin:
+        raise SettingsError(f"{checkpoint}: trained on tokens of another VQVAE; remove it to train from the start")
+    return state
+
+
 def _write(
-    checkpoint: Path, stage: Stage, average: Stage, optimizer: torch.optim.Optimizer | None, step: int, seconds: float
+    checkpoint: Path,
+    stage: Stage,
+    average: Stage,
+    optimizer: torch.optim.Optimizer | None,
+    step: int,
+    seconds: float,
+    origin: str,
 ) -> None:
     state = {
         "stage": stage.state_dict(),
         "average": average.state_dict(),
         "optimizer": optimizer and optimizer.state_dict(),
     }
+    data = io.BytesIO()  # torch.save hides the error of a full disk
+    torch.save(state | {"step": step, "seconds": seconds, "origin": origin}, data)
     with atomic_file(checkpoint) as file:
-        torch.save(state | {"step": step, "seconds": seconds}, file)
+        file.write(data.getbuffer())
 
 
 def _schedule(used: float) -> float:

@@ -45,18 +45,25 @@ class TokenSet:
             file.write(save(tensors, {_VQVAE: vqvae_sha256}))
 
     @classmethod
-    def load(cls, path: Path, vqvae_checkpoint: Path) -> TokenSet:
-        """Read a set. Raises SettingsError if it is not there, or was encoded with another checkpoint."""
-        again = "run `python -m examples.demo_model.train tokens`"
+    def load(cls, path: Path, vqvae_checkpoint: Path, tokens: int) -> TokenSet:
+        """Read a set with this number of tokens in an image.
+
+        Raises SettingsError if it is not there, or was encoded with another checkpoint or other scales.
+        """
+        again = "run `python -m examples.demo_model.train tokens` with the same --folder and --model"
         if not path.exists():
             raise SettingsError(f"{path}: not found; {again}")
         try:
             with safe_open(path, "pt") as file:
                 if (file.metadata() or {}).get(_VQVAE) != sha256(vqvae_checkpoint):
                     raise SettingsError(f"{path}: {vqvae_checkpoint} has changed since it was made; {again}")
-                return cls(file.get_tensor("tokens"), file.get_tensor("labels"))
+                read = cls(file.get_tensor("tokens"), file.get_tensor("labels"))
         except SafetensorError as error:
             raise SettingsError(f"{path}: damaged ({error}); {again}") from None
+        if read.tokens.shape[1] != tokens:
+            found = read.tokens.shape[1]
+            raise SettingsError(f"{path}: expected {tokens} tokens in an image, found {found}; {again}")
+        return read
 
 
 @torch.no_grad()

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from examples.demo_model.classes import CLASSES
 from examples.demo_model.data import BUILD, EmojiSet, augment, load_emoji, plain, split
 from examples.demo_model.decoder_stage import DecoderStage
-from examples.demo_model.device import pick_device
+from examples.demo_model.device import DEVICES, pick_device
 from examples.demo_model.group_norm import use_fast_group_norm
-from examples.demo_model.loop import Batch, Budget, Settings, Stage, begin, train
+from examples.demo_model.loop import Batch, Budget, Settings, Stage, begin, load_average, train
 from examples.demo_model.sampling import Sampler
 from examples.demo_model.tokens import TokenSet, encode_augmented, encode_plain
 from examples.demo_model.var_stage import VARStage, teacher_features
@@ -114,8 +114,9 @@ def train_var(
     device: torch.device,
     batch: int = 32,
     seed: int = 0,
+    origin: str = "",
 ) -> VARStage:
-    """Train the transformer on tokens of the VQVAE."""
+    """Train the transformer on tokens of the VQVAE, whose checkpoint has the hash `origin`."""
     torch.manual_seed(seed)
     quantizer, images, held_out = vqvae.quantize.to(device), images.to(device), held_out.to(device)
 
@@ -127,32 +128,41 @@ def train_var(
         return example(images.draw(batch, generator))
 
     settings = Settings(learning_rate=1e-3, weight_decay=0.05, seed=seed)
-    return train(VARStage(recipe).to(device), draw, example(held_out), budget, settings, checkpoint, click.echo)
+    stage = VARStage(recipe).to(device)
+    return train(stage, draw, example(held_out), budget, settings, checkpoint, click.echo, origin)
 
 
 def load_vqvae(recipe: Recipe, checkpoint: Path) -> VQVAE:
     """Load the averaged VQVAE from a checkpoint of the first stage, rounded to float16 as `pack` stores it."""
     stage = VQVAEStage(recipe)
-    _load_average(stage, checkpoint)
+    _load_average(stage, checkpoint, "vqvae")
     return stage.vqvae.half().float().eval()
 
 
-def _load_average(stage: Stage, checkpoint: Path) -> None:
-    """Load the averaged weights of a checkpoint into `stage`."""
+def _load_average(stage: Stage, checkpoint: Path, command: str, origin: str = "") -> None:
+    """Load the averaged weights of a checkpoint, which `command` writes, into `stage`. Raises SettingsError."""
     if not checkpoint.exists():
-        raise click.ClickException(f"{checkpoint}: not found; train the {checkpoint.stem} first")
-    stage.load_state_dict(torch.load(checkpoint, weights_only=True)["average"])
+        raise SettingsError(f"{checkpoint}: not found; run `python -m examples.demo_model.train {command}` first")
+    load_average(stage, checkpoint, origin)
 
 
 def _load_decoder(vqvae: VQVAE, checkpoint: Path) -> DecoderStage:
     """Return the stage in `checkpoint`. Raises SettingsError if it was trained with another VQVAE than `vqvae`."""
     stage = DecoderStage(copy.deepcopy(vqvae))
-    _load_average(stage, checkpoint)
-    expected = vqvae.state_dict()
-    for name, tensor in stage.vqvae.state_dict().items():
-        if name.split(".")[0] not in ("decoder", "post_quant_conv") and not torch.equal(tensor, expected[name]):
-            raise SettingsError(f"{checkpoint}: of another VQVAE than vqvae.pt; remove it and train the decoder again")
+    _load_average(stage, checkpoint, "decoder")
+    if not _make_equal_tokens(stage.vqvae, vqvae):
+        raise SettingsError(f"{checkpoint}: of another VQVAE than vqvae.pt; remove it and train the decoder again")
     return stage
+
+
+def _make_equal_tokens(vqvae: VQVAE, other: VQVAE) -> bool:
+    """Return whether two VQVAEs differ in their decoders only."""
+    expected = other.state_dict()
+    return all(
+        torch.equal(tensor, expected[name])
+        for name, tensor in vqvae.state_dict().items()
+        if name.split(".")[0] not in ("decoder", "post_quant_conv")
+    )
 
 
 def pack(model: nn.Module, path: Path) -> None:
@@ -175,11 +185,11 @@ def _set_threads(context: click.Context, option: click.Parameter, threads: int |
 
 
 _device_option = click.option(
-    "--device", default="auto", show_default=True, help="Device to train on: auto, cpu or cuda."
+    "--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Device to train on."
 )
 _threads_option = click.option(
     "--threads",
-    type=int,
+    type=click.IntRange(min=1),
     callback=_set_threads,
     expose_value=False,
     help="Number of CPU threads [default: one per core]. Give 1 while other work uses the cores.",
@@ -189,8 +199,14 @@ _threads_option = click.option(
 def _stage_options(command: Callable) -> Callable:
     for option in (
         _model_option,
-        click.option("--minutes", type=float, help="Minutes to train; the schedule ends with them."),
-        click.option("--steps", type=int, help="Number of steps to train; the schedule ends with them."),
+        click.option(
+            "--minutes",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Minutes to train; the schedule ends with them.",
+        ),
+        click.option(
+            "--steps", type=click.IntRange(min=1), help="Number of steps to train; the schedule ends with them."
+        ),
         _device_option,
         _threads_option,
         click.option("--seed", default=0, show_default=True),
@@ -263,10 +279,12 @@ def var_command(name: str, steps: int | None, minutes: float | None, device: str
     budget, where = _budget(steps, minutes), pick_device(device)
     recipe = Recipe.load(name)
     vqvae = _on(load_vqvae(recipe, folder / "vqvae.pt"), where)
-    images = TokenSet.load(folder / TOKENS, folder / "vqvae.pt")
+    images = TokenSet.load(folder / TOKENS, folder / "vqvae.pt", recipe.tokens)
     _, held_out = split(load_emoji())
     encoded = encode_plain(vqvae, *pictures_and_labels(held_out.labelled, where))
-    train_var(recipe, vqvae, images, encoded, budget, folder / f"{recipe.name}.pt", where, seed=seed)
+    origin = sha256(folder / "vqvae.pt")
+    checkpoint = folder / f"{recipe.name}.pt"
+    train_var(recipe, vqvae, images, encoded, budget, checkpoint, where, seed=seed, origin=origin)
 
 
 def _on(vqvae: VQVAE, device: torch.device) -> VQVAE:
@@ -284,9 +302,9 @@ def pack_command(name: str, folder: Path, out: Path) -> None:
     """Write the averaged weights of a recipe as float16 safetensors, and the class names."""
     recipe = Recipe.load(name)
     decoder = _load_decoder(load_vqvae(recipe, folder / "vqvae.pt"), folder / "decoder.pt")
-    pack(decoder.vqvae, out / recipe.vae_checkpoint)
     stage = VARStage(recipe)
-    _load_average(stage, folder / f"{recipe.name}.pt")
+    _load_average(stage, folder / f"{recipe.name}.pt", f"var --model {name}", sha256(folder / "vqvae.pt"))
+    pack(decoder.vqvae, out / recipe.vae_checkpoint)
     pack(stage.var, out / recipe.var_checkpoint)
     CLASS_FILE.write_text("".join(f"{row.names}\n" for row in CLASSES), encoding="utf-8")
 
@@ -299,6 +317,9 @@ def unpack_command(name: str, folder: Path) -> None:
     """Write checkpoints from the shipped weights of a recipe, to train them further. None that exists is replaced."""
     recipe = Recipe.load(name)
     var, vqvae = load_models(recipe, checkpoint_weights(recipe, None, None))
+    checkpoint = folder / "vqvae.pt"
+    if checkpoint.exists() and not _make_equal_tokens(load_vqvae(recipe, checkpoint), vqvae):
+        raise SettingsError(f"{checkpoint}: another VQVAE than the shipped one; give another --folder")
     trained_vqvae, trained_var = VQVAEStage(recipe), VARStage(recipe)
     trained_vqvae.vqvae.load_state_dict(vqvae.state_dict())
     trained_vqvae.usage.fill_(1.0)  # no code is dead
@@ -309,7 +330,7 @@ def unpack_command(name: str, folder: Path) -> None:
             click.echo(f"{path}: exists, kept")
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            begin(stage, path)
+            begin(stage, path, sha256(checkpoint) if stage is trained_var else "")
 
 
 if __name__ == "__main__":

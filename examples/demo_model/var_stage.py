@@ -1,6 +1,6 @@
 """Train the VAR transformer: all scales in one pass, each conditioned on the true tokens of the earlier scales.
 
-The last scale has the most tokens and is learnt first, so most steps leave it out.
+The last scale has most of the tokens and is learnt first, so half of the steps leave it out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from export.model.transformer import VAR
 
 _LABEL_DROPOUT = 0.1  # share of images without label, which train the unconditional half of guidance
 _INPUT_DROPOUT = 0.1
-_COARSE_SHARE = 0.7  # share of the steps that train all scales but the last
+_COARSE_SHARE = 0.5  # share of the steps that train all scales but the last
 
 
 class VARStage(Stage):

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from examples.demo_model.device import pick_device
+from examples.demo_model.device import DEVICES, pick_device
 from examples.demo_model.loop import Batch, Budget, Settings, train
 from examples.tiny_decoder.rollouts import rollouts
 from examples.tiny_decoder.stage import TinyDecoderStage
@@ -40,7 +40,7 @@ LEARNING_RATE = 1e-3
     "--minutes", type=click.FloatRange(min=0, min_open=True), help="Minutes to train; the schedule ends with them."
 )
 @click.option("--steps", type=click.IntRange(min=1), help="Number of steps to train; the schedule ends with them.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Device to train on.")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", help="Device to train on.")
 @click.option("--backend", default="auto", help="Backend that generates the images.")
 @click.option("--folder", type=FILE, default=BUILD, help="Folder of rollouts and checkpoints.")
 @reports_errors
@@ -58,15 +58,13 @@ def main(
     if (steps is None) == (minutes is None):
         raise click.UsageError("Expected one of '--steps' and '--minutes'.")
     check_target(out, ".safetensors", sources=(bundle,))
+    where = pick_device(device)
     with Pipeline(bundle, backend) as pipeline, progress_bar() as progress:
         model, vqvae = pipeline.manifest.model, pipeline.manifest.vqvae_sha256
         if vqvae is None:
             raise SettingsError(f"{bundle}: does not say which VQVAE it has; export it again")
         folder /= f"{model.name}-{pipeline.manifest.files[WEIGHTS].sha256:.12}"  # rollouts belong to one bundle
         f_hat, decoded = rollouts(pipeline, images, folder / "rollouts", progress)
-    where = pick_device(device)
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("--device cuda: PyTorch sees no GPU here; use --device cpu")
     torch.manual_seed(0)  # of the first weights, so that equal runs have equal results
     stage = distil(TinyDecoderStage(model), f_hat, decoded, Budget(steps, minutes), folder / "tiny.pt", where)
     weights = stage.tiny_decoder.cpu().state_dict()

@@ -8,18 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from export.checkpoint.file import CheckpointError
 from export.checkpoint.recipe import Recipe
 from export.checkpoint.weights import Weights, empty_models
 from export.model.tiny_decoder import TinyDecoder
-from runtime.bundle.manifest import VQVAE_SHA256
+from runtime.bundle.manifest import TINY_SOURCE, VQVAE_SHA256, Manifest
 from runtime.bundle.weight_file import read_header
 from runtime.files.atomic import sha256
 
 PREFIX = "tiny_decoder."  # of its tensors in a bundle's weight file
-SOURCE = "tiny_decoder"  # its key in the provenance
 
 
 def empty_tiny_decoder(recipe: Recipe) -> TinyDecoder:
@@ -34,6 +33,23 @@ def shipped(recipe: Recipe, weights: Weights) -> Path | None:
         return None
     path = recipe.folder / recipe.checkpoints / recipe.tiny_decoder
     return path if _imitated(path) == weights.sha256_of(empty_models(recipe)[1]) else None
+
+
+def tiny_decoder_of(manifest: Manifest, recipe: Recipe, weights: Weights, file: Path | None) -> Path | None:
+    """Return the file that a bundle's tiny decoder was made of: `file`, or the shipped one, or None if it is neither.
+
+    Raises CheckpointError for a `file` that it was not made of.
+    """
+    expected = manifest.provenance.tiny_decoder_sha256
+    if file is None:
+        found = shipped(recipe, weights)
+        return found if found is not None and sha256(found) == expected else None
+    if os.path.isfile(file) and sha256(file) != expected:
+        raise CheckpointError(
+            f"{file}: not what the bundle's tiny decoder was made of: expected SHA-256 {expected or 'none':.12}…,"
+            f" found {sha256(file):.12}…"
+        )
+    return file
 
 
 def load_tiny_decoder(weights: Weights, recipe: Recipe, path: Path) -> TinyDecoder:
@@ -66,7 +82,7 @@ def with_tiny_decoder(weights: Weights, recipe: Recipe, path: Path) -> Weights:
 
         return read
 
-    source = {SOURCE: {"file": path.name, "sha256": sha256(path)}}
+    source = {TINY_SOURCE: {"file": path.name, "sha256": sha256(path)}}
     return Weights(
         weights.readers | {PREFIX + name: reader(name) for name in shapes},
         weights.source | source,
@@ -75,6 +91,9 @@ def with_tiny_decoder(weights: Weights, recipe: Recipe, path: Path) -> Weights:
 
 def _imitated(path: Path) -> str | None:
     """Return the hash of the VQVAE whose decoder a file imitates, or None if it does not say."""
-    with safe_open(path, framework="numpy") as file:
-        found: str | None = (file.metadata() or {}).get(VQVAE_SHA256)
+    try:
+        with safe_open(path, framework="numpy") as file:
+            found: str | None = (file.metadata() or {}).get(VQVAE_SHA256)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from None
     return found

@@ -63,8 +63,10 @@ def main(
 
     if report is not None:
         check_directory(report, REPORT, *directories)
-    if against is not None and (var_checkpoint or vae_checkpoint):
-        raise click.UsageError("--against takes the place of both checkpoints; give one or the other.")
+    if against is not None and (var_checkpoint or vae_checkpoint or tiny_decoder):
+        raise click.UsageError(
+            "--against takes the place of the checkpoints and --tiny-decoder; give one or the other."
+        )
     if (draft is None) != (draft_scales is None):
         raise click.UsageError(BOTH)
     shortcuts = Shortcuts(guidance_scales, draft, draft_scales)

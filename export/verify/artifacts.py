@@ -69,6 +69,10 @@ def find(directories: Sequence[Path]) -> list[Artifact]:
             raise SettingsError(f"{path}: {manifest.model.name} has other sizes than {first_path}; verify one model")
         if not manifest.provenance.same_checkpoints(first.provenance):
             raise SettingsError(f"{path}: made from other weights than {first_path}; verify one model at a time")
+    tiny = [(path, manifest) for path, manifest in present if names.TINY_DECODER in manifest.graphs]
+    for path, manifest in tiny[1:]:
+        if manifest.provenance.tiny_decoder_sha256 != tiny[0][1].provenance.tiny_decoder_sha256:
+            raise SettingsError(f"{path}: has another tiny decoder than {tiny[0][0]}; verify them one by one")
     return found
 
 

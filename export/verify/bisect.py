@@ -131,7 +131,7 @@ def _inputs(
             raise _Seen
 
     pipeline = Pipeline(bundle, "onnxruntime", verify=False, finite=False)
-    sampling = replace(sampling, smooth=smooth)
+    sampling = replace(sampling, smooth=smooth, decoder="tiny" if graph == TINY_DECODER else "full")
     with suppress(_Seen):
         generate(pipeline, known.batch, sampling, known.tokens, led_scales=led_scales, observe=observe)
     return seen

@@ -58,12 +58,11 @@ def verify(
     first = next(artifact for artifact in artifacts if artifact.manifest)
     assert first.manifest
     shortcuts.check(first.path, first.manifest)
-    graphs = {graph for artifact in artifacts if artifact.manifest for graph in artifact.manifest.graphs}
-    smooth = SMOOTH_BRIDGE in graphs
+    smooth, tiny = _with_graph(artifacts, SMOOTH_BRIDGE) is not None, _with_graph(artifacts, TINY_DECODER)
+    if tiny_decoder is not None and tiny is None:
+        raise SettingsError(f"--tiny-decoder: {first.path} has none to compare; export it with --tiny-decoder FILE")
     if against is None:
-        reference = _pytorch_reference(
-            first, checkpoints, tiny_decoder, pictures, smooth, TINY_DECODER in graphs, progress
-        )
+        reference = _pytorch_reference(first, checkpoints, tiny, tiny_decoder, pictures, smooth, progress)
     else:
         reference = bundle_reference(against, first, pictures, progress)
     entries = []
@@ -75,22 +74,28 @@ def verify(
         else:
             entries.append(_verified(artifact, reference, _titled(progress, artifact.name), shortcuts))
     if with_bisect and any(entry.failed for entry in entries):
-        with _sound(artifacts, checkpoints, against, progress) as sound:
+        with _sound(artifacts, checkpoints, tiny_decoder, against, progress) as sound:
             entries = [_bisected(entry, reference, sound, progress) for entry in entries]
     return Report(reference, entries)
+
+
+def _with_graph(artifacts: Sequence[Artifact], graph: str) -> Manifest | None:
+    """Return the manifest of the first artifact that has this optional graph."""
+    return next((a.manifest for a in artifacts if a.manifest and graph in a.manifest.graphs), None)
 
 
 def _pytorch_reference(
     first: Artifact,
     checkpoints: Checkpoints,
-    tiny: Path | None,
+    with_tiny: Manifest | None,
+    tiny_file: Path | None,
     pictures: int,
     smooth: bool,
-    with_tiny: bool,
     progress: Progress,
 ) -> Reference:
+    """Return PyTorch's model as the reference, with the tiny decoder of the bundle `with_tiny`."""
     from export.checkpoint.provenance import recipe_of, weights_of
-    from export.checkpoint.tiny_decoder import load_tiny_decoder, shipped
+    from export.checkpoint.tiny_decoder import load_tiny_decoder, tiny_decoder_of
     from export.checkpoint.weights import load_models
     from export.model.reference import PyTorchBackend, generate
 
@@ -98,7 +103,7 @@ def _pytorch_reference(
     progress("loading PyTorch's model", 0, 1)
     recipe, weights = recipe_of(first.manifest), weights_of(first.manifest, *checkpoints)
     models = load_models(recipe, weights)
-    tiny = (tiny or shipped(recipe, weights)) if with_tiny else None
+    tiny = None if with_tiny is None else tiny_decoder_of(with_tiny, recipe, weights, tiny_file)
     imitation = load_tiny_decoder(weights, recipe, tiny) if tiny is not None else None
     pipeline = Pipeline(first.path, PyTorchBackend(*models, imitation), verify=False)
     settings = Settings.default(pipeline, pictures, _batch(first))
@@ -165,7 +170,11 @@ def _steps(artifact: Artifact, reference: Reference, size: int, progress: Progre
 
 @contextmanager
 def _sound(
-    artifacts: Sequence[Artifact], checkpoints: Checkpoints, against: Path | None, progress: Progress
+    artifacts: Sequence[Artifact],
+    checkpoints: Checkpoints,
+    tiny_file: Path | None,
+    against: Path | None,
+    progress: Progress,
 ) -> Iterator[Path]:
     """Yield the FP32 bundle that --bisect compares with: `against`, or a new export."""
     if against is not None:
@@ -173,13 +182,19 @@ def _sound(
         return
     from export.bundle import export_bundle
     from export.checkpoint.provenance import recipe_of, weights_of
+    from export.checkpoint.tiny_decoder import tiny_decoder_of, with_tiny_decoder
 
     manifests = [artifact.manifest for artifact in artifacts if artifact.manifest]
-    smooth = any(SMOOTH_BRIDGE in manifest.graphs for manifest in manifests)
+    recipe, weights = recipe_of(manifests[0]), weights_of(manifests[0], *checkpoints)
+    with_tiny = _with_graph(artifacts, TINY_DECODER)
+    tiny = None if with_tiny is None else tiny_decoder_of(with_tiny, recipe, weights, tiny_file)
+    if tiny is not None:
+        weights = with_tiny_decoder(weights, recipe, tiny)
+    smooth = _with_graph(artifacts, SMOOTH_BRIDGE) is not None
     sizes = sorted({size for manifest in manifests for size in static_sizes(manifest)}) or [1]
     with scratch_directory(artifacts[0].path) as scratch:
-        sound, weights = scratch / "sound", weights_of(manifests[0], *checkpoints)
-        export_bundle(recipe_of(manifests[0]), weights, sound, batches=sizes, smooth=smooth, progress=progress)
+        sound = scratch / "sound"
+        export_bundle(recipe, weights, sound, batches=sizes, smooth=smooth, progress=progress)
         yield sound
 
 

@@ -15,7 +15,7 @@ from export.verify.tolerances import GUIDANCE
 from runtime.base_pipeline import Maps, ScaleView
 from runtime.bundle.manifest import Manifest
 from runtime.drafted import DraftedPipeline, check_draft_scales, check_fit
-from runtime.errors import NumericError, SettingsError
+from runtime.errors import BundleError, NumericError, SettingsError
 from runtime.limits import Integers, shown
 from runtime.pipeline import Pipeline
 from runtime.progress import Progress
@@ -40,7 +40,7 @@ class Shortcuts:
         if self.draft_scales is not None:
             check_draft_scales(self.draft_scales, scales)
         if self.draft is not None:
-            check_fit(self.draft, Manifest.load(self.draft, verify=False), bundle, manifest)
+            check_fit(self.draft, Manifest.load(self.draft), bundle, manifest)
 
 
 def check_shortcuts(reference: Reference, pipeline: Pipeline, shortcuts: Shortcuts, progress: Progress) -> list[Row]:
@@ -53,9 +53,9 @@ def check_shortcuts(reference: Reference, pipeline: Pipeline, shortcuts: Shortcu
     if shortcuts.draft is not None and shortcuts.draft_scales is not None:
         progress("drafting", 0, 1)
         try:
-            with Pipeline(shortcuts.draft, "onnxruntime") as draft:
+            with Pipeline(shortcuts.draft, "onnxruntime", verify=False) as draft:
                 found += _drafting(known, pipeline, draft, sampling, shortcuts.draft_scales)
-        except NumericError as error:
+        except (NumericError, BundleError, SettingsError) as error:  # what was measured so far is kept
             found.append(Row(f"{DRAFTING} {shortcuts.draft_scales} scale(s)", None, {}, [str(error)]))
     return found
 

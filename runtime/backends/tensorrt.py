@@ -114,7 +114,7 @@ class TensorRTBackend(WiredBackend["_Batch"]):
         super().check(sampling)
         least, wanted = self._record.guidance_scales, sampling.scales_guided
         if wanted < min(least, len(self.manifest.scales)):
-            built = f"these engines have guidance at {least} scales or more, not at {wanted}"
+            built = f"the engines in {self._folder} have guidance at {least} scales or more, not at {wanted}"
             option = f"--guidance-scales {wanted}"
             raise SettingsError(f"guidance_scales: {built}; build them with python -m export.engine … {option}")
 
@@ -122,7 +122,7 @@ class TensorRTBackend(WiredBackend["_Batch"]):
         smooth, guidance_scales = kind
         if size not in self._record.batches:
             sizes = ", ".join(map(str, self._record.batches))
-            raise SettingsError(f"batch: these engines draw {sizes} pictures at once, not {size}")
+            raise SettingsError(f"batch: the engines in {self._folder} draw {sizes} pictures at once, not {size}")
         if smooth and SMOOTH_BRIDGE not in self._engines:  # loaded only if smooth sampling is used
             engine = self._load(SMOOTH_BRIDGE)
             engine.use(self._own_arrays.zeros((engine.scratch_bytes(),), np.uint8), self._cuda.stream)

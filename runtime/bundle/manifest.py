@@ -24,8 +24,9 @@ FILE_NAME = "manifest.json"
 WEIGHTS = "weights.safetensors"
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
 SYMBOLS = ("B", "2B", "L", "L_next", "S")
-BESIDES = ("vqvae_sha256", "tiny_decoder")  # keys of `provenance.source` that name no checkpoint of VAR or VQVAE
 VQVAE_SHA256 = "vqvae_sha256"  # key of `provenance.source`: hash of the VQVAE's float32 tensors
+TINY_SOURCE = "tiny_decoder"  # key of `provenance.source`: file and hash of the tiny decoder
+BESIDES = (VQVAE_SHA256, TINY_SOURCE)  # keys of `provenance.source` that name no checkpoint of VAR or VQVAE
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,12 @@ class Provenance:
     source: dict[str, Any]
     tools: dict[str, str]
     options: dict[str, Any]
+
+    @property
+    def tiny_decoder_sha256(self) -> str | None:
+        """The hash of the file of the tiny decoder; None without one."""
+        found: str | None = self.source.get(TINY_SOURCE, {}).get("sha256")
+        return found
 
     def same_checkpoints(self, other: Provenance) -> bool:
         """Return whether VAR and VQVAE of both bundles were made of the same checkpoints, or of the same seed."""

@@ -104,12 +104,12 @@ def test_drafts(release: Path, demo_bundle: Path, int8_bundles: dict[str, Path],
     np.testing.assert_array_equal(found[2].tokens[0], found[4].tokens[0])  # in a batch and alone
 
 
-def test_drafts_of_another_model(release: Path, tiny_bundle: Path, other_tiny_bundle: Path, tmp_path: Path) -> None:
+def test_drafts_of_another_model(release: Path, demo_bundle: Path, small_demo_bundle: Path, tmp_path: Path) -> None:
     """One with other weights but for those of the VQVAE: what is drafted is its own, what follows is not."""
-    cases = [Case((0, 9), 3, 2.0, 50, 0.9, draft_scales=scales) for scales in (0, 1, 2, 3)]
-    found = drawn_by_cpp([release / "tests" / "dump"], tiny_bundle, cases, tmp_path / "out", draft=other_tiny_bundle)
-    assert_equal(drawn_by_python(tiny_bundle, cases, other_tiny_bundle), found, cases)
-    assert len({drawn.tokens.tobytes() for drawn in found}) >= 3
+    cases = [Case((0, 9), 3, 2.0, 50, 0.9, draft_scales=scales) for scales in range(7)]
+    found = drawn_by_cpp([release / "tests" / "dump"], small_demo_bundle, cases, tmp_path / "out", draft=demo_bundle)
+    assert_equal(drawn_by_python(small_demo_bundle, cases, demo_bundle), found, cases)
+    assert len({drawn.tokens.tobytes() for drawn in found}) >= 6
 
 
 def test_models_that_do_not_fit(release: Path, tiny_bundle: Path, demo_bundle: Path, tmp_path: Path) -> None:

@@ -109,17 +109,18 @@ def test_guidance_that_engines_lack(checked: Path, machine: dict[str, str], bund
         assert live.created == (OK, "")
         status, message = live.ask(f"guided {request}")
         assert status == BAD_ARGUMENT
-        assert message.startswith(f"guidance_scales: these engines have guidance at {least} scales or more, not at")
+        assert message.startswith(f"guidance_scales: the engines in {folder}")
+        assert f" have guidance at {least} scales or more, not at" in message
         assert message.endswith(f"; build them with python -m export.engine … --guidance-scales {request}")
         assert live.ask(f"guided {least}") == (OK, "")
         live.end()
 
 
-def test_drafts(checked: Path, machine: dict[str, str], guided: Path, demo_bundle: Path, tmp_path: Path) -> None:
+def test_drafts(checked: Path, machine: dict[str, str], guided: Path, small_demo_bundle: Path, tmp_path: Path) -> None:
     """Engines draft for ONNX Runtime, and ONNX Runtime for engines."""
     cases = [Case((3, 12, 7), 5, 3.5, 200, 0.8, 2, False, 5, scales) for scales in (2, 6)]
     program = ["env", *(f"{name}={value}" for name, value in machine.items()), checked / "tests" / "dump"]
-    for refiner, draft in ((guided, demo_bundle), (demo_bundle, guided)):
+    for refiner, draft in ((guided, small_demo_bundle), (small_demo_bundle, guided)):
         found = drawn_by_cpp(program, refiner, cases, tmp_path / "out", draft=draft)
         assert_equal(drawn_by_python(refiner, cases, draft), found, cases)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from click.testing import CliRunner, Result
 
 torch = pytest.importorskip("torch", reason="training needs torch")
 
+from examples.demo_model import loop  # noqa: E402
 from examples.demo_model import train as commands  # noqa: E402
 from examples.demo_model.classes import CLASSES, label_of  # noqa: E402
 from examples.demo_model.data import MASTER_SIZE, EmojiSet, augment, plain, split  # noqa: E402
 from examples.demo_model.group_norm import FastGroupNorm  # noqa: E402
-from examples.demo_model.loop import Batch, Budget, Settings, Stage, train  # noqa: E402
+from examples.demo_model.loop import Batch, Budget, Settings, Stage, begin, load_average, train  # noqa: E402
 from examples.demo_model.sampling import Sampler  # noqa: E402
 from examples.demo_model.tokens import TokenSet, encode_augmented, encode_plain  # noqa: E402
 from examples.demo_model.train import pictures_and_labels, train_decoder, train_var, train_vqvae  # noqa: E402
@@ -232,7 +234,7 @@ def test_two_transformers_share_a_vqvae(emoji: EmojiSet, tmp_path: Path, monkeyp
     trained("decoder", large)
     missing = command("var", large, "--steps", "1")
     assert missing.exit_code == 1
-    assert "tokens.safetensors: not found; run `python -m examples.demo_model.train tokens`\n" in missing.output
+    assert "tokens.safetensors: not found; run `python -m examples.demo_model.train tokens` with" in missing.output
     assert command("tokens", large, "--images", "40", "--device", "cpu").exit_code == 0
     trained("var", large)
     trained("var", small)
@@ -262,9 +264,37 @@ def test_two_transformers_share_a_vqvae(emoji: EmojiSet, tmp_path: Path, monkeyp
     assert (other.exit_code, "of another VQVAE than vqvae.pt; remove it" in other.output) == (1, True)
 
 
+def test_checkpoints_of_other_tokens_are_refused(tmp_path: Path) -> None:
+    stage, path = VARStage(Recipe.load("var_demo_small")), tmp_path / "var.pt"
+    begin(stage, path, "one")
+    load_average(stage, path, "one")
+    with pytest.raises(SettingsError, match="trained on tokens of another VQVAE; remove it"):
+        load_average(stage, path, "another")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(SettingsError, match="truncated, or a checkpoint of another model; remove it"):
+        load_average(stage, path, "one")
+
+
+@pytest.mark.parametrize("option", [("--steps", "0"), ("--minutes", "-1"), ("--threads", "0"), ("--device", "tpu")])
+def test_values_out_of_range(option: tuple[str, str]) -> None:
+    result = CliRunner().invoke(commands.main, ["var", *option])
+    assert (result.exit_code, f"'{option[0]}'" in result.output) == (2, True)
+
+
+def test_a_checkpoint_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch would hide the cause, if it wrote to the file itself."""
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(loop, "atomic_file", lambda path: nullcontext(full))
+        with pytest.raises(OSError, match="No space left on device"):
+            begin(VQVAEStage(RECIPE), tmp_path / "vqvae.pt")
+
+
 def test_pack_names_the_missing_stage(tmp_path: Path) -> None:
     result = CliRunner().invoke(commands.main, ["pack", "--folder", str(tmp_path), "--out", str(tmp_path / "out")])
-    assert result.output == f"Error: {tmp_path / 'vqvae.pt'}: not found; train the vqvae first\n"
+    assert (
+        result.output
+        == f"Error: {tmp_path / 'vqvae.pt'}: not found; run `python -m examples.demo_model.train vqvae` first\n"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -297,12 +327,14 @@ def test_tokens_of_another_vqvae_are_refused(tmp_path: Path) -> None:
     checkpoint.write_bytes(b"one")
     tokens = torch.arange(6).view(2, 3)
     TokenSet(tokens, torch.tensor([-1, 4])).save(path, sha256(checkpoint))
-    read = TokenSet.load(path, checkpoint)
+    read = TokenSet.load(path, checkpoint, 3)
     assert torch.equal(read.tokens, tokens.int())
     assert read.labels.tolist() == [-1, 4]
+    with pytest.raises(SettingsError, match="expected 4 tokens in an image, found 3; run `python -m"):
+        TokenSet.load(path, checkpoint, 4)
     checkpoint.write_bytes(b"another")
     with pytest.raises(SettingsError, match="has changed since it was made; run `python -m"):
-        TokenSet.load(path, checkpoint)
+        TokenSet.load(path, checkpoint, 3)
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(SettingsError, match="damaged"):
-        TokenSet.load(path, checkpoint)
+        TokenSet.load(path, checkpoint, 3)

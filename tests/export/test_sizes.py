@@ -17,7 +17,7 @@ from runtime.bundle.weight_file import loaded_weights, read_header, weight_bytes
 from tests.conftest import Shared
 from tests.export.test_variants import exported
 
-SHIPPED = ("var_d16", "var_d20", "var_d24", "var_d30", "var_d36", "var_demo")
+SHIPPED = ("var_d16", "var_d20", "var_d24", "var_d30", "var_d36", "var_demo", "var_demo_small")
 
 
 def assert_sizes(bundle: Path, kind: Kind, units: int = 0) -> None:

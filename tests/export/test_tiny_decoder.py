@@ -20,14 +20,17 @@ from examples.tiny_decoder import distill, rollouts
 from examples.tiny_decoder.distill import main as distil
 from examples.tiny_decoder.stage import TinyDecoderStage
 from export.__main__ import main as export
+from export.checkpoint.file import CheckpointError
 from export.checkpoint.recipe import RECIPES, Recipe
 from export.checkpoint.weights import empty_models
 from export.model.tiny_decoder import TinyDecoder
+from export.verify.__main__ import main as verify_command
 from export.verify.check import Row
 from export.verify.run import verify
 from runtime.bundle.manifest import WEIGHTS, File, Manifest
 from runtime.bundle.names import TINY_DECODER
 from runtime.bundle.weight_file import read_header
+from runtime.errors import SettingsError
 from runtime.pipeline import Pipeline
 
 SHARE = 0.05  # of the decoder's FLOP
@@ -113,7 +116,9 @@ def test_verify_compares_it(distilled: Path, tmp_path: Path) -> None:
     (row,) = rows_of_the_tiny_decoder(out, distilled)
     assert row.verdict == "passed" and row.metrics["psnr"] > 65
     (row,) = rows_of_the_tiny_decoder(out, None)
-    assert row.remark == "the reference has none to compare with"
+    assert row.remark == "the reference has none to compare with"  # the shipped one is another
+    with pytest.raises(CheckpointError, match="not what the bundle's tiny decoder was made of: expected SHA-256"):
+        verify([out], pictures=1, tiny_decoder=RECIPES / "demo" / "tiny_demo.safetensors")
     without = tmp_path / "without"
     assert not command(export, "--model", "var_demo", "--precision", "fp16", "--out", without).exit_code
     entries = verify([without, out], pictures=1, tiny_decoder=distilled).entries  # of one model
@@ -124,6 +129,30 @@ def test_verify_compares_it(distilled: Path, tmp_path: Path) -> None:
     assert row.verdict == "FAILED" and "psnr" in row.remark
 
 
+def test_a_wrong_tiny_decoder_is_bisected(distilled: Path, demo_bundle: Path, tmp_path: Path) -> None:
+    """Against a new export with the same tiny decoder, and against a bundle."""
+    exact, wrong = tmp_path / "exact", tmp_path / "wrong"
+    assert not command(export, "--model", "var_demo", "--out", exact, "--tiny-decoder", distilled).exit_code
+    shutil.copytree(exact, wrong)
+    with_other_weights(wrong)
+    for options in ({"tiny_decoder": distilled}, {"against": exact}):
+        (entry,) = verify([wrong], pictures=1, with_bisect=True, **options).entries
+        assert [row.stage for row in entry.failed] == ["tiny decoder"]
+        assert str(entry.finding).startswith("decoder_tiny: Conv "), entry.finding
+
+
+def test_what_verify_cannot_compare_is_refused(distilled: Path, demo_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--tiny-decoder: .* has none to compare; export it with --tiny-decoder"):
+        verify([demo_bundle], pictures=1, tiny_decoder=distilled)
+    against = command(verify_command, demo_bundle, "--against", demo_bundle, "--tiny-decoder", distilled)
+    assert (against.exit_code, "--against takes the place of" in against.output) == (2, True)
+    both = [tmp_path / "theirs", tmp_path / "shipped"]
+    assert not command(export, "--model", "var_demo", "--out", both[0], "--tiny-decoder", distilled).exit_code
+    assert not command(export, "--model", "var_demo", "--out", both[1]).exit_code
+    with pytest.raises(SettingsError, match=r"has another tiny decoder than .*theirs; verify them one by one"):
+        verify(both, pictures=1)
+
+
 def rows_of_the_tiny_decoder(bundle: Path, file: Path | None) -> list[Row]:
     (entry,) = verify([bundle], pictures=1, tiny_decoder=file).entries
     return [row for row in entry.rows if row.stage == "tiny decoder"]
@@ -132,7 +161,7 @@ def rows_of_the_tiny_decoder(bundle: Path, file: Path | None) -> list[Row]:
 def with_other_weights(bundle: Path) -> None:
     """Scale one bias of the tiny decoder in the weight file, and let the manifest agree."""
     manifest, path = Manifest.load(bundle), bundle / WEIGHTS
-    tensor = read_header(path)["tiny_decoder.up.2.bias"]
+    tensor = read_header(path)["tiny_decoder.up.1.bias"]
     with path.open("r+b") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         file.seek(start + tensor.start)

@@ -16,8 +16,10 @@ from export.verify.run import verify
 from export.verify.shortcuts import DRAFTING, Shortcuts
 from export.verify.tolerances import GUIDANCE
 from runtime.backends.wiring import ColumnCopy, _Columns
-from runtime.errors import SettingsError
+from runtime.bundle.manifest import WEIGHTS
+from runtime.errors import BundleError, SettingsError
 from runtime.pipeline import Pipeline
+from tests.runtime.fake_tensorrt import write_engines
 
 
 @pytest.fixture
@@ -75,6 +77,24 @@ def test_a_draft_that_is_not_the_draft_fails(
     rows = shortcut_rows(candidate, tiny_bundle, Shortcuts(None, other_tiny_bundle, 2))
     assert rows["draft of 2 scale(s), drafted"].verdict == rows["draft of all scales"].verdict == "FAILED"
     assert rows["draft of no scale"].verdict == "passed"
+
+
+def test_a_draft_that_cannot_run_is_one_failed_row(
+    candidate: Path, tiny_bundle: Path, other_tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """What was measured before is kept."""
+    draft = shutil.copytree(other_tiny_bundle, tmp_path / "draft")
+    (entry,) = verify(
+        [candidate], against=tiny_bundle, pictures=1, shortcuts=Shortcuts(None, write_engines(draft), 1)
+    ).entries
+    assert [row.name for row in entry.failed] == ["draft of 1 scale(s)"]
+    assert "engines" in entry.failed[0].misses[0]
+    assert len(entry.rows) > 10
+    with (draft / WEIGHTS).open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+    with pytest.raises(BundleError, match="altered"):
+        verify([candidate], against=tiny_bundle, pictures=1, shortcuts=Shortcuts(None, draft, 1))
 
 
 def test_bad_input(candidate: Path, tiny_bundle: Path, demo_bundle: Path) -> None:

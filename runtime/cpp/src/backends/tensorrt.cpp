@@ -161,8 +161,8 @@ class TensorRTBackend final : public WiredBackend {
         const std::int64_t least = std::min(std::int64_t(record_.guidance_scales), scales);
         if (sampling.guided(scales) >= least) return;
         const std::string asked = std::to_string(sampling.guided(scales));
-        throw bad_argument("guidance_scales: these engines have guidance at " + std::to_string(least) +
-                           " scales or more, not at " + asked +
+        throw bad_argument("guidance_scales: the engines in " + folder_.string() + " have guidance at " +
+                           std::to_string(least) + " scales or more, not at " + asked +
                            "; build them with python -m export.engine … --guidance-scales " + asked);
     }
 
@@ -310,8 +310,8 @@ class TensorRTBackend final : public WiredBackend {
         if (std::find(sizes.begin(), sizes.end(), wanted.size) == sizes.end()) {
             std::string known;
             for (std::int64_t one : sizes) known += (known.empty() ? "" : ", ") + std::to_string(one);
-            throw bad_argument("batch: these engines draw " + known + " pictures at once, not " +
-                               std::to_string(wanted.size));
+            throw bad_argument("batch: the engines in " + folder_.string() + " draw " + known +
+                               " pictures at once, not " + std::to_string(wanted.size));
         }
         if (wanted.smooth) load_smooth_bridge();
         return std::make_unique<RecordedBatch>(wanted, *this);
