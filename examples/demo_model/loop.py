@@ -169,7 +169,7 @@ def _reading(checkpoint: Path) -> Iterator[None]:
 
 def _read(checkpoint: Path, origin: str) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
-    if state["origin"] != origin:
+    if state.get("origin", "") != origin:
         raise SettingsError(f"{checkpoint}: trained on tokens of another VQVAE; remove it to train from the start")
     return state
 

@@ -22,7 +22,8 @@ from examples.tiny_decoder.stage import TinyDecoderStage
 from export.__main__ import main as export
 from export.checkpoint.file import CheckpointError
 from export.checkpoint.recipe import RECIPES, Recipe
-from export.checkpoint.weights import empty_models
+from export.checkpoint.tiny_decoder import shipped
+from export.checkpoint.weights import checkpoint_weights, empty_models
 from export.model.tiny_decoder import TinyDecoder
 from export.verify.__main__ import main as verify_command
 from export.verify.check import Row
@@ -108,6 +109,14 @@ def test_the_exported_graph_computes_it(distilled: Path, tmp_path: Path, precisi
     assert finite.all()
     _, finite = session.run(None, {"f_hat": np.where(np.arange(8).reshape(8, 1, 1, 1) == 3, np.nan, f_hat)})
     assert finite.tolist() == [True] * 3 + [False] + [True] * 4
+
+
+@pytest.mark.parametrize("name", ["var_demo", "var_demo_small"])
+def test_the_demo_models_have_one(name: str) -> None:
+    """It would be left out, without a word, if it were not of their VQVAE."""
+    recipe = Recipe.load(name)
+    found = shipped(recipe, checkpoint_weights(recipe, None, None))
+    assert found == RECIPES / "demo" / "tiny_demo.safetensors"
 
 
 def test_verify_compares_it(distilled: Path, tmp_path: Path) -> None:
