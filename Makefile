@@ -16,7 +16,7 @@ built      = $(call quoted,build/$(NAME)/$(1))
 
 DEMO_BUNDLE := build/var_demo/fp32
 DEMO_LABELS := smiley,animal face,flower,heart,woman,man,clock,moon,weather,vehicle,fruit,flag
-DEMO_SETTINGS := --cfg 6 --top-k 300 --top-p 0.9 --seed 300
+DEMO_SETTINGS := --cfg 2 --top-k 20 --top-p 0.5 --seed 53
 
 # Where the weights come from; if none is given the exporter looks beside the recipe, in VAR_CHECKPOINTS, on the hub.
 WEIGHTS := $(if $(RANDOM_WEIGHTS),--random-weights $(call quoted,$(RANDOM_WEIGHTS)))

@@ -25,7 +25,7 @@ from runtime.images import grid, write_png
 from runtime.pipeline import Pipeline
 from runtime.sampling import Sampling
 
-SAMPLING = Sampling(cfg=5.0, top_k=300, top_p=0.9)  # as in docs/demo-model.md
+SAMPLING = Sampling(cfg=2.0, top_k=20, top_p=0.5)  # as in docs/demo-model.md
 GROUPS = 20  # of images, of which a jackknife leaves out one after the other
 
 

@@ -47,8 +47,8 @@ def test_a_drop_within_noise_has_an_interval_with_0() -> None:
 def test_the_command_sorts_by_kl_and_names_the_settings(demo_bundle: Path, int8_bundles: dict[str, Path]) -> None:
     paths = [str(path) for path in (demo_bundle, int8_bundles["cpu"], int8_bundles["trt-row"])]
     result = CliRunner().invoke(compare.main, [*paths, "--per-class", "2", "--tokens", "16"], catch_exceptions=False)
-    assert "drawn with cfg 5, top-k 300, top-p 0.9; KL for cfg 4," in result.output
+    assert "drawn with cfg 2, top-k 20, top-p 0.5; KL for cfg 4," in result.output
     rows = [line for line in result.output.splitlines() if line.startswith(f"| {int8_bundles['cpu'].parent}")]
     assert [row.split()[1] for row in rows[:2]] == [paths[2], paths[1]]  # the nearest first
     assert all(row.count("±") == 3 and (": as near" in row or ": farther" in row) for row in rows[:2])
-    assert f"{paths[1]}: calibrated for cfg 4.0, not 5.0, top_k" in result.output
+    assert f"{paths[1]}: calibrated for cfg 4.0, not 2.0, top_k" in result.output
