@@ -73,7 +73,7 @@ def test_naive_int8_is_far_worse(
 ) -> None:
     ours = teacher.compare(Pipeline(int8_bundles[name]))
     assert ours.kl < naive.kl / times
-    assert ours.agreement > 0.88
+    assert ours.agreement > 0.86
     assert ours.psnr > max(38, naive.psnr + 5)
 
 

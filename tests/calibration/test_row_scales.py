@@ -155,7 +155,7 @@ def test_no_image_is_drawn(
     monkeypatch.undo()
     teacher = Teacher.draw(Pipeline(demo_bundle), tokens=200)
     found, calibrated = (teacher.compare(Pipeline(out)) for out in (tmp_path / "out", int8_bundles[f"{target}-row"]))
-    assert found.kl < 1.15 * calibrated.kl
+    assert found.kl < 1.4 * calibrated.kl  # which has channel scaling
     assert found.psnr > 60  # the decoder is not quantized
 
 
@@ -170,7 +170,7 @@ def test_a_plan_mixes_scales(demo_bundle: Path, calibration_file: Path, tmp_path
         graph = onnx.load(out / manifest.graphs[TRANSFORMER].file, load_external_data=False).graph
         read = {name for node in graph.node for name in node.input}
         assert set(manifest.step_constants) <= read
-        assert Teacher.draw(Pipeline(demo_bundle), tokens=100).compare(Pipeline(out)).kl < 0.02
+        assert Teacher.draw(Pipeline(demo_bundle), tokens=100).compare(Pipeline(out)).kl < 0.03
 
 
 def test_layers_are_measured_with_row_scales(demo_bundle: Path, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_a_manifest_that_is_no_regular_file(special: str, release: Path, bundle:
 def test_out_of_memory_has_its_own_status(release: Path, demo_bundle: Path) -> None:
     """However much memory there is, a call works or says that it ran out, while loading and while drawing."""
     found = set()
-    for megabytes in range(60, 164, 8):
+    for megabytes in range(60, 240, 12):
         limited = ("bash", "-c", f'ulimit -v {megabytes * 1024}; exec "$@"', "bash")
         live = Live(release, demo_bundle, *limited)
         status, message = live.created

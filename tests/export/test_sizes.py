@@ -78,7 +78,7 @@ def test_shipped_models_have_the_weights_of_their_checkpoints(name: str) -> None
     """Within what folding and the constants add and leave out."""
     recipe = Recipe.load(name)
     checkpoint = sum(4 * t.numel() for model in empty_models(recipe) for t in model.state_dict().values())
-    assert sizes.weight_file(recipe.model, FP32) - sizes.resizes(recipe.model) == pytest.approx(checkpoint, rel=0.02)
+    assert sizes.weight_file(recipe.model, FP32) - sizes.resizes(recipe.model) == pytest.approx(checkpoint, rel=0.025)
 
 
 @pytest.mark.parametrize("kind", [FP32, FP16, sizes.INT8, INT8_MIXED, INT8_CPU])

@@ -119,7 +119,7 @@ def test_the_demo_models_have_one(name: str) -> None:
     assert found == RECIPES / "demo" / "tiny_demo.safetensors"
 
 
-def test_verify_compares_it(distilled: Path, tmp_path: Path) -> None:
+def test_verify_compares_it(distilled: Path, fp16_demo_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     assert not command(export, "--model", "var_demo", "--out", out, "--tiny-decoder", distilled).exit_code
     (row,) = rows_of_the_tiny_decoder(out, distilled)
@@ -128,8 +128,7 @@ def test_verify_compares_it(distilled: Path, tmp_path: Path) -> None:
     assert row.remark == "the reference has none to compare with"  # the shipped one is another
     with pytest.raises(CheckpointError, match="not what the bundle's tiny decoder was made of: expected SHA-256"):
         verify([out], pictures=1, tiny_decoder=RECIPES / "demo" / "tiny_demo.safetensors")
-    without = tmp_path / "without"
-    assert not command(export, "--model", "var_demo", "--precision", "fp16", "--out", without).exit_code
+    without = fp16_demo_bundle
     entries = verify([without, out], pictures=1, tiny_decoder=distilled).entries  # of one model
     verdicts = {e.artifact.path: row.verdict for e in entries for row in e.rows if row.stage == "tiny decoder"}
     assert verdicts == {without: "absent", out: "passed"}
