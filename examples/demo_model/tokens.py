@@ -16,7 +16,7 @@ from examples.demo_model.device import autocast
 from examples.demo_model.sampling import Sampler
 from export.model.vqvae import VQVAE
 from runtime.errors import SettingsError
-from runtime.files.atomic import atomic_file, sha256
+from runtime.files.atomic import atomic_file
 
 _BATCH = 32
 _VQVAE = "vqvae_checkpoint_sha256"  # key in the metadata of the file
@@ -45,7 +45,7 @@ class TokenSet:
             file.write(save(tensors, {_VQVAE: vqvae_sha256}))
 
     @classmethod
-    def load(cls, path: Path, vqvae_checkpoint: Path, tokens: int) -> TokenSet:
+    def load(cls, path: Path, vqvae_sha256: str, tokens: int) -> TokenSet:
         """Read a set with this number of tokens in an image.
 
         Raises SettingsError if it is not there, or was encoded with another checkpoint or other scales.
@@ -55,8 +55,8 @@ class TokenSet:
             raise SettingsError(f"{path}: not found; {again}")
         try:
             with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get(_VQVAE) != sha256(vqvae_checkpoint):
-                    raise SettingsError(f"{path}: {vqvae_checkpoint} has changed since it was made; {again}")
+                if (file.metadata() or {}).get(_VQVAE) != vqvae_sha256:
+                    raise SettingsError(f"{path}: the VQVAE has changed since it was made; {again}")
                 read = cls(file.get_tensor("tokens"), file.get_tensor("labels"))
         except SafetensorError as error:
             raise SettingsError(f"{path}: damaged ({error}); {again}") from None

@@ -279,10 +279,10 @@ def var_command(name: str, steps: int | None, minutes: float | None, device: str
     budget, where = _budget(steps, minutes), pick_device(device)
     recipe = Recipe.load(name)
     vqvae = _on(load_vqvae(recipe, folder / "vqvae.pt"), where)
-    images = TokenSet.load(folder / TOKENS, folder / "vqvae.pt", recipe.tokens)
+    origin = sha256(folder / "vqvae.pt")
+    images = TokenSet.load(folder / TOKENS, origin, recipe.tokens)
     _, held_out = split(load_emoji())
     encoded = encode_plain(vqvae, *pictures_and_labels(held_out.labelled, where))
-    origin = sha256(folder / "vqvae.pt")
     checkpoint = folder / f"{recipe.name}.pt"
     train_var(recipe, vqvae, images, encoded, budget, checkpoint, where, seed=seed, origin=origin)
 

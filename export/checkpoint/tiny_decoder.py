@@ -35,11 +35,13 @@ def shipped(recipe: Recipe, weights: Weights) -> Path | None:
     return path if _imitated(path) == weights.sha256_of(empty_models(recipe)[1]) else None
 
 
-def tiny_decoder_of(manifest: Manifest, recipe: Recipe, weights: Weights, file: Path | None) -> Path | None:
+def tiny_decoder_of(manifest: Manifest | None, recipe: Recipe, weights: Weights, file: Path | None) -> Path | None:
     """Return the file that a bundle's tiny decoder was made of: `file`, or the shipped one, or None if it is neither.
 
-    Raises CheckpointError for a `file` that it was not made of.
+    None too without a bundle that has one. Raises CheckpointError for a `file` that it was not made of.
     """
+    if manifest is None:
+        return None
     expected = manifest.provenance.tiny_decoder_sha256
     if file is None:
         found = shipped(recipe, weights)

@@ -103,7 +103,7 @@ def _pytorch_reference(
     progress("loading PyTorch's model", 0, 1)
     recipe, weights = recipe_of(first.manifest), weights_of(first.manifest, *checkpoints)
     models = load_models(recipe, weights)
-    tiny = None if with_tiny is None else tiny_decoder_of(with_tiny, recipe, weights, tiny_file)
+    tiny = tiny_decoder_of(with_tiny, recipe, weights, tiny_file)
     imitation = load_tiny_decoder(weights, recipe, tiny) if tiny is not None else None
     pipeline = Pipeline(first.path, PyTorchBackend(*models, imitation), verify=False)
     settings = Settings.default(pipeline, pictures, _batch(first))
@@ -186,8 +186,7 @@ def _sound(
 
     manifests = [artifact.manifest for artifact in artifacts if artifact.manifest]
     recipe, weights = recipe_of(manifests[0]), weights_of(manifests[0], *checkpoints)
-    with_tiny = _with_graph(artifacts, TINY_DECODER)
-    tiny = None if with_tiny is None else tiny_decoder_of(with_tiny, recipe, weights, tiny_file)
+    tiny = tiny_decoder_of(_with_graph(artifacts, TINY_DECODER), recipe, weights, tiny_file)
     if tiny is not None:
         weights = with_tiny_decoder(weights, recipe, tiny)
     smooth = _with_graph(artifacts, SMOOTH_BRIDGE) is not None

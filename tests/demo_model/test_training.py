@@ -327,14 +327,14 @@ def test_tokens_of_another_vqvae_are_refused(tmp_path: Path) -> None:
     checkpoint.write_bytes(b"one")
     tokens = torch.arange(6).view(2, 3)
     TokenSet(tokens, torch.tensor([-1, 4])).save(path, sha256(checkpoint))
-    read = TokenSet.load(path, checkpoint, 3)
+    read = TokenSet.load(path, sha256(checkpoint), 3)
     assert torch.equal(read.tokens, tokens.int())
     assert read.labels.tolist() == [-1, 4]
     with pytest.raises(SettingsError, match="expected 4 tokens in an image, found 3; run `python -m"):
-        TokenSet.load(path, checkpoint, 4)
+        TokenSet.load(path, sha256(checkpoint), 4)
     checkpoint.write_bytes(b"another")
     with pytest.raises(SettingsError, match="has changed since it was made; run `python -m"):
-        TokenSet.load(path, checkpoint, 3)
+        TokenSet.load(path, sha256(checkpoint), 3)
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(SettingsError, match="damaged"):
-        TokenSet.load(path, checkpoint, 3)
+        TokenSet.load(path, sha256(checkpoint), 3)
